@@ -1,0 +1,1 @@
+"""Atoll: federated learning at the edge."""
