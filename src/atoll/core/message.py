@@ -13,7 +13,7 @@ law is fit_many == [fit(...) for each] to 1e-5, checked by `atoll.testing.check_
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,7 +46,8 @@ class FitContext:
 
     `key`: this client's own random stream for this round. `round`: from 0. `client`: its id.
     `state`: what this client's last *used* contribution left, None at first; never sent.
-    `pull`: extra terms of the local objective, None for none.
+    `pull`: extra terms of the local objective, None for none. `moves`: which leaves may change,
+    by name; None for all (FedRep trains its head first, then its body).
     """
 
     key: Rng
@@ -54,6 +55,7 @@ class FitContext:
     client: int = 0
     state: Any = None
     pull: Pull | None = None
+    moves: Callable[[str], bool] | None = None
 
     @property
     def rng(self) -> np.random.Generator:
