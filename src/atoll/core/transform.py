@@ -86,6 +86,11 @@ class Transform:
         """Its parts in order; a single transform is its own only part."""
         return self.parts if self.name == "chain" else (self,)
 
+    @property
+    def silent(self) -> bool:
+        """Whether contributions leave as they are: every part acts on the way back only."""
+        return all(t.out is _pass for t in self.steps)
+
     def start(self, params: Update, side: Literal["out", "back"]) -> tuple[State, ...]:
         """The first state of one side: a slot for each part, None where it keeps nothing there."""
         return tuple(t.init(params) if t.keeps == side else None for t in self.steps)
