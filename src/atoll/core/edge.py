@@ -8,7 +8,7 @@ so a tree of any depth gives the bytes of a flat federation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .aggregate import Aggregator, Points, Reply, fold
@@ -45,11 +45,21 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A partial and the clients in it; `failed` names those that could not, with the reason."""
+    """A partial and the clients in it; `failed` names those that could not, with the reason.
+
+    `sent`: bytes these clients put on the wire as updates, whoever merged them since.
+    """
 
     clients: tuple[int, ...]
     partial: Any
-    failed: Mapping[int, str]
+    failed: Mapping[int, str] = field(default_factory=dict)
+    sent: int = 0
+
+
+def wire(update: Update) -> int:
+    """Bytes of an update's numbers on the wire: its own precision, or its ring's packed bits."""
+    numbers = -(-update.layout.size * update.bits // 8) if update.bits else update.buffer.nbytes
+    return numbers + sum(r.ids.nbytes + r.values.nbytes for r in update.rows.values())
 
 
 def contribute(
@@ -59,27 +69,28 @@ def contribute(
     aggregator: Aggregator,
     task: Task,
     key: Rng,
-) -> tuple[Any, dict[int, Any]]:
-    """Take contributions out through the chain and fold them.
+) -> tuple[Answer, dict[int, Any]]:
+    """Take contributions (at least one) out through the chain and fold them.
 
-    Returns the partial and each client's next chain state (only where the chain keeps one).
+    Returns the answer and each client's next chain state, where the chain keeps one.
     """
-    if algorithm.silent:
-        return fold(aggregator, [(client, Reply(c.update, c.weight, c.metrics)) for client, c in made]), {}
     replies, after = [], {}
     for client, c in made:
-        ctx = Context(key.at("out", client, task.round), task.round, c.weight, 1, len(task.cohort), c.steps)
-        update, state = algorithm.out(c.update, states.get(client) or algorithm.start(task.params, "out"), ctx)
+        update = c.update
+        if not algorithm.silent:
+            ctx = Context(key.at("out", client, task.round), task.round, c.weight, 1, len(task.cohort), c.steps)
+            state = states.get(client) or algorithm.start(task.params, "out")
+            update, after[client] = algorithm.out(update, state, ctx)
         replies.append((client, Reply(update, c.weight, c.metrics)))
-        after[client] = state
-    return fold(aggregator, replies), after
+    clients = tuple(client for client, _ in made)
+    return Answer(clients, fold(aggregator, replies), {}, sum(wire(r.update) for _, r in replies)), after
 
 
 def merge_answers(aggregator: Aggregator, a: Answer, b: Answer) -> Answer:
     """Both answers as one; an answer nobody is in has no partial to merge."""
     partials = [answer.partial for answer in (a, b) if answer.clients]
     partial = aggregator.merge(*partials) if len(partials) > 1 else next(iter(partials), None)
-    return Answer(a.clients + b.clients, partial, {**a.failed, **b.failed})
+    return Answer(a.clients + b.clients, partial, {**a.failed, **b.failed}, a.sent + b.sent)
 
 
 async def relay(
@@ -106,6 +117,6 @@ async def relay(
         return body if so_far is None else merge_answers(aggregator, so_far, body)
 
     answers = await p.ask(messages, quorum=quorum, deadline=deadline, fold=join)
-    answer: Answer = answers.folded or Answer((), None, {})
+    answer: Answer = answers.folded or Answer((), None)
     lost = {c: reason for child, reason in answers.missing.items() for c in messages[child].clients}
     return replace(answer, failed={**answer.failed, **lost})

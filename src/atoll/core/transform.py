@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from .errors import MisuseError
 from .rng import Rng
 from .update import Update
@@ -62,7 +64,8 @@ class Transform:
     an update is at most this. `needs_bound`: somebody to its left must have set one.
     `loses_bound`: it may add again what a bound removed. `averages`: coming back it turns the
     sum into the model's change. `on_mean`: coming back it needs that change, not the sum.
-    `adds`: leaves it appends going out and removes coming back, with their largest magnitude.
+    `adds`: one-number leaves it appends going out and removes coming back, with their largest
+    magnitude. `drops`: names of leaves it keeps at the client, and fills with zeros coming back.
     `keeps`: the side that holds its state.
     """
 
@@ -78,6 +81,7 @@ class Transform:
     averages: bool = False
     on_mean: bool = False
     adds: Mapping[str, float] = field(default_factory=dict)
+    drops: Callable[[str], bool] | None = None
     keeps: Literal["out", "back", "none"] = "none"
     parts: tuple[Transform, ...] = ()
 
@@ -90,6 +94,15 @@ class Transform:
     def silent(self) -> bool:
         """Whether contributions leave as they are: every part acts on the way back only."""
         return all(t.out is _pass for t in self.steps)
+
+    def outgoing(self, params: Update) -> Update:
+        """`params` with the leaves an update has when it leaves: some dropped, some appended."""
+        for t in self.steps:
+            if t.drops is not None:
+                params = params.pick(lambda name, drops=t.drops: not drops(name))  # type: ignore[misc]
+            if t.adds:
+                params = params.join(Update.of({name: np.zeros(1, params.buffer.dtype) for name in t.adds}))
+        return params
 
     def start(self, params: Update, side: Literal["out", "back"]) -> tuple[State, ...]:
         """The first state of one side: a slot for each part, None where it keeps nothing there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
@@ -57,14 +57,11 @@ class Local:
             return self._evaluate(task)
         chunks = [task.clients[i : i + self.chunk] for i in range(0, len(task.clients), self.chunk)]
         aggregator = self._aggregator(task)
-        answer = None
-        for made, failed, partial, states in self.spread(lambda clients: self._fit(task, clients), chunks):
-            for client, c in made:
-                if c.state is not None or client in states:
-                    self.staged[client] = (task.round, _Held(c.state, states.get(client)))
-            fresh = Answer(tuple(client for client, _ in made), partial, failed)
-            answer = fresh if answer is None else merge_answers(aggregator, answer, fresh)
-        return answer or Answer((), None, {})
+        answer = Answer((), None)
+        for fresh, held in self.spread(lambda clients: self._fit(task, clients), chunks):
+            self.staged |= {client: (task.round, state) for client, state in held.items()}
+            answer = merge_answers(aggregator, answer, fresh)
+        return answer
 
     def _settle(self, client: int, used: int) -> None:
         """Commit what was staged if its round was used; drop it otherwise."""
@@ -76,30 +73,30 @@ class Local:
     def _aggregator(self, task: Task) -> Any:
         return self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
 
-    def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Any, dict[int, str], Any, dict[int, Any]]:
-        """One chunk. A client that fails is named; the others of its chunk are trained without it."""
-        ctxs = [self._context(task, client) for client in clients]
-        failed: dict[int, str] = {}
-        made: list[tuple[int, Contribution]] = []
-        try:
-            contributions = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
-            made = list(zip(clients, contributions, strict=True))
-        except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
-            if len(clients) == 1:
-                return [], {clients[0]: _reason(error)}, None, {}
-            for client, ctx in zip(clients, ctxs, strict=True):
-                try:
-                    made.append((client, fit_many(self.learner, task.params, [self.train[client]], [ctx])[0]))
-                except Exception as own:  # noqa: BLE001
-                    failed[client] = _reason(own)
+    def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, _Held]]:
+        """Train one chunk: its answer, and the state to stage for each client that has any."""
+        made, failed = self._train(task, clients)
+        if not made:
+            return Answer((), None, failed), {}
         if self.algorithm.weigh == "equal":
             for _, c in made:
                 c.weight = float(c.weight > 0)
-        if not made:
-            return [], failed, None, {}
         states = {client: self._held(client).chain for client in clients}
-        partial, after = contribute(made, self.algorithm.chain, states, self._aggregator(task), task, self.key)
-        return made, failed, partial, after
+        answer, after = contribute(made, self.algorithm.chain, states, self._aggregator(task), task, self.key)
+        held = {client: _Held(c.state, after.get(client)) for client, c in made}
+        return replace(answer, failed=failed), {c: h for c, h in held.items() if h.learner is not None or h.chain is not None}
+
+    def _train(self, task: Task, clients: Sequence[int]) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
+        """The chunk's contributions. If one client fails, it is named and the others go on alone."""
+        ctxs = [self._context(task, client) for client in clients]
+        try:
+            together = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
+            return list(zip(clients, together, strict=True)), {}
+        except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
+            if len(clients) == 1:
+                return [], {clients[0]: _reason(error)}
+        alone = [self._train(task, (client,)) for client in clients]
+        return [c for made, _ in alone for c in made], {c: r for _, failed in alone for c, r in failed.items()}
 
     def _held(self, client: int) -> _Held:
         return self.committed.get(client, _Held())

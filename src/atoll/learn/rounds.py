@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from ..core.aggregate import Aggregator, points
-from ..core.edge import Answer, Task, relay
+from ..core.aggregate import Aggregator, Points, points
+from ..core.edge import Answer, Task, relay, wire
 from ..core.errors import ProtocolError, QuorumError
 from ..core.message import Learner
 from ..core.metrics import merge_all
@@ -25,6 +23,9 @@ from .algorithm import Algorithm
 from .local import Local
 from .select import Choice, Cohort, Everyone
 from .stop import Stop
+
+
+PATIENCE = 3  # empty rounds in a row that a run survives
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Progress:
     """Where a run stands after a round; a checkpoint, and all a restart needs.
 
     `round`: rounds done. `params`: the model. `server`: state of the chain's server side. `used`:
-    each client's last used round. `best`: the best evaluation's value, round and model.
+    each client's last used round. `best`: the best evaluation's value, round and model. `without`:
+    evaluations since. `empty`: rounds in a row that nobody contributed to. `over`: why it ended.
     """
 
     round: int
@@ -70,6 +72,7 @@ class Progress:
     used: Mapping[int, int]
     best: tuple[float, int, Update] | None = None
     without: int = 0
+    empty: int = 0
     over: str = ""
 
 
@@ -98,24 +101,31 @@ async def coordinator(p: Party, plan: Plan) -> Progress:
 async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict[str, Any]]:
     """One cohort's contributions, through the chain, onto the model; and the round's record.
 
-    A round without any contribution changes nothing and says so. Raises QuorumError where the
-    cohort needs more than answered.
+    A round that nobody contributed to changes nothing; the third in a row raises QuorumError.
     """
     key = p.key.at("round", now.round)
     cohort = await choose(p, plan, now, key)
-    task = _task(now, key, cohort)
-    aggregator = _aggregator(plan, now, task)
+    task = replace(_task(now, key, cohort), points=_points(plan, now, cohort))
+    aggregator = _rule(plan.algorithm, task)
     began = p.now
-    task = replace(task, points=_points(plan, now, cohort))
     answer = await relay(
         p, task, plan.children, aggregator, quorum=plan.cohort.quorum(len(cohort)), deadline=plan.deadline
     )
     record = {"round": now.round + 1, "seconds": p.now - began, "cohort": len(cohort), "failed": dict(answer.failed)}
     if not answer.clients:
-        reasons = "; ".join(f"client {c}: {r.strip().splitlines()[-1]}" for c, r in list(answer.failed.items())[:3])
-        raise QuorumError(f"round {now.round + 1}: none of {len(cohort)} clients contributed ({reasons})")
+        return skip(now, answer), {**record, "clients": 0}
     after, train = apply(plan, now, aggregator, answer, key)
-    return after, {**record, "clients": len(answer.clients), "train": train}
+    return after, {**record, "clients": len(answer.clients), "down": len(cohort) * wire(now.params), "up": answer.sent, "train": train}
+
+
+def skip(now: Progress, answer: Answer) -> Progress:
+    """The same model a round later."""
+    if now.empty + 1 >= PATIENCE:
+        reasons = {r.strip().splitlines()[-1] for r in answer.failed.values()}
+        raise QuorumError(
+            f"nobody contributed in {PATIENCE} rounds in a row, up to round {now.round + 1}: {'; '.join(sorted(reasons)[:3])}"
+        )
+    return replace(now, round=now.round + 1, empty=now.empty + 1)
 
 
 async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ...]:
@@ -141,7 +151,7 @@ def apply(plan: Plan, now: Progress, aggregator: Aggregator, answer: Answer, key
         )
     used = {**now.used, **dict.fromkeys(answer.clients, now.round)}
     train = {name: m.value for name, m in total.metrics.items()}
-    return replace(now, round=now.round + 1, params=params, server=server, used=used), train
+    return replace(now, round=now.round + 1, params=params, server=server, used=used, empty=0), train
 
 
 def add(params: Update, step: Update) -> Update:
@@ -221,17 +231,12 @@ def _task(now: Progress, key: Any, clients: tuple[int, ...]) -> Task:
     return Task(now.round, key, clients, used, now.params, cohort=clients)
 
 
-def _points(plan: Plan, now: Progress, cohort: Sequence[int]) -> Any:
-    """Binary points for the update as it leaves the chain, with the leaves the chain adds."""
-    params = now.params
-    added = {name: bound for t in plan.algorithm.chain.steps for name, bound in t.adds.items()}
-    if added:
-        params = params.join(Update.of({name: np.zeros(1, params.buffer.dtype) for name in added}))
-    return points(params, len(cohort), plan.max_weight, added)
-
-
-def _aggregator(plan: Plan, now: Progress, task: Task) -> Aggregator:
-    return plan.algorithm.rule.at(_points(plan, now, task.cohort), task.cohort, task.key)
+def _points(plan: Plan, now: Progress, cohort: Sequence[int]) -> Points:
+    """Binary points for updates as they leave the chain."""
+    chain = plan.algorithm.chain
+    added = {name: bound for t in chain.steps for name, bound in t.adds.items()}
+    bounds = {**getattr(plan.learner, "bounds", {}), **added}
+    return points(chain.outgoing(now.params), len(cohort), plan.max_weight, bounds)
 
 
 def _rule(algorithm: Algorithm, task: Task) -> Any:

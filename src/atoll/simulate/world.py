@@ -54,6 +54,7 @@ class _Actor:
     name: str
     main: Callable[[Party], Role] | None
     responder: Responder | None
+    device: bool = False
     saved: Any = None
     life: int = 0
     up: bool = True
@@ -103,9 +104,19 @@ class Simulation:
         self._errors: dict[str, BaseException] = {}
         self._parties: dict[int, tuple[_Actor, int, Party]] = {}
 
-    def add(self, name: str, *, main: Callable[[Party], Role] | None = None, answers: Responder | None = None) -> None:
-        """A peer with a role of its own, an answer for every ask, or both."""
-        self._actors[name] = _Actor(name, main, answers, self._restored.get(name))
+    def add(
+        self,
+        name: str,
+        *,
+        main: Callable[[Party], Role] | None = None,
+        answers: Responder | None = None,
+        device: bool = False,
+    ) -> None:
+        """A peer with a role of its own, an answer for every ask, or both.
+
+        A `device` needs the world's compute time for its work and may drop out of a task.
+        """
+        self._actors[name] = _Actor(name, main, answers, device, self._restored.get(name))
 
     def run(self, until: str) -> Any:
         """Let time pass until the role of `until` returns; its result.
@@ -209,8 +220,8 @@ class Simulation:
             self._soon(role, result, error)
 
     def _seconds(self, actor: _Actor) -> float:
-        """How long this actor's next task takes: only responders are devices."""
-        if actor.responder is None:
+        """How long this actor's next task takes."""
+        if not actor.device:
             return 0.0
         if actor.pace is None:
             actor.pace = self.world.compute.draw(self._key.at("pace", actor.name).generator())
@@ -260,7 +271,7 @@ class Simulation:
         """Run the responder; whatever it raises goes back as a refusal, never silence."""
         if actor.responder is None:
             reason, body = f"{actor.name} answers nothing", None
-        elif self.world.dropout and self._net.random() < self.world.dropout:
+        elif actor.device and self.world.dropout and self._net.random() < self.world.dropout:
             reason, body = "dropped out", None
         else:
             try:
@@ -357,7 +368,7 @@ class Simulation:
                 while box[0] == name and readers:
                     role = readers.popleft()
                     self._soon(role, None, Gone(f"{name} is gone"))
-        fresh = _Actor(name, old.main, old.responder, old.saved, old.life + 1, up=False, pace=old.pace)
+        fresh = _Actor(name, old.main, old.responder, old.device, old.saved, old.life + 1, up=False, pace=old.pace)
         self._actors[name] = fresh
 
         def restart() -> None:
