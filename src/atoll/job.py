@@ -29,8 +29,8 @@ def flat() -> Tree:
 
 
 @part("topology")
-def tree(*fanout: int) -> Tree:
-    """Edges in between: `tree(4)` is one level of four, `tree(2, 3)` two levels of two and three."""
+def tree(fanout: tuple[int, ...]) -> Tree:
+    """Edges in between: `tree((4,))` is one level of four, `tree((2, 3))` two edges with three below each."""
     if not fanout or any(n < 1 for n in fanout):
         raise ConfigError(f"a tree needs the number of edges at each level, each at least 1, got {fanout}")
     return Tree(tuple(fanout))
@@ -83,8 +83,20 @@ class Job:
                 raise ConfigError(f"a job has no {name!r}: {nearest(name, known)}", f"$.{name}")
         return dataclasses.replace(self, **values)
 
+    def describe(self) -> dict[str, str]:
+        """Its values as text, for reports and to tell two jobs apart."""
+        return {f.name: _text(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
     @property
     def trained(self) -> Algorithm:
         """Its algorithm, whatever form it was given in."""
         algorithm: Algorithm = self.algorithm
         return algorithm
+
+
+def _text(value: Any) -> str:
+    """A value's own text, without the address that Python gives plain objects and functions."""
+    if isinstance(value, Algorithm):
+        return str(value)
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text

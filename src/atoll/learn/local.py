@@ -22,7 +22,7 @@ from .algorithm import Algorithm
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
-class _Held(NamedTuple):
+class Held(NamedTuple):
     """One client's state: of its learner, and of its side of the chain."""
 
     learner: Any = None
@@ -46,8 +46,8 @@ class Local:
     spread: Spread = map
 
     def __post_init__(self) -> None:
-        self.committed: dict[int, _Held] = {}
-        self.staged: dict[int, tuple[int, _Held]] = {}
+        self.committed: dict[int, Held] = {}
+        self.staged: dict[int, tuple[int, Held]] = {}
 
     def answer(self, task: Task) -> Answer:
         """What these clients contribute to the round, or how the model does on their data."""
@@ -73,7 +73,7 @@ class Local:
     def _aggregator(self, task: Task) -> Any:
         return self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
 
-    def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, _Held]]:
+    def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
         """Train one chunk: its answer, and the state to stage for each client that has any."""
         made, failed = self._train(task, clients)
         if not made:
@@ -83,7 +83,7 @@ class Local:
                 c.weight = float(c.weight > 0)
         states = {client: self._held(client).chain for client in clients}
         answer, after = contribute(made, self.algorithm.chain, states, self._aggregator(task), task, self.key)
-        held = {client: _Held(c.state, after.get(client)) for client, c in made}
+        held = {client: Held(c.state, after.get(client)) for client, c in made}
         return replace(answer, failed=failed), {c: h for c, h in held.items() if h.learner is not None or h.chain is not None}
 
     def _train(self, task: Task, clients: Sequence[int]) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
@@ -98,8 +98,8 @@ class Local:
         alone = [self._train(task, (client,)) for client in clients]
         return [c for made, _ in alone for c in made], {c: r for _, failed in alone for c, r in failed.items()}
 
-    def _held(self, client: int) -> _Held:
-        return self.committed.get(client, _Held())
+    def _held(self, client: int) -> Held:
+        return self.committed.get(client, Held())
 
     def _context(self, task: Task, client: int) -> FitContext:
         key = self.key.at("client", client, task.round)

@@ -93,8 +93,8 @@ async def coordinator(p: Party, plan: Plan) -> Progress:
             seen = await evaluate(p, plan, now)
             record |= seen
             now = judge(plan.stop, now, seen["metrics"])
-        await p.checkpoint(now)
         await p.note({**record, "stop": now.over} if now.over else record)
+        await p.checkpoint(now)  # after its record: a restart takes back records, never lacks one
     return now
 
 
