@@ -22,7 +22,7 @@ fixed buckets is order-free, but spends its resolution where no data are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -88,6 +88,25 @@ def merge_all(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     return {name: a[name].merge(b[name]) if name in a and name in b else both[name] for name in sorted(both)}
 
 
+def tally(reported: Iterable[tuple[Mapping[str, Any], float]]) -> dict[str, Any]:
+    """All clients' metrics merged, each client's plain numbers by its weight.
+
+    The same as lifting each and merging all, in a fraction of the time.
+    """
+    numbers: dict[str, tuple[list[float], list[float]]] = {}
+    merged: dict[str, Any] = {}
+    for metrics, weight in reported:
+        for name, value in metrics.items():
+            if hasattr(value, "merge"):
+                merged[name] = merged[name].merge(value) if name in merged else value
+            else:
+                values, weights = numbers.setdefault(name, ([], []))
+                values.append(value)
+                weights.append(weight)
+    means = {name: Mean.over(values, weights) for name, (values, weights) in numbers.items()}
+    return merge_all(merged, means)
+
+
 def to_plain(m: Metric) -> Plain:
     """`[kind, *state]`: the form the wire carries."""
     return [m.kind, *m.to_plain()]
@@ -145,6 +164,21 @@ class Mean:
         finite = math.isfinite(value)
         mass = _units(weight, _WEIGHT) if finite else 0
         _fill(self, _units(value, _VALUE) * mass if finite else 0, mass, 0 if finite else 1)
+
+    @classmethod
+    def over(cls, values: Sequence[float], weights: Sequence[float]) -> Mean:
+        """The mean of many at once: `Mean(v, w)` of each, merged. At least one."""
+        total = mass = odd = 0
+        for value, weight in zip(values, weights, strict=True):
+            if math.isfinite(value) and 0 <= weight < math.inf:
+                units = _units(weight, _WEIGHT)
+                total += _units(value, _VALUE) * units
+                mass += units
+            else:
+                odd += cls(value, weight).odd
+        made: Mean = object.__new__(cls)
+        _fill(made, total, mass, odd)
+        return made
 
     @property
     def value(self) -> float:

@@ -1,0 +1,96 @@
+"""Which parts fit together, decided before anything runs.
+
+Each transform declares what it does to the numbers (see Transform); reading a chain once from
+left to right (out) and once from right to left (back) finds every order that breaks a promise.
+The message names both parts and the order that works. `table` prints the same knowledge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from .errors import CompositionError
+from .transform import Transform, chain
+
+
+def check(algorithm: Transform, sees: Literal["sum", "each"] = "sum", shows: Literal["sum", "each"] = "each") -> None:
+    """Refuse a chain, an aggregator and an exchange that do not fit.
+
+    `sees`: what the aggregator needs; `shows`: what the exchange reveals of single updates.
+    Raises CompositionError with the order that would fit.
+    """
+    if sees == "each" and shows == "sum":
+        raise CompositionError(
+            "this rule must see each update and the exchange shows only their sum:"
+            " use Buckets(k, rule), which applies the rule to sums of a few"
+        )
+    _outward(algorithm.steps)
+    _inward(algorithm.steps, sees)
+
+
+def _outward(parts: Sequence[Transform]) -> None:
+    domain, turned, bounded = "real", None, None
+    for part in parts:
+        if part.takes != domain:
+            raise CompositionError(
+                f"{part} takes {part.takes} values but {turned} gives {domain} ones: put {part} before {turned}"
+            )
+        if part.needs_bound and bounded is None:
+            raise CompositionError(
+                f"{part} adds noise to a sum nobody bounds: put clip(...) before {part}"
+            )
+        if part.loses_bound and bounded is not None:
+            raise CompositionError(f"{part} adds back what {bounded} removed: put {part} before {bounded}")
+        if part.sets_bound is not None:
+            bounded = part
+        if part.gives != domain:
+            domain, turned = part.gives, part
+
+
+def _inward(parts: Sequence[Transform], sees: Literal["sum", "each"]) -> None:
+    averaged = None
+    for part in reversed(parts):
+        if part.on_mean and averaged is None:
+            later = next((p for p in parts if p.averages), None)
+            fix = f"put {part} before {later}" if later else f"put mean() after {part}"
+            raise CompositionError(f"{part} takes a step on the mean update but gets the sum: {fix}")
+        if part.averages:
+            if averaged is not None:
+                raise CompositionError(f"{part} and {averaged} both divide the sum: keep one")
+            averaged = part
+    if averaged is None:
+        raise CompositionError("nobody divides the sum of the updates: add mean() to the chain")
+
+
+def table(parts: Sequence[Transform]) -> list[tuple[str, str, str]]:
+    """For every ordered pair (left, right): "yes", or the reason it is refused.
+
+    Pairs that lack only a mean or a bound get one, so that the pair itself is what is judged.
+    """
+    from_left = [p for p in parts if not p.averages]
+    rows = []
+    for left in parts:
+        for right in parts:
+            if left is right:
+                continue
+            rows.append((str(left), str(right), _verdict(left, right, from_left)))
+    return rows
+
+
+def _verdict(left: Transform, right: Transform, plain: Sequence[Transform]) -> str:
+    pair = chain(left, right)
+    if not any(p.averages for p in (left, right)):
+        # the mean stands where it helps both: after the last part that steps on the mean
+        at = 2 if right.on_mean else 1 if left.on_mean else 0
+        parts = [left, right]
+        parts.insert(at, MEAN)
+        pair = chain(*parts)
+    try:
+        check(pair)
+    except CompositionError as error:
+        return str(error)
+    return "yes"
+
+
+MEAN = Transform("mean()", averages=True)

@@ -1,0 +1,102 @@
+"""A job: what to train, how, on whom and for how long. Values only, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from .core.errors import ConfigError
+from .core.message import Learner
+from .core.registry import nearest, part
+from .learn.algorithm import Algorithm, as_algorithm, fedavg
+from .learn.select import Cohort, Everyone
+from .learn.stop import Stop
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Edges between the clients and the coordinator: `fanout` (4,) is four edges, (2, 3) two
+    edges with three edges below each. Clients are dealt to the lowest edges in turn."""
+
+    fanout: tuple[int, ...] = ()
+
+
+@part("topology")
+def flat() -> Tree:
+    """Every client answers the coordinator."""
+    return Tree()
+
+
+@part("topology")
+def tree(fanout: tuple[int, ...]) -> Tree:
+    """Edges in between: `tree((4,))` is one level of four, `tree((2, 3))` two edges with three below each."""
+    if not fanout or any(n < 1 for n in fanout):
+        raise ConfigError(f"a tree needs the number of edges at each level, each at least 1, got {fanout}")
+    return Tree(tuple(fanout))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a federation is asked to do. Raises ConfigError or CompositionError when made.
+
+    `learner`: an object with init, fit and evaluate. `algorithm`: a named one, a chain of
+    transforms or a rule. `cohort`: who takes part in a round. `rounds`: at least 1. `every`:
+    rounds between evaluations. `stop`: a rule for early stopping. `deadline`: seconds a round
+    may take. `max_weight`: the most rows one client may claim. `sites`: evaluate at the sites.
+    """
+
+    learner: Learner
+    algorithm: Any = field(default_factory=fedavg)
+    cohort: Cohort = field(default_factory=Everyone)
+    rounds: int = 10
+    every: int = 1
+    stop: Stop | None = None
+    topology: Tree = field(default_factory=Tree)
+    deadline: float | None = None
+    max_weight: float = 2.0**20
+    sites: bool = True
+    name: str = "job"
+
+    def __post_init__(self) -> None:
+        for method in ("init", "fit", "evaluate"):
+            if not callable(getattr(self.learner, method, None)):
+                raise ConfigError(
+                    f"a learner has init, fit and evaluate; {type(self.learner).__name__} has no {method}()",
+                    "$.learner",
+                )
+        object.__setattr__(self, "algorithm", as_algorithm(self.algorithm))
+        for name, least in (("rounds", 1), ("every", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}", f"$.{name}")
+        if self.deadline is not None and not self.deadline > 0:
+            raise ConfigError(f"deadline must be above 0 seconds, got {self.deadline}", "$.deadline")
+        if not self.max_weight > 0:
+            raise ConfigError(f"max_weight must be above 0, got {self.max_weight}", "$.max_weight")
+
+    def replace(self, **values: Any) -> Job:
+        """The same job with other values. Raises ConfigError for a name it does not have."""
+        known = [f.name for f in dataclasses.fields(self)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"a job has no {name!r}: {nearest(name, known)}", f"$.{name}")
+        return dataclasses.replace(self, **values)
+
+    def describe(self) -> dict[str, str]:
+        """Its values as text, for reports and to tell two jobs apart."""
+        return {f.name: _text(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @property
+    def trained(self) -> Algorithm:
+        """Its algorithm, whatever form it was given in."""
+        algorithm: Algorithm = self.algorithm
+        return algorithm
+
+
+def _text(value: Any) -> str:
+    """A value's own text, without the address that Python gives plain objects and functions."""
+    if isinstance(value, Algorithm):
+        return str(value)
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text

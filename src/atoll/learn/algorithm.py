@@ -1,0 +1,112 @@
+"""An algorithm: the job's one slot. A chain, a wrapper of the learner, a rule, a protocol, or
+several of them under one name.
+
+    fedavg  = mean()
+    fedprox = a wrapper that pulls towards the model it was sent, and mean()
+    fedbuff = a protocol of its own, and mean()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from ..core.aggregate import Aggregator, Buckets, Gather, Sum
+from ..core.compose import check
+from ..core.errors import ConfigError
+from ..core.message import Learner
+from ..core.registry import part
+from ..core.transform import Transform, chain
+from .server import adagrad, adam, mean, sgd, yogi
+
+Wrap: TypeAlias = Callable[[Learner], Any]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What happens to updates between learner and model.
+
+    `chain`: the two-sided transforms. `wrap`: changes how a client trains. `rule`: how replies
+    become a total. `weigh`: "rows" (by each contribution's weight) or "equal". `protocol`: the
+    coordinator's role; None for synchronous rounds. `values`: its parameters, for reports.
+    """
+
+    name: str
+    chain: Transform = field(default_factory=mean)
+    wrap: Wrap | None = None
+    rule: Aggregator = field(default_factory=Sum)
+    weigh: Literal["rows", "equal"] = "rows"
+    protocol: Any = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.chain, self.rule.sees)
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.values.items())})"
+
+
+def as_algorithm(given: Algorithm | Transform | Aggregator) -> Algorithm:
+    """A bare chain or rule as an algorithm; an algorithm as it is."""
+    if isinstance(given, Algorithm):
+        return given
+    if isinstance(given, Transform):
+        return Algorithm(str(given), given)
+    if isinstance(given, (Gather, Buckets, Sum)) or hasattr(given, "sees"):
+        return Algorithm(type(given).__name__.lower(), rule=given)
+    raise ConfigError(
+        f"an algorithm is a named one such as fedavg(), a chain of transforms or a rule, got {type(given).__name__}"
+    )
+
+
+@part("algorithm")
+def fedavg(weigh: Literal["rows", "equal"] = "rows") -> Algorithm:
+    """Average the clients' models by their rows (McMahan et al. 2017, alg. 1)."""
+    return Algorithm("fedavg", weigh=weigh, values={"weigh": weigh})
+
+
+@part("algorithm")
+def fedavgm(lr: float = 1.0, momentum: float = 0.9) -> Algorithm:
+    """FedAvg with momentum on the server (Hsu, Qi, Brown 2019, §4.3)."""
+    return Algorithm("fedavgm", chain(sgd(lr, momentum), mean()), values={"lr": lr, "momentum": momentum})
+
+
+@part("algorithm")
+def fedadagrad(lr: float = 0.1, b1: float = 0.0, tau: float = 1e-3) -> Algorithm:
+    """Adagrad on the server (Reddi et al. 2021, alg. 2)."""
+    return Algorithm("fedadagrad", chain(adagrad(lr, b1, tau), mean()), values={"lr": lr, "b1": b1, "tau": tau})
+
+
+@part("algorithm")
+def fedadam(lr: float = 0.01, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3) -> Algorithm:
+    """Adam on the server (Reddi et al. 2021, alg. 2)."""
+    values = {"lr": lr, "b1": b1, "b2": b2, "tau": tau}
+    return Algorithm("fedadam", chain(adam(**values), mean()), values=values)
+
+
+@part("algorithm")
+def fedyogi(lr: float = 0.01, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3) -> Algorithm:
+    """Yogi on the server (Reddi et al. 2021, alg. 2)."""
+    values = {"lr": lr, "b1": b1, "b2": b2, "tau": tau}
+    return Algorithm("fedyogi", chain(yogi(**values), mean()), values=values)
+
+
+@part("algorithm")
+def fedsgd(lr: float = 0.1) -> Algorithm:
+    """One full-batch gradient per client, averaged; one step on the server (McMahan et al. 2017, §2).
+
+    Needs a learner with `lr`, `epochs` and `batch_size`.
+    """
+    return Algorithm("fedsgd", chain(sgd(lr), mean()), wrap=_gradient, values={"lr": lr})
+
+
+def _gradient(learner: Any) -> Any:
+    """The learner that takes one full-batch step of rate 1: its update is minus the gradient."""
+    try:
+        return replace(learner, lr=1.0, epochs=1, batch_size=None, momentum=0.0, decay=1.0)
+    except TypeError:
+        raise ConfigError(
+            f"fedsgd sets lr, epochs, batch_size, momentum and decay, which {type(learner).__name__} does not have:"
+            " use fedavg, or write fit so that its update is minus the gradient"
+        ) from None

@@ -1,0 +1,244 @@
+"""Synchronous rounds: pick a cohort, ask it, aggregate, step, evaluate; again until done.
+
+McMahan, Moore, Ramage, Hampson, Agüera y Arcas 2017, "Communication-efficient learning of deep
+networks from decentralized data", alg. 1, with the two-sided chain in place of the plain mean.
+All three roles stand here: `coordinator`, `edge` and `client`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from ..core.aggregate import Aggregator, Points, points
+from ..core.edge import Answer, Task, relay, wire
+from ..core.errors import ProtocolError, QuorumError
+from ..core.message import Learner
+from ..core.metrics import merge_all
+from ..core.protocol import Party, Responder
+from ..core.transform import Context
+from ..core.update import Update
+from .algorithm import Algorithm
+from .local import Local
+from .select import Choice, Cohort, Everyone
+from .stop import Stop
+
+
+PATIENCE = 3  # empty rounds in a row that a run survives
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All a coordinator of rounds needs to know.
+
+    `children`: peers, and the clients each of them answers for. `sizes`: rows of each client
+    where known. `test`: the model's metrics on rows the coordinator holds, None without.
+    `every`: rounds between evaluations; `sites`: whether clients evaluate too. `quorum`: how many
+    children must answer, None as the cohort says. `deadline`: seconds a round may take.
+    """
+
+    learner: Learner
+    algorithm: Algorithm
+    children: Mapping[str, Sequence[int]]
+    rounds: int
+    cohort: Cohort = field(default_factory=Everyone)
+    sizes: Sequence[int] | None = None
+    test: Callable[[Update], Mapping[str, Any]] | None = None
+    every: int = 1
+    sites: bool = True
+    stop: Stop | None = None
+    deadline: float | None = None
+    max_weight: float = 2.0**20
+
+    @cached_property
+    def clients(self) -> tuple[int, ...]:
+        """Every client there is, by id."""
+        return tuple(sorted(c for clients in self.children.values() for c in clients))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a round; a checkpoint, and all a restart needs.
+
+    `round`: rounds done. `params`: the model. `server`: state of the chain's server side. `used`:
+    each client's last used round. `best`: the best evaluation's value, round and model. `without`:
+    evaluations since. `empty`: rounds in a row that nobody contributed to. `over`: why it ended.
+    """
+
+    round: int
+    params: Update
+    server: Any
+    used: Mapping[int, int]
+    best: tuple[float, int, Update] | None = None
+    without: int = 0
+    empty: int = 0
+    over: str = ""
+
+
+def begin(plan: Plan, p: Party) -> Progress:
+    """The first state: the learner's initial params."""
+    params = Update.of(plan.learner.init(p.key.at("init").generator()))
+    return Progress(0, params, plan.algorithm.chain.start(params, "back"), {})
+
+
+async def coordinator(p: Party, plan: Plan) -> Progress:
+    """Run the rounds; resumes from `p.restored`."""
+    now = p.restored or begin(plan, p)
+    if now.round == 0:
+        await p.note({"round": 0, **await evaluate(p, plan, now)})
+    while now.round < plan.rounds and not now.over:
+        now, record = await one_round(p, plan, now)
+        if now.round % plan.every == 0 or now.round == plan.rounds:
+            seen = await evaluate(p, plan, now)
+            record |= seen
+            now = judge(plan.stop, now, seen["metrics"])
+        await p.note({**record, "stop": now.over} if now.over else record)
+        await p.checkpoint(now)  # after its record: a restart takes back records, never lacks one
+    return now
+
+
+async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict[str, Any]]:
+    """One cohort's contributions, through the chain, onto the model; and the round's record.
+
+    A round that nobody contributed to changes nothing; the third in a row raises QuorumError.
+    """
+    key = p.key.at("round", now.round)
+    cohort = await choose(p, plan, now, key)
+    task = replace(_task(now, key, cohort), points=_points(plan, now, cohort))
+    aggregator = _rule(plan.algorithm, task)
+    began = p.now
+    answer = await relay(
+        p, task, plan.children, aggregator, quorum=plan.cohort.quorum(len(cohort)), deadline=plan.deadline
+    )
+    record = {"round": now.round + 1, "seconds": p.now - began, "cohort": len(cohort), "failed": dict(answer.failed)}
+    if not answer.clients:
+        return skip(now, answer), {**record, "clients": 0}
+    after, train = apply(plan, now, aggregator, answer, key)
+    return after, {**record, "clients": len(answer.clients), "down": len(cohort) * wire(now.params), "up": answer.sent, "train": train}
+
+
+def skip(now: Progress, answer: Answer) -> Progress:
+    """The same model a round later."""
+    if now.empty + 1 >= PATIENCE:
+        reasons = {r.strip().splitlines()[-1] for r in answer.failed.values()}
+        raise QuorumError(
+            f"nobody contributed in {PATIENCE} rounds in a row, up to round {now.round + 1}: {'; '.join(sorted(reasons)[:3])}"
+        )
+    return replace(now, round=now.round + 1, empty=now.empty + 1)
+
+
+async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ...]:
+    """This round's cohort."""
+
+    async def losses(clients: Sequence[int]) -> dict[int, float]:
+        task = replace(_task(now, key, tuple(clients)), want="evaluate")
+        found = (await relay(p, task, plan.children, SITES)).partial or {}
+        return {c: float(m["loss"].value) for c, m in found.items() if "loss" in m}
+
+    return await plan.cohort.pick(Choice(plan.clients, plan.sizes, key.at("cohort"), losses))
+
+
+def apply(plan: Plan, now: Progress, aggregator: Aggregator, answer: Answer, key: Any) -> tuple[Progress, Any]:
+    """The model after a round: the total back through the chain, added to the params."""
+    total = aggregator.finish(answer.partial)
+    ctx = Context(key.at("back"), now.round, total.weight, total.count, len(plan.clients))
+    step, server = plan.algorithm.chain.back(total.update, now.server, ctx)
+    params = add(now.params, step)
+    if not params.finite():
+        raise ProtocolError(
+            f"the model of round {now.round + 1} is not finite: training diverged; lower the learning rate"
+        )
+    used = {**now.used, **dict.fromkeys(answer.clients, now.round)}
+    train = {name: m.value for name, m in total.metrics.items()}
+    return replace(now, round=now.round + 1, params=params, server=server, used=used, empty=0), train
+
+
+def add(params: Update, step: Update) -> Update:
+    """params + step in float64, back in the params' own precision; rows land in their tables."""
+    total = params.buffer + step.buffer
+    return Update(params.layout, total.astype(params.buffer.dtype))
+
+
+async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
+    """Metrics on the coordinator's own test rows and on every site's.
+
+    `metrics` are the coordinator's where it has rows, else the sites' merged.
+    """
+    seen: dict[str, Any] = {}
+    central: Mapping[str, Any] = {}
+    test = plan.test
+    if test is not None:
+        central = await p.work(lambda: test(now.params))
+    merged: Mapping[str, Any] = {}
+    if plan.sites:
+        task = replace(_task(now, p.key.at("evaluate"), plan.clients), want="evaluate")
+        found = (await relay(p, task, plan.children, SITES)).partial or {}
+        seen["sites"] = {c: {n: m.value for n, m in found[c].items()} for c in sorted(found)}
+        for c in sorted(found):
+            merged = merge_all(merged, found[c])
+        if merged and central:
+            seen["sites_metrics"] = {n: m.value for n, m in merged.items()}
+    seen["metrics"] = {n: m.value for n, m in (central or merged).items()}
+    return seen
+
+
+def judge(stop: Stop | None, now: Progress, metrics: Mapping[str, float]) -> Progress:
+    """Keep the best model so far and say whether the stated rule ends the run."""
+    if stop is None or stop.metric not in metrics:
+        return now
+    value = metrics[stop.metric]
+    if stop.better(value, None if now.best is None else now.best[0]):
+        now = replace(now, best=(value, now.round, now.params), without=0)
+    else:
+        now = replace(now, without=now.without + 1)
+    return replace(now, over=stop.over(value, now.without))
+
+
+def edge(children: Mapping[str, Sequence[int]], algorithm: Algorithm) -> Responder:
+    """An edge's answer: its children's answers, merged."""
+
+    async def answer(p: Party, task: Task) -> Answer:
+        return await relay(p, task, children, _rule(algorithm, task))
+
+    return answer
+
+
+def client(local: Local) -> Responder:
+    """A client's answer, or a lane's that holds many: train and fold, off the event loop."""
+
+    async def answer(p: Party, task: Task) -> Answer:
+        done: Answer = await p.work(lambda: local.answer(task))
+        return done
+
+    return answer
+
+
+class _Sites:
+    """Merges {client: metrics} tables; every site evaluates its own rows once."""
+
+    sees = "sum"
+
+    def merge(self, a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
+        return a | b
+
+
+SITES: Any = _Sites()
+
+
+def _task(now: Progress, key: Any, clients: tuple[int, ...]) -> Task:
+    used = tuple(now.used.get(c, -1) for c in clients)
+    return Task(now.round, key, clients, used, now.params, cohort=clients)
+
+
+def _points(plan: Plan, now: Progress, cohort: Sequence[int]) -> Points:
+    """Binary points for updates as they leave the chain."""
+    chain = plan.algorithm.chain
+    added = {name: bound for t in chain.steps for name, bound in t.adds.items()}
+    bounds = {**getattr(plan.learner, "bounds", {}), **added}
+    return points(chain.outgoing(now.params), len(cohort), plan.max_weight, bounds)
+
+
+def _rule(algorithm: Algorithm, task: Task) -> Any:
+    return SITES if task.want == "evaluate" else algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]

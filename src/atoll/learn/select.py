@@ -1,0 +1,140 @@
+"""Who takes part in a round.
+
+A cohort is a value with `async pick(p, at) -> ids`; it may ask clients before it chooses. Ids
+come back sorted, so a cohort is a set and not an order. `over` asks more clients than are
+needed and goes on when enough have answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+
+from ..core.errors import ConfigError
+from ..core.registry import part
+from ..core.rng import Rng
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a cohort may know: who there is, their sizes in rows (None if unknown), the round's
+    random stream, and a way to ask some clients for their loss under the current model."""
+
+    clients: Sequence[int]
+    sizes: Sequence[int] | None
+    key: Rng
+    losses: Callable[[Sequence[int]], Awaitable[dict[int, float]]]
+
+
+class Cohort(Protocol):
+    """`quorum(n)`: how many of the n asked must answer; None for all."""
+
+    async def pick(self, choice: Choice) -> tuple[int, ...]: ...
+
+    def quorum(self, asked: int) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """All clients, every round."""
+
+    async def pick(self, choice: Choice) -> tuple[int, ...]:
+        """All of them."""
+        return tuple(choice.clients)
+
+    def quorum(self, asked: int) -> int | None:
+        """All who were asked."""
+        return None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A random subset, without replacement; see `sample`."""
+
+    fraction: float | None
+    count: int | None
+    by: str
+    over: float
+
+    def size(self, clients: int) -> int:
+        """How many contributions a round needs, of so many clients: at least 1."""
+        wanted = self.count if self.count is not None else round((self.fraction or 0.0) * clients)
+        if self.count is not None and self.count > clients:
+            raise ConfigError(f"a cohort of {self.count} cannot come from {clients} clients", "$.cohort.count")
+        return max(1, wanted)
+
+    async def pick(self, choice: Choice) -> tuple[int, ...]:
+        """Drawn from the round's own stream."""
+        clients = np.array(choice.clients)
+        asked = min(len(clients), ceil(self.over * self.size(len(clients))))
+        odds = None
+        if self.by == "size":
+            if choice.sizes is None:
+                raise ConfigError("sampling by size needs the clients' numbers of rows", "$.cohort.by")
+            odds = np.asarray(choice.sizes, np.float64)
+            odds = odds / odds.sum()
+        chosen = choice.key.generator().choice(clients, asked, replace=False, p=odds)
+        return tuple(sorted(int(c) for c in chosen))
+
+    def quorum(self, asked: int) -> int | None:
+        """Without over-selection all, with it the number that was wanted."""
+        return None if self.over == 1 else max(1, int(asked / self.over))
+
+
+@dataclass(frozen=True)
+class PowerOfChoice:
+    """Of `candidates` clients drawn by size, the `count` with the highest loss.
+
+    Cho, Wang, Joshi 2022, "Towards understanding biased client selection", §3 (pow-d).
+    """
+
+    count: int
+    candidates: int
+
+    async def pick(self, choice: Choice) -> tuple[int, ...]:
+        """Asks the candidates for their losses, highest first, ties by id."""
+        drawn = await Sample(None, min(self.candidates, len(choice.clients)), "size", 1.0).pick(choice)
+        losses = await choice.losses(drawn)
+        worst = sorted(losses, key=lambda client: (-losses[client], client))
+        return tuple(sorted(worst[: self.count]))
+
+    def quorum(self, asked: int) -> int | None:
+        """All who were asked."""
+        return None
+
+
+@part("cohort")
+def everyone() -> Everyone:
+    """All clients take part in every round."""
+    return Everyone()
+
+
+@part("cohort")
+def sample(fraction: float | None = None, count: int | None = None, by: str = "uniform", over: float = 1.0) -> Sample:
+    """A random `fraction` (0, 1] or `count` of the clients, uniformly or by size; at least one.
+
+    `over` >= 1 asks that many times more and takes the first to answer.
+    """
+    if (fraction is None) == (count is None):
+        raise ConfigError("give either fraction or count")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ConfigError(f"fraction must be above 0 and at most 1, got {fraction}")
+    if count is not None and count < 1:
+        raise ConfigError(f"count must be at least 1, got {count}")
+    if by not in ("uniform", "size"):
+        raise ConfigError(f'by is "uniform" or "size", got {by!r}')
+    if over < 1:
+        raise ConfigError(f"over must be at least 1, got {over}")
+    return Sample(fraction, count, by, over)
+
+
+@part("cohort")
+def power_of_choice(count: int, candidates: int) -> PowerOfChoice:
+    """The `count` clients of highest loss among `candidates` drawn by size."""
+    if not 1 <= count <= candidates:
+        raise ConfigError(f"needs 1 <= count <= candidates, got {count} and {candidates}")
+    return PowerOfChoice(count, candidates)

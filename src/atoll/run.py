@@ -1,0 +1,258 @@
+"""From a job and data to a finished run: the one file that knows both parts and drivers."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .core.edge import Answer, Task, wire
+from .core.errors import ConfigError, StateError
+from .core.message import FitContext, Learner
+from .core.metrics import lift
+from .core.rng import Rng
+from .core.update import Update
+from .job import Job
+from .learn import rounds
+from .learn.local import Held, Local
+from .learn.rounds import Plan, Progress
+from .simulate.faults import World
+from .simulate.folder import Folder
+from .simulate.lanes import lanes
+from .simulate.world import Simulation
+
+COORDINATOR = "coordinator"
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of models sent `down` to clients and of updates sent `up` by them."""
+
+    down: int = 0
+    up: int = 0
+
+
+@dataclass
+class Run:
+    """What came out of a job.
+
+    `params`: the model (the best one under a stop rule, else the last). `history`: one record per
+    round. `metrics`: of the last evaluation. `sites`: the last metrics of each client by id.
+    `seconds`: on the world's clock. `stopped`: why it ended early, empty if it did not.
+    """
+
+    job: Job
+    seed: int
+    learner: Learner
+    params: Update
+    history: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str = ""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The last evaluation's metrics."""
+        return self._last("metrics")
+
+    @property
+    def sites(self) -> Mapping[int, Mapping[str, float]]:
+        """Each site's metrics at the last evaluation."""
+        return self._last("sites")
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of all rounds."""
+        return Traffic(sum(r.get("down", 0) for r in self.history), sum(r.get("up", 0) for r in self.history))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all rounds on the world's clock: virtual in a simulation."""
+        return float(sum(r.get("seconds", 0.0) for r in self.history))
+
+    def _last(self, name: str) -> Mapping[Any, Any]:
+        return next((r[name] for r in reversed(self.history) if name in r), {})
+
+
+@dataclass(frozen=True)
+class State:
+    """A checkpoint of a simulated run: the coordinator's progress and what its clients keep."""
+
+    progress: Any
+    committed: Mapping[int, Any]
+    staged: Mapping[int, Any]
+
+
+RECORDS = (State, Progress, Held)
+
+
+def simulate(
+    job: Job,
+    data: Any,
+    seed: int = 0,
+    *,
+    world: World | None = None,
+    workers: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
+    """Run a job over simulated clients in this process.
+
+    `data`: Sites, or a sequence with one entry per client, whatever the learner takes. `world`:
+    slow devices and bad networks in virtual time; None runs clients in batches as fast as this
+    machine can. `workers`: cores to use, all by default; the result does not depend on it.
+    `out`: a folder for the run's records, checkpoints and model; with `resume` a run that was
+    cut off goes on from its newest checkpoint. `watch` sees each round's record.
+
+    Same job, data and seed give the same bytes, resumed or not. Raises ConfigError for a job that
+    does not fit the data, DataError for data that cannot be trained on, StateError for the folder.
+    """
+    if not len(data):
+        raise ConfigError("there are no clients: the data has no sites", "$.data")
+    run = Run(job, seed, prepare(job, data), Update.of({}))
+    folder = Folder(Path(out), RECORDS) if out is not None else None
+    state = _open(folder, run, resume=resume) if folder else None
+
+    def note(_peer: str, record: dict[str, Any]) -> None:
+        run.history.append(record)
+        if folder is not None:
+            folder.record(record)
+        if watch is not None:
+            watch(record)
+
+    with lanes(workers or os.cpu_count() or 1, getattr(run.learner, "parallel", None)) as spread:
+        local = _local(run, data, spread, state)
+
+        def checkpoint(_peer: str, progress: Any) -> None:
+            if folder is not None:
+                folder.save(progress.round, State(progress, dict(local.committed), dict(local.staged)))
+
+        sim = Simulation(
+            world or World(),
+            Rng.of(seed),
+            size=_size,
+            on_note=note,
+            on_checkpoint=checkpoint,
+            restored={COORDINATOR: state.progress} if state else None,
+        )
+        plan = _plan(run, data, local, _grow(sim, job, local, apart=world is not None))
+        role = job.trained.protocol or rounds.coordinator
+        sim.add(COORDINATOR, main=lambda p: role(p, plan))
+        last: Progress = sim.run(until=COORDINATOR)
+    run.params = last.best[2] if last.best is not None else last.params
+    run.stopped = last.over
+    if folder is not None:
+        folder.finish(dict(run.params), about(job))
+    return run
+
+
+def about(job: Job) -> dict[str, Any]:
+    """What may differ between two runs of one job: versions and the machine."""
+    from importlib.metadata import version  # noqa: PLC0415  slow to import, and rarely needed
+
+    return {
+        "atoll": version("atoll-fl"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "engine": getattr(job.learner, "engine", type(job.learner).__name__),
+    }
+
+
+def _open(folder: Folder, run: Run, *, resume: bool) -> State | None:
+    """Begin a run folder, or take up the one that is there."""
+    described = {"job": run.job.describe(), "seed": run.seed}
+    if not resume:
+        folder.begin(described, about(run.job))
+        return None
+    if folder.job() != described:
+        raise StateError(
+            f"{folder.root} holds another job or seed: resume with the job it was made for, or choose another folder"
+        )
+    state: State | None = folder.resume()
+    run.history = folder.history()
+    return state
+
+
+def _local(run: Run, data: Any, spread: Any, state: State | None) -> Local:
+    tests = getattr(data, "tests", None)
+    held = dict(enumerate(tests)) if tests is not None else {}
+    chunk = getattr(run.learner, "chunk", 16)
+    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed), chunk, spread)
+    if state is not None:
+        local.committed, local.staged = dict(state.committed), dict(state.staged)
+    return local
+
+
+def _plan(run: Run, data: Any, local: Local, children: Mapping[str, Sequence[int]]) -> Plan:
+    job = run.job
+    return Plan(
+        run.learner,
+        job.trained,
+        children,
+        job.rounds,
+        job.cohort,
+        sizes=[len(d) for d in data] if all(hasattr(d, "__len__") for d in data) else None,
+        test=_central(run.learner, getattr(data, "test", None), local.key),
+        every=job.every,
+        sites=job.sites and bool(local.test),
+        stop=job.stop,
+        deadline=job.deadline,
+        max_weight=job.max_weight,
+    )
+
+
+def prepare(job: Job, data: Any) -> Any:
+    """The learner that runs: sized for the data where it asks to be, wrapped by the algorithm."""
+    learner: Any = job.learner
+    if hasattr(learner, "sized") and hasattr(data, "features"):
+        learner = learner.sized(data.features, data.outputs)
+    return job.trained.wrap(learner) if job.trained.wrap else learner
+
+
+def _grow(sim: Simulation, job: Job, local: Local, *, apart: bool) -> dict[str, list[int]]:
+    """Add the clients and the edges above them; the coordinator's children and whom they answer for.
+
+    `apart`: every client is a peer of its own; otherwise a lane answers for all below one edge.
+    """
+
+    def below(name: str, members: Sequence[int], fanout: Sequence[int]) -> dict[str, list[int]]:
+        if fanout:
+            groups = {f"{name}.{i}": list(members[i :: fanout[0]]) for i in range(fanout[0])}
+            for edge, mine in groups.items():
+                children = below(edge, mine, fanout[1:])
+                sim.add(edge, answers=rounds.edge(children, job.trained))
+            return groups
+        peers = {f"client{c}": [c] for c in members} if apart else {f"lane{name}": list(members)}
+        for peer in peers:
+            sim.add(peer, answers=rounds.client(local), device=True)
+        return peers
+
+    return below("", sorted(local.train), job.topology.fanout)
+
+
+def _central(learner: Any, test: Any, key: Rng) -> Callable[[Update], Mapping[str, Any]] | None:
+    if test is None or not len(test):
+        return None
+
+    def metrics(params: Update) -> Mapping[str, Any]:
+        found = learner.evaluate(params, test, FitContext(key.at("test"), client=-1))
+        return {name: lift(value, float(len(test))) for name, value in found.items()}
+
+    return metrics
+
+
+def _size(body: Any) -> int:
+    match body:
+        case Task():
+            return wire(body.params)
+        case Answer():
+            return body.sent
+        case _:
+            return 0
