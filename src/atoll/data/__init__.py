@@ -4,9 +4,10 @@ from .ai4i import ai4i2020
 from .builtin import breast_cancer, diabetes, digits, wine
 from .examples import Dataset, Examples
 from .heart import heart_disease
+from .skew import Heterogeneity, Recommendation, heterogeneity
 from .images import fashion_mnist, mnist
 from .load import load_data
-from .partition import Deal, partition
+from .divide import Deal, partition
 from .sites import Sites
 from .splits import dirichlet, feature_skew, iid, labels, natural, quantity, shards, similarity
 from .tables import arrays, csv, parquet
@@ -15,6 +16,8 @@ __all__ = [
     "Dataset",
     "Deal",
     "Examples",
+    "Heterogeneity",
+    "Recommendation",
     "Sites",
     "ai4i2020",
     "arrays",
@@ -26,6 +29,7 @@ __all__ = [
     "fashion_mnist",
     "feature_skew",
     "heart_disease",
+    "heterogeneity",
     "iid",
     "labels",
     "load_data",

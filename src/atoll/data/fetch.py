@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import os
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def download(file: File, path: Path, timeout: float = 30.0) -> Path:
         Path(partial).replace(path)
         partial = None
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection open
         raise DataError(f"{file.url}: {error}") from error
     finally:
         if partial is not None:

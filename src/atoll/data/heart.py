@@ -29,7 +29,7 @@ _HOSPITALS = {
 # FLamby's test rows, one bit per complete row, high bit first: scikit-learn's train_test_split with
 # train_size 0.66, random_state 43, stratified by class where both have more than two rows. Recorded,
 # because its draws are an implementation detail and the split should not need scikit-learn;
-# tests/against/test_heart_split.py draws it again.
+# tests/against/test_data.py draws it again.
 _TEST_ROWS = {
     "cleveland": "040480a020b3c59dc48a03b505c0481087c001ac9430180a847015a598491260f8e2001cebe4",
     "hungarian": "1100847cb841d42c88700d510093869198d144134848122f693a0411802910ba30",

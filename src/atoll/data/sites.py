@@ -145,8 +145,8 @@ class Sites(Sequence[Examples]):
         for name, rows in zip(self.names, self, strict=True):
             for column, count in gaps(rows).items():
                 raise DataError(
-                    f'site {name!r}, column {column!r}: {count} cells are missing or infinite; load with missing="mean"'
-                    ' or missing="drop", or leave the column out'
+                    f"site {name!r}, column {column!r}: {count} cells are missing or infinite;"
+                    ' load with missing="mean" or missing="drop", or leave the column out'
                 )
             if not np.isfinite(rows.y).all():
                 raise DataError(f"site {name!r}: some targets are missing or infinite; drop those rows")
@@ -194,5 +194,6 @@ def _fits(name: str, rows: Examples, first: Examples) -> None:
         raise DataError(f"site {name!r} names its columns differently{f', from {odd!r} on' if odd else ''}")
     if len(rows) and rows.y.dtype.kind != first.y.dtype.kind:
         raise DataError(
-            f"site {name!r} has {rows.y.dtype} targets, the others {first.y.dtype}: integers mean classes, floats numbers"
+            f"site {name!r} has {rows.y.dtype} targets, the others {first.y.dtype}:"
+            " integers mean classes, floats numbers"
         )

@@ -18,10 +18,9 @@ from atoll.core.errors import ConfigError
 from atoll.core.registry import nearest, part
 
 from .examples import Array, Dataset
-from .partition import Deal, Partitioner, strata
+from .divide import Deal, Partitioner, strata
 from .rotate import rotated
 
-_LABEL_TRIES = 100
 Owner = NDArray[np.int64]
 
 
@@ -30,8 +29,7 @@ def iid() -> Partitioner:
     """Shuffle, then deal evenly: client sizes differ by one row at most."""
 
     def deal(dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Owner:
-        n, k = _counts(dataset, clients)
-        return rng.permutation(np.arange(n) % k)
+        return _dealt(*_counts(dataset, clients), rng)
 
     return deal
 
@@ -79,7 +77,10 @@ def dirichlet(alpha: float, min_rows: int = 1) -> Partitioner:
 
 @part("partition")
 def quantity(alpha: float, min_rows: int = 1) -> Partitioner:
-    """Equal label mixes, unequal sizes: proportions from a symmetric Dirichlet(alpha); min_rows as in dirichlet."""
+    """Equal label mixes, unequal sizes: proportions from a symmetric Dirichlet(alpha).
+
+    `min_rows`: as in dirichlet.
+    """
     _at_least("min_rows", min_rows, 0)
     _positive("alpha", alpha)
 
@@ -156,7 +157,7 @@ def natural(column: str | None = None) -> Partitioner:
     The column stays among the features. `clients` may be left out.
     """
 
-    def deal(dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Deal:
+    def deal(dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Deal:  # noqa: ARG001
         values = dataset.sites if column is None else _column(dataset, column)
         if values is None:
             raise ConfigError(
@@ -187,10 +188,9 @@ def feature_skew(noise: float = 0.0, rotation: float = 0.0, shift: float = 0.0) 
             raise ConfigError(f"{name} must be at least 0, got {value}", f"$.{name}")
 
     def deal(dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Deal:
-        owner = iid()(dataset, clients, rng)
-        k = int(owner.max()) + 1
+        n, k = _counts(dataset, clients)
         scale = dataset.train.x.std(axis=0, dtype=np.float64)
-        keys = rng.integers(2**63, size=k)
+        owner, keys = _dealt(n, k, rng), rng.integers(2**63, size=k)
 
         def change(client: int, x: Array) -> Array:
             own = np.random.Generator(np.random.Philox(key=int(keys[client])))
@@ -217,6 +217,10 @@ def _counts(dataset: Dataset, clients: int | None, each: int = 1) -> tuple[int, 
             "$.clients",
         )
     return n, clients
+
+
+def _dealt(n: int, clients: int, rng: np.random.Generator) -> Owner:
+    return rng.permutation(np.arange(n, dtype=np.int64) % clients)
 
 
 def _at_least(name: str, value: int, least: int) -> None:
@@ -268,10 +272,8 @@ def _label_owners(count: int, clients: int, per_client: int, rng: np.random.Gene
 
 def _column(dataset: Dataset, column: str) -> Array:
     if column not in dataset.features:
-        raise ConfigError(
-            f"{dataset.name} has no column {column!r}: {nearest(column, dataset.features or ['(no named columns)'])}",
-            "$.by.column",
-        )
+        advice = nearest(column, dataset.features) if dataset.features else "its columns have no names"
+        raise ConfigError(f"{dataset.name} has no column {column!r}: {advice}", "$.by.column")
     values = dataset.train.x[:, dataset.features.index(column)]
     if np.isnan(values).any():
         raise ConfigError(f"column {column!r} has missing cells: it cannot name clients", "$.by.column")

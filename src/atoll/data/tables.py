@@ -94,10 +94,9 @@ def _load(
 ) -> Dataset:
     files = _files(path, pattern)
     by_file = site == "file" or (site is None and len(files) > 1)
-    extra = [target] + [site] * (site is not None and not by_file)
-    tables = [
-        read(file, None if features is None else [*dict.fromkeys([*features, *extra])]) for file in files
-    ]
+    extra = [target] if site is None or by_file else [target, site]
+    wanted = None if features is None else [*dict.fromkeys([*features, *extra])]
+    tables = [read(file, wanted) for file in files]
     for file, table in zip(files, tables, strict=True):
         _same_columns(file, table, files[0], tables[0], extra)
     columns = tuple(name for name in (features or tables[0]) if name not in extra)
@@ -125,7 +124,7 @@ def _files(path: str | Path, pattern: str) -> list[Path]:
     if place.is_dir():
         files = sorted(place.glob(pattern))
     elif not place.is_file() and globbing.has_magic(str(place)):
-        files = sorted(map(Path, globbing.glob(str(place))))
+        files = sorted(map(Path, globbing.glob(str(place))))  # noqa: PTH207  absolute patterns too
     elif not place.is_file():
         raise DataError(f"{place}: no such file or folder")
     if not files:
@@ -210,7 +209,7 @@ def _mean_filled(x: Array, sites: Array, columns: Sequence[str]) -> Array:
         here = np.flatnonzero(sites == site)
         gaps = np.isnan(filled[here])
         for j in np.flatnonzero(gaps.any(axis=0)):
-            column = columns[j] if columns else str(j)
+            column = columns[int(j)] if columns else str(j)
             if gaps[:, j].all():
                 raise DataError(
                     f"site {str(site)!r} has no value in column {column!r}: leave that column out"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -106,8 +107,8 @@ def _held_out(
         return held
     label = strata(dataset.train.y, dataset.task)
     order = np.lexsort((rng.random(len(owner)), label, owner))  # by client, then label, then at random
-    start = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=clients))])
-    for a, b in zip(start[:-1], start[1:], strict=True):
+    start = _offsets(np.bincount(owner, minlength=clients))
+    for a, b in pairwise(start):
         take = min(round(share * (b - a)), b - a - 1)
         if take > 0:  # evenly spaced in label order: each label gives its share to within one row
             held[order[a + ((np.arange(take) + rng.random()) * (b - a) / take).astype(np.int64)]] = True
@@ -124,7 +125,7 @@ def _sites(dataset: Dataset, deal: Deal, names: tuple[str, ...], held: NDArray[n
         rows, cuts = _grouped(deal.owner, held, len(names))
         local = dataset.train[rows]
         _apply(deal, local, cuts)
-        tests = tuple(local[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+        tests = tuple(local[a:b] for a, b in pairwise(cuts))
         pooled = pooled or local
     elif dataset.test is not None and dataset.test_sites is not None and deal.names:
         tests = _own_tests(dataset.test, dataset.test_sites, names)
@@ -147,15 +148,17 @@ def _grouped(owner: Array, keep: NDArray[np.bool_], clients: int) -> tuple[Array
     """The kept rows' numbers, client after client in their old order, and the offsets."""
     rows = np.flatnonzero(keep)
     order = rows[np.argsort(owner[rows], kind="stable")]
-    return order, np.concatenate([[0], np.cumsum(np.bincount(owner[rows], minlength=clients))]).astype(
-        np.int64
-    )
+    return order, _offsets(np.bincount(owner[rows], minlength=clients))
+
+
+def _offsets(sizes: Array) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 def _apply(deal: Deal, rows: Examples, offsets: NDArray[np.int64]) -> None:
     """Let each client see its rows changed, in place: `rows` is our own copy."""
     if deal.change is not None:
-        for k, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        for k, (a, b) in enumerate(pairwise(offsets)):
             rows.x[a:b] = deal.change(k, rows.x[a:b])
 
 
