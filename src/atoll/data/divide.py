@@ -84,7 +84,7 @@ def strata(y: Array, task: Task, bins: int = _BINS) -> NDArray[np.int64]:
 
 
 def _default(dataset: Dataset) -> Partitioner:
-    from .splits import iid, natural  # noqa: PLC0415  splits stands on this file
+    from .splits import iid, natural  # splits stands on this file
 
     return iid() if dataset.sites is None else natural()
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from atoll.core.errors import ConfigError
 from atoll.core.registry import nearest, part
 
-from .examples import Array, Dataset
 from .divide import Deal, Partitioner, strata
+from .examples import Array, Dataset
 from .rotate import rotated
 
 Owner = NDArray[np.int64]
