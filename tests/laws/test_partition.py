@@ -156,6 +156,7 @@ def test_natural_follows_the_sites() -> None:
     dataset = Dataset("d", plain.train, classes=plain.classes, sites=site)
     sites = partition(dataset, holdout=0)
     assert sites.names == ("east", "north", "south")
+    assert partition(dataset, 2).names == ("client 0", "client 1")  # iid where clients are asked for
     assert all(
         (site[c.x[:, 0].astype(int)] == name).all() for name, c in zip(sites.names, sites, strict=True)
     )

@@ -182,6 +182,7 @@ def feature_skew(noise: float = 0.0, rotation: float = 0.0, shift: float = 0.0) 
     `rotation`: degrees by which the last client's images are turned, growing evenly from 0; needs
     square images, (n, ..., h, h) or (n, h*h). `shift`: each client adds its own constant per
     feature, drawn with this many standard deviations. Unit: the pooled feature's own deviation.
+    A client's own test rows change like its training rows; the data set's own test rows stay.
     """
     for name, value in (("noise", noise), ("shift", shift)):
         if not value >= 0:
