@@ -1,0 +1,1 @@
+"""Learners and what they stand on: models that train on one client's rows."""
