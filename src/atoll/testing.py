@@ -170,8 +170,9 @@ def _check_contribution(made: Any, params: Update) -> None:
     _law(isinstance(made, Contribution), f"fit must return a Contribution, got {type(made).__name__}")
     update = made.update
     _law(
-        update.layout == params.layout or update.rows,
-        f"a contribution must have the leaves of the params: {params.layout}, got {update.layout}",
+        _fits(update, params),
+        f"a contribution must have the leaves of the params: {params.layout}, got {update.layout}"
+        + (f" and rows of {sorted(update.rows)}" if update.rows else ""),
     )
     _law(update.finite(), "a contribution must hold finite numbers")
     _law(
@@ -180,6 +181,19 @@ def _check_contribution(made: Any, params: Update) -> None:
     )
     _law(made.steps >= 1, f"steps must be at least 1, got {made.steps}")
     _check_metrics(made.metrics, "fit")
+
+
+def _fits(update: Update, params: Update) -> bool:
+    """The same leaves in the same order; some may come as rows of their table."""
+    dense = tuple(leaf for leaf in params.layout.leaves if leaf.name not in update.rows)
+    tables = all(
+        name in params
+        and params[name].ndim == 2
+        and rows.values.shape[1:] == params[name].shape[1:]
+        and (not len(rows.ids) or 0 <= rows.ids.min() <= rows.ids.max() < len(params[name]))
+        for name, rows in update.rows.items()
+    )
+    return update.layout.leaves == dense and tables
 
 
 def _check_metrics(made: Any, who: str) -> None:

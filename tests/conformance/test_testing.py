@@ -14,7 +14,7 @@ from atoll.core.codec import Message
 from atoll.core.errors import CodecError
 from atoll.core.message import Contribution, FitContext
 from atoll.core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
-from atoll.core.update import Update
+from atoll.core.update import Rows, Update
 from atoll.testing import check_codec, check_learner, check_metric
 
 Rng = np.random.Generator
@@ -321,12 +321,32 @@ class Weightless(Batch):
         return [Contribution(c.update, 1, c.metrics) for c in super().fit_many(params, datas, ctxs)]
 
 
+class Table(Line):
+    """Gives its gradient as the rows it touched."""
+
+    ids = (1, 2)
+
+    def init(self, rng: Rng) -> Mapping[str, Any]:
+        return {"table": rng.normal(size=(3, 2)), "b": np.zeros(())}
+
+    def fit(self, params: Update, data: Any, ctx: FitContext) -> Contribution:
+        values = ctx.rng.normal(size=(len(self.ids), 2))
+        return Contribution({"table": Rows(np.array(self.ids), values), "b": np.zeros(())}, 1)
+
+    def evaluate(self, params: Update, data: Any, ctx: FitContext) -> Mapping[str, Any]:
+        return {}
+
+
+class RowOutside(Table):
+    ids = (1, 3)
+
+
 def rows() -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     return rng.normal(size=(20, 3)), rng.normal(size=20)
 
 
-@pytest.mark.parametrize("right", [Line, Changed, Batch])
+@pytest.mark.parametrize("right", [Line, Changed, Batch, Table])
 def test_a_right_learner_passes(right: Any) -> None:
     check_learner(right(), rows())
 
@@ -345,6 +365,7 @@ def test_a_right_learner_passes(right: Any) -> None:
         (Remembers, "equal state"),
         (MovesState, "change the state"),
         (Renames, "leaves of the params"),
+        (RowOutside, "leaves of the params.*rows"),
         (NegativeWeight, "weight must be"),
         (NanUpdate, "contribution must hold finite"),
         (NoSteps, "steps"),

@@ -132,6 +132,14 @@ _WEIGHT, _VALUE = 48, 80
 _HUGE = 2.0**900  # from here on x * 2.0**80 might overflow, and x is an integer anyway
 
 
+def _real(x: Any) -> float:
+    """A Python float: in float32, as learners often give, the units below would overflow."""
+    try:
+        return float(x)
+    except (TypeError, ValueError):
+        raise MisuseError(f"a metric is a number or has merge(); got {type(x).__name__}") from None
+
+
 def _units(x: float, bits: int) -> int:
     return round(x * 2.0**bits) if -_HUGE < x < _HUGE else int(x) << bits
 
@@ -155,10 +163,7 @@ class Mean:
     odd: int
 
     def __init__(self, value: float, weight: float = 1.0) -> None:
-        try:
-            value, weight = float(value), float(weight)
-        except (TypeError, ValueError):
-            raise MisuseError(f"a metric is a number or has merge(); got {type(value).__name__}") from None
+        value, weight = _real(value), _real(weight)
         if not 0 <= weight < math.inf:
             raise MisuseError(f"a metric's weight must be finite and at least 0, got {weight}")
         finite = math.isfinite(value)
@@ -169,7 +174,7 @@ class Mean:
     def over(cls, values: Sequence[float], weights: Sequence[float]) -> Mean:
         """The mean of many at once: `Mean(v, w)` of each, merged. At least one."""
         total = mass = odd = 0
-        for value, weight in zip(values, weights, strict=True):
+        for value, weight in zip(map(_real, values), map(_real, weights), strict=True):
             if math.isfinite(value) and 0 <= weight < math.inf:
                 units = _units(weight, _WEIGHT)
                 total += _units(value, _VALUE) * units
@@ -642,8 +647,8 @@ def _natural(n: Any) -> int:
 
 
 def _numbers(plain: Any) -> list[float]:
-    if not isinstance(plain, list) or not all(type(x) in (int, float) and math.isfinite(x) for x in plain):
-        raise CodecError("expected a list of finite numbers in a metric")
+    if not isinstance(plain, list) or not all(type(x) is float and math.isfinite(x) for x in plain):
+        raise CodecError("expected a list of finite floats in a metric")
     return plain
 
 
