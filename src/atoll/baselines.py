@@ -19,6 +19,7 @@ from .core.update import Update
 from .job import Job
 from .learn.algorithm import fedavg
 from .learn.select import Everyone
+from .learn.stop import lower_is_better
 from .run import Run, simulate
 
 
@@ -32,7 +33,8 @@ class Scores:
 
     def over_sites(self, metric: str) -> Spread:
         """How `metric` is spread over the sites."""
-        return spread([m[metric] for m in self.sites.values() if metric in m])
+        values = [m[metric] for m in self.sites.values() if metric in m]
+        return spread(values, lower_is_better=lower_is_better(metric))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +117,8 @@ def simulate(
         raise ConfigError("there are no clients: the data has no sites", "$.data")
     run = Run(job, seed, prepare(job, data), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
-    state = _open(folder, run, resume=resume) if folder else None
+    state = _open(folder, run, data, resume=resume) if folder else None
+    began = time.perf_counter()
 
     def note(_peer: str, record: dict[str, Any]) -> None:
         run.history.append(record)
@@ -146,7 +149,8 @@ def simulate(
     run.params = last.best[2] if last.best is not None else last.params
     run.stopped = last.over
     if folder is not None:
-        folder.finish(dict(run.params), about(job))
+        took = round(time.perf_counter() - began, 3)
+        folder.finish(dict(run.params), {**about(job), "took": took, "resumed": state is not None})
     return run
 
 
@@ -165,19 +169,34 @@ def about(job: Job) -> dict[str, Any]:
     }
 
 
-def _open(folder: Folder, run: Run, *, resume: bool) -> State | None:
+def _open(folder: Folder, run: Run, data: Any, *, resume: bool) -> State | None:
     """Begin a run folder, or take up the one that is there."""
-    described = {"job": run.job.describe(), "seed": run.seed}
+    described = {"job": run.job.describe(), "seed": run.seed, "data": census(data)}
     if not resume:
         folder.begin(described, about(run.job))
         return None
-    if folder.job() != described:
+    before = folder.job()
+    other = [name for name, value in described.items() if before.get(name) != value]
+    if other:
         raise StateError(
-            f"{folder.root} holds another job or seed: resume with the job it was made for, or choose another folder"
+            f"{folder.root} was made with another {' and '.join(other)}: resume with the same,"
+            " or choose another folder"
         )
     state: State | None = folder.resume()
     run.history = folder.history()
     return state
+
+
+def census(data: Any) -> dict[str, Any]:
+    """What tells two federations' data apart: clients, rows, site names, and a checksum of all rows."""
+    found: dict[str, Any] = {"clients": len(data)}
+    if all(hasattr(d, "__len__") for d in data):
+        found["rows"] = sum(len(d) for d in data)
+    if hasattr(data, "names"):
+        found["names"] = list(data.names)
+    if isinstance(getattr(data, "x", None), np.ndarray):
+        found["crc32"] = zlib.crc32(np.ascontiguousarray(data.y), zlib.crc32(np.ascontiguousarray(data.x)))
+    return found
 
 
 def _local(run: Run, data: Any, spread: Any, state: State | None) -> Local:

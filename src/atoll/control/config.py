@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,28 @@ def override(table: dict[str, Any], change: str) -> None:
         table[last] = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         table[last] = text.strip()
+
+
+def flat(table: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """(key.path, value as TOML) of every value of a nested table, in its order."""
+    found = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found += flat(value, f"{above}{key}.")
+        else:
+            found.append((above + key, _toml(value)))
+    return found
+
+
+def dump(table: Mapping[str, Any]) -> str:
+    """The table as a TOML file of dotted keys: `override` reads each line again."""
+    return "".join(f"{key} = {value}\n" for key, value in flat(table))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def _whole(table: Mapping[str, Any], key: str, default: int | None, least: int) -> int | None:

@@ -10,6 +10,11 @@ from ..core.registry import part
 _DOWN = ("loss", "error", "mse", "mae", "rmse")
 
 
+def lower_is_better(metric: str) -> bool:
+    """Losses and errors fall, everything else rises."""
+    return metric.endswith(_DOWN)
+
+
 @dataclass(frozen=True)
 class Stop:
     """See `early`."""
@@ -21,8 +26,8 @@ class Stop:
 
     @property
     def lower_is_better(self) -> bool:
-        """Losses and errors fall, everything else rises."""
-        return self.metric.endswith(_DOWN)
+        """As the function of that name says of its metric."""
+        return lower_is_better(self.metric)
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether `value` improves on `best` by more than the margin; NaN never does."""

@@ -1,6 +1,7 @@
 """A run folder: everything a run was, in files that other tools can read.
 
     job.json            the job file's values and the seed
+    job.toml            the same as a job file to run again, where there was one
     about.json          engine, versions, machine, times: what may differ between equal runs
     metrics.jsonl       one record per round
     metrics.csv         the same as a table: round, seconds, bytes, metrics
@@ -19,6 +20,7 @@ import errno
 import io
 import json
 import os
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,9 +81,14 @@ class Folder:
             raise StateError(f"{self.root / 'job.json'} is damaged: start the run again in a new folder") from None
         return found
 
-    def keep(self, name: str, values: Mapping[str, Any]) -> None:
-        """One more JSON file beside the others."""
-        write(self.root / name, _json(values))
+    def keep(self, name: str, values: Mapping[str, Any] | str) -> None:
+        """One more file beside the others: text as it is, values as JSON."""
+        write(self.root / name, values.encode() if isinstance(values, str) else _json(values))
+
+    def values(self) -> dict[str, Any]:
+        """The job file's values; empty where the job came from Python."""
+        path = self.root / "job.toml"
+        return tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Append one round's record."""

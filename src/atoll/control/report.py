@@ -1,0 +1,293 @@
+"""A run's report: one page of HTML with its charts inside; no script, nothing loaded from elsewhere.
+
+Every chart stands beside its numbers in a table, for readers who do not see it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .. import draw
+from ..baselines import Scores
+from ..core.errors import StateError
+from ..draw import Band, Dots, Line
+from ..learn.stop import lower_is_better
+from ..simulate import folder as files
+from .config import flat
+from .show import main_metric, size
+from .text import Texts
+
+Say = Callable[[str], str]
+Record = Mapping[str, Any]
+
+WAYS = {"federated": "federated", "each site alone": "alone", "all data pooled": "pooled"}  # and their colours
+_MOST_ROWS = 500  # of a table of rounds or sites; the files beside the report hold them all
+_LOGO = (
+    '<svg viewBox="0 0 52 52" aria-hidden="true"><circle cx="26" cy="26" r="19" fill="none" class="s-federated"'
+    ' stroke-width="2" opacity=".35"/>'
+    + "".join(
+        f'<circle cx="{x}" cy="{y}" r="{r}" class="f-federated"/>'
+        for x, y, r in ((26, 7, 5), (44, 20, 4), (41, 38, 5.5), (24, 45, 4), (8, 33, 5), (10, 15, 3.5))
+    )
+    + "</svg>"
+)
+
+
+def write(root: Path, say: Say | None = None) -> Path:
+    """Make `report.html` in a run folder; its path. Raises StateError where there is no run."""
+    path = root / "report.html"
+    files.write(path, page(Seen(root), say or Texts("en")).encode())
+    return path
+
+
+class Seen:
+    """What a run folder holds: `job`, `history`, `about`, `values` of the job, `ways` to train."""
+
+    def __init__(self, root: Path) -> None:
+        run = files.Folder(root)
+        self.job = run.job()
+        self.history = run.history()
+        if not self.history:
+            raise StateError(f"{root} holds no round yet: let the run go on with --resume")
+        self.about = _json(root / "about.json")
+        self.values = run.values() or dict(self.job["job"])
+        self.name = str(self.values.get("name", root.name)).strip("'")
+        data = self.job.get("data", {})
+        last = next((r["sites"] for r in reversed(self.history) if r.get("sites")), {})
+        self.sites = {k: _site(data, k) for k in sorted(last)}
+        self.clients = int(data.get("clients", len(self.sites)))
+        self.rounds = [r for r in self.history if r["round"]]
+        self.seen = [r for r in self.history if r.get("metrics")]
+        self.metric = main_metric(self.seen[-1]["metrics"]) if self.seen else "loss"
+        self.ways = {
+            name: Scores(s["pooled"], {int(k): m for k, m in s["sites"].items()})
+            for name, s in _json(root / "baselines.json").items()
+        } or {"federated": Scores(self.seen[-1]["metrics"] if self.seen else {}, last)}
+
+
+def page(run: Seen, say: Say) -> str:
+    """The whole report."""
+    css = Path(__file__).with_name("report.css").read_text("utf-8")
+    parts = [
+        _cards(run, say),
+        _curves(run, say),
+        _ways(run, say),
+        _traffic(run, say),
+        _staleness(run, say),
+        _failures(run, say),
+        _details(run, say),
+    ]
+    algorithm = str(run.job["job"]["algorithm"]).partition("(")[0]
+    line = f"{algorithm} · {run.clients} {say('clients')} · {say('seed')} {run.job['seed']}"
+    return (
+        f'<!doctype html><html lang="{say("en")}"><head><meta charset="utf-8"><meta name="color-scheme"'
+        f' content="light dark"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(run.name)} · Atoll</title><style>{draw.STYLE}{css}</style></head>"
+        f'<body class="atoll"><main><header>{_LOGO}<div><h1>{escape(run.name)}</h1><p>{escape(line)}</p></div></header>'
+        + "".join(parts)
+        + f"<footer>Atoll {escape(str(run.about.get('atoll', '')))}</footer></main></body></html>\n"
+    )
+
+
+def _cards(run: Seen, say: Say) -> str:
+    cards = []
+    if run.seen:
+        values = [r["metrics"][run.metric] for r in run.seen]
+        best = (min if lower_is_better(run.metric) else max)(values)
+        at = run.seen[values.index(best)]["round"]
+        cards.append((say(run.metric), _number(values[-1]), f"{say('best')} {_number(best)}, {say('round')} {at}"))
+    stopped = say("stopped early") if run.history[-1].get("stop") else ""
+    cards.append((say("rounds"), str(run.history[-1]["round"]), stopped))
+    taking = [r["clients"] for r in run.rounds]
+    some = f"{sum(taking) / len(taking):.3g} {say('in a round')}" if taking else ""
+    cards.append((say("clients"), str(run.clients), some))
+    for way in ("up", "down"):
+        total = sum(r.get(way, 0) for r in run.rounds)
+        each = f"{size(total / len(run.rounds))} {say('a round')}" if run.rounds else ""
+        cards.append((say(f"sent {way}"), size(total), each))
+    virtual = sum(r.get("seconds", 0.0) for r in run.rounds)
+    if virtual:
+        cards.append((say("virtual time"), _time(virtual), ""))
+    if "took" in run.about:
+        cards.append((say("time taken"), _time(run.about["took"]), ""))
+    shown = "".join(f"<div><dt>{a}</dt><dd>{b}<small>{c}</small></dd></div>" for a, b, c in cards)
+    return f'<section class="cards" role="group" aria-label="{say("summary")}">{shown}</section>'
+
+
+def _curves(run: Seen, say: Say) -> str:
+    """The main metric and the loss over rounds, with the sites' spread around them."""
+    names = list(dict.fromkeys([run.metric, *(["loss"] if run.seen and "loss" in run.seen[-1]["metrics"] else [])]))
+    if not run.seen:
+        return ""
+    shown = "".join(_curve(run, name, say) for name in names)
+    return f'<div class="two">{shown}</div>' if len(names) > 1 else shown
+
+
+def _curve(run: Seen, name: str, say: Say) -> str:
+    points = [(float(r["round"]), float(r["metrics"][name])) for r in run.seen if name in r["metrics"]]
+    band = [
+        (float(r["round"]), *_middle([m[name] for m in r["sites"].values() if name in m]))
+        for r in run.seen
+        if len(r.get("sites", {})) > 1
+    ]
+    lines = [Line(say("federated"), points)]
+    for way, tone in list(WAYS.items())[1:]:
+        level = run.ways[way].pooled.get(name) if way in run.ways else None
+        if level is not None and (name == run.metric or level < 2 * max(p[1] for p in points)):
+            lines.append(Line(say(way), [(0.0, level)], tone, flat=True))
+    bands = [Band(say("eight of ten sites"), band)] if band else []
+    top = 1.0 if name in ("accuracy", "auc") else None
+    chart = draw.curves(lines, bands, title=f"{say(name)}, {say('by round')}", x=say("round"), top=top)
+    rows = [(str(int(a)), _number(b)) for a, b in points]
+    return _figure(
+        say(name), say("on all test rows, by round"), _key(lines, bands) + chart, [say("round"), say(name)], rows, say
+    )
+
+
+def _ways(run: Seen, say: Say) -> str:
+    """Every site's metric, however it was trained; and the comparison as a table."""
+    rows, table = [], []
+    for name, scores in run.ways.items():
+        over = scores.over_sites(run.metric)
+        found = {k: m[run.metric] for k, m in scores.sites.items() if run.metric in m}
+        labels = [run.sites.get(k, str(k)) for k in found]
+        rows.append(Dots(say(name), list(found.values()), labels, over.mean, over.worst, WAYS.get(name, "federated")))
+        pooled = scores.pooled.get(run.metric, float("nan"))
+        cells = [_number(v) for v in (pooled, over.mean, over.worst, over.deviation)]
+        table.append((f'<i class="b-{WAYS.get(name, "federated")}"></i>{escape(say(name))}', *cells))
+    chart = draw.dots(rows, title=f"{say(run.metric)}, {say('site by site')}")
+    if not chart:
+        return ""
+    heads = [say("trained"), say("all test rows"), say("mean over sites"), say("worst tenth"), say("spread")]
+    sites = [
+        (escape(name), *(_number(s.sites.get(k, {}).get(run.metric, float("nan"))) for s in run.ways.values()))
+        for k, name in list(run.sites.items())[:_MOST_ROWS]
+    ]
+    return (
+        f"<section><h2>{say('Site by site')}</h2><p>{say('One dot is one site, on its own test rows')}:"
+        f" {say(run.metric)}. {say('The bar is the mean, the ring the mean of the worst tenth')}.</p>"
+        f"<figure>{chart}</figure>{_table(heads, table)}"
+        + _fold(say("every site"), _table([say("site"), *map(say, run.ways)], sites))
+        + "</section>"
+    )
+
+
+def _traffic(run: Seen, say: Say) -> str:
+    records = [r for r in run.rounds if "up" in r]
+    if not records:
+        return ""
+    each, total = [], []
+    ups = downs = 0.0
+    for r in records:
+        ups, downs, at = ups + r["up"], downs + r["down"], float(r["round"])
+        each += [(at - 1, r["up"], r["down"]), (at, r["up"], r["down"])]
+        total.append((at, ups, downs))
+    total = [(each[0][0], 0.0, 0.0), *total]
+    rows = [(str(r["round"]), size(r["up"]), size(r["down"])) for r in records]
+    heads = [say("round"), say("sent up"), say("sent down")]
+    shown = ""
+    for title, points, table in (("Bytes in each round", each, rows), ("Bytes so far", total, [])):
+        bands = [
+            Band(say("sent up"), [(a, 0.0, up) for a, up, _ in points], "up", solid=True),
+            Band(say("sent down"), [(a, up, up + down) for a, up, down in points], "down", solid=True),
+        ]
+        chart = draw.curves([], bands, title=say(title), x=say("round"), number=size)
+        shown += _figure(say(title), say("models sent down, updates sent up"), _key([], bands) + chart, heads, table, say)
+    return f'<div class="two">{shown}</div>'
+
+
+def _staleness(run: Seen, say: Say) -> str:
+    """How old updates were when they went in: asynchronous runs only."""
+    counts: Counter[int] = Counter()
+    for r in run.rounds:
+        counts.update(dict(enumerate(r.get("ages", ()))))
+    if not counts:
+        return ""
+    ages = range(max(k for k, n in counts.items() if n) + 1)
+    chart = draw.bars([counts[a] for a in ages], list(map(str, ages)), title=say("Staleness"), x=say("steps"))
+    rows = [(str(a), str(counts[a])) for a in ages]
+    note = say("how many steps the model had moved while a client trained")
+    return _figure(say("Staleness"), note, chart, [say("steps"), say("updates")], rows, say)
+
+
+def _failures(run: Seen, say: Say) -> str:
+    """Why clients that were asked contributed nothing."""
+    reasons: Counter[str] = Counter()
+    for r in run.rounds:
+        reasons.update(reason.strip().rpartition("\n")[2] for reason in r.get("failed", {}).values())
+    if not reasons:
+        return ""
+    asked = sum(r.get("cohort", 0) for r in run.rounds)
+    note = f"{sum(reasons.values())} / {asked} {say('tasks brought nothing')}"
+    rows = [(str(n), escape(reason)) for reason, n in reasons.most_common(20)]
+    table = _table([say("times"), say("reason")], rows, "text")
+    return f"<section><h2>{say('Failures')}</h2><p>{note}</p>{table}</section>"
+
+
+def _details(run: Seen, say: Say) -> str:
+    job = [(escape(k), escape(v)) for k, v in flat(run.values)]
+    about = [(escape(k), escape(str(v))) for k, v in run.about.items() if k != "took"]
+    heads = [say("name"), say("value")]
+    return (
+        f'<div class="two"><section><h2>{say("The job")}</h2>{_table(heads, job, "pairs")}</section>'
+        f"<section><h2>{say('Where it ran')}</h2>{_table(heads, about, 'pairs')}</section></div>"
+    )
+
+
+def _figure(title: str, note: str, chart: str, heads: Sequence[str], rows: Sequence[Sequence[str]], say: Say) -> str:
+    numbers = _fold(say("numbers"), _table(heads, rows[:: max(1, len(rows) // _MOST_ROWS)])) if rows else ""
+    return f"<section><h2>{title}</h2><figure><figcaption>{note}</figcaption>{chart}</figure>{numbers}</section>"
+
+
+def _fold(title: str, inner: str) -> str:
+    return f"<details><summary>{title}</summary>{inner}</details>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    head = "".join(f"<th scope=col>{h}</th>" for h in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
+    return f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _key(lines: Sequence[Line], bands: Sequence[Band]) -> str:
+    items = [(v.name, v.tone, "") for v in lines]
+    items += [(b.name, b.tone, "solid" if b.solid else "area") for b in bands]
+    shown = "".join(f'<li><i class="b-{tone} {kind}"></i>{escape(name)}</li>' for name, tone, kind in items)
+    return f'<ul class="key">{shown}</ul>'
+
+
+def _middle(values: Sequence[float]) -> tuple[float, float]:
+    """The first and last decile: eight of ten values lie between."""
+    ranked = sorted(values)
+    cut = len(ranked) // 10
+    return ranked[cut], ranked[-1 - cut]
+
+
+def _site(data: Mapping[str, Any], k: int) -> str:
+    names = data.get("names") or []
+    return str(names[k]) if k < len(names) else f"client {k}"
+
+
+def _number(x: float) -> str:
+    return "–" if x != x else f"{x:.4f}" if abs(x) < 100 else f"{x:.4g}"  # noqa: PLR0124  NaN
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError:
+        raise StateError(f"{path} is damaged: start the run again in a new folder") from None
+    return found
