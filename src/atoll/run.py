@@ -115,6 +115,8 @@ def simulate(
     """
     if not len(data):
         raise ConfigError("there are no clients: the data has no sites", "$.data")
+    if hasattr(data, "check"):
+        data.check()
     run = Run(job, seed, prepare(job, data), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
     state = _open(folder, run, data, resume=resume) if folder else None
@@ -156,7 +158,7 @@ def simulate(
 
 def about(job: Job) -> dict[str, Any]:
     """What may differ between two runs of one job: versions and the machine."""
-    from importlib.metadata import version  # noqa: PLC0415  slow to import, and rarely needed
+    from importlib.metadata import version
 
     return {
         "atoll": version("atoll-fl"),
@@ -202,8 +204,7 @@ def census(data: Any) -> dict[str, Any]:
 def _local(run: Run, data: Any, spread: Any, state: State | None) -> Local:
     tests = getattr(data, "tests", None)
     held = dict(enumerate(tests)) if tests is not None else {}
-    chunk = getattr(run.learner, "chunk", 16)
-    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed), chunk, spread)
+    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed), spread)
     if state is not None:
         local.committed, local.staged = dict(state.committed), dict(state.staged)
     return local

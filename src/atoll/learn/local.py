@@ -19,6 +19,8 @@ from ..core.metrics import lift
 from ..core.rng import Rng
 from .algorithm import Algorithm
 
+CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
+
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
@@ -33,8 +35,8 @@ class Held(NamedTuple):
 class Local:
     """Answers tasks for the clients in `train` (id -> data); `test` holds their own test rows.
 
-    `key`: the run's random stream. `chunk`: clients trained together; the bytes of a result may
-    depend on it for some engines, on `spread` (how chunks are run at once) never.
+    `key`: the run's random stream. Clients are trained in chunks whose updates fill CHUNK bytes,
+    or as many as the learner's own `chunk`. Results never depend on `spread`, which runs them.
     """
 
     learner: Learner
@@ -42,7 +44,6 @@ class Local:
     train: Mapping[int, Any]
     test: Mapping[int, Any]
     key: Rng
-    chunk: int = 16
     spread: Spread = map
 
     def __post_init__(self) -> None:
@@ -55,7 +56,8 @@ class Local:
             self._settle(client, used)
         if task.want == "evaluate":
             return self._evaluate(task)
-        chunks = [task.clients[i : i + self.chunk] for i in range(0, len(task.clients), self.chunk)]
+        size = getattr(self.learner, "chunk", None) or max(1, CHUNK // max(task.params.buffer.nbytes, 1))
+        chunks = [task.clients[i : i + size] for i in range(0, len(task.clients), size)]
         aggregator = self._aggregator(task)
         answer = Answer((), None)
         for fresh, held in self.spread(lambda clients: self._fit(task, clients), chunks):
@@ -84,9 +86,13 @@ class Local:
         states = {client: self._held(client).chain for client in clients}
         answer, after = contribute(made, self.algorithm.chain, states, self._aggregator(task), task, self.key)
         held = {client: Held(c.state, after.get(client)) for client, c in made}
-        return replace(answer, failed=failed), {c: h for c, h in held.items() if h.learner is not None or h.chain is not None}
+        return replace(answer, failed=failed), {
+            c: h for c, h in held.items() if h.learner is not None or h.chain is not None
+        }
 
-    def _train(self, task: Task, clients: Sequence[int]) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
+    def _train(
+        self, task: Task, clients: Sequence[int]
+    ) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
         """The chunk's contributions. If one client fails, it is named and the others go on alone."""
         key = self._round(task)
         ctxs = [self._context(key, task, client) for client in clients]
@@ -97,7 +103,9 @@ class Local:
             if len(clients) == 1:
                 return [], {clients[0]: _reason(error)}
         alone = [self._train(task, (client,)) for client in clients]
-        return [c for made, _ in alone for c in made], {c: r for _, failed in alone for c, r in failed.items()}
+        return [c for made, _ in alone for c in made], {
+            c: r for _, failed in alone for c, r in failed.items()
+        }
 
     def _held(self, client: int) -> Held:
         return self.committed.get(client, Held())
@@ -117,7 +125,9 @@ class Local:
             if rows is None or not len(rows):
                 continue
             try:
-                metrics = self.learner.evaluate(task.params, rows, self._context(self._round(task), task, client))
+                metrics = self.learner.evaluate(
+                    task.params, rows, self._context(self._round(task), task, client)
+                )
                 found[client] = {name: lift(m, float(len(rows))) for name, m in metrics.items()}
             except Exception as error:  # noqa: BLE001
                 failed[client] = _reason(error)
