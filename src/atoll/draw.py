@@ -12,7 +12,7 @@ from html import escape
 from math import ceil, floor, isfinite, log10
 
 WIDTH, HEIGHT = 560.0, 280.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 14.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 14.0, 40.0
 TONES = ("federated", "alone", "pooled", "up", "down")
 _MOST = 400  # points of one line; more would only overlap
 _GAPS = (1, 2, 2.5, 5, 10)
@@ -24,7 +24,7 @@ color:var(--ink);font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Noto San
 @media screen and (prefers-color-scheme:dark){.atoll{--ink:#e4edee;--soft:#94a5ab;--line:#2b3a41;--paper:#16212a;
 --page:#0e161c;--federated:#3cc9b8;--alone:#f0975a;--pooled:#98a0ff;--up:#3cc9b8;--down:#456f99}}
 .atoll svg{display:block;width:100%;height:auto;overflow:visible}
-.atoll svg text{font-size:12px;fill:var(--soft);font-variant-numeric:tabular-nums}
+.atoll svg text{font-size:13px;fill:var(--soft);font-variant-numeric:tabular-nums}
 .atoll svg .strong{fill:var(--ink);font-weight:600}
 .atoll svg .grid{stroke:var(--line);stroke-width:1}
 .atoll svg .level{stroke-width:1.5;stroke-dasharray:5 4}
@@ -83,10 +83,12 @@ class _Axes:
     xs: tuple[float, float]
     ys: tuple[float, float]
     height: float = HEIGHT
+    width: float = WIDTH
+    left: float = LEFT
 
     def x(self, v: float) -> float:
         low, high = self.xs
-        return LEFT + (v - low) / (high - low or 1) * (WIDTH - LEFT - RIGHT)
+        return self.left + (v - low) / (high - low or 1) * (self.width - self.left - RIGHT)
 
     def y(self, v: float) -> float:
         low, high = self.ys
@@ -130,39 +132,48 @@ def curves(
     return _svg(body, title, HEIGHT)
 
 
-def dots(rows: Sequence[Dots], *, title: str, number: Callable[[float], str] = "{:.3g}".format) -> str:
-    """One row of dots for each way to train, on a shared axis: a bar at the mean, a ring at the worst tenth."""
+def dots(
+    rows: Sequence[Dots], *, title: str, number: Callable[[float], str] = "{:.3g}".format
+) -> str:
+    """A row of dots for each way to train, on one axis: a bar at the mean, a ring at the worst tenth."""
     values = [v for row in rows for v in row.values if isfinite(v)]
     if not values:
         return ""
-    pitch = 86.0
-    height = TOP + pitch * len(rows) + BOTTOM
-    marks = ticks(min(values), max(values), 6)
-    axes = _Axes((marks[0], marks[-1]), (0.0, 1.0), height)
+    wide, left, pitch = 1.85 * WIDTH, 150.0, 74.0
+    height = TOP + pitch * len(rows) + BOTTOM - 12
+    marks = ticks(min(values), max(values), 8)
+    axes = _Axes((marks[0], marks[-1]), (0.0, 1.0), height, wide, left)
     body = "".join(
-        f'<line class="grid" x1="{axes.x(m):.1f}" x2="{axes.x(m):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>' for m in marks
+        f'<line class="grid" x1="{axes.x(m):.1f}" x2="{axes.x(m):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
+        for m in marks
     ) + _bottom(axes, marks, "", number)
     for i, row in enumerate(rows):
-        base = TOP + pitch * i + 62
-        body += f'<text class="strong" x="{LEFT}" y="{base - 48:.1f}">{escape(row.name)}</text>'
-        body += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
+        base = TOP + pitch * i + 50
+        body += f'<text class="strong" x="0" y="{base - 4:.1f}">{escape(row.name)}</text>'
+        body += f'<line class="grid" x1="{left}" x2="{wide - RIGHT}" y1="{base}" y2="{base}"/>'
         body += "".join(_swarm(row, axes, base))
-        if isfinite(row.mean):
-            at = axes.x(row.mean)
-            body += f'<line class="s-{row.tone}" stroke-width="3" x1="{at:.1f}" x2="{at:.1f}" y1="{base - 34}" y2="{base + 8}"/>'
-        if isfinite(row.worst):
-            at = axes.x(row.worst)
-            body += f'<circle class="s-{row.tone}" cx="{at:.1f}" cy="{base}" r="8.5" fill="none" stroke-width="1.75"/>'
-    return _svg(body, title, height)
+        body += _marks(row, axes, base)
+    return _svg(body, title, height, wide)
+
+
+def _marks(row: Dots, axes: _Axes, base: float) -> str:
+    body = ""
+    if isfinite(row.mean):
+        at = f'x1="{axes.x(row.mean):.1f}" x2="{axes.x(row.mean):.1f}"'
+        body += f'<line class="s-{row.tone}" stroke-width="3" {at} y1="{base - 34}" y2="{base + 10}"/>'
+    if isfinite(row.worst):
+        at = f'cx="{axes.x(row.worst):.1f}" cy="{base}"'
+        body += f'<circle class="s-{row.tone}" {at} r="9" fill="none" stroke-width="2"/>'
+    return body
 
 
 def _swarm(row: Dots, axes: _Axes, base: float) -> Iterable[str]:
     """Dots that would overlap are stacked upwards, closer where there are many."""
-    radius = 4.0 if len(row.values) <= 60 else 2.5
+    radius = 5.0 if len(row.values) <= 60 else 3.0
     heights: dict[int, int] = {}
     places = sorted((v, label) for v, label in zip(row.values, row.labels, strict=True) if isfinite(v))
-    cells = [round((axes.x(v) - LEFT) / (2 * radius)) for v, _ in places]
-    step = min(2 * radius, 34 / max(1, max((cells.count(c) for c in set(cells)), default=1) - 1))
+    cells = [round(axes.x(v) / (2 * radius)) for v, _ in places]
+    step = min(2 * radius, 38 / max(1, max((cells.count(c) for c in set(cells)), default=1) - 1))
     for (v, label), cell in zip(places, cells, strict=True):
         up = heights.get(cell, 0)
         heights[cell] = up + 1
@@ -172,7 +183,7 @@ def _swarm(row: Dots, axes: _Axes, base: float) -> Iterable[str]:
         )
 
 
-def bars(counts: Sequence[float], labels: Sequence[str], *, title: str, x: str, tone: str = "federated") -> str:
+def bars(counts: Sequence[float], labels: Sequence[str], *, title: str, x: str) -> str:
     """One bar for each count, from 0."""
     if not counts:
         return ""
@@ -184,12 +195,12 @@ def bars(counts: Sequence[float], labels: Sequence[str], *, title: str, x: str, 
     for i, (count, label) in enumerate(zip(counts, labels, strict=True)):
         at, y = axes.x(i), axes.y(count)
         body += (
-            f'<rect class="f-{tone}" opacity=".85" x="{at - wide / 2:.1f}" y="{y:.1f}" width="{wide:.1f}"'
+            f'<rect class="f-federated" opacity=".85" x="{at - wide / 2:.1f}" y="{y:.1f}" width="{wide:.1f}"'
             f' height="{axes.y(0) - y:.1f}" rx="2"><title>{escape(label)}: {count:g}</title></rect>'
         )
         if i % every == 0:
-            body += f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{escape(label)}</text>'
-    return _svg(body + _name(x, HEIGHT), title, HEIGHT)
+            body += _tick(at, HEIGHT, label)
+    return _svg(body + _name(x, axes), title, HEIGHT)
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
@@ -209,16 +220,21 @@ def _grid(axes: _Axes, marks: Sequence[float], number: Callable[[float], str]) -
     )
 
 
-def _bottom(axes: _Axes, marks: Sequence[float], x: str, number: Callable[[float], str] = "{:g}".format) -> str:
-    y = axes.height - BOTTOM + 17
-    return "".join(
-        f'<text x="{axes.x(m):.1f}" y="{y}" text-anchor="middle">{escape(number(m))}</text>' for m in marks
-    ) + _name(x, axes.height)
+def _bottom(
+    axes: _Axes, marks: Sequence[float], x: str, number: Callable[[float], str] = "{:g}".format
+) -> str:
+    return "".join(_tick(axes.x(m), axes.height, number(m)) for m in marks) + _name(x, axes)
 
 
-def _name(x: str, height: float) -> str:
-    return f'<text x="{WIDTH - RIGHT}" y="{height - 5}" text-anchor="end">{escape(x)}</text>' if x else ""
+def _tick(at: float, height: float, text: str) -> str:
+    return f'<text x="{at:.1f}" y="{height - BOTTOM + 18}" text-anchor="middle">{escape(text)}</text>'
 
 
-def _svg(body: str, title: str, height: float) -> str:
-    return f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{escape(title)}">{body}</svg>'
+def _name(x: str, axes: _Axes) -> str:
+    at = f'x="{axes.width - RIGHT}" y="{axes.height - 3}"'
+    return f'<text {at} text-anchor="end">{escape(x)}</text>' if x else ""
+
+
+def _svg(body: str, title: str, height: float, width: float = WIDTH) -> str:
+    box = f'viewBox="0 0 {width:g} {height:g}"'
+    return f'<svg {box} role="img" aria-label="{escape(title)}">{body}</svg>'

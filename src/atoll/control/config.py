@@ -97,14 +97,19 @@ def parse(table: Mapping[str, Any]) -> JobFile:
     )
 
 
-def override(table: dict[str, Any], change: str) -> None:
-    """Set `a.b.c=value` in a nested table; a value that is not TOML is taken as text."""
+def override(table: dict[str, Any], change: str, where: str = "--set") -> None:
+    """Set `a.b.c=value` in a nested table; a value that is not TOML is taken as text.
+
+    Raises ConfigError, naming `where` the change came from, if it is none.
+    """
     path, found, text = change.partition("=")
     if not found or not path:
-        raise ConfigError(f"--set takes key=value, as in algorithm.mu=0.01, got {change!r}")
+        raise ConfigError(f"{where} takes key=value, as in algorithm.mu=0.01, got {change!r}")
     *above, last = path.strip().split(".")
     for key in above:
         inner = table.setdefault(key, {})
+        if not isinstance(inner, (str, dict)):
+            raise ConfigError(f"{where} {change}: {key} is a value and has nothing inside")
         table[key] = table = {"name": inner} if isinstance(inner, str) else inner
     try:
         table[last] = tomllib.loads(f"v = {text}")["v"]

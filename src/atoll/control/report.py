@@ -19,13 +19,14 @@ from ..draw import Band, Dots, Line
 from ..learn.stop import lower_is_better
 from ..simulate import folder as files
 from .config import flat
-from .show import main_metric, size
+from .table import number, size
 from .text import Texts
 
 Say = Callable[[str], str]
 Record = Mapping[str, Any]
 
 WAYS = {"federated": "federated", "each site alone": "alone", "all data pooled": "pooled"}  # and their colours
+_FIRST = ("accuracy", "auc", "r2", "mse", "loss")
 _MOST_ROWS = 500  # of a table of rounds or sites; the files beside the report hold them all
 _LOGO = (
     '<svg viewBox="0 0 52 52" aria-hidden="true"><circle cx="26" cy="26" r="19" fill="none" class="s-federated"'
@@ -55,7 +56,7 @@ class Seen:
         if not self.history:
             raise StateError(f"{root} holds no round yet: let the run go on with --resume")
         self.about = _json(root / "about.json")
-        self.values = run.values() or dict(self.job["job"])
+        self.values = run.values() or self.job["job"]
         self.name = str(self.values.get("name", root.name)).strip("'")
         data = self.job.get("data", {})
         last = next((r["sites"] for r in reversed(self.history) if r.get("sites")), {})
@@ -64,9 +65,11 @@ class Seen:
         self.rounds = [r for r in self.history if r["round"]]
         self.seen = [r for r in self.history if r.get("metrics")]
         self.metric = main_metric(self.seen[-1]["metrics"]) if self.seen else "loss"
+        ways = _json(root / "baselines.json")
         self.ways = {
-            name: Scores(s["pooled"], {int(k): m for k, m in s["sites"].items()})
-            for name, s in _json(root / "baselines.json").items()
+            name: Scores(ways[name]["pooled"], {int(k): m for k, m in ways[name]["sites"].items()})
+            for name in WAYS
+            if name in ways
         } or {"federated": Scores(self.seen[-1]["metrics"] if self.seen else {}, last)}
 
 
@@ -100,7 +103,7 @@ def _cards(run: Seen, say: Say) -> str:
         values = [r["metrics"][run.metric] for r in run.seen]
         best = (min if lower_is_better(run.metric) else max)(values)
         at = run.seen[values.index(best)]["round"]
-        cards.append((say(run.metric), _number(values[-1]), f"{say('best')} {_number(best)}, {say('round')} {at}"))
+        cards.append((say(run.metric), number(values[-1]), f"{say('best')} {number(best)}, {say('round')} {at}"))
     stopped = say("stopped early") if run.history[-1].get("stop") else ""
     cards.append((say("rounds"), str(run.history[-1]["round"]), stopped))
     taking = [r["clients"] for r in run.rounds]
@@ -143,9 +146,9 @@ def _curve(run: Seen, name: str, say: Say) -> str:
     bands = [Band(say("eight of ten sites"), band)] if band else []
     top = 1.0 if name in ("accuracy", "auc") else None
     chart = draw.curves(lines, bands, title=f"{say(name)}, {say('by round')}", x=say("round"), top=top)
-    rows = [(str(int(a)), _number(b)) for a, b in points]
+    rows = [(str(int(a)), number(b)) for a, b in points]
     return _figure(
-        say(name), say("on all test rows, by round"), _key(lines, bands) + chart, [say("round"), say(name)], rows, say
+        say(name).capitalize(), say("on all test rows, by round"), _key(lines, bands) + chart, [say("round"), say(name)], rows, say
     )
 
 
@@ -158,14 +161,14 @@ def _ways(run: Seen, say: Say) -> str:
         labels = [run.sites.get(k, str(k)) for k in found]
         rows.append(Dots(say(name), list(found.values()), labels, over.mean, over.worst, WAYS.get(name, "federated")))
         pooled = scores.pooled.get(run.metric, float("nan"))
-        cells = [_number(v) for v in (pooled, over.mean, over.worst, over.deviation)]
+        cells = [number(v) for v in (pooled, over.mean, over.worst, over.deviation)]
         table.append((f'<i class="b-{WAYS.get(name, "federated")}"></i>{escape(say(name))}', *cells))
     chart = draw.dots(rows, title=f"{say(run.metric)}, {say('site by site')}")
     if not chart:
         return ""
     heads = [say("trained"), say("all test rows"), say("mean over sites"), say("worst tenth"), say("spread")]
     sites = [
-        (escape(name), *(_number(s.sites.get(k, {}).get(run.metric, float("nan"))) for s in run.ways.values()))
+        (escape(name), *(number(s.sites.get(k, {}).get(run.metric, float("nan"))) for s in run.ways.values()))
         for k, name in list(run.sites.items())[:_MOST_ROWS]
     ]
     return (
@@ -230,7 +233,8 @@ def _failures(run: Seen, say: Say) -> str:
 
 
 def _details(run: Seen, say: Say) -> str:
-    job = [(escape(k), escape(v)) for k, v in flat(run.values)]
+    values = flat(run.values) if run.values is not run.job["job"] else list(run.values.items())
+    job = [(escape(k), escape(v)) for k, v in values]
     about = [(escape(k), escape(str(v))) for k, v in run.about.items() if k != "took"]
     heads = [say("name"), say("value")]
     return (
@@ -255,10 +259,16 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") 
 
 
 def _key(lines: Sequence[Line], bands: Sequence[Band]) -> str:
-    items = [(v.name, v.tone, "") for v in lines]
+    items = [(v.name, v.tone, "flat" if v.flat else "") for v in lines]
     items += [(b.name, b.tone, "solid" if b.solid else "area") for b in bands]
     shown = "".join(f'<li><i class="b-{tone} {kind}"></i>{escape(name)}</li>' for name, tone, kind in items)
     return f'<ul class="key">{shown}</ul>'
+
+
+def main_metric(metrics: Iterable[str]) -> str:
+    """The metric a person asks for first."""
+    names = list(metrics)
+    return next((n for n in _FIRST if n in names), next(iter(names), "loss"))
 
 
 def _middle(values: Sequence[float]) -> tuple[float, float]:
@@ -271,10 +281,6 @@ def _middle(values: Sequence[float]) -> tuple[float, float]:
 def _site(data: Mapping[str, Any], k: int) -> str:
     names = data.get("names") or []
     return str(names[k]) if k < len(names) else f"client {k}"
-
-
-def _number(x: float) -> str:
-    return "–" if x != x else f"{x:.4f}" if abs(x) < 100 else f"{x:.4g}"  # noqa: PLR0124  NaN
 
 
 def _time(seconds: float) -> str:

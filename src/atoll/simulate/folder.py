@@ -65,12 +65,18 @@ class Folder:
         self.root = root
         self._records = records
 
-    def begin(self, job: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Start a new run here. Raises StateError if the folder already holds one."""
+    def free(self) -> None:
+        """Raise StateError if the folder already holds a run, or is a file."""
+        if self.root.exists() and not self.root.is_dir():
+            raise StateError(f"{self.root} is a file: choose a folder for the run")
         if (self.root / "job.json").exists():
             raise StateError(
                 f"{self.root} already holds a run: choose another folder, or go on with --resume"
             )
+
+    def begin(self, job: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Start a new run here. Raises StateError as `free` does, or if the disk takes no files."""
+        self.free()
         write(self.root / "about.json", _json(about))
         write(self.root / "job.json", _json(job))
         write(self.root / "metrics.jsonl", b"")
