@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, isfinite, log10
+from typing import TypeVar
 
 WIDTH, HEIGHT = 560.0, 280.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 14.0, 40.0
 TONES = ("federated", "alone", "pooled", "up", "down")
 _MOST = 400  # points of one line; more would only overlap
+P = TypeVar("P", bound=tuple[float, ...])
 _GAPS = (1, 2, 2.5, 5, 10)
 
 STYLE = """
@@ -126,15 +128,15 @@ def curves(
     for v in lines:
         if v.flat:
             y = axes.y(v.points[0][1])
-            body += f'<line class="level s-{v.tone}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            body += (
+                f'<line class="level s-{v.tone}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
         else:
             body += f'<path class="curve s-{v.tone}" d="{axes.path(_thin(v.points))}"/>'
     return _svg(body, title, HEIGHT)
 
 
-def dots(
-    rows: Sequence[Dots], *, title: str, number: Callable[[float], str] = "{:.3g}".format
-) -> str:
+def dots(rows: Sequence[Dots], *, title: str, number: Callable[[float], str] = "{:.3g}".format) -> str:
     """A row of dots for each way to train, on one axis: a bar at the mean, a ring at the worst tenth."""
     values = [v for row in rows for v in row.values if isfinite(v)]
     if not values:
@@ -208,7 +210,7 @@ def _thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]
     return [p for i, p in enumerate(points) if i % every == 0 or i == len(points) - 1]
 
 
-def _finite(points: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+def _finite(points: Sequence[P]) -> list[P]:
     return [p for p in points if all(map(isfinite, p))]
 
 

@@ -197,8 +197,12 @@ def census(data: Any) -> dict[str, Any]:
     if hasattr(data, "names"):
         found["names"] = list(data.names)
     if isinstance(getattr(data, "x", None), np.ndarray):
-        found["crc32"] = zlib.crc32(np.ascontiguousarray(data.y), zlib.crc32(np.ascontiguousarray(data.x)))
+        found["crc32"] = _crc(data.y, _crc(data.x))
     return found
+
+
+def _crc(array: Any, before: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data, before)
 
 
 def _local(run: Run, data: Any, spread: Any, state: State | None) -> Local:

@@ -79,7 +79,8 @@ def _parser(say: Say) -> argparse.ArgumentParser:
         "--parts", type=Path, metavar="FILE.py", help=say("a Python file with parts of your own")
     )
     top = _Parser(say, prog="atoll", description=say("federated learning at the edge"), parents=[lang])
-    commands = top.add_subparsers(metavar=say("COMMAND"), required=True, parser_class=partial(_Parser, say))
+    parser: Any = partial(_Parser, say)
+    commands = top.add_subparsers(metavar=say("COMMAND"), required=True, parser_class=parser)
 
     def command(name: str, run: Run, text: str, inside: Any = commands, *more: Any) -> Any:
         made = inside.add_parser(name, help=say(text), description=say(text), parents=[common, *more])
@@ -120,7 +121,8 @@ def _parser(say: Say) -> argparse.ArgumentParser:
 def _data(commands: Any, command: Any, say: Say) -> None:
     text = say("look at data and deal it to clients")
     top = commands.add_parser("data", help=text, description=text)
-    inner = top.add_subparsers(metavar=say("COMMAND"), required=True, parser_class=partial(_Parser, say))
+    parser: Any = partial(_Parser, say)
+    inner = top.add_subparsers(metavar=say("COMMAND"), required=True, parser_class=parser)
     command("list", _data_list, "list data sets", inner)
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument("source", metavar="DATA", help=say("a name, a file or a folder"))
@@ -146,8 +148,8 @@ def _own_parts(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}: --parts takes a Python file")
     spec = importlib.util.spec_from_file_location("own_parts", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file: --parts takes a *.py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules["own_parts"] = module
     spec.loader.exec_module(module)

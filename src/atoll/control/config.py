@@ -17,11 +17,12 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.registry import build, nearest
+from ..core.registry import build, nearest, parts
 from ..data import Sites, load_data, partition
 from ..job import Job
 from ..simulate.faults import World
@@ -49,10 +50,25 @@ class JobFile:
         split = {k: table.pop(k) for k in _SPLIT if k in table}
         if "name" not in table:
             raise ConfigError('name the data, as in name = "digits"', "$.data.name")
-        dataset = load_data(table.pop("name"), **table)
-        if "by" in split:
-            split["by"] = build("partition", split["by"], "$.data.by")
-        return partition(dataset, seed=self.seed, **split)
+        _known(table)
+        try:
+            dataset = load_data(table.pop("name"), **table)
+            if "by" in split:
+                split["by"] = build("partition", split["by"], "$.by")
+            return partition(dataset, seed=self.seed, **split)
+        except ConfigError as error:  # its path starts at the data
+            text = str(error).removeprefix(f"{error.path}: ")
+            raise ConfigError(text, f"$.data{error.path.removeprefix('$')}") from None
+
+
+def _known(table: Mapping[str, Any]) -> None:
+    """Refuse a key that neither the data set nor the division among clients takes."""
+    for part in parts("data"):
+        if part.name == table["name"]:
+            takes = [*signature(part.make).parameters, *_SPLIT]
+            for key in table:
+                if key != "name" and key not in takes:
+                    raise ConfigError(f"unknown key {key!r}: {nearest(key, takes)}", f"$.data.{key}")
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> JobFile:

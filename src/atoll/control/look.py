@@ -46,7 +46,7 @@ def describe(args: argparse.Namespace, say: Say) -> int:
 def deal(args: argparse.Namespace, say: Say) -> int:
     """Who gets what: rows and labels of each client; with --out a CSV file each."""
     sites = _deal(args)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"client": name, "rows": len(sites[k]), "test_rows": len(sites.tests[k]) if sites.tests else 0}
         | {"labels": _labels(sites, k)}
         for k, name in enumerate(sites.names)
@@ -57,7 +57,12 @@ def deal(args: argparse.Namespace, say: Say) -> int:
         print(json.dumps({"clients": rows}))
         return 0
     cells = [
-        (r["client"], str(r["rows"]), str(r["test_rows"]), " ".join(f"{k}:{n}" for k, n in r["labels"].items()))
+        (
+            r["client"],
+            str(r["rows"]),
+            str(r["test_rows"]),
+            " ".join(f"{k}:{n}" for k, n in r["labels"].items()),
+        )
         for r in rows
     ]
     table([say("client"), say("rows"), say("test rows"), say("labels")], cells)
@@ -74,7 +79,7 @@ def unlike(args: argparse.Namespace, say: Say) -> int:
             raise ConfigError(f"cannot write {args.draw}: {error.strerror or error}", "--draw") from None
     advice = found.recommend()
     measures = ("label_tv", "label_js", "label_iid", "gini", "cv", "shift", "one_label")
-    plain = {"clients": len(found.names), "rows": int(found.sizes.sum())}
+    plain: dict[str, Any] = {"clients": len(found.names), "rows": int(found.sizes.sum())}
     plain |= {name: getattr(found, name) for name in measures}
     plain |= {"algorithm": advice.algorithm, "reason": advice.reason}
     print(json.dumps(plain, default=float) if args.json else found)

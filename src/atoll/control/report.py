@@ -18,6 +18,7 @@ from ..core.errors import StateError
 from ..draw import Band, Dots, Line
 from ..learn.stop import lower_is_better
 from ..simulate import folder as files
+from . import html
 from .config import flat
 from .table import number, size
 from .text import Texts
@@ -25,18 +26,12 @@ from .text import Texts
 Say = Callable[[str], str]
 Record = Mapping[str, Any]
 
-WAYS = {"federated": "federated", "each site alone": "alone", "all data pooled": "pooled"}  # and their colours
+WAYS = {
+    "federated": "federated",
+    "each site alone": "alone",
+    "all data pooled": "pooled",
+}  # and their colours
 _FIRST = ("accuracy", "auc", "r2", "mse", "loss")
-_MOST_ROWS = 500  # of a table of rounds or sites; the files beside the report hold them all
-_LOGO = (
-    '<svg viewBox="0 0 52 52" aria-hidden="true"><circle cx="26" cy="26" r="19" fill="none" class="s-federated"'
-    ' stroke-width="2" opacity=".35"/>'
-    + "".join(
-        f'<circle cx="{x}" cy="{y}" r="{r}" class="f-federated"/>'
-        for x, y, r in ((26, 7, 5), (44, 20, 4), (41, 38, 5.5), (24, 45, 4), (8, 33, 5), (10, 15, 3.5))
-    )
-    + "</svg>"
-)
 
 
 def write(root: Path, say: Say | None = None) -> Path:
@@ -59,7 +54,7 @@ class Seen:
         self.values = run.values() or self.job["job"]
         self.name = str(self.values.get("name", root.name)).strip("'")
         data = self.job.get("data", {})
-        last = next((r["sites"] for r in reversed(self.history) if r.get("sites")), {})
+        last: dict[int, Any] = next((r["sites"] for r in reversed(self.history) if r.get("sites")), {})
         self.sites = {k: _site(data, k) for k in sorted(last)}
         self.clients = int(data.get("clients", len(self.sites)))
         self.rounds = [r for r in self.history if r["round"]]
@@ -75,7 +70,6 @@ class Seen:
 
 def page(run: Seen, say: Say) -> str:
     """The whole report."""
-    css = Path(__file__).with_name("report.css").read_text("utf-8")
     parts = [
         _cards(run, say),
         _curves(run, say),
@@ -87,14 +81,7 @@ def page(run: Seen, say: Say) -> str:
     ]
     algorithm = str(run.job["job"]["algorithm"]).partition("(")[0]
     line = f"{algorithm} · {run.clients} {say('clients')} · {say('seed')} {run.job['seed']}"
-    return (
-        f'<!doctype html><html lang="{say("en")}"><head><meta charset="utf-8"><meta name="color-scheme"'
-        f' content="light dark"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(run.name)} · Atoll</title><style>{draw.STYLE}{css}</style></head>"
-        f'<body class="atoll"><main><header>{_LOGO}<div><h1>{escape(run.name)}</h1><p>{escape(line)}</p></div></header>'
-        + "".join(parts)
-        + f"<footer>Atoll {escape(str(run.about.get('atoll', '')))}</footer></main></body></html>\n"
-    )
+    return html.document(run.name, line, parts, f"Atoll {run.about.get('atoll', '')}", say("en"))
 
 
 def _cards(run: Seen, say: Say) -> str:
@@ -103,7 +90,9 @@ def _cards(run: Seen, say: Say) -> str:
         values = [r["metrics"][run.metric] for r in run.seen]
         best = (min if lower_is_better(run.metric) else max)(values)
         at = run.seen[values.index(best)]["round"]
-        cards.append((say(run.metric), number(values[-1]), f"{say('best')} {number(best)}, {say('round')} {at}"))
+        cards.append(
+            (say(run.metric), number(values[-1]), f"{say('best')} {number(best)}, {say('round')} {at}")
+        )
     stopped = say("stopped early") if run.history[-1].get("stop") else ""
     cards.append((say("rounds"), str(run.history[-1]["round"]), stopped))
     taking = [r["clients"] for r in run.rounds]
@@ -124,7 +113,9 @@ def _cards(run: Seen, say: Say) -> str:
 
 def _curves(run: Seen, say: Say) -> str:
     """The main metric and the loss over rounds, with the sites' spread around them."""
-    names = list(dict.fromkeys([run.metric, *(["loss"] if run.seen and "loss" in run.seen[-1]["metrics"] else [])]))
+    names = list(
+        dict.fromkeys([run.metric, *(["loss"] if run.seen and "loss" in run.seen[-1]["metrics"] else [])])
+    )
     if not run.seen:
         return ""
     shown = "".join(_curve(run, name, say) for name in names)
@@ -133,11 +124,8 @@ def _curves(run: Seen, say: Say) -> str:
 
 def _curve(run: Seen, name: str, say: Say) -> str:
     points = [(float(r["round"]), float(r["metrics"][name])) for r in run.seen if name in r["metrics"]]
-    band = [
-        (float(r["round"]), *_middle([m[name] for m in r["sites"].values() if name in m]))
-        for r in run.seen
-        if len(r.get("sites", {})) > 1
-    ]
+    spread = [(r["round"], [m[name] for m in r.get("sites", {}).values() if name in m]) for r in run.seen]
+    band = [(float(at), *_middle(values)) for at, values in spread if len(values) > 1]
     lines = [Line(say("federated"), points)]
     for way, tone in list(WAYS.items())[1:]:
         level = run.ways[way].pooled.get(name) if way in run.ways else None
@@ -147,9 +135,9 @@ def _curve(run: Seen, name: str, say: Say) -> str:
     top = 1.0 if name in ("accuracy", "auc") else None
     chart = draw.curves(lines, bands, title=f"{say(name)}, {say('by round')}", x=say("round"), top=top)
     rows = [(str(int(a)), number(b)) for a, b in points]
-    return _figure(
-        say(name).capitalize(), say("on all test rows, by round"), _key(lines, bands) + chart, [say("round"), say(name)], rows, say
-    )
+    numbers = html.fold(say("numbers"), html.table([say("round"), say(name)], rows))
+    note = say("on all test rows, by round")
+    return html.figure(say(name).capitalize(), note, html.key(lines, bands) + chart, numbers)
 
 
 def _ways(run: Seen, say: Say) -> str:
@@ -159,7 +147,9 @@ def _ways(run: Seen, say: Say) -> str:
         over = scores.over_sites(run.metric)
         found = {k: m[run.metric] for k, m in scores.sites.items() if run.metric in m}
         labels = [run.sites.get(k, str(k)) for k in found]
-        rows.append(Dots(say(name), list(found.values()), labels, over.mean, over.worst, WAYS.get(name, "federated")))
+        rows.append(
+            Dots(say(name), list(found.values()), labels, over.mean, over.worst, WAYS.get(name, "federated"))
+        )
         pooled = scores.pooled.get(run.metric, float("nan"))
         cells = [number(v) for v in (pooled, over.mean, over.worst, over.deviation)]
         table.append((f'<i class="b-{WAYS.get(name, "federated")}"></i>{escape(say(name))}', *cells))
@@ -169,13 +159,13 @@ def _ways(run: Seen, say: Say) -> str:
     heads = [say("trained"), say("all test rows"), say("mean over sites"), say("worst tenth"), say("spread")]
     sites = [
         (escape(name), *(number(s.sites.get(k, {}).get(run.metric, float("nan"))) for s in run.ways.values()))
-        for k, name in list(run.sites.items())[:_MOST_ROWS]
+        for k, name in run.sites.items()
     ]
     return (
         f"<section><h2>{say('Site by site')}</h2><p>{say('One dot is one site, on its own test rows')}:"
         f" {say(run.metric)}. {say('The bar is the mean, the ring the mean of the worst tenth')}.</p>"
-        f"<figure>{chart}</figure>{_table(heads, table)}"
-        + _fold(say("every site"), _table([say("site"), *map(say, run.ways)], sites))
+        f'<figure class="wide scroll">{chart}</figure>{html.table(heads, table)}'
+        + html.fold(say("every site"), html.table([say("site"), *map(say, run.ways)], sites))
         + "</section>"
     )
 
@@ -193,14 +183,15 @@ def _traffic(run: Seen, say: Say) -> str:
     total = [(each[0][0], 0.0, 0.0), *total]
     rows = [(str(r["round"]), size(r["up"]), size(r["down"])) for r in records]
     heads = [say("round"), say("sent up"), say("sent down")]
-    shown = ""
+    note, shown = say("models sent down, updates sent up"), ""
     for title, points, table in (("Bytes in each round", each, rows), ("Bytes so far", total, [])):
         bands = [
             Band(say("sent up"), [(a, 0.0, up) for a, up, _ in points], "up", solid=True),
             Band(say("sent down"), [(a, up, up + down) for a, up, down in points], "down", solid=True),
         ]
         chart = draw.curves([], bands, title=say(title), x=say("round"), number=size)
-        shown += _figure(say(title), say("models sent down, updates sent up"), _key([], bands) + chart, heads, table, say)
+        numbers = html.fold(say("numbers"), html.table(heads, table)) if table else ""
+        shown += html.figure(say(title), note, html.key([], bands) + chart, numbers)
     return f'<div class="two">{shown}</div>'
 
 
@@ -215,7 +206,8 @@ def _staleness(run: Seen, say: Say) -> str:
     chart = draw.bars([counts[a] for a in ages], list(map(str, ages)), title=say("Staleness"), x=say("steps"))
     rows = [(str(a), str(counts[a])) for a in ages]
     note = say("how many steps the model had moved while a client trained")
-    return _figure(say("Staleness"), note, chart, [say("steps"), say("updates")], rows, say)
+    numbers = html.fold(say("numbers"), html.table([say("steps"), say("updates")], rows))
+    return html.figure(say("Staleness"), note, chart, numbers)
 
 
 def _failures(run: Seen, say: Say) -> str:
@@ -228,7 +220,7 @@ def _failures(run: Seen, say: Say) -> str:
     asked = sum(r.get("cohort", 0) for r in run.rounds)
     note = f"{sum(reasons.values())} / {asked} {say('tasks brought nothing')}"
     rows = [(str(n), escape(reason)) for reason, n in reasons.most_common(20)]
-    table = _table([say("times"), say("reason")], rows, "text")
+    table = html.table([say("times"), say("reason")], rows, "text")
     return f"<section><h2>{say('Failures')}</h2><p>{note}</p>{table}</section>"
 
 
@@ -238,31 +230,9 @@ def _details(run: Seen, say: Say) -> str:
     about = [(escape(k), escape(str(v))) for k, v in run.about.items() if k != "took"]
     heads = [say("name"), say("value")]
     return (
-        f'<div class="two"><section><h2>{say("The job")}</h2>{_table(heads, job, "pairs")}</section>'
-        f"<section><h2>{say('Where it ran')}</h2>{_table(heads, about, 'pairs')}</section></div>"
+        f'<div class="two"><section><h2>{say("The job")}</h2>{html.table(heads, job, "pairs")}</section>'
+        f"<section><h2>{say('Where it ran')}</h2>{html.table(heads, about, 'pairs')}</section></div>"
     )
-
-
-def _figure(title: str, note: str, chart: str, heads: Sequence[str], rows: Sequence[Sequence[str]], say: Say) -> str:
-    numbers = _fold(say("numbers"), _table(heads, rows[:: max(1, len(rows) // _MOST_ROWS)])) if rows else ""
-    return f"<section><h2>{title}</h2><figure><figcaption>{note}</figcaption>{chart}</figure>{numbers}</section>"
-
-
-def _fold(title: str, inner: str) -> str:
-    return f"<details><summary>{title}</summary>{inner}</details>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    head = "".join(f"<th scope=col>{h}</th>" for h in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _key(lines: Sequence[Line], bands: Sequence[Band]) -> str:
-    items = [(v.name, v.tone, "flat" if v.flat else "") for v in lines]
-    items += [(b.name, b.tone, "solid" if b.solid else "area") for b in bands]
-    shown = "".join(f'<li><i class="b-{tone} {kind}"></i>{escape(name)}</li>' for name, tone, kind in items)
-    return f'<ul class="key">{shown}</ul>'
 
 
 def main_metric(metrics: Iterable[str]) -> str:

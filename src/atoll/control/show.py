@@ -122,10 +122,11 @@ def compare(args: argparse.Namespace, say: Say) -> int:
         return 0
     heads = ["run", "algorithm", "rounds", "metric", "last", "best", "in round", "sent up"]
     cells = [
-        (r["run"], r["algorithm"], str(r["rounds"]), say(r["metric"]), number(r["last"]), number(r["best"]))
-        + (str(r["best_round"]), size(r["up"]))
+        [r["run"], r["algorithm"], str(r["rounds"]), say(r["metric"]), number(r["last"]), number(r["best"])]
         for r in rows
     ]
+    for cell, r in zip(cells, rows, strict=True):
+        cell += [str(r["best_round"]), size(r["up"])]
     table(list(map(say, heads)), cells)
     return 0
 

@@ -15,7 +15,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print the rows below their heads; numbers to the right, text to the left."""
     cells = [list(heads), *map(list, rows)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    right = [all(_numeric(c) for c in column) for column in zip(*cells[1:], strict=True)] or [False] * len(heads)
+    right = [all(_numeric(c) for c in column) for column in zip(*cells[1:], strict=True)] or [False] * len(
+        heads
+    )
     room = _room() - sum(widths[:-1]) - 2 * (len(heads) - 1)
     for row in cells:
         *first, last = row
