@@ -22,8 +22,10 @@ _GAPS = (1, 2, 2.5, 5, 10)
 STYLE = """
 .atoll{--ink:#16242b;--soft:#5b6b73;--line:#dfe6e8;--paper:#fff;--page:#f5f8f8;
 --federated:#0b7a75;--alone:#c8641b;--pooled:#5a63c9;--up:#0b7a75;--down:#8fb8de;
-color:var(--ink);font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Noto Sans CJK SC",sans-serif}
-@media screen and (prefers-color-scheme:dark){.atoll{--ink:#e4edee;--soft:#94a5ab;--line:#2b3a41;--paper:#16212a;
+color:var(--ink);font-family:system-ui,-apple-system,"Segoe UI",Roboto,
+"Noto Sans","Noto Sans CJK SC",sans-serif}
+@media screen and (prefers-color-scheme:dark){
+.atoll{--ink:#e4edee;--soft:#94a5ab;--line:#2b3a41;--paper:#16212a;
 --page:#0e161c;--federated:#3cc9b8;--alone:#f0975a;--pooled:#98a0ff;--up:#3cc9b8;--down:#456f99}}
 .atoll svg{display:block;width:100%;height:auto;overflow:visible}
 .atoll svg text{font-size:13px;fill:var(--soft);font-variant-numeric:tabular-nums}
@@ -32,7 +34,8 @@ color:var(--ink);font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Noto San
 .atoll svg .level{stroke-width:1.5;stroke-dasharray:5 4}
 .atoll svg .curve{fill:none;stroke-width:2.25;stroke-linejoin:round;stroke-linecap:round}
 """ + "".join(
-    f".atoll .s-{t}{{stroke:var(--{t})}}.atoll .f-{t}{{fill:var(--{t})}}.atoll .b-{t}{{background:var(--{t})}}\n"
+    f".atoll .s-{t}{{stroke:var(--{t})}}.atoll .f-{t}{{fill:var(--{t})}}"
+    f".atoll .b-{t}{{background:var(--{t})}}\n"
     for t in TONES
 )
 
@@ -119,7 +122,7 @@ def curves(
     marks = ticks(min(0.0, *ys) if min(ys) < 0 or min(ys) < max(ys) / 2 else min(ys), max(ys))
     if top is not None:
         marks = [m for m in marks if m <= top + 1e-9]
-    axes = _Axes((min(xs), max(xs)), (marks[0], max(marks[-1], max(ys))))
+    axes = _Axes((min(xs), max(xs)), (marks[0], max(marks[-1], *ys)))
     body = _grid(axes, marks, number) + _bottom(axes, [t for t in ticks(*axes.xs, 6) if t <= axes.xs[1]], x)
     for b in bands:
         edge = [(p[0], p[2]) for p in b.points] + [(p[0], p[1]) for p in reversed(b.points)]

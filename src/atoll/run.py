@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import notebook
 from .core.edge import Answer, Task, wire
 from .core.errors import ConfigError, StateError
 from .core.message import FitContext, Learner
@@ -24,7 +25,7 @@ from .learn import rounds
 from .learn.local import Held, Local
 from .learn.rounds import Plan, Progress
 from .simulate.faults import World
-from .simulate.folder import Folder
+from .simulate.folder import Folder, write_model
 from .simulate.lanes import lanes
 from .simulate.world import Simulation
 
@@ -74,6 +75,30 @@ class Run:
     def seconds(self) -> float:
         """Seconds of all rounds on the world's clock: virtual in a simulation."""
         return float(sum(r.get("seconds", 0.0) for r in self.history))
+
+    def plot(self) -> Any:
+        """The metrics over rounds as a matplotlib Figure; needs `pip install 'atoll-fl[plots]'`."""
+        return notebook.figure(self.history)
+
+    def _repr_html_(self) -> str:
+        return notebook.summary(self)
+
+    def export(self, path: str | Path, example: Any = None) -> Path:
+        """Write the model to `path`: *.safetensors, or *.onnx where the learner can write itself so.
+
+        `example`: for ONNX, some rows as the model takes them. Raises ConfigError for another
+        ending or a learner that cannot, StateError where the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix == ".safetensors":
+            write_model(path, self.params)
+        elif path.suffix == ".onnx" and hasattr(self.learner, "export"):
+            self.learner.export(self.params, path, example)
+        elif path.suffix == ".onnx":
+            raise ConfigError(f"{type(self.learner).__name__} writes no ONNX: export to a .safetensors file")
+        else:
+            raise ConfigError(f"export to a .safetensors or .onnx file, not {path.name!r}")
+        return path
 
     def _last(self, name: str) -> Mapping[Any, Any]:
         return next((r[name] for r in reversed(self.history) if name in r), {})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .. import draw
 from ..baselines import Scores
 from ..core.errors import StateError
 from ..draw import Band, Dots, Line
-from ..learn.stop import lower_is_better
+from ..learn.stop import lower_is_better, main_metric
 from ..simulate import folder as files
 from . import html
 from .config import flat
@@ -31,7 +31,6 @@ WAYS = {
     "each site alone": "alone",
     "all data pooled": "pooled",
 }  # and their colours
-_FIRST = ("accuracy", "auc", "r2", "mse", "loss")
 
 
 def write(root: Path, say: Say | None = None) -> Path:
@@ -233,12 +232,6 @@ def _details(run: Seen, say: Say) -> str:
         f'<div class="two"><section><h2>{say("The job")}</h2>{html.table(heads, job, "pairs")}</section>'
         f"<section><h2>{say('Where it ran')}</h2>{html.table(heads, about, 'pairs')}</section></div>"
     )
-
-
-def main_metric(metrics: Iterable[str]) -> str:
-    """The metric a person asks for first."""
-    names = list(metrics)
-    return next((n for n in _FIRST if n in names), next(iter(names), "loss"))
 
 
 def _middle(values: Sequence[float]) -> tuple[float, float]:

@@ -12,13 +12,12 @@ from typing import Any
 
 from .. import baselines
 from ..core.errors import ConfigError, StateError
-from ..learn.stop import lower_is_better
+from ..learn.stop import lower_is_better, main_metric
 from ..run import Run
 from ..run import simulate as simulate_job
 from ..simulate.folder import Folder
 from . import config, report
 from .progress import progress
-from .report import main_metric
 from .table import number, size, table
 
 Say = Callable[[str], str]

@@ -49,6 +49,11 @@ def write(path: Path, data: bytes) -> None:
         raise disk_error(error, path) from None
 
 
+def write_model(path: Path, params: Mapping[str, Any]) -> None:
+    """Put named arrays at `path` as safetensors."""
+    write(path, write_arrays({name: np.ascontiguousarray(a) for name, a in params.items()}))
+
+
 def disk_error(error: OSError, path: Path) -> StateError:
     """What went wrong with a file, and what to do."""
     if error.errno == errno.ENOSPC:
@@ -149,10 +154,7 @@ class Folder:
         history = self.history()
         write(self.root / "metrics.csv", _table(_flat(r) for r in history))
         write(self.root / "sites.csv", _table(_by_site(history)))
-        write(
-            self.root / "model.safetensors",
-            write_arrays({n: np.ascontiguousarray(a) for n, a in params.items()}),
-        )
+        write_model(self.root / "model.safetensors", params)
         write(self.root / "about.json", _json(about))
 
 
