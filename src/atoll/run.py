@@ -17,12 +17,11 @@ from . import notebook
 from .core.edge import Answer, Task, wire
 from .core.errors import ConfigError, StateError
 from .core.message import FitContext, Learner
-from .core.metrics import lift
 from .core.rng import Rng
 from .core.update import Update
 from .job import Job
 from .learn import rounds
-from .learn.local import Held, Local
+from .learn.local import Held, Local, measure
 from .learn.rounds import Plan, Progress
 from .simulate.faults import World
 from .simulate.folder import Folder, write_model
@@ -138,6 +137,12 @@ def simulate(
     Same job, data and seed give the same bytes, resumed or not. Raises ConfigError for a job that
     does not fit the data, DataError for data that cannot be trained on, StateError for the folder.
     """
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise ConfigError(
+            f"data is Sites or a list with one entry a client, got {type(data).__name__}", "$.data"
+        )
+    if not isinstance(seed, (int, np.integer)):
+        raise ConfigError(f"the seed is a whole number, got {seed!r}", "$.seed")
     if not len(data):
         raise ConfigError("there are no clients: the data has no sites", "$.data")
     if hasattr(data, "check"):
@@ -291,8 +296,7 @@ def _central(learner: Any, test: Any, key: Rng) -> Callable[[Update], Mapping[st
         return None
 
     def metrics(params: Update) -> Mapping[str, Any]:
-        found = learner.evaluate(params, test, FitContext(key.at("test"), client=-1))
-        return {name: lift(value, float(len(test))) for name, value in found.items()}
+        return measure(learner, params, test, FitContext(key.at("test"), client=-1))
 
     return metrics
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
-from ..core.errors import AtollError
+from ..core.errors import AtollError, MisuseError
 from ..core.message import FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
@@ -128,13 +128,21 @@ class Local:
             if rows is None or not len(rows):
                 continue
             try:
-                metrics = self.learner.evaluate(
-                    task.params, rows, self._context(self._round(task), task, client)
-                )
-                found[client] = {name: lift(m, float(len(rows))) for name, m in metrics.items()}
+                ctx = self._context(self._round(task), task, client)
+                found[client] = measure(self.learner, task.params, rows, ctx)
             except Exception as error:  # noqa: BLE001
                 failed[client] = _reason(error)
         return Answer(tuple(found), found, failed)
+
+
+def measure(learner: Learner, params: Any, rows: Any, ctx: FitContext) -> dict[str, Any]:
+    """The learner's metrics on some rows, ready to be merged. Raises MisuseError if it answers with others."""
+    found = learner.evaluate(params, rows, ctx)
+    if not isinstance(found, Mapping):
+        raise MisuseError(
+            f'evaluate answers with metrics by name, as in {{"loss": 0.5}}; this one gave {type(found).__name__}'
+        )
+    return {name: lift(value, float(len(rows))) for name, value in found.items()}
 
 
 def _reason(error: Exception) -> str:
