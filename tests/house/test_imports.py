@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(ALGORITHMS | DRIVERS, BELOW),
     "testing": BELOW,
     "job": BELOW | ALGORITHMS,  # values: it names algorithms, and no driver
+    "__main__": {"control"},
     "draw": set(),  # charts: standard library only
     "notebook": BELOW | ALGORITHMS | {"draw"},
     "run": BELOW | ALGORITHMS | DRIVERS | {"job", "notebook"},  # the one file that knows both

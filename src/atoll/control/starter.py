@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from ..core.errors import StateError
 from ..core.rng import Rng
 from ..simulate.folder import write
