@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,8 +73,9 @@ def start(learner: Any) -> Update:
 
 
 def reference(
-    module: Any, params: Update, data: Data, make: Any, *, epochs: int = 2, size: int = 5, clip: float | None = None,
-    factor: Any = None, client: int = 0, loss: Any = F.cross_entropy, term: Any = None,
+    module: Any, params: Update, data: Data, make: Any, *, epochs: int = 2, size: int = 5,
+    clip: float | None = None, factor: Any = None, client: int = 0, loss: Any = F.cross_entropy,
+    term: Any = None,
 ) -> Update:  # fmt: skip
     """The plain loop: torch.optim, the same order of rows, nothing else of ours."""
     module.load_state_dict({k: torch.tensor(v) for k, v in params.items()}, strict=False)
@@ -154,7 +157,10 @@ def test_clip_and_schedules_equal_torch(engine: str) -> None:
 def test_named_schedules(name: str, factor: Any) -> None:
     learner = torch_learner(Mlp, schedule=name, epochs=2, batch_size=5)
     params, data = start(learner), table(23)
-    close(learner.fit(params, data, context()), reference(Mlp(), params, data, lambda p: SGD(p, 0.1), factor=factor))
+    close(
+        learner.fit(params, data, context()),
+        reference(Mlp(), params, data, lambda p: SGD(p, 0.1), factor=factor),
+    )
 
 
 def test_rate_decays_over_rounds() -> None:
@@ -209,11 +215,13 @@ def test_ragged_clients_agree_between_engines() -> None:
     datas = [table(n, n) for n in (1, 4, 5, 6, 9, 10, 23, 23, 25)]
     ctxs = [context(i) for i in range(len(datas))]
     for values in ({}, {"momentum": 0.9}, {"optimizer": "adam", "lr": 0.01}, {"batch_size": None}):
-        make = lambda engine, v=values: torch_learner(Mlp, **{"epochs": 3, "batch_size": 5, "engine": engine, **v})  # noqa: E731
-        params = start(make("plain"))
-        plain = make("plain").fit_many(params, datas, ctxs)
+        learner = torch_learner(Mlp, **{"epochs": 3, "batch_size": 5, **values})
+        params = start(learner)
+        plain = replace(learner, engine="plain").fit_many(params, datas, ctxs)
         for engine in ("loop", "vmap", "auto"):
-            for a, b in zip(make(engine).fit_many(params, datas, ctxs), plain, strict=True):
+            for a, b in zip(
+                replace(learner, engine=engine).fit_many(params, datas, ctxs), plain, strict=True
+            ):
                 close(a, b)
                 assert (a.weight, a.steps) == (b.weight, b.steps)
                 assert a.metrics["loss"] == pytest.approx(b.metrics["loss"], abs=1e-5)
@@ -290,7 +298,9 @@ def test_evaluate() -> None:
     got = learner.evaluate(params, data, context())
     assert got["loss"] == pytest.approx(F.cross_entropy(out, y).item(), abs=1e-6)
     assert got["accuracy"] == pytest.approx((out.argmax(1) == y).float().mean().item(), abs=1e-6)
-    assert torch_learner(Mlp, loss="mse").evaluate(params, Data(data.x, data.x[:, :3]), context()).keys() == {"loss"}
+    assert torch_learner(Mlp, loss="mse").evaluate(params, Data(data.x, data.x[:, :3]), context()).keys() == {
+        "loss"
+    }
 
 
 def normed() -> Any:
@@ -337,7 +347,7 @@ def test_untraceable_modules_run_as_they_are() -> None:
     class Branching(Mlp):
         def forward(self, x: Any) -> Any:
             h = self.one(x)
-            return self.two(torch.relu(h) if float(h.sum()) > 0 else torch.tanh(h))
+            return self.two(torch.relu(h) if h.sum().item() > 0 else torch.tanh(h))
 
     learner = torch_learner(Branching, epochs=2, batch_size=5)
     params, data = start(learner), table(23)
@@ -345,6 +355,50 @@ def test_untraceable_modules_run_as_they_are() -> None:
     close(learner.fit(params, data, context()), reference(Branching(), params, data, lambda p: SGD(p, 0.1)))
     with pytest.raises(ConfigError, match="engine='vmap' cannot run"):
         replace(learner, engine="vmap")
+
+
+def test_what_a_forward_draws_is_drawn_anew() -> None:
+    """Tracing must not freeze noise a module makes by itself."""
+
+    class Noisy(Mlp):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x + torch.randn(6))
+
+    learner = torch_learner(Noisy, epochs=2, batch_size=5)
+    params, data = start(learner), table(23)
+    with learner.net.borrow(plain=False) as work:
+        assert work.lean is None
+    one, two = (learner.fit(params, data, context()) for _ in range(2))
+    assert one.update == two.update
+    assert learner.fit(params, data, context(1)).update != one.update
+
+
+def test_thread_settings_and_generators_are_left_alone() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        state = torch.random.get_rng_state()
+        learner = torch_learner(Cnn, workers=2)
+        params = start(learner)
+        learner.fit_many(params, [images(9), images(9)], [context(0), context(1)])
+        learner.evaluate(params, images(9), context())
+        assert torch.get_num_threads() == 3
+        assert torch.equal(state, torch.random.get_rng_state())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_torch_is_imported_late_and_its_absence_explained() -> None:
+    code = (
+        "import sys, atoll.adapt.torch as t\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.modules['torch'] = None\n"
+        "try: t.torch_learner(object)\n"
+        "except t.ConfigError as e: assert 'pip install atoll-fl[torch]' in str(e)\n"
+        "else: raise SystemExit('no error')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_engine_rule_is_by_structure() -> None:
@@ -359,7 +413,9 @@ def test_moon_equals_its_formula() -> None:
     params, data = start(plain), table(20)
     first = moon.fit(params, data, context())
     close(first, plain.fit(params, data, context()))  # no previous params, no term
-    np.testing.assert_allclose(first.state["one.weight"], params["one.weight"] + first.update["one.weight"], atol=1e-6)
+    np.testing.assert_allclose(
+        first.state["one.weight"], params["one.weight"] + first.update["one.weight"], atol=1e-6
+    )
     second = moon.fit(params, data, context(state=first.state))
 
     def z(p: Any, x: Any) -> Any:
@@ -380,7 +436,7 @@ def test_moon_equals_its_formula() -> None:
 
 
 def test_pretrained_weights(tmp_path: Any) -> None:
-    from safetensors.torch import save_file  # noqa: PLC0415
+    from safetensors.torch import save_file
 
     module, path = Mlp(), tmp_path / "w.safetensors"
     good = {k: v.detach().clone() for k, v in module.state_dict().items()}
@@ -425,7 +481,10 @@ def test_bad_data_is_refused(message: str) -> None:
 def test_an_empty_client_has_no_say() -> None:
     learner = torch_learner(Mlp)
     params, empty = start(learner), Data(np.zeros((0, 6), np.float32), np.zeros(0, int))
-    for got in (learner.fit(params, empty, context()), learner.fit_many(params, [empty, table(9)], [context()] * 2)[0]):
+    for got in (
+        learner.fit(params, empty, context()),
+        learner.fit_many(params, [empty, table(9)], [context()] * 2)[0],
+    ):
         assert (got.weight, got.steps, got.update.norm()) == (0.0, 0, 0.0)
 
 
@@ -470,4 +529,8 @@ def test_float64() -> None:
     learner = torch_learner(lambda: Mlp().double(), dtype="float64", epochs=2, batch_size=5)
     params, data = start(learner), Data(table(23).x.astype(np.float64), table(23).y)
     assert params.buffer.dtype == np.float64
-    close(learner.fit(params, data, context()), reference(Mlp().double(), params, data, lambda p: SGD(p, 0.1)), 1e-12)
+    close(
+        learner.fit(params, data, context()),
+        reference(Mlp().double(), params, data, lambda p: SGD(p, 0.1)),
+        1e-12,
+    )

@@ -70,7 +70,7 @@ class TorchLearner:
     @property
     def rule(self) -> Rule:
         """The optimiser as the engines take it."""
-        from .torch_optim import Rule  # noqa: PLC0415
+        from .torch_optim import Rule
 
         return Rule(self.optimizer, self.momentum, self.nesterov, self.weight_decay, self.betas, self.clip)
 
@@ -89,7 +89,7 @@ class TorchLearner:
         A client without rows answers zero with weight 0. Metrics: the mean loss of the steps.
         Raises DataError where the data do not fit, MisuseError where the params do not.
         """
-        from . import torch_loop  # noqa: PLC0415
+        from . import torch_loop
 
         params = self.net.check(params)
         with self.net.borrow(plain=self.plain) as work:
@@ -97,7 +97,7 @@ class TorchLearner:
 
     def evaluate(self, params: Mapping[str, Any], data: Any, ctx: FitContext) -> dict[str, float]:
         """{"loss"} over the rows, and {"accuracy"} for classifiers; {} without rows."""
-        from . import torch_loop  # noqa: PLC0415
+        from . import torch_loop
 
         params = self.net.check(params)
         with self.net.borrow(plain=self.plain) as work:
@@ -107,7 +107,8 @@ class TorchLearner:
         self, params: Mapping[str, Any], datas: Sequence[Any], ctxs: Sequence[FitContext]
     ) -> list[Contribution]:
         """`fit` for each client, by the engine that `chosen` names."""
-        from . import torch_vmap  # noqa: PLC0415
+        from . import torch_vmap
+        from .torch_net import one_thread
 
         params = self.net.check(params)
         if self.chosen == "vmap":
@@ -115,7 +116,7 @@ class TorchLearner:
         lanes = min(self.lanes, len(datas))
         if lanes <= 1:
             return [self.fit(params, data, ctx) for data, ctx in zip(datas, ctxs, strict=True)]
-        with ThreadPoolExecutor(lanes) as pool:
+        with one_thread(), ThreadPoolExecutor(lanes) as pool:
             return list(pool.map(lambda job: self.fit(params, *job), zip(datas, ctxs, strict=True)))
 
     @property
@@ -123,7 +124,7 @@ class TorchLearner:
         """The engine of `fit_many`: "plain", "loop" or "vmap", by the rule at the top of this file."""
         if self.engine != "auto":
             return self.engine
-        from . import torch_vmap  # noqa: PLC0415
+        from . import torch_vmap
 
         return "vmap" if torch_vmap.suits(self) else "loop"
 
@@ -151,7 +152,7 @@ class TorchLearner:
 
         Its contributions leave the client's new params as state.
         """
-        from .torch_moon import last_linear  # noqa: PLC0415
+        from .torch_moon import last_linear
 
         if mu < 0 or temperature <= 0:
             raise ConfigError(f"MOON needs mu >= 0 and temperature > 0, got {mu} and {temperature}")
@@ -160,13 +161,13 @@ class TorchLearner:
 
     def plan(self, example: tuple[int, ...], batch_size: int) -> Plan:
         """The training step as an ONNX graph for rows of shape `example`; see `torch_plan`."""
-        from . import torch_plan  # noqa: PLC0415
+        from . import torch_plan
 
         return torch_plan.export_step(self, example, batch_size)
 
     def export(self, params: Mapping[str, Any], path: str | Path, example: Any) -> None:
         """Write the model as ONNX, checked against PyTorch on `example` (n, ...) to 1e-4."""
-        from . import torch_plan  # noqa: PLC0415
+        from . import torch_plan
 
         torch_plan.export_model(self, self.net.check(params), Path(path), np.asarray(example))
 
@@ -205,7 +206,7 @@ def torch_learner(
     Raises ConfigError for values out of range, or without PyTorch.
     """
     try:
-        from .torch_net import Net  # noqa: PLC0415
+        from .torch_net import Net
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -221,9 +222,9 @@ def torch_learner(
 
 
 def _check(a: TorchLearner) -> None:
-    from .torch_loss import loss_of  # noqa: PLC0415
-    from .torch_optim import factor  # noqa: PLC0415
-    from .torch_vmap import refusal  # noqa: PLC0415
+    from .torch_loss import loss_of
+    from .torch_optim import factor
+    from .torch_vmap import refusal
 
     for kind, name, known in (("optimizer", a.optimizer, OPTIMIZERS), ("engine", a.engine, ENGINES)):
         if name not in known:

@@ -15,12 +15,13 @@ Lost: NCHW with slices for the pooling (0.95x), updating convolutions in backwar
 from __future__ import annotations
 
 import copy
+import random
 from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 BIG = 1 << 16  # weights from here on do not stay in the second-level cache beside their gradient
 
@@ -111,8 +112,8 @@ class ReluPool(nn.Module):
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
         super().__init__()
-        pair = lambda v: list(v) if isinstance(v, (tuple, list)) else [v, v]  # noqa: E731
-        self.where = (*map(pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation)), pool.ceil_mode)
+        sizes: tuple[Any, ...] = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+        self.where = (*([v, v] if isinstance(v, int) else list(v) for v in sizes), pool.ceil_mode)
 
     def forward(self, x: Tensor) -> Tensor:
         return _ReluPool.apply(x, self.where)  # type: ignore[no-any-return, no-untyped-call]
@@ -137,11 +138,10 @@ class Traced:
     def __init__(self, module: nn.Module) -> None:
         self.graph: fx.Graph | None = None
         self.called: Counter[str] = Counter()
-        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):  # noqa: SLF001
+        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):
             return  # fx would drop hooks of containers
-        try:
-            graph = fx.Tracer().trace(module)
-        except Exception:  # noqa: BLE001  a module may fail to trace in any way; it then runs as it is
+        graph = _trace(module)
+        if graph is None:
             return
         self.graph = graph
         self.called = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
@@ -154,6 +154,19 @@ class Traced:
             return False
         plain = all(type(self.modules[name]) in kinds for name in self.called)
         return plain and not any(_random(n) for n in self.graph.nodes)
+
+
+def _trace(module: nn.Module) -> fx.Graph | None:
+    """The module's graph, or None: what it drew or made while tracing would be the same for ever."""
+    with torch.random.fork_rng(devices=[]):
+        before = torch.random.get_rng_state(), random.getstate()
+        try:
+            graph = fx.Tracer().trace(module)
+        except Exception:  # noqa: BLE001  a module may fail to trace in any way; it then runs as it is
+            return None
+        drew = not torch.equal(before[0], torch.random.get_rng_state()) or before[1] != random.getstate()
+    made = any(n.op == "get_attr" and str(n.target).startswith("_tensor_constant") for n in graph.nodes)
+    return None if drew or made else graph
 
 
 def _random(node: fx.Node) -> bool:
@@ -224,14 +237,10 @@ def _swap(run: fx.GraphModule, node: fx.Node, new: nn.Module) -> None:
 
 
 def _dropout(run: fx.GraphModule, node: fx.Node, knobs: Knobs) -> None:
-    x, p, training, *_ = [*node.args, *[None] * 3]
-    p = node.kwargs.get("p", 0.5 if p is None else p)
-    training = node.kwargs.get("training", True if training is None else training)
-    run.add_submodule("lean_" + node.name, Dropout(float(p) if training else 0.0, knobs))  # type: ignore[arg-type]
-    with node.graph.inserting_before(node):
-        x = node.kwargs.get("input", x)
-        node.replace_all_uses_with(node.graph.call_module("lean_" + node.name, (x,)))
-    node.graph.erase_node(node)
+    values: dict[str, Any] = {"p": 0.5, "training": True}
+    values |= dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
+    node.op, node.args = "call_module", (values["input"],)
+    _swap(run, node, Dropout(float(values["p"]) if values["training"] else 0.0, knobs))
 
 
 def _pool(run: fx.GraphModule, node: fx.Node, parts: dict[str, nn.Module]) -> None:

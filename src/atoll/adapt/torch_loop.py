@@ -80,13 +80,17 @@ def difference(net: Any, params: Update, new: np.ndarray[Any, Any], ctx: FitCont
     for name, (start, stop) in ((n, (s.start, s.stop)) for n, s in net.layout.slices.items()):
         own = params.layout.slices[name]
         if ctx.moves is None or ctx.moves(name):
-            np.subtract(new[start:stop], params.buffer[own], out=change[own], casting="same_kind", dtype=new.dtype)
+            np.subtract(
+                new[start:stop], params.buffer[own], out=change[own], casting="same_kind", dtype=new.dtype
+            )
         else:
             change[own] = 0
     return Update(params.layout, change.astype(params.buffer.dtype, copy=False))
 
 
-def _train(learner: TorchLearner, work: Work, params: Update, rows: Rows, ctx: FitContext) -> tuple[int, float]:
+def _train(
+    learner: TorchLearner, work: Work, params: Update, rows: Rows, ctx: FitContext
+) -> tuple[int, float]:
     if learner.moon is None:
         return _steps(learner, work, params, rows, ctx, None)
     contrast = Contrast(learner.moon, work, params, ctx)
@@ -100,7 +104,7 @@ def _steps(
     learner: TorchLearner, work: Work, params: Update, rows: Rows, ctx: FitContext, contrast: Contrast | None
 ) -> tuple[int, float]:
     n, knobs, epochs, size = len(rows), work.knobs, learner.epochs, learner.batch_size
-    work.training(True)
+    work.training(on=True)
     moving = _moving(work, ctx)
     knobs.fused = bool(work.fused) and learner.rule.bare and ctx.pull is None and work.fused <= moving.keys()
     knobs.weight_decay = learner.weight_decay
@@ -122,7 +126,9 @@ def _steps(
         batch = work.batch(x[part])
         loss = loss_of_batch(run(batch), y[part])
         if loss.dim():
-            raise ConfigError(f"a loss gives one number, the mean over the rows; this one gave {list(loss.shape)}")
+            raise ConfigError(
+                f"a loss gives one number, the mean over the rows; got shape {list(loss.shape)}"
+            )
         if contrast is not None:
             loss = loss + contrast.term(batch)
         grads = torch.autograd.grad(loss, asked, allow_unused=True)
@@ -157,16 +163,17 @@ class Pulled:
         pull = ctx.pull
         self.mu = pull.mu if pull else 0.0
         self.leaves = [p.detach() for p in leaves.values()]
-        anchor = (pull.anchor or params) if pull and pull.mu else None
+        anchor = None if pull is None or not pull.mu else params if pull.anchor is None else pull.anchor
         slope = pull.slope if pull else None
-        self.anchor = anchor and [like(p, anchor[name]) for name, p in leaves.items()]
-        self.slope = slope and [like(p, slope[name]) for name, p in leaves.items()]
+        self.anchor = None if anchor is None else [like(p, anchor[name]) for name, p in leaves.items()]
+        self.slope = None if slope is None else [like(p, slope[name]) for name, p in leaves.items()]
 
     def added(self, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The gradients with the pull in them."""
         if self.anchor is None and self.slope is None:
             return list(grads)
-        return [self._one(i, torch.zeros_like(w) if g is None else g) for i, (w, g) in enumerate(zip(self.leaves, grads, strict=True))]
+        pairs = zip(self.leaves, grads, strict=True)
+        return [self._one(i, torch.zeros_like(w) if g is None else g) for i, (w, g) in enumerate(pairs)]
 
     def _one(self, i: int, g: Tensor) -> Tensor:
         if self.anchor is not None:
@@ -185,7 +192,7 @@ def evaluate(learner: TorchLearner, work: Work, params: Update, data: Any) -> di
     if not len(rows):
         return {}
     work.load(params)
-    work.training(False)
+    work.training(on=False)
     loss_fn, n, order = loss_of(learner.loss), len(rows), np.arange(len(rows))
     total, right = 0.0, 0.0
     counted = True

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  its own name everywhere
+from torch.nn import functional as F
 
 from ..core.errors import ConfigError, DataError
 from ..core.registry import nearest
@@ -34,7 +34,7 @@ def loss_of(loss: str | Loss) -> Loss:
     if callable(loss):
         return loss
     if loss not in _LOSSES:
-        raise ConfigError(f"no loss is called {loss!r}: {nearest(loss, _LOSSES)}, or give a function (out, y)")
+        raise ConfigError(f"no loss is called {loss!r}: {nearest(loss, _LOSSES)}, or give a function")
     return _LOSSES[loss]
 
 
@@ -63,7 +63,9 @@ def rows_of(data: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         if part.ndim == 0:
             raise DataError(f"{name} must have one row per example, got a single number")
         if part.dtype.kind == "f" and not np.isfinite(part).all():
-            raise DataError(f"{name} has {int((~np.isfinite(part)).sum())} NaN or infinite cells: impute or drop them")
+            raise DataError(
+                f"{name} has {int((~np.isfinite(part)).sum())} NaN or infinite cells: fill or drop them"
+            )
     if len(x) != len(y):
         raise DataError(f"x and y must have as many rows as each other, got {len(x)} and {len(y)}")
     return x, y
@@ -100,7 +102,9 @@ def _classes(y: np.ndarray[Any, Any], out: Tensor) -> np.ndarray[Any, Any]:
     if whole.shape[1:] != tuple(out.shape[2:]):
         raise DataError(f"class labels must be shaped (n, {_dims(out[0])[1:]}), got (n, {_dims(y)})")
     if len(whole) and not (whole.min() >= 0 and whole.max() < out.shape[1]):
-        raise DataError(f"class labels must lie in 0..{out.shape[1] - 1}: the module has {out.shape[1]} outputs")
+        raise DataError(
+            f"class labels must lie in 0..{out.shape[1] - 1}: the module has {out.shape[1]} outputs"
+        )
     return whole
 
 

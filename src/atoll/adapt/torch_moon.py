@@ -9,12 +9,11 @@ without previous params has no term: z_prev would be z_glob, and the gradient ze
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from ..core.errors import ConfigError, MisuseError
 from ..core.message import FitContext
@@ -28,7 +27,7 @@ def last_linear(module: nn.Module) -> nn.Linear:
     """The last linear layer. Raises ConfigError where there is none."""
     layers = [m for m in module.modules() if isinstance(m, nn.Linear)]
     if not layers:
-        raise ConfigError("MOON takes the input of the last nn.Linear as representation, and the module has none")
+        raise ConfigError("MOON takes the input of the last nn.Linear, and the module has none")
     return layers[-1]
 
 
@@ -48,8 +47,11 @@ class Contrast:
             return
         if not isinstance(ctx.state, Update):
             raise MisuseError("MOON's state is the client's previous params, an Update")
+        self.others = [
+            _Listener(work.net.loaded(p).to(work.net.device).eval())
+            for p in (params, work.net.check(ctx.state))
+        ]
         self.mine = _Listener(work.module)
-        self.others = [_Listener(_frozen(work, p)) for p in (params, work.net.check(ctx.state))]
 
     def term(self, x: Tensor) -> Any:
         """mu times the term for the batch just computed."""
@@ -79,12 +81,3 @@ class _Listener:
     def __call__(self, x: Tensor) -> Tensor:
         self.module(x)
         return self.z
-
-
-def _frozen(work: Work, params: Update) -> nn.Module:
-    module = copy.deepcopy(work.net.module).to(work.net.device).eval()
-    with torch.no_grad():
-        for name, leaf in module.state_dict(keep_vars=True).items():
-            if name in params:
-                leaf.copy_(torch.from_numpy(params[name].copy()))
-    return module

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from ..core.errors import ConfigError, DataError, MisuseError, StateError
 from ..core.update import Layout, Leaf, Update
@@ -47,7 +47,9 @@ class Net:
         self.dtype, self.bn = getattr(torch, dtype), bn
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device='cuda' needs a GPU and a CUDA build of torch, this process has none: use 'cpu'")
+            raise ConfigError(
+                "device='cuda' needs a GPU and a CUDA build of torch, and there is none: use 'cpu'"
+            )
         self.module = module if isinstance(module, nn.Module) else self._build(0)
         self.module = copy.deepcopy(self.module).to(dtype=self.dtype)
         floats = _floats(self.module)
@@ -78,7 +80,7 @@ class Net:
             module = self.make() if self.make else None
         if not isinstance(module, nn.Module):
             kind = type(module).__name__
-            raise ConfigError(f"module must be an nn.Module or a function that returns one, it returned {kind}")
+            raise ConfigError(f"module must be an nn.Module or a function giving one, it returned {kind}")
         return module
 
     def init(self, rng: np.random.Generator) -> Update:
@@ -89,15 +91,22 @@ class Net:
         module = self.module if self.make is None else self._build(seed).to(dtype=self.dtype)
         return Update.of({name: t.detach().numpy() for name, t in _floats(module).items()})
 
+    def loaded(self, params: Mapping[str, Any]) -> nn.Module:
+        """A fresh copy of the module, as it is, with these values."""
+        module = copy.deepcopy(self.module)
+        with torch.no_grad():
+            for name, leaf in _floats(module).items():
+                _write(leaf, params[name])
+        return module
+
     def check(self, params: Mapping[str, Any]) -> Update:
         """`params` as an Update. Raises MisuseError where leaves differ from the module's."""
         params = Update.of(params)
         mine, theirs = self.layout.shapes, params.layout.shapes
         if mine != theirs:
             odd = next(n for n in [*mine, *theirs] if mine.get(n) != theirs.get(n))
-            raise MisuseError(
-                f"params do not fit the module at leaf {odd!r}: it has {mine.get(odd, 'none')}, got {theirs.get(odd, 'none')}"
-            )
+            have, got = mine.get(odd, "none"), theirs.get(odd, "none")
+            raise MisuseError(f"params do not fit the module at leaf {odd!r}: it has {have}, got {got}")
         return params
 
     @contextmanager
@@ -125,7 +134,7 @@ class Net:
 
 
 class Work:
-    """A copy of the module with its weights in place; `lean` trains it (None: `module`), `infer` asks it."""
+    """A copy of the module, weights in place; `lean` trains it (None: `module`), `infer` asks it."""
 
     def __init__(self, net: Net, *, plain: bool) -> None:
         self.net = net
@@ -134,10 +143,13 @@ class Work:
         self.asks = {name: p.requires_grad for name, p in self.parameters.items()}
         self.knobs = Knobs(net.device)
         lean = None if plain else rewrite(self.module, self.knobs)
-        self.lean, fused = (None, []) if lean is None else lean
-        self.fused = {f"{name}.{part}" for name in fused for part in ("weight", "bias")} & self.parameters.keys()
+        self.lean = lean[0] if lean else None
+        fused = [f"{name}.{part}" for name in (lean[1] if lean else ()) for part in ("weight", "bias")]
+        self.fused = {name for name in fused if name in self.parameters}
         self.apart = net.apart and self.lean is not None  # draws from its own generator alone
-        self.channels_last = self.lean is not None and any(type(m) is nn.Conv2d for m in self.module.modules())
+        self.channels_last = self.lean is not None and any(
+            type(m) is nn.Conv2d for m in self.module.modules()
+        )
         if self.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.infer = self.module if self.lean is None else infer(self.module.eval())
@@ -164,7 +176,7 @@ class Work:
             buffer[self.net.layout.slices[name]].reshape(leaf.shape)[...] = leaf.detach().cpu().numpy()
         return buffer
 
-    def training(self, on: bool) -> None:
+    def training(self, *, on: bool) -> None:
         """Training or evaluation mode; frozen norms stay in evaluation mode."""
         self.module.train(on)
         if on and self.net.bn == "frozen":
@@ -179,16 +191,15 @@ class Work:
         """What the module gives for one row: (1, ...). Raises DataError where it takes no such rows."""
         key = (tuple(row.shape[1:]), row.dtype)
         if key not in self._out:
-            self.training(False)
+            self.training(on=False)
             try:
                 with torch.no_grad():
                     self._out[key] = self.infer(self.batch(row))
             except (RuntimeError, IndexError, ValueError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
-                raise DataError(
-                    f"the module does not take rows of shape {key[0]} and {row.dtype}: {str(error).splitlines()[0]}"
-                ) from None
+                why = str(error).splitlines()[0]
+                raise DataError(f"the module takes no rows of shape {key[0]}, {row.dtype}: {why}") from None
         return self._out[key]
 
 
@@ -209,7 +220,7 @@ def _floats(module: nn.Module) -> dict[str, Tensor]:
     for name, leaf in state.items():
         if not isinstance(leaf, Tensor) or leaf.is_complex():
             raise ConfigError(f"leaf {name!r} of the module is no real tensor: federated leaves are")
-        if isinstance(leaf, UninitializedTensorMixin):
+        if is_lazy(leaf):
             raise ConfigError(f"leaf {name!r} has no shape yet: run the lazy module once on an example first")
     return {name: leaf for name, leaf in state.items() if leaf.is_floating_point()}
 
@@ -222,11 +233,9 @@ def _write(leaf: Tensor, values: np.ndarray[Any, Any]) -> None:
 
 
 def _pretrained(path: str | Path, layout: Layout) -> dict[str, np.ndarray[Any, Any]]:
-    try:
-        from safetensors import SafetensorError  # noqa: PLC0415
-        from safetensors.torch import load_file  # noqa: PLC0415
-    except ImportError:
-        raise ConfigError("reading weights needs safetensors: pip install atoll-fl[torch]") from None
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -235,11 +244,14 @@ def _pretrained(path: str | Path, layout: Layout) -> dict[str, np.ndarray[Any, A
         if name not in found:
             raise StateError(f"{path} has no leaf {name!r}; the module needs {', '.join(layout.slices)}")
         if tuple(found[name].shape) != shape:
-            raise StateError(f"{path}: leaf {name!r} has shape {tuple(found[name].shape)}, the module needs {shape}")
+            found_shape = tuple(found[name].shape)
+            raise StateError(f"{path}: leaf {name!r} has shape {found_shape}, the module needs {shape}")
         if not bool(torch.isfinite(found[name]).all()):
             raise StateError(f"{path}: leaf {name!r} holds NaN or infinite values")
     extra = sorted(n for n, t in found.items() if n not in layout.slices and t.is_floating_point())
     if extra:
         raise StateError(f"{path} has leaves the module lacks: {', '.join(extra)}")
-    return {name: found[name].to(torch.float64 if found[name].dtype is torch.float64 else torch.float32).numpy()
-            for name in layout.slices}
+    kinds = {
+        name: torch.float64 if found[name].dtype is torch.float64 else torch.float32 for name in layout.slices
+    }
+    return {name: found[name].to(kind).numpy() for name, kind in kinds.items()}

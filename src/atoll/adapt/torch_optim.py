@@ -48,7 +48,7 @@ def factor(schedule: str | Callable[[int], float] | None, step: int, steps: int)
         return float(0.1 ** (3 * step // steps))
     if callable(schedule):
         return float(schedule(step))
-    raise ConfigError(f"no schedule is called {schedule!r}: choose 'cosine', 'step' or a function of the step")
+    raise ConfigError(f"no schedule is called {schedule!r}: choose 'cosine', 'step' or a function")
 
 
 class Stepper:
@@ -76,7 +76,9 @@ class Stepper:
         squares = [(g * g).flatten(axis).sum(-1) if g.dim() > axis else g * g for g in there]
         norm = torch.stack(squares).sum(0).sqrt()
         scale = (float(self.rule.clip or 0) / (norm + 1e-6)).clamp(max=1.0)
-        return [None if g is None else g * scale.reshape(scale.shape + (1,) * (g.dim() - axis)) for g in grads]
+        return [
+            None if g is None else g * scale.reshape(scale.shape + (1,) * (g.dim() - axis)) for g in grads
+        ]
 
 
 def _sgd(rule: Rule, w: Tensor, g: Tensor, memory: list[Tensor], lr: float, t: int) -> None:

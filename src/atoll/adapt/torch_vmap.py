@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
     from .torch import TorchLearner
 
 SMALL = 1 << 15  # parameters; above, one client's weights in the cache win
-CHUNK_BYTES = 64 << 20  # of stacked weights, gradients and optimiser state
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 4 << 30}  # of stacked weights, gradients and optimiser state
 TOLERANCE = 1e-4  # between this engine and the loop on the first client
+ONE_STEP: dict[str, Any] = {  # whose change is the gradient alone
+    "optimizer": "sgd", "lr": 1.0, "epochs": 1, "batch_size": None, "momentum": 0.0, "nesterov": False,
+    "weight_decay": 0.0, "schedule": None, "clip": None, "decay": 1.0,
+}  # fmt: skip
 
 
 def refusal(learner: TorchLearner) -> str:
@@ -85,14 +90,16 @@ def _groups(learner: TorchLearner, rows: Sequence[Rows], ctxs: Sequence[FitConte
     for i, (r, ctx) in enumerate(zip(rows, ctxs, strict=True)):
         moves = None if ctx.moves is None else tuple(map(ctx.moves, names))
         per_epoch = step_count(len(r), learner.batch_size, 1)
-        exact = len(r) if callable(learner.loss) or learner.batch_size is None else 0  # their mean cannot be masked
+        exact = (
+            len(r) if callable(learner.loss) or learner.batch_size is None else 0
+        )  # their mean cannot be masked
         alike[per_epoch, exact, r.x.shape[1:], moves, ctx.round, ctx.pull is None].append(i)
-    most = max(1, CHUNK_BYTES // (16 * learner.net.layout.size))
+    most = max(1, CHUNK_BYTES[learner.net.device.type] // (16 * learner.net.layout.size))
     return [group[i : i + most] for group in alike.values() for i in range(0, len(group), most)]
 
 
 def _agrees(learner: TorchLearner, work: Work, params: Update, rows: Rows, ctx: FitContext) -> bool:
-    """Whether a stack gives what the loop gives, tried once per module on one client's first step."""
+    """Whether a stack gives the loop's gradients, tried once per module and loss on one client."""
     if not len(rows):
         return False
     verdicts = learner.net.verdicts
@@ -102,12 +109,14 @@ def _agrees(learner: TorchLearner, work: Work, params: Update, rows: Rows, ctx: 
 
 
 def _same(learner: TorchLearner, work: Work, params: Update, rows: Rows, ctx: FitContext) -> bool:
-    single = torch_loop.fit(learner, work, params, rows, ctx).update.buffer
+    one, ctx = replace(learner, **ONE_STEP), FitContext(ctx.key)
+    single = torch_loop.fit(one, work, params, rows, ctx).update.buffer
     try:
-        stacked = _fit_group(learner, work, params, [rows], [ctx])[0].update.buffer
+        stacked = _fit_group(one, work, params, [rows], [ctx])[0].update.buffer
     except RuntimeError:  # an operation that has no rule for stacks
         return False
-    return bool(np.abs(stacked - single).max() <= TOLERANCE * max(1.0, float(np.abs(single).max())))
+    scale = max(1.0, float(np.abs(np.nan_to_num(single)).max()))
+    return np.allclose(stacked, single, rtol=0, atol=TOLERANCE * scale, equal_nan=True)
 
 
 def _fit_group(
@@ -121,12 +130,15 @@ def _fit_group(
         leaf.requires_grad_(True)
     stepper = Stepper(learner.rule, [w.detach() for w in moving.values()], stacked=True)
     pull = _Pull(ctxs, params, moving)
-    orders = [shuffles(np.array([c.key.key], np.uint64), learner.epochs, len(r))[0] for r, c in zip(rows, ctxs, strict=True)]
+    orders = [
+        shuffles(np.array([c.key.key], np.uint64), learner.epochs, len(r))[0]
+        for r, c in zip(rows, ctxs, strict=True)
+    ]
     per_epoch = step_count(longest, learner.batch_size, 1)
     steps = per_epoch * learner.epochs
     rate = learner.lr * learner.decay ** ctxs[0].round
     totals, begun = torch.zeros(m, dtype=torch.float64), -1
-    work.training(True)
+    work.training(on=True)
     forward = vmap(lambda leaves, x: functional_call(work.module, leaves, (x,)))
     for step, (epoch, part) in enumerate(batches(longest, learner.batch_size, learner.epochs)):
         if epoch != begun:
@@ -138,7 +150,10 @@ def _fit_group(
         totals += losses.detach().cpu()
     return [
         Contribution(
-            difference(net, params, _flat(net, stacks, i), ctx), float(len(r)), {"loss": float(totals[i]) / steps}, steps=steps
+            difference(net, params, _flat(net, stacks, i), ctx),
+            float(len(r)),
+            {"loss": float(totals[i]) / steps},
+            steps=steps,
         )
         for i, (r, ctx) in enumerate(zip(rows, ctxs, strict=True))
     ]
@@ -155,7 +170,9 @@ def _flat(net: Any, stacks: Mapping[str, Tensor], i: int) -> np.ndarray[Any, Any
     return np.concatenate([stacks[name][i].detach().cpu().numpy().ravel() for name in net.layout.slices])
 
 
-def _epoch(rows: Sequence[Rows], orders: Sequence[np.ndarray[Any, Any]], longest: int, net: Any) -> tuple[Tensor, ...]:
+def _epoch(
+    rows: Sequence[Rows], orders: Sequence[np.ndarray[Any, Any]], longest: int, net: Any
+) -> tuple[Tensor, ...]:
     """x, y and the mask of real rows, (clients, longest, ...), in this epoch's orders."""
     short = any(len(r) < longest for r in rows)
     fill = [np.resize(o, longest) if short else o for o in orders]
@@ -187,8 +204,14 @@ class _Pull:
         self.mu = [
             torch.tensor([p.mu for p in pulls]).to(w).reshape(-1, *[1] * (w.dim() - 1)) for w in self.leaves
         ]
-        self.anchors = [self._tensor([(p.anchor or params)[name] for p in pulls], w) for name, w in leaves.items()]
-        self.slopes = [self._tensor([(p.slope or zero)[name] for p in pulls], w) for name, w in leaves.items()]
+        self.anchors = [
+            self._tensor([(params if p.anchor is None else p.anchor)[name] for p in pulls], w)
+            for name, w in leaves.items()
+        ]
+        self.slopes = [
+            self._tensor([(zero if p.slope is None else p.slope)[name] for p in pulls], w)
+            for name, w in leaves.items()
+        ]
 
     @staticmethod
     def _tensor(values: Sequence[Any], beside: Tensor) -> Tensor:
@@ -200,4 +223,3 @@ class _Pull:
             return list(grads)
         parts = zip(self.leaves, grads, self.mu, self.anchors, self.slopes, strict=True)
         return [(0 if g is None else g) + mu * (w - a) + s for w, g, mu, a, s in parts]
-
