@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
+from atoll.adapt.onnx import run_plan
 from atoll.adapt.torch import torch_learner
-from atoll.adapt.torch_plan import run_plan
 from atoll.core.errors import ConfigError, DataError, MisuseError
 from atoll.core.update import Update
 
@@ -115,6 +117,24 @@ def test_running_a_plan_checks_what_it_is_given() -> None:
             run_plan(plan, params, [(x, np.zeros(len(x), int))], 0.1)
     with pytest.raises(MisuseError, match="needs leaf"):
         run_plan(plan, {"w": params["0.bias"]}, [], 0.1)
+
+
+def test_a_device_needs_no_pytorch(tmp_path: Any) -> None:
+    learner = torch_learner(mlp)
+    plan, path = learner.plan((6,), 4), tmp_path / "step.onnx"
+    path.write_bytes(plan.graph)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np\n"
+        "from atoll.adapt.onnx import Plan, run_plan\n"
+        f"plan = Plan(open(sys.argv[1], 'rb').read(), {plan.leaves}, (), 4, (6,))\n"
+        f"shapes = {dict(learner.net.layout.shapes)}\n"
+        "params = {name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}\n"
+        "new, losses = run_plan(plan, params, [(np.ones((4, 6)), np.zeros(4, int))] * 5, 0.5)\n"
+        "assert losses[-1] < losses[0], losses\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_export_for_serving(tmp_path: Any) -> None:

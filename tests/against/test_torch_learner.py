@@ -51,7 +51,7 @@ class Cnn(nn.Module):
         x = F.max_pool2d(F.relu(self.c1(x)), 2)
         x = F.max_pool2d(F.relu(self.c2(x)), 2)
         x = F.relu(self.f1(x.view(x.size(0), -1)))
-        return self.f2(F.dropout(x, self.drop, training=self.training))
+        return self.f2(F.dropout(x, self.drop, training=self.training) if self.drop else x)
 
 
 def table(n: int, seed: int = 0) -> Data:
@@ -184,10 +184,10 @@ def test_losses_by_name_and_by_function() -> None:
 
 def test_cnn_rewritten_equals_torch() -> None:
     data = images(23)
-    for engine in ("plain", "loop"):
+    for engine in ("plain", "loop", "vmap"):
         learner = torch_learner(Cnn, weight_decay=0.01, epochs=1, batch_size=5, engine=engine)
         params = start(learner)
-        got = learner.fit(params, data, context())
+        got, _ = learner.fit_many(params, [data, images(23, 1)], [context(0), context(1)])
         close(got, reference(Cnn(), params, data, lambda p: SGD(p, 0.1, weight_decay=0.01), epochs=1))
     with learner.net.borrow(plain=False) as work:
         assert work.fused == {"f1.weight", "f1.bias"}
@@ -256,6 +256,14 @@ def test_leaves_that_may_not_move_stay(engine: str) -> None:
     for got in learner.fit_many(params, [table(23), table(23, 1)], ctxs):
         assert not got.update["one.weight"].any()
         assert np.abs(got.update["two.weight"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("engine", ["plain", "loop", "vmap"])
+def test_nothing_moves_where_nothing_may(engine: str) -> None:
+    learner = torch_learner(Mlp, engine=engine)
+    ctxs = [context(i, moves=lambda _: False) for i in range(2)]
+    for got in learner.fit_many(start(learner), [table(23), table(23, 1)], ctxs):
+        assert got.update.norm() == 0
 
 
 def test_bytes_do_not_depend_on_workers() -> None:
@@ -353,8 +361,9 @@ def test_untraceable_modules_run_as_they_are() -> None:
     params, data = start(learner), table(23)
     assert (learner.chosen, learner.lanes) == ("loop", 1)
     close(learner.fit(params, data, context()), reference(Branching(), params, data, lambda p: SGD(p, 0.1)))
-    with pytest.raises(ConfigError, match="engine='vmap' cannot run"):
-        replace(learner, engine="vmap")
+    for refused in (learner, torch_learner(lambda: Cnn(0.5)), torch_learner(Mlp).contrastive(1.0)):
+        with pytest.raises(ConfigError, match="engine='vmap' cannot run"):
+            replace(refused, engine="vmap")
 
 
 def test_what_a_forward_draws_is_drawn_anew() -> None:

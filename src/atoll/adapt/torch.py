@@ -31,9 +31,9 @@ from ..core.registry import nearest
 from ..core.update import Update
 
 if TYPE_CHECKING:
+    from .onnx import Plan
     from .torch_net import Net
     from .torch_optim import Rule
-    from .torch_plan import Plan
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 ENGINES = ("auto", "plain", "loop", "vmap")

@@ -148,6 +148,12 @@ class Traced:
         self.attributes = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
         self.modules = dict(module.named_modules())
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is among what it calls."""
+        modules = any(isinstance(self.modules[name], nn.Dropout) for name in self.called)
+        return modules or (self.graph is not None and any(n.target is F.dropout for n in self.graph.nodes))
+
     def known(self, kinds: tuple[type[nn.Module], ...]) -> bool:
         """Whether it is traced, calls only modules of these very types, and draws nothing at random."""
         if self.graph is None:

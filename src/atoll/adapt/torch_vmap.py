@@ -46,8 +46,7 @@ def refusal(learner: TorchLearner) -> str:
     net = learner.net
     if learner.moon is not None:
         return "MOON listens to layers, which stacked clients do not have"
-    pure = tuple(k for k in (*PLAIN, *IMAGE) if k is not nn.Dropout)
-    if not net.traced.known(pure):
+    if net.traced.drops or not net.traced.known((*PLAIN, *IMAGE)):
         return "only layers that are pure functions of their input can be stacked (no BatchNorm, no dropout)"
     if any(not leaf.is_floating_point() for leaf in net.module.state_dict().values()) or _shared(net.module):
         return "tied weights and integer buffers cannot be stacked"
@@ -140,7 +139,8 @@ def _fit_group(
     totals, begun = torch.zeros(m, dtype=torch.float64), -1
     work.training(on=True)
     forward = vmap(lambda leaves, x: functional_call(work.module, leaves, (x,)))
-    for step, (epoch, part) in enumerate(batches(longest, learner.batch_size, learner.epochs)):
+    every = batches(longest, learner.batch_size, learner.epochs) if moving else ()
+    for step, (epoch, part) in enumerate(every):
         if epoch != begun:
             begun = epoch
             x, y, mask = _epoch(rows, [o[epoch] for o in orders], longest, net)
