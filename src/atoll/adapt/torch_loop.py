@@ -42,8 +42,7 @@ def checked(learner: TorchLearner, work: Work, data: Any) -> Rows:
     if not len(x):
         return Rows(x, y)
     x = features(x, work.net.numpy_dtype)
-    out = work.output(loaded(x, np.zeros(1, np.int64), work.net.device))
-    return Rows(x, labels(learner.loss, y, out, work.net.numpy_dtype))
+    return Rows(x, labels(learner.loss, y, work.output(x), work.net.numpy_dtype))
 
 
 def batches(n: int, size: int | None, epochs: int) -> Iterator[tuple[int, slice]]:
@@ -77,14 +76,12 @@ def fit(learner: TorchLearner, work: Work, params: Update, data: Any, ctx: FitCo
 def difference(net: Any, params: Update, new: np.ndarray[Any, Any], ctx: FitContext) -> Update:
     """New minus old in the order of `params`, exactly zero for leaves that may not move."""
     change = np.empty(params.layout.size, new.dtype)
-    for name, (start, stop) in ((n, (s.start, s.stop)) for n, s in net.layout.slices.items()):
-        own = params.layout.slices[name]
+    for name, here in net.layout.slices.items():
+        there = params.layout.slices[name]
         if ctx.moves is None or ctx.moves(name):
-            np.subtract(
-                new[start:stop], params.buffer[own], out=change[own], casting="same_kind", dtype=new.dtype
-            )
+            np.subtract(new[here], params.buffer[there].astype(new.dtype, copy=False), out=change[there])
         else:
-            change[own] = 0
+            change[there] = 0
     return Update(params.layout, change.astype(params.buffer.dtype, copy=False))
 
 

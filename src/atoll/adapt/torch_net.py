@@ -187,19 +187,19 @@ class Work:
         """A batch in the memory order this copy works in."""
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
-    def output(self, row: Tensor) -> Tensor:
-        """What the module gives for one row: (1, ...). Raises DataError where it takes no such rows."""
-        key = (tuple(row.shape[1:]), row.dtype)
+    def output(self, x: np.ndarray[Any, Any]) -> Tensor:
+        """What the module gives for a row of `x`: (1, ...). Raises DataError where it takes no such rows."""
+        key = (x.shape[1:], x.dtype)
         if key not in self._out:
             self.training(on=False)
             try:
                 with torch.no_grad():
-                    self._out[key] = self.infer(self.batch(row))
+                    self._out[key] = self.infer(self.batch(torch.tensor(x[:1], device=self.net.device)))
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, IndexError, ValueError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
                 why = str(error).splitlines()[0]
-                raise DataError(f"the module takes no rows of shape {key[0]}, {row.dtype}: {why}") from None
+                raise DataError(f"the module takes no rows of shape {key[0]}, {key[1]}: {why}") from None
         return self._out[key]
 
 

@@ -89,10 +89,8 @@ def _groups(learner: TorchLearner, rows: Sequence[Rows], ctxs: Sequence[FitConte
     for i, (r, ctx) in enumerate(zip(rows, ctxs, strict=True)):
         moves = None if ctx.moves is None else tuple(map(ctx.moves, names))
         per_epoch = step_count(len(r), learner.batch_size, 1)
-        exact = (
-            len(r) if callable(learner.loss) or learner.batch_size is None else 0
-        )  # their mean cannot be masked
-        alike[per_epoch, exact, r.x.shape[1:], moves, ctx.round, ctx.pull is None].append(i)
+        whole = callable(learner.loss) or learner.batch_size is None  # nothing to mask, or no way to
+        alike[per_epoch, len(r) if whole else 0, r.x.shape[1:], moves, ctx.round, ctx.pull is None].append(i)
     most = max(1, CHUNK_BYTES[learner.net.device.type] // (16 * learner.net.layout.size))
     return [group[i : i + most] for group in alike.values() for i in range(0, len(group), most)]
 
@@ -129,10 +127,7 @@ def _fit_group(
         leaf.requires_grad_(True)
     stepper = Stepper(learner.rule, [w.detach() for w in moving.values()], stacked=True)
     pull = _Pull(ctxs, params, moving)
-    orders = [
-        shuffles(np.array([c.key.key], np.uint64), learner.epochs, len(r))[0]
-        for r, c in zip(rows, ctxs, strict=True)
-    ]
+    orders = _orders(rows, ctxs, learner.epochs)
     per_epoch = step_count(longest, learner.batch_size, 1)
     steps = per_epoch * learner.epochs
     rate = learner.lr * learner.decay ** ctxs[0].round
@@ -159,9 +154,20 @@ def _fit_group(
     ]
 
 
+def _orders(rows: Sequence[Rows], ctxs: Sequence[FitContext], epochs: int) -> list[np.ndarray[Any, Any]]:
+    """Each client's visits, (epochs, its rows); clients of one length are drawn together."""
+    orders: dict[int, np.ndarray[Any, Any]] = {}
+    for n in {len(r) for r in rows}:
+        who = [i for i, r in enumerate(rows) if len(r) == n]
+        keys = np.array([ctxs[i].key.key for i in who], np.uint64)
+        orders.update(zip(who, shuffles(keys, epochs, n), strict=True))
+    return [orders[i] for i in range(len(rows))]
+
+
 def _stacks(net: Any, params: Update, m: int) -> dict[str, Tensor]:
+    """Each leaf m times, in memory of PyTorch's own alignment, on which the last bits may depend."""
     return {
-        name: torch.from_numpy(np.repeat(params[name][None], m, axis=0)).to(net.device, net.dtype)
+        name: torch.tensor(np.repeat(params[name][None], m, axis=0), dtype=net.dtype, device=net.device)
         for name in net.layout.slices
     }
 
@@ -176,10 +182,10 @@ def _epoch(
     """x, y and the mask of real rows, (clients, longest, ...), in this epoch's orders."""
     short = any(len(r) < longest for r in rows)
     fill = [np.resize(o, longest) if short else o for o in orders]
-    x = torch.from_numpy(np.stack([r.x[f] for r, f in zip(rows, fill, strict=True)]))
-    y = torch.from_numpy(np.stack([r.y[f] for r, f in zip(rows, fill, strict=True)]))
-    mask = torch.from_numpy(np.stack([np.arange(longest) < len(r) for r in rows]).astype(net.numpy_dtype))
-    return x.to(net.device), y.to(net.device), mask.to(net.device)
+    x = np.stack([r.x[f] for r, f in zip(rows, fill, strict=True)])
+    y = np.stack([r.y[f] for r, f in zip(rows, fill, strict=True)])
+    mask = np.array([np.arange(longest) < len(r) for r in rows], net.numpy_dtype)
+    return tuple(torch.tensor(a, device=net.device) for a in (x, y, mask))
 
 
 def _losses(learner: TorchLearner, out: Tensor, y: Tensor, mask: Tensor) -> Tensor:
