@@ -133,33 +133,34 @@ class Dropout(nn.Module):
 
 
 class Traced:
-    """What tracing told about a module: `graph`, or None where it could not be traced."""
+    """What tracing told about a module: `graph`, or None where it could not be traced.
+
+    Tracing changes `nn.Module` for the whole process while it lasts, so it happens when a learner is
+    made and never again: working copies are made in threads.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self.graph: fx.Graph | None = None
-        self.called: Counter[str] = Counter()
-        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):
-            return  # fx would drop hooks of containers
-        graph = _trace(module)
-        if graph is None:
-            return
-        self.graph = graph
-        self.called = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
-        self.attributes = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
-        self.modules = dict(module.named_modules())
+        hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules())
+        self.graph = None if hooked else _trace(module)  # fx would drop hooks of containers
+        names = called(self.graph) if self.graph is not None else ()
+        self.parts = [module.get_submodule(name) for name in names]
 
     @property
     def drops(self) -> bool:
         """Whether dropout is among what it calls."""
-        modules = any(isinstance(self.modules[name], nn.Dropout) for name in self.called)
-        return modules or (self.graph is not None and any(n.target is F.dropout for n in self.graph.nodes))
+        nodes = self.graph.nodes if self.graph is not None else ()
+        return any(isinstance(m, nn.Dropout) for m in self.parts) or any(n.target is F.dropout for n in nodes)
 
     def known(self, kinds: tuple[type[nn.Module], ...]) -> bool:
         """Whether it is traced, calls only modules of these very types, and draws nothing at random."""
         if self.graph is None:
             return False
-        plain = all(type(self.modules[name]) in kinds for name in self.called)
-        return plain and not any(_random(n) for n in self.graph.nodes)
+        return all(type(m) in kinds for m in self.parts) and not any(_random(n) for n in self.graph.nodes)
+
+
+def called(graph: fx.Graph) -> Counter[str]:
+    """How often the graph calls each submodule, by name."""
+    return Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:
@@ -184,17 +185,14 @@ def _random(node: fx.Node) -> bool:
     return any(word in name for word in ("rand", "dropout", "bernoulli", "normal", "uniform", "multinomial"))
 
 
-def rewrite(module: nn.Module, knobs: Knobs) -> tuple[fx.GraphModule, list[str]] | None:
+def rewrite(module: nn.Module, graph: fx.Graph, knobs: Knobs) -> tuple[fx.GraphModule, list[str]]:
     """The module for training, sharing its parameters, and which linear layers may update themselves.
 
-    `module` is in training mode. None where it cannot be traced.
+    `graph`: of a copy of it, traced in training mode.
     """
-    traced = Traced(module)
-    if traced.graph is None:
-        return None
-    graph, parts = copy.deepcopy(traced.graph), dict(traced.modules)
+    graph, parts = copy.deepcopy(graph), dict(module.named_modules())
     run = fx.GraphModule(module, graph)
-    fused = [n for n in traced.called if _fusible(n, traced, module)]
+    fused = [name for name in called(graph) if _fusible(name, graph, module)]
     for node in list(graph.nodes):
         if node.op == "call_module" and str(node.target) in fused:
             _swap(run, node, UpdatingLinear(parts[str(node.target)], knobs))
@@ -210,14 +208,12 @@ def rewrite(module: nn.Module, knobs: Knobs) -> tuple[fx.GraphModule, list[str]]
     return run, fused
 
 
-def infer(module: nn.Module) -> nn.Module:
-    """The module for evaluation (it is in evaluation mode), safe for channels_last memory."""
-    traced = Traced(module)
-    if traced.graph is None:
-        return module
-    for node in traced.graph.nodes:
+def infer(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """The module for evaluation, safe for channels_last memory; `graph` traced in evaluation mode."""
+    graph = copy.deepcopy(graph)
+    for node in graph.nodes:
         _reshape(node)
-    return fx.GraphModule(module, traced.graph)
+    return fx.GraphModule(module, graph)
 
 
 def _reshape(node: fx.Node) -> None:
@@ -226,14 +222,13 @@ def _reshape(node: fx.Node) -> None:
         node.target = "reshape"
 
 
-def _fusible(name: str, traced: Traced, module: nn.Module) -> bool:
-    layer = traced.modules[name]
-    if type(layer) is not nn.Linear or traced.called[name] != 1 or layer.weight.numel() < BIG:
+def _fusible(name: str, graph: fx.Graph, module: nn.Module) -> bool:
+    layer = module.get_submodule(name)
+    if type(layer) is not nn.Linear or called(graph)[name] != 1 or layer.weight.numel() < BIG:
         return False
     owners = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
-    mine = [id(p) for p in layer.parameters()]
-    read = any(a.startswith(f"{name}.") for a in traced.attributes)
-    return not read and all(owners[p] == 1 for p in mine) and all(p.requires_grad for p in layer.parameters())
+    read = any(n.op == "get_attr" and str(n.target).startswith(f"{name}.") for n in graph.nodes)
+    return not read and all(owners[id(p)] == 1 and p.requires_grad for p in layer.parameters())
 
 
 def _swap(run: fx.GraphModule, node: fx.Node, new: nn.Module) -> None:

@@ -58,6 +58,8 @@ class Net:
         self.layout = Layout(tuple(Leaf(name, tuple(t.shape)) for name, t in floats.items()))
         self.weights = None if weights is None else _pretrained(weights, self.layout)
         self.traced = Traced(copy.deepcopy(self.module).train())
+        moving, still = self.traced.graph, Traced(copy.deepcopy(self.module).eval()).graph
+        self.graphs = None if moving is None or still is None else (moving, still)
         self.verdicts: dict[Any, bool] = {}  # by loss: does the stacked engine agree with the loop?
         self._idle: dict[bool, deque[Work]] = {False: deque(), True: deque()}
 
@@ -142,7 +144,8 @@ class Work:
         self.parameters = dict(self.module.named_parameters())
         self.asks = {name: p.requires_grad for name, p in self.parameters.items()}
         self.knobs = Knobs(net.device)
-        lean = None if plain else rewrite(self.module, self.knobs)
+        graphs = None if plain else net.graphs
+        lean = rewrite(self.module, graphs[0], self.knobs) if graphs else None
         self.lean = lean[0] if lean else None
         fused = [f"{name}.{part}" for name in (lean[1] if lean else ()) for part in ("weight", "bias")]
         self.fused = {name for name in fused if name in self.parameters}
@@ -152,7 +155,7 @@ class Work:
         )
         if self.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.infer = self.module if self.lean is None else infer(self.module.eval())
+        self.infer = infer(self.module, graphs[1]) if graphs else self.module
         self.norms = [m for m in self.module.modules() if isinstance(m, NORMS)]
         for norm in self.norms:
             norm.register_forward_pre_hook(_lonely)
