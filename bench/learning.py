@@ -70,10 +70,32 @@ def row(task: Task) -> Row:
     found = [once(task, seed) for seed in SEEDS]
     accuracy = median(a for _, a in found)
     if task.most is None:
-        return Row(task.name, accuracy, "accuracy", accuracy / task.target, task.against, accuracy, task.target, 1.0, str(task.algorithm), "mnist")
+        return Row(
+            task.name,
+            accuracy,
+            "accuracy",
+            accuracy / task.target,
+            task.against,
+            accuracy,
+            task.target,
+            1.0,
+            str(task.algorithm),
+            "mnist",
+        )
     rounds = median(float("inf") if r is None else r for r, _ in found)
     paper = task.paper or task.most
-    return Row(task.name, rounds, "rounds", paper / rounds, task.against, accuracy, task.target, paper / task.most, str(task.algorithm), "mnist")
+    return Row(
+        task.name,
+        rounds,
+        "rounds",
+        paper / rounds,
+        task.against,
+        accuracy,
+        task.target,
+        paper / task.most,
+        str(task.algorithm),
+        "mnist",
+    )
 
 
 def main(words: list[str] | None = None) -> int:
@@ -87,7 +109,10 @@ def main(words: list[str] | None = None) -> int:
         if asked.only in task.name:
             rows.append(row(task))
             r = rows[-1]
-            print(f"{r.name:40}{r.value:8.4g} {r.unit:9} goal {r.target and task.most or task.target}", flush=True)
+            print(
+                f"{r.name:40}{r.value:8.4g} {r.unit:9} goal {r.target and task.most or task.target}",
+                flush=True,
+            )
     if asked.json:
         asked.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     return int(any(r.target is not None and r.ratio < r.target for r in rows))
