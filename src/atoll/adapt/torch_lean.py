@@ -69,7 +69,10 @@ class _UpdatingLinear(torch.autograd.Function):
 
 
 class UpdatingLinear(nn.Module):
-    """A linear layer that takes its own SGD step in backward while `knobs.fused`."""
+    """A linear layer that takes its own SGD step in backward while `knobs.fused`.
+
+    `weight` and `bias` are the inner layer's.
+    """
 
     def __init__(self, layer: nn.Linear, knobs: Knobs) -> None:
         super().__init__()

@@ -65,10 +65,12 @@ class Net:
 
     @property
     def numpy_dtype(self) -> Any:
+        """The numbers' type for numpy."""
         return np.float64 if self.dtype is torch.float64 else np.float32
 
     @property
     def convolves(self) -> bool:
+        """Whether any layer is a convolution."""
         return any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in self.module.modules())
 
     @property
