@@ -22,17 +22,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Tiles: `dot` keeps ROWS x ACROSS vectors in registers (and ROWS addresses: 12 spilled, at a third
+   of the speed), `grow` TALL x 2. */
 #if defined(__AVX512F__)
-enum { LANES = 16, ROWS = 12 }; /* ROWS x 2 accumulators must fit the registers */
+enum { LANES = 16, ROWS = 6, ACROSS = 4 };
 #define TRAIN train_avx512
 #elif defined(__AVX2__)
-enum { LANES = 8, ROWS = 6 };
+enum { LANES = 8, ROWS = 6, ACROSS = 2 };
 #define TRAIN train_avx2
 #else
-enum { LANES = 4, ROWS = 6 };
+enum { LANES = 4, ROWS = 6, ACROSS = 2 };
 #define TRAIN train_plain
 #endif
-enum { HALF = LANES / 2, TALL = 8 }; /* TALL: rows of W that one pass of `grow` holds */
+enum { TALL = 4 };
 enum { SQUARED, LOGISTIC, SOFTMAX };
 enum { RELU, TANH };
 
@@ -75,7 +77,8 @@ typedef struct { /* one thread's memory */
     float *w, *g, *m, *anchor, *slope;  /* (size,) padded */
     float **h;                          /* h[l]: (batch_max, wide) what layer l gave */
     float *d, *d_below;                 /* (batch_max, widest) gradients at a layer's two sides */
-    const float **rows;                 /* (batch_max,) where each row that a layer reads begins */
+    float *turned, *zero;               /* a layer's W'; (widest,) zeros */
+    const float **rows, **d_rows;       /* (batch_max,) where each row of a layer's input and of d begins */
     int32_t *all, *some;                /* column numbers: every one; those in use */
 } Desk;
 
@@ -106,9 +109,6 @@ INLINE void dot_rows(const int V, int64_t R, const float *const *x, const int32_
 #define CASE(r) case r: dot_tile(r, V, x, cols, used, w, b, z, wide); break;
     switch (R) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if defined(__AVX512F__)
-        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
     }
 #undef CASE
 }
@@ -117,13 +117,15 @@ INLINE void dot_rows(const int V, int64_t R, const float *const *x, const int32_
 static void dot(const float *const *x, int64_t B, const int32_t *cols, int64_t used, const float *w,
                 const float *b, float *z, int64_t wide) {
     const int64_t tiles = (B + ROWS - 1) / ROWS; /* of nearly equal heights: 5 + 5, not 6 + 4 */
-    for (int64_t j = 0; j < wide; j += 2 * LANES)
+    for (int64_t j = 0; j < wide; j += ACROSS * LANES)
         for (int64_t t = 0; t < tiles; t++) {
-            const int64_t from = B * t / tiles, R = B * (t + 1) / tiles - from;
-            if (j + 2 * LANES <= wide)
-                dot_rows(2, R, x + from, cols, used, w + j, b + j, z + from * wide + j, wide);
-            else
-                dot_rows(1, R, x + from, cols, used, w + j, b + j, z + from * wide + j, wide);
+            const int64_t from = B * t / tiles, R = B * (t + 1) / tiles - from, V = (wide - j) / LANES;
+#define ACROSS_IS(v) dot_rows(v, R, x + from, cols, used, w + j, b + j, z + from * wide + j, wide)
+            if (V >= ACROSS) ACROSS_IS(ACROSS);
+            else if (V == 3) ACROSS_IS(3);
+            else if (V == 2) ACROSS_IS(2);
+            else ACROSS_IS(1);
+#undef ACROSS_IS
         }
 }
 
@@ -158,42 +160,34 @@ static void grow(const float *const *x, int64_t B, const int32_t *cols, int64_t 
         for (int64_t j = 0; j < wide; j += LANES) grow_tile(1, 1, x, cols + i, d + j, B, w + j, wide);
 }
 
-/* Lane i of the answer is the sum over the lanes of s[i]: log2(LANES) rounds of interleave and add. */
-INLINE vec sum_lanes(vec s[LANES]) {
-    for (int n = HALF; n; n /= 2)
-        for (int i = 0; i < n; i++) {
-            const vec a = s[i], b = s[i + n];
+/* Columns for rows, one square of LANES x LANES: each round interleaves the halves. */
+INLINE void turn_square(const float *from, int64_t wide, float *to, int64_t wide_to) {
+    vec s[LANES], t[LANES];
+    for (int i = 0; i < LANES; i++) s[i] = *(const vec *)(from + i * wide);
+    for (int round = 1; round < LANES; round *= 2) {
+        for (int i = 0; i < LANES / 2; i++) {
+            const vec a = s[i], b = s[i + LANES / 2];
 #if defined(__AVX512F__)
-            s[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23) +
-                   __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            t[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            t[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #elif defined(__AVX2__)
-            s[i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11) +
-                   __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+            t[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+            t[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 #else
-            s[i] = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            t[2 * i] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+            t[2 * i + 1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
 #endif
         }
-    return s[0];
+        for (int i = 0; i < LANES; i++) s[i] = t[i];
+    }
+    for (int i = 0; i < LANES; i++) *(vec *)(to + i * wide_to) = s[i];
 }
 
-/* below (B, wide_below) = d W'; W has wide_below rows, zeros past the layer's own. Two rows of d meet HALF rows of W, so W is read B / 2 times, from L1. */
-static void back(const float *d, int64_t B, const float *w, int64_t wide, float *below, int64_t wide_below) {
-    for (int64_t k = 0; k < wide_below; k += HALF)
-        for (int64_t i = 0; i < B; i += 2) {
-            vec s[LANES];
-            memset(s, 0, sizeof s);
-            for (int64_t j = 0; j < wide; j += LANES) {
-                const vec d0 = *(const vec *)(d + i * wide + j), d1 = *(const vec *)(d + (i + 1) * wide + j);
-                for (int r = 0; r < HALF; r++) {
-                    const vec wr = *(const vec *)(w + (k + r) * wide + j);
-                    s[r] += d0 * wr;
-                    s[HALF + r] += d1 * wr;
-                }
-            }
-            const vec both = sum_lanes(s);
-            memcpy(below + i * wide_below + k, &both, sizeof both / 2);
-            memcpy(below + (i + 1) * wide_below + k, (const float *)&both + HALF, sizeof both / 2);
-        }
+/* turned (wide, high) = W', for W of `high` rows, both whole vectors. Then d W' is a `dot` at full
+   speed; summing products across lanes instead took twice as long. */
+static void turn(const float *w, int64_t high, int64_t wide, float *turned) {
+    for (int64_t j = 0; j < wide; j += LANES)
+        for (int64_t k = 0; k < high; k += LANES) turn_square(w + k * wide + j, wide, turned + j * high + k, high);
 }
 
 /* ---- one step of SGD ---- */
@@ -300,7 +294,9 @@ static int step(const Job *job, Client *c, Desk *desk, const int64_t *row, int64
         for (int64_t i = 0; i < B; i++)
             desk->rows[i] = l ? desk->h[l - 1] + i * layer[l - 1].wide : c->x + row[i] * c->stride;
         if (l) {
-            back(desk->d, B, desk->w + a->w, a->wide, desk->d_below, layer[l - 1].wide);
+            turn(desk->w + a->w, layer[l - 1].wide, a->wide, desk->turned);
+            for (int64_t i = 0; i < B; i++) desk->d_rows[i] = desk->d + i * a->wide;
+            dot(desk->d_rows, B, desk->all, a->out, desk->turned, desk->zero, desk->d_below, layer[l - 1].wide);
             slope_at(desk->d_below, desk->h[l - 1], B * layer[l - 1].wide, job->activation);
         }
         if (c->moves >> (2 * l) & 1)
@@ -401,8 +397,8 @@ static void *take(char *memory, int64_t *used, int64_t count, int64_t each) {
 
 /* Lays a desk out in zeroed memory and returns the bytes it needs. */
 static int64_t furnish(const Job *job, Desk *desk, char *memory) {
-    const int64_t L = job->layers, B = round_up(job->batch_max, 2);
-    int64_t used = 0, widest = 0, tallest = 0, at = 0;
+    const int64_t L = job->layers, B = job->batch_max;
+    int64_t used = 0, widest = 0, tallest = 0, largest = 0, at = 0;
     desk->layer = take(memory, &used, L, sizeof(Layer));
     desk->h = take(memory, &used, L, sizeof(float *));
     for (int64_t l = 0; l < L; l++) {
@@ -412,7 +408,8 @@ static int64_t furnish(const Job *job, Desk *desk, char *memory) {
         if (memory) desk->layer[l] = (Layer){in, out, wide, at, b, b + wide}, desk->h[l] = h;
         at = b + wide;
         widest = wide > widest ? wide : widest;
-        tallest = in > tallest ? in : tallest;
+        tallest = in > tallest ? in : out > tallest ? out : tallest;
+        if (l && round_up(in, LANES) * wide > largest) largest = round_up(in, LANES) * wide;
     }
     desk->size = at;
     int simple = 1;
@@ -421,7 +418,10 @@ static int64_t furnish(const Job *job, Desk *desk, char *memory) {
     for (int i = 0; i < (simple ? 1 : 5); i++) *padded[i] = take(memory, &used, at, sizeof(float));
     desk->d = take(memory, &used, B * widest, sizeof(float));
     desk->d_below = take(memory, &used, B * widest, sizeof(float));
+    desk->turned = take(memory, &used, largest, sizeof(float));
+    desk->zero = take(memory, &used, widest, sizeof(float));
     desk->rows = take(memory, &used, B, sizeof(float *));
+    desk->d_rows = take(memory, &used, B, sizeof(float *));
     desk->all = take(memory, &used, tallest, sizeof(int32_t));
     desk->some = take(memory, &used, tallest + LANES, sizeof(int32_t));
     for (int64_t k = 0; memory && k < tallest; k++) desk->all[k] = (int32_t)k;
