@@ -78,20 +78,18 @@ def _rows(work: Workload, sides: dict[str, Side], rounds: int) -> list[Row]:
             raise Disagreement(
                 f"{work.name}: accuracy {accuracy[name]:.4f}, the bare loop's {accuracy['bare']:.4f}"
             )
-        goal = work.goals[0] if name == "1 core" else work.goals[1]
-        ratio = seconds["bare"] / seconds[name]
         found.append(
             Row(
-                f"{work.name}, {name}",
-                seconds[name],
-                "s/round",
-                ratio,
-                AGAINST,
-                accuracy[name],
-                accuracy["bare"],
-                goal,
-                side.engine,
-                work.load().name,
-            )  # fmt: skip
+                name=f"{work.name}, {name}",
+                value=seconds[name],
+                unit="s/round",
+                ratio=seconds["bare"] / seconds[name],
+                against=AGAINST,
+                accuracy=accuracy[name],
+                accuracy_against=accuracy["bare"],
+                target=work.goals[0] if name == "1 core" else work.goals[1],
+                engine=side.engine,
+                data=work.load().name,
+            )
         )
     return found
