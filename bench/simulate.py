@@ -14,7 +14,7 @@ from .rows import Disagreement, Maker, Row, Side, race
 from .sampling import SEED, cohort, streams
 from .workloads import WORKLOADS, Workload
 
-CLOSE = 1e-3  # of the first round's step: float32 sums in another order
+CLOSE = 0.05  # of the first round's step; 1e-6 is usual, see rows.agree
 SAME = 0.005  # accuracy after all rounds
 AGAINST = "bare PyTorch loop, one thread"
 
