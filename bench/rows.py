@@ -77,7 +77,7 @@ def agree(sides: Mapping[str, Side], start: NDArray[np.float32], closeness: floa
     Sums in another order part by about 1e-6. But a relu whose input is within rounding of zero may
     open on one side only, which happens once in some rounds of W1 (2.4 million relus) and
     moved float32 and float64 of one and the same loop apart by 0.02. Another order of rows or
-    another rate shows as 0.3 or more.
+    another rate shows as 0.1 or more.
     """
     (first, bare), *others = sides.items()
     reference = bare.weights()
