@@ -93,6 +93,7 @@ CASES = {
     "softmax, all rows": softmax(20, 5, epochs=4, batch_size=None),
     "mlp": mlp((33, 17), features=20, outputs=5, epochs=2, batch_size=8, decay=0.5),
     "mlp tanh": mlp((16,), "tanh", "logistic", 9, 1, epochs=3, batch_size=7, momentum=0.5, weight_decay=0.01),
+    "mlp widening": mlp((2, 9), "tanh", "softmax", 1, 40, epochs=2, batch_size=6),
     "mlp squared": mlp((6, 5, 4), loss="squared", features=3, outputs=2, lr=0.02, epochs=3, batch_size=9),
 }
 

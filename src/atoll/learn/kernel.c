@@ -89,7 +89,7 @@ typedef struct { /* one thread's memory */
     float *turned, *zero;               /* a layer's W'; (widest,) zeros */
     const float **d_rows;               /* (batch_max,) where each row of d begins */
     Input *input;                       /* what each layer reads */
-    int32_t *all;                       /* (tallest,) column numbers 0, 1, ... */
+    int32_t *all;                       /* (tallest,) column numbers 0, 1, ... of any d */
 } Desk;
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -458,7 +458,7 @@ static int64_t furnish(const Job *job, Desk *desk, char *memory) {
         if (memory) desk->input[l] = x, desk->layer[l] = (Layer){in, out, wide, at, b, b + wide}, desk->h[l] = h;
         at = b + wide;
         widest = wide > widest ? wide : widest;
-        tallest = in > tallest ? in : out > tallest ? out : tallest;
+        tallest = out > tallest ? out : tallest;
         if (l && round_up(in, LANES) * wide > largest) largest = round_up(in, LANES) * wide;
     }
     desk->size = at;
