@@ -99,7 +99,9 @@ def call(make: Callable[..., Any], table: Mapping[str, Any], path: str = "$") ->
     hints = get_type_hints(make)
     for key, value in table.items():
         if key not in wanted:
-            raise ConfigError(f"unknown key {key!r}: {nearest(key, wanted) if wanted else 'it takes none'}", f"{path}.{key}")
+            raise ConfigError(
+                f"unknown key {key!r}: {nearest(key, wanted) if wanted else 'it takes none'}", f"{path}.{key}"
+            )
         if key in hints and not _fits(value, hints[key]):
             kind = getattr(hints[key], "__name__", str(hints[key]))
             raise ConfigError(f"expected {kind}, got {value!r}", f"{path}.{key}")
