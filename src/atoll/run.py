@@ -145,7 +145,8 @@ def simulate(
         role = algorithm.protocol or rounds.coordinator
         sim.add(COORDINATOR, main=lambda p: role(p, plan))
         last: Progress = sim.run(until=COORDINATOR)
-    run.params = last.best[2] if last.best is not None else last.params
+    served = getattr(learner, "served", lambda params: params)
+    run.params = served(last.best[2] if last.best is not None else last.params)
     run.stopped = last.over
     return run
 

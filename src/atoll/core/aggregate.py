@@ -98,7 +98,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A sum of some contributions. `sums`: (limbs, size) int64, or (1, size) uint64 in a ring."""
+    """A sum of some contributions. `sums`: (limbs, size) int64, or (1, size) uint64 in a ring.
+
+    `count`: contributions with a weight above 0.
+    """
 
     layout: Layout
     sums: NDArray[Any]
@@ -125,10 +128,12 @@ Rule: TypeAlias = Callable[[Array], Array]
 class Aggregator(Protocol):
     """The contract; `check_aggregator` of `atoll.testing` proves it for one of your own.
 
-    `sees`: "sum" if it needs only the sum of updates, "each" if it must see every one.
+    `sees`: "sum" if it needs only the sum of updates, "each" if it must see every one. `rings`:
+    whether it adds integers of a ring; a rule over real numbers cannot.
     """
 
     sees: Literal["sum", "each"]
+    rings: bool
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Aggregator: ...
 
@@ -162,6 +167,7 @@ class Sum:
     """The weighted sum, exact in any order and any tree."""
 
     sees: ClassVar[Literal["sum", "each"]] = "sum"
+    rings: ClassVar[bool] = True
     points: Points | None = None
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Sum:
@@ -178,7 +184,7 @@ class Sum:
         bits = replies[0][1].update.bits
         limbs = 2 if p.wide and not bits else 1
         sums = np.zeros((limbs, p.layout.size), np.uint64 if bits else np.int64)
-        weight, metrics, rows = 0, {}, {}
+        weight, count, metrics, rows = 0, 0, {}, {}
         for peer, reply in replies:
             w = whole_weight(reply.weight, p.max_weight)
             self._expect(peer, reply.update, bits)
@@ -188,10 +194,11 @@ class Sum:
                 _add(sums, reply.update.buffer, p, w * WEIGHT_UNIT, peer)
                 rows = _add_rows(rows, reply.update.rows, p, w * WEIGHT_UNIT, peer)
             weight += w
+            count += w > 0
             metrics = merge_all(metrics, {n: lift_metric(m, w * WEIGHT_UNIT) for n, m in reply.metrics.items()})
         if bits and bits < 64:
             sums &= np.uint64((1 << bits) - 1)
-        return Partial(p.layout, sums, weight, len(replies), metrics, bits, rows)
+        return Partial(p.layout, sums, weight, count, metrics, bits, rows)
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Both partial sums together."""
@@ -277,6 +284,7 @@ class Gather:
 
     rule: Rule
     sees: ClassVar[Literal["sum", "each"]] = "each"
+    rings: ClassVar[bool] = False
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Gather:
         """This round's; a Gather needs nothing of it."""
@@ -291,13 +299,15 @@ class Gather:
         return tuple(sorted(a + b, key=lambda kept: kept[0]))
 
     def finish(self, partial: Kept) -> Total:
-        """The rule applied to all updates; MisuseError if it answers in another shape."""
-        first = partial[0][1].update
+        """The rule applied to all updates of weight above 0; MisuseError if it answers in another shape."""
+        replies = [reply for _, reply in partial if reply.weight > 0]
+        if not replies:
+            raise MisuseError("every contribution of this round has weight 0: there is no mean to take")
         metrics: Mapping[str, Any] = {}
-        for _, reply in partial:
+        for reply in replies:
             metrics = merge_all(metrics, {n: lift_metric(m, reply.weight) for n, m in reply.metrics.items()})
-        matrix = np.stack([reply.update.buffer for _, reply in partial]).astype(np.float64)
-        return Total(apply_rule(self.rule, matrix, first.layout), 1.0, len(partial), metrics)
+        matrix = np.stack([reply.update.buffer for reply in replies]).astype(np.float64)
+        return Total(apply_rule(self.rule, matrix, replies[0].update.layout), 1.0, len(replies), metrics)
 
 
 def apply_rule(rule: Rule, matrix: Array, layout: Layout) -> Update:
@@ -320,6 +330,7 @@ class Buckets:
     k: int
     rule: Rule
     sees: ClassVar[Literal["sum", "each"]] = "sum"
+    rings: ClassVar[bool] = False
     inner: Sum = field(default_factory=Sum)
     place: Mapping[int, int] = field(default_factory=dict)
 

@@ -234,9 +234,10 @@ def _task(now: Progress, key: Any, clients: tuple[int, ...]) -> Task:
 def _points(plan: Plan, now: Progress, cohort: Sequence[int]) -> Points:
     """Binary points for updates as they leave the chain."""
     chain = plan.algorithm.chain
+    most = plan.max_weight if plan.algorithm.weigh == "rows" else 1.0
     added = {name: bound for t in chain.steps for name, bound in t.adds.items()}
     bounds = {**getattr(plan.learner, "bounds", {}), **added}
-    return points(chain.outgoing(now.params), len(cohort), plan.max_weight, bounds)
+    return points(chain.outgoing(now.params), len(cohort), most, bounds)
 
 
 def _rule(algorithm: Algorithm, task: Task) -> Any:
