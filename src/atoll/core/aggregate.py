@@ -73,16 +73,17 @@ def points(
     """Binary points for updates laid out like `params`.
 
     `bounds`: the largest magnitude of a leaf's update where it is known. For the others the
-    leaf's own largest magnitude (or the model's, or 1 for a model of zeros) times `headroom`;
-    float64 leaves get the square of that, their second int64 pays for it.
+    leaf's own largest magnitude times `headroom`; float64 leaves get the square of that, their
+    second int64 pays for it. A leaf that happens to be near zero may still move: its magnitude
+    counts as at least 2**-6 of the model's, and the model's as at least 2**-10 (1 where all is 0).
     """
     wide = params.buffer.dtype == np.float64
     room = headroom**2 if wide else headroom
     largest = {name: float(np.abs(leaf).max(initial=0.0)) for name, leaf in params.items()}
-    model = max(largest.values(), default=0.0) or 1.0
+    model = max(max(largest.values(), default=0.0) or 1.0, 2.0**-10)
     exponents = []
     for name in params:
-        scale = (bounds or {}).get(name) or room * (largest[name] or model)
+        scale = (bounds or {}).get(name) or room * max(largest[name] or model, model * 2.0**-6)
         exponents.append(_SUM_BITS - ceil(log2(scale)) - ceil(log2(max_weight * max(cohort, 1))))
     return Points(params.layout, tuple(exponents), max_weight, max(cohort, 1), wide)
 
@@ -132,8 +133,8 @@ class Aggregator(Protocol):
     whether it adds integers of a ring; a rule over real numbers cannot.
     """
 
-    sees: Literal["sum", "each"]
-    rings: bool
+    sees: ClassVar[Literal["sum", "each"]]
+    rings: ClassVar[bool]
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Aggregator: ...
 
@@ -184,7 +185,9 @@ class Sum:
         bits = replies[0][1].update.bits
         limbs = 2 if p.wide and not bits else 1
         sums = np.zeros((limbs, p.layout.size), np.uint64 if bits else np.int64)
-        weight, count, metrics, rows = 0, 0, {}, {}
+        weight, count = 0, 0
+        metrics: Mapping[str, Any] = {}
+        rows: dict[str, Rows] = {}
         for peer, reply in replies:
             w = whole_weight(reply.weight, p.max_weight)
             self._expect(peer, reply.update, bits)
