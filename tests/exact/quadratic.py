@@ -6,12 +6,15 @@ context's pull and moves exactly; F_k's optimum is b, that of Σ F_k is Σ a b /
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from atoll.core.message import Contribution, FitContext, Pull
 from atoll.core.update import Update
+from atoll.job import Job
+from atoll.run import RECORDS, Folder, Run, State, simulate
 
 
 class Bowl(NamedTuple):
@@ -68,6 +71,14 @@ class Sites(list[Bowl]):
     @property
     def tests(self) -> list[Bowl]:
         return list(self)
+
+
+def kept(job: Job, sites: list[Bowl], folder: Path) -> tuple[Run, State]:
+    """The run of a job, and what coordinator and clients hold after it, as read back from a folder."""
+    run = simulate(job, sites, out=folder)
+    state = Folder(folder, RECORDS).resume()
+    assert state is not None
+    return run, state
 
 
 def optimum(bowls: list[Bowl], *, by_rows: bool = False) -> Any:

@@ -12,7 +12,7 @@ from atoll.learn.feddyn import feddyn
 from atoll.learn.scaffold import CONTROL, scaffold
 from atoll.learn.select import sample
 from atoll.run import prepare, simulate
-from tests.exact.quadratic import Bowl, Quadratic, Sites, fixed_point, optimum
+from tests.exact.quadratic import Bowl, Quadratic, Sites, fixed_point, kept, optimum
 
 BOWLS = Sites([Bowl([1.0, 4.0], [1.0, -2.0]), Bowl([3.0, 1.0], [-1.0, 2.0]), Bowl([2.0, 2.0], [0.5, 0.25])])
 LEARNER = Quadratic(lr=0.1, steps=10)
@@ -70,14 +70,12 @@ def test_the_controls_are_trained_and_sent_but_are_no_part_of_the_model() -> Non
     assert run.traffic.up == 2 * plain.traffic.up
 
 
-def test_the_server_control_is_the_mean_of_the_clients() -> None:
+def test_the_server_control_is_the_mean_of_the_clients(tmp_path) -> None:
     # client 2 has no rows: it must count neither in the mean nor in |S|
-    kept = []
     sites = Sites([*BOWLS[:2], Bowl([1.0, 1.0], [0.0, 0.0], rows=0, steps=0)])
-    job = Job(LEARNER, scaffold(), rounds=4)
-    simulate(job, sites, save=kept.append)
-    server = kept[-1].progress.params.pick(lambda n: n.startswith(CONTROL)).buffer
-    theirs = [kept[-1].committed[k].learner.own.buffer for k in range(3)]
+    _, state = kept(Job(LEARNER, scaffold(), rounds=4), sites, tmp_path)
+    server = state.progress.params.pick(lambda n: n.startswith(CONTROL)).buffer
+    theirs = [state.committed[k].learner.own.buffer for k in range(3)]
     np.testing.assert_allclose(server, np.mean(theirs, axis=0), rtol=1e-9)
 
 

@@ -14,7 +14,7 @@ from atoll.learn.algorithm import fedavg
 from atoll.learn.ditto import ditto, fine_tune
 from atoll.learn.personal import OWN, fedbn, fedper, fedrep, stay
 from atoll.run import prepare, simulate
-from tests.exact.quadratic import Bowl, Quadratic, Sites
+from tests.exact.quadratic import Bowl, Quadratic, Sites, kept
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,18 @@ ONES = np.ones(3)
 SITES = Sites([Bowl(ONES, [1.0, 2.0, 3.0], rows=2), Bowl(ONES, [-1.0, -2.0, -3.0], rows=6), Bowl(ONES, [4.0, 4.0, 4.0])])
 
 
-def private(job):
+def private(job, folder):
     """The run, and the private leaves of each client after it."""
-    kept = []
-    run = simulate(job, SITES, save=kept.append)
-    return run, [kept[-1].committed[k].learner.own for k in range(len(SITES))]
+    run, state = kept(job, SITES, folder)
+    return run, [state.committed[k].learner.own for k in range(len(SITES))]
 
 
 @pytest.mark.parametrize(
     ("algorithm", "leaf"), [(fedbn(), "norm"), (fedper(), "head"), (fedper("he"), "head"), (fedrep(), "head")], ids=str
 )
-def test_what_stays_differs_and_is_not_sent(algorithm, leaf) -> None:
+def test_what_stays_differs_and_is_not_sent(algorithm, leaf, tmp_path) -> None:
     job = Job(Net(), algorithm, rounds=60, every=60)
-    run, homes = private(job)
+    run, homes = private(job, tmp_path)
     assert [list(home) for home in homes] == [[leaf]] * 3
     at = Net().names.index(leaf)
     # every client trains its own leaf to its own optimum ...
@@ -103,23 +102,23 @@ def test_learners_that_name_no_leaves_are_refused() -> None:
         fedbn().wrap(type("Bare", (Net,), {"norm_leaves": lambda self: frozenset()})())
 
 
-def personal_models(lam, learner, rounds=40):
-    run, homes = private(Job(learner, ditto(lam), rounds=rounds, every=rounds))
+def personal_models(lam, learner, folder, rounds=40):
+    run, homes = private(Job(learner, ditto(lam), rounds=rounds, every=rounds), folder)
     return run, [home.buffer for home in homes]
 
 
-def test_ditto_without_a_tie_is_local_training_and_leaves_fedavg_alone() -> None:
+def test_ditto_without_a_tie_is_local_training_and_leaves_fedavg_alone(tmp_path) -> None:
     learner = Net(lr=0.1, steps=10)
-    run, models = personal_models(0.0, learner)
+    run, models = personal_models(0.0, learner, tmp_path)
     np.testing.assert_allclose(models, [c.b for c in SITES], rtol=1e-9)
     assert run.params == simulate(Job(learner, fedavg(), rounds=40), SITES).params
 
 
-def test_ditto_with_a_tight_tie_is_the_global_model() -> None:
+def test_ditto_with_a_tight_tie_is_the_global_model(tmp_path) -> None:
     # the optimum of F + lam/2 ||v - w||² lies (b - w) / (1 + lam) away from w
     lam = 999.0
     learner = Net(lr=1e-3, steps=3000)
-    run, models = personal_models(lam, learner, rounds=6)
+    run, models = personal_models(lam, learner, tmp_path, rounds=6)
     away = [(np.array(c.b) - run.params.buffer) / (1 + lam) for c in SITES]
     np.testing.assert_allclose(models - run.params.buffer, away, atol=1e-6)
     assert np.abs(models - run.params.buffer).max() < 0.01
@@ -145,7 +144,7 @@ def test_fine_tuning_starts_from_the_final_model_and_changes_nothing_shared() ->
         fine_tune(0)
 
 
-def test_a_private_model_keeps_the_learners_own_state() -> None:
+def test_a_private_model_keeps_the_learners_own_state(tmp_path) -> None:
     class Counting(Net):
         def fit(self, params, data, ctx):
             c = super().fit(params, data, ctx)
@@ -153,9 +152,8 @@ def test_a_private_model_keeps_the_learners_own_state() -> None:
             return c
 
     for algorithm, turns in ((fedper("head"), 1), (fedrep("head"), 2), (ditto(), 1)):
-        kept = []
-        simulate(Job(Counting(), algorithm, rounds=3), SITES, save=kept.append)
-        assert [kept[-1].committed[k].learner.inner for k in range(3)] == [3 * turns] * 3
+        _, state = kept(Job(Counting(), algorithm, rounds=3), SITES, tmp_path / algorithm.name)
+        assert [state.committed[k].learner.inner for k in range(3)] == [3 * turns] * 3
 
 
 def test_wrapped_learners_answer_for_their_inner_ones() -> None:
