@@ -3,19 +3,24 @@
 import numpy as np
 import pytest
 
-from atoll.core.errors import QuorumError
+from atoll.core.errors import ConfigError, QuorumError
 from atoll.core.message import FitContext
 from atoll.core.rng import Rng
 from atoll.core.update import Update
 from atoll.job import Job, Tree
 from atoll.learn.cyclic import cyclic
 from atoll.learn.moon import moon
-from atoll.core.errors import ConfigError
 from atoll.learn.select import sample
 from atoll.run import simulate
 from tests.exact.quadratic import Bowl, Quadratic, Sites
 
-SITES = Sites([Bowl([1.0, 4.0], [1.0, -2.0], rows=9), Bowl([3.0, 1.0], [-1.0, 2.0]), Bowl([2.0, 2.0], [4.0, 4.0], rows=3)])
+SITES = Sites(
+    [
+        Bowl([1.0, 4.0], [1.0, -2.0], rows=9),
+        Bowl([3.0, 1.0], [-1.0, 2.0]),
+        Bowl([2.0, 2.0], [4.0, 4.0], rows=3),
+    ]
+)
 
 
 class Told(Quadratic):

@@ -53,7 +53,9 @@ def test_a_client_already_at_its_optimum_only_votes_for_staying() -> None:
     assert 0 < run.params["w"][0] < 1
 
 
-@pytest.mark.parametrize(("found", "match"), [({}, "weighs clients by `loss`"), ({"loss": -1.0}, "at least 0")])
+@pytest.mark.parametrize(
+    ("found", "match"), [({}, "weighs clients by `loss`"), ({"loss": -1.0}, "at least 0")]
+)
 def test_losses_it_cannot_use_are_refused(found, match) -> None:
     class Odd(Quadratic):
         def evaluate(self, params, data, ctx):

@@ -30,7 +30,9 @@ def test_equal_steps_of_a_power_of_two_are_fedavg_bit_for_bit(steps) -> None:
 def test_equal_steps_are_fedavg() -> None:
     sites = Sites([Bowl(*A, rows=3), Bowl(*B, rows=5)])
     learner = Quadratic(steps=7)
-    np.testing.assert_allclose(end(fednova(), sites, learner, 6), end(fedavg(), sites, learner, 6), rtol=1e-13)
+    np.testing.assert_allclose(
+        end(fednova(), sites, learner, 6), end(fedavg(), sites, learner, 6), rtol=1e-13
+    )
 
 
 def test_unequal_steps_find_the_weighted_optimum_and_fedavg_does_not() -> None:

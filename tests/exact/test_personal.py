@@ -32,7 +32,9 @@ class Net(Quadratic):
 
 
 ONES = np.ones(3)
-SITES = Sites([Bowl(ONES, [1.0, 2.0, 3.0], rows=2), Bowl(ONES, [-1.0, -2.0, -3.0], rows=6), Bowl(ONES, [4.0, 4.0, 4.0])])
+SITES = Sites(
+    [Bowl(ONES, [1.0, 2.0, 3.0], rows=2), Bowl(ONES, [-1.0, -2.0, -3.0], rows=6), Bowl(ONES, [4.0, 4.0, 4.0])]
+)
 
 
 def private(job, folder):
@@ -42,7 +44,9 @@ def private(job, folder):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "leaf"), [(fedbn(), "norm"), (fedper(), "head"), (fedper("he"), "head"), (fedrep(), "head")], ids=str
+    ("algorithm", "leaf"),
+    [(fedbn(), "norm"), (fedper(), "head"), (fedper("he"), "head"), (fedrep(), "head")],
+    ids=str,
 )
 def test_what_stays_differs_and_is_not_sent(algorithm, leaf, tmp_path) -> None:
     job = Job(Net(), algorithm, rounds=60, every=60)
@@ -96,7 +100,7 @@ def test_fedrep_moves_the_head_first_and_then_the_body() -> None:
 def test_learners_that_name_no_leaves_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"fedbn asks for norm_leaves\(\), which Quadratic does not have"):
         fedbn().wrap(Quadratic())
-    with pytest.raises(ConfigError, match=r'fedper asks for head_leaves\(\).*name the head, as in head='):
+    with pytest.raises(ConfigError, match=r"fedper asks for head_leaves\(\).*name the head, as in head="):
         fedper().wrap(Quadratic())
     with pytest.raises(ConfigError, match="this model has none"):
         fedbn().wrap(type("Bare", (Net,), {"norm_leaves": lambda self: frozenset()})())

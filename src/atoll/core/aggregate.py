@@ -316,13 +316,18 @@ class Gather:
     rule: Rule
     sees: ClassVar[Literal["sum", "each"]] = "each"
     rings: ClassVar[bool] = False
+    points: Points | None = None
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Gather:
-        """This round's; a Gather needs nothing of it."""
-        return self
+        """This round's: with the leaves that its updates must have."""
+        return Gather(self.rule, points)
 
     def lift(self, peer: int, reply: Reply) -> Kept:
-        """One kept reply."""
+        """One kept reply. Raises ProtocolError for other leaves, or numbers that are not finite."""
+        if self.points is not None and reply.update.layout != self.points.layout:
+            raise ProtocolError(f"client {peer} answered with another model's leaves: {reply.update.layout}")
+        if not reply.update.finite():
+            raise ProtocolError(f"client {peer}'s update is not finite: its training diverged")
         return ((peer, reply),)
 
     def merge(self, a: Kept, b: Kept) -> Kept:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from .errors import CompositionError
-from .transform import Transform, chain
+from .transform import Domain, Transform, chain
+
+_WORDS = {"real": "real numbers", "ring": "integers of a ring"}
 
 
 def check(
@@ -43,20 +45,25 @@ def check(
 
 
 def _outward(parts: Sequence[Transform]) -> None:
-    domain, turned, bounded, added = "real", None, None, None
+    domain: Domain = "real"
+    turned, bounded, added = None, None, None
     noisy = next((part for part in parts if part.needs_bound), None)
     for part in parts:
         if part.takes != domain:
+            fix = f"put {part} before {turned}" if turned else f"put ring(...) before {part}"
+            source = turned or "the learner"
             raise CompositionError(
-                f"{part} takes {part.takes} values but {turned} gives {domain} ones:"
-                f" put {part} before {turned}"
+                f"{part} takes {_WORDS[part.takes]}, {source} gives {_WORDS[domain]}: {fix}"
             )
         if part.adds and noisy is not None:
             raise CompositionError(
-                f"{part} appends a number that no bound covers, so {noisy} cannot protect it: leave out one of them"
+                f"{part} appends a number that no bound covers, so {noisy} cannot protect it:"
+                " leave out one of them"
             )
         if part.whole and added is not None:
-            raise CompositionError(f"{part} would change the number that {added} appends: put {part} before {added}")
+            raise CompositionError(
+                f"{part} would change the number that {added} appends: put {part} before {added}"
+            )
         added = part if part.adds else added
         if part.needs_bound and bounded is None:
             raise CompositionError(f"{part} adds noise to a sum nobody bounds: put clip(...) before {part}")

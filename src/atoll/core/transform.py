@@ -106,8 +106,8 @@ class Transform:
                 params = params.join(Update.of({name: np.zeros(1, params.buffer.dtype) for name in t.adds}))
         return params
 
-    def start(self, params: Update, side: Literal["out", "back"]) -> tuple[State, ...]:
-        """The first state of one side: a slot for each part, None where it keeps nothing there.
+    def start(self, params: Update, side: Literal["out", "back"]) -> State:
+        """The first state of one side, None where nothing is kept there; for a chain, one a part.
 
         Each part begins with the leaves that reach it, after the parts to its left.
         """
@@ -115,7 +115,7 @@ class Transform:
         for t in self.steps:
             slots.append(t.init(params) if t.keeps == side else None)
             params = t.outgoing(params)
-        return tuple(slots)
+        return tuple(slots) if self.name == "chain" else slots[0]
 
     def __str__(self) -> str:
         return f"chain({', '.join(map(str, self.parts))})" if self.name == "chain" else self.name

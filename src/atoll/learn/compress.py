@@ -16,7 +16,7 @@ from math import ceil
 
 import numpy as np
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, MisuseError
 from ..core.registry import part
 from ..core.transform import Context, State, Transform, transform
 from ..core.update import Array, Update
@@ -58,10 +58,17 @@ def _largest(size: Array, k: int) -> Array:
     return np.asarray(above)
 
 
+def dense(update: Update, part: str) -> None:
+    """Raise MisuseError for an update with sparse rows, which this part does not know."""
+    if update.rows:
+        raise MisuseError(f"{part} takes dense leaves, and {sorted(update.rows)} came as sparse rows")
+
+
 def _remembering(name: str, squash: Callable[[Array], Array]) -> Transform:
     """The compression `squash` with error feedback; state: the error e as an Update."""
 
     def out(update: Update, e: State, ctx: Context) -> tuple[Update, State]:
+        dense(update, name)
         v = update + e
         if not v.finite():  # a diverged client: the aggregator must see it, not a squashed NaN
             return v, e

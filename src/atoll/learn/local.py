@@ -10,6 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
@@ -83,12 +84,26 @@ class Local:
         if self.algorithm.weigh == "equal":
             for _, c in made:
                 c.weight = float(c.weight > 0)
-        states = {client: self._held(client).chain for client in clients}
-        answer, after = contribute(made, self.algorithm.chain, states, self._aggregator(task), task, self.key)
-        held = {client: Held(c.state, after.get(client)) for client, c in made}
-        return replace(answer, failed=failed), {
+        answer, after = self._contribute(task, made)
+        held = {client: Held(c.state, after.get(client)) for client, c in made if client in answer.clients}
+        return replace(answer, failed={**answer.failed, **failed}), {
             c: h for c, h in held.items() if h.learner is not None or h.chain is not None
         }
+
+    def _contribute(
+        self, task: Task, made: Sequence[tuple[int, Contribution]]
+    ) -> tuple[Answer, dict[int, Any]]:
+        """What leaves for the wire. If one contribution is refused, it is named and the others go alone."""
+        states = {client: self._held(client).chain for client, _ in made}
+        aggregator = self._aggregator(task)
+        try:
+            return contribute(made, self.algorithm.chain, states, aggregator, task, self.key)
+        except AtollError as error:
+            if len(made) == 1:
+                return Answer((), None, {made[0][0]: _reason(error)}), {}
+        alone = [self._contribute(task, [one]) for one in made]
+        answer = reduce(partial(merge_answers, aggregator), (a for a, _ in alone))
+        return answer, {client: state for _, after in alone for client, state in after.items()}
 
     def _train(
         self, task: Task, clients: Sequence[int]

@@ -17,6 +17,7 @@ from ..core.errors import ConfigError, ProtocolError
 from ..core.registry import part
 from ..core.transform import Context, State, Transform, transform
 from ..core.update import Array, Update
+from .compress import dense
 from .server import positive
 
 
@@ -42,6 +43,7 @@ def ring(bits: int = 32, largest: float = 16.0, total: float = 2.0**20) -> Trans
     unit, mask = 2.0**p, np.uint64((1 << bits) - 1)
 
     def out(update: Update, state: State, ctx: Context) -> tuple[Update, State]:
+        dense(update, "ring")
         for name, leaf in update.items():
             if not (np.abs(leaf) <= largest).all():
                 raise ProtocolError(
