@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial, reduce
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
 from ..core.errors import AtollError
-from ..core.message import Contribution, FitContext, Learner, fit_many
+from ..core.message import FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
 from .algorithm import Algorithm
@@ -30,6 +29,9 @@ class Held(NamedTuple):
 
     learner: Any = None
     chain: Any = None
+
+
+NOTHING = Held()
 
 
 @dataclass
@@ -77,53 +79,39 @@ class Local:
         return self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
 
     def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
-        """Train one chunk: its answer, and the state to stage for each client that has any."""
-        made, failed = self._train(task, clients)
-        if not made:
-            return Answer((), None, failed), {}
-        if self.algorithm.weigh == "equal":
-            for _, c in made:
-                c.weight = float(c.weight > 0)
-        answer, after = self._contribute(task, made)
-        held = {client: Held(c.state, after.get(client)) for client, c in made if client in answer.clients}
-        return replace(answer, failed={**answer.failed, **failed}), {
-            c: h for c, h in held.items() if h.learner is not None or h.chain is not None
-        }
+        """Train one chunk: its answer, and the state to stage for each client that has any.
 
-    def _contribute(
-        self, task: Task, made: Sequence[tuple[int, Contribution]]
-    ) -> tuple[Answer, dict[int, Any]]:
-        """What leaves for the wire. If one contribution is refused, it is named and the others go alone."""
-        states = {client: self._held(client).chain for client, _ in made}
-        aggregator = self._aggregator(task)
+        If something goes wrong, each client is tried alone, and those at fault are named.
+        """
         try:
-            return contribute(made, self.algorithm.chain, states, aggregator, task, self.key)
-        except AtollError as error:
-            if len(made) == 1:
-                return Answer((), None, {made[0][0]: _reason(error)}), {}
-        alone = [self._contribute(task, [one]) for one in made]
-        answer = reduce(partial(merge_answers, aggregator), (a for a, _ in alone))
-        return answer, {client: state for _, after in alone for client, state in after.items()}
-
-    def _train(
-        self, task: Task, clients: Sequence[int]
-    ) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
-        """The chunk's contributions. If one client fails, it is named and the others go on alone."""
-        key = self._round(task)
-        ctxs = [self._context(key, task, client) for client in clients]
-        try:
-            together = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
-            return list(zip(clients, together, strict=True)), {}
+            return self._together(task, clients)
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
-                return [], {clients[0]: _reason(error)}
-        alone = [self._train(task, (client,)) for client in clients]
-        return [c for made, _ in alone for c in made], {
-            c: r for _, failed in alone for c, r in failed.items()
-        }
+                return Answer((), None, {clients[0]: _reason(error)}), {}
+        answer, held = Answer((), None), {}
+        for client in clients:
+            alone, its = self._fit(task, (client,))
+            answer = merge_answers(self._aggregator(task), answer, alone)
+            held |= its
+        return answer, held
+
+    def _together(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
+        key = self._round(task)
+        ctxs = [self._context(key, task, client) for client in clients]
+        made = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
+        if self.algorithm.weigh == "equal":
+            for c in made:
+                c.weight = float(c.weight > 0)
+        states = {client: self._held(client).chain for client in clients}
+        pairs = list(zip(clients, made, strict=True))
+        answer, after = contribute(
+            pairs, self.algorithm.chain, states, self._aggregator(task), task, self.key
+        )
+        kept = {client: Held(c.state, after.get(client)) for client, c in pairs}
+        return answer, {c: h for c, h in kept.items() if h.learner is not None or h.chain is not None}
 
     def _held(self, client: int) -> Held:
-        return self.committed.get(client, Held())
+        return self.committed.get(client, NOTHING)
 
     def _round(self, task: Task) -> Rng:
         return self.key.at("clients", task.round)

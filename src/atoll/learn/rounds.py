@@ -142,9 +142,10 @@ async def ask(
 def skip(now: Progress, answer: Answer) -> Progress:
     """The same model a round later."""
     if now.empty + 1 >= PATIENCE:
-        reasons = "; ".join(sorted({r.strip().splitlines()[-1] for r in answer.failed.values()})[:3])
+        reasons = sorted({r.strip() for r in answer.failed.values()}, key=len) or ["nobody was asked"]
         raise QuorumError(
-            f"nobody contributed in {PATIENCE} rounds in a row, up to round {now.round + 1}: {reasons}"
+            f"nobody contributed in {PATIENCE} rounds in a row, up to round {now.round + 1}."
+            f" {len(answer.failed)} clients failed; the first reason: {reasons[-1]}"
         )
     return replace(now, round=now.round + 1, empty=now.empty + 1)
 

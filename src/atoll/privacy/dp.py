@@ -6,6 +6,8 @@ McMahan, Ramage, Talwar, Zhang 2018, "Learning differentially private recurrent 
 
 from __future__ import annotations
 
+from math import isfinite
+
 from ..core.errors import ConfigError
 from ..core.registry import part
 from ..core.transform import Context, State, Transform, transform
@@ -25,6 +27,7 @@ def clip(norm: float) -> Transform:
 
     def out(update: Update, state: State, ctx: Context) -> tuple[Update, State]:
         length = update.norm()
-        return (update.scale(norm * SLACK / length) if length > norm else update), state
+        within = length <= norm or not isfinite(length)  # the aggregator refuses what is not finite
+        return (update if within else update.scale(norm * SLACK / length)), state
 
     return transform(f"clip({norm:g})", out, sets_bound=float(norm), whole=True)
