@@ -5,6 +5,8 @@ Every public name, and nothing else. What needs a heavy library is found on firs
 
 from __future__ import annotations
 
+from .adapt.onnx import Plan, run_plan
+from .adapt.torch import torch_learner
 from .baselines import alone, cross_site, pooled, scores, spread
 from .core.aggregate import Buckets, Gather, Sum
 from .core.errors import (
@@ -23,7 +25,7 @@ from .core.errors import (
     Refused,
     StateError,
 )
-from .core.message import Contribution, FitContext, Pull
+from .core.message import Contribution, FitContext, Learner, Pull
 from .core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
 from .core.registry import part, parts
 from .core.transform import Context, Transform, chain, only, transform
@@ -32,6 +34,7 @@ from .data import (
     Dataset,
     Examples,
     Heterogeneity,
+    Partitioner,
     Sites,
     dirichlet,
     feature_skew,
@@ -89,11 +92,14 @@ __all__ = [
     "Histogram",
     "IntegrityError",
     "Job",
+    "Learner",
     "Mean",
     "MinMax",
     "MisuseError",
     "Partition",
+    "Partitioner",
     "PeerError",
+    "Plan",
     "PrivacyError",
     "ProtocolError",
     "Pull",
@@ -157,6 +163,7 @@ __all__ = [
     "qfedavg",
     "quantity",
     "ring",
+    "run_plan",
     "sample",
     "scaffold",
     "scores",
@@ -169,6 +176,7 @@ __all__ = [
     "spread",
     "stay",
     "topk",
+    "torch_learner",
     "transform",
     "tree",
     "uniform",
