@@ -111,5 +111,6 @@ def _gradient(learner: Any) -> Any:
     except TypeError:
         raise ConfigError(
             "fedsgd sets lr, epochs, batch_size, momentum and decay, which"
-            f" {type(learner).__name__} does not have: use fedavg, or write fit so that its update is minus the gradient"
+            f" {type(learner).__name__} does not have: use fedavg, or write fit so that its update"
+            " is minus the gradient"
         ) from None

@@ -88,7 +88,8 @@ class Local:
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
                 return Answer((), None, {clients[0]: _reason(error)}), {}
-        answer, held = Answer((), None), {}
+        answer = Answer((), None)
+        held: dict[int, Held] = {}
         for client in clients:
             alone, its = self._fit(task, (client,))
             answer = merge_answers(self._aggregator(task), answer, alone)
