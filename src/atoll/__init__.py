@@ -5,6 +5,8 @@ Every public name, and nothing else. What needs a heavy library is found on firs
 
 from __future__ import annotations
 
+from .adapt.onnx import Plan, run_plan
+from .adapt.torch import torch_learner
 from .baselines import alone, cross_site, pooled, scores, spread
 from .core.aggregate import Buckets, Gather, Sum
 from .core.errors import (
@@ -23,7 +25,7 @@ from .core.errors import (
     Refused,
     StateError,
 )
-from .core.message import Contribution, FitContext, Pull
+from .core.message import Contribution, FitContext, Learner, Pull
 from .core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
 from .core.registry import part, parts
 from .core.transform import Context, Transform, chain, only, transform
@@ -32,6 +34,7 @@ from .data import (
     Dataset,
     Examples,
     Heterogeneity,
+    Partitioner,
     Sites,
     dirichlet,
     feature_skew,
@@ -47,10 +50,22 @@ from .data import (
 )
 from .job import Job, flat, tree
 from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
+from .learn.compress import sign, topk
+from .learn.cyclic import cyclic
 from .learn.dense import linear, logistic, mlp, softmax
+from .learn.ditto import ditto, fine_tune
+from .learn.feddyn import feddyn
+from .learn.fednova import fednova, nova
+from .learn.fedprox import fedprox
+from .learn.moon import moon
+from .learn.personal import fedbn, fedper, fedrep, stay
+from .learn.qfedavg import qfedavg
+from .learn.ring import ring
+from .learn.scaffold import scaffold
 from .learn.select import everyone, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
 from .learn.stop import early
+from .privacy.dp import clip
 from .run import Run, simulate
 from .simulate.faults import Crash, Partition, World, constant, exponential, lognormal, uniform
 
@@ -77,11 +92,14 @@ __all__ = [
     "Histogram",
     "IntegrityError",
     "Job",
+    "Learner",
     "Mean",
     "MinMax",
     "MisuseError",
     "Partition",
+    "Partitioner",
     "PeerError",
+    "Plan",
     "PrivacyError",
     "ProtocolError",
     "Pull",
@@ -100,9 +118,12 @@ __all__ = [
     "adam",
     "alone",
     "chain",
+    "clip",
     "constant",
     "cross_site",
+    "cyclic",
     "dirichlet",
+    "ditto",
     "early",
     "everyone",
     "exponential",
@@ -111,8 +132,15 @@ __all__ = [
     "fedadam",
     "fedavg",
     "fedavgm",
+    "fedbn",
+    "feddyn",
+    "fednova",
+    "fedper",
+    "fedprox",
+    "fedrep",
     "fedsgd",
     "fedyogi",
+    "fine_tune",
     "flat",
     "heterogeneity",
     "iid",
@@ -123,22 +151,32 @@ __all__ = [
     "lognormal",
     "mean",
     "mlp",
+    "moon",
     "natural",
+    "nova",
     "only",
     "part",
     "partition",
     "parts",
     "pooled",
     "power_of_choice",
+    "qfedavg",
     "quantity",
+    "ring",
+    "run_plan",
     "sample",
+    "scaffold",
     "scores",
     "sgd",
     "shards",
+    "sign",
     "similarity",
     "simulate",
     "softmax",
     "spread",
+    "stay",
+    "topk",
+    "torch_learner",
     "transform",
     "tree",
     "uniform",

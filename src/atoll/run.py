@@ -23,6 +23,7 @@ from .job import Job
 from .learn import rounds
 from .learn.local import Held, Local, measure
 from .learn.rounds import Plan, Progress
+from .learn.wrapped import Kept
 from .simulate.faults import World
 from .simulate.folder import Folder, write_model
 from .simulate.lanes import lanes
@@ -112,7 +113,7 @@ class State:
     staged: Mapping[int, Any]
 
 
-RECORDS = (State, Progress, Held)
+RECORDS = (State, Progress, Held, Kept)
 
 
 def simulate(
@@ -178,7 +179,8 @@ def simulate(
         role = job.trained.protocol or rounds.coordinator
         sim.add(COORDINATOR, main=lambda p: role(p, plan))
         last: Progress = sim.run(until=COORDINATOR)
-    run.params = last.best[2] if last.best is not None else last.params
+    served = getattr(run.learner, "served", lambda params: params)
+    run.params = served(last.best[2] if last.best is not None else last.params)
     run.stopped = last.over
     if folder is not None:
         took = round(time.perf_counter() - began, 3)

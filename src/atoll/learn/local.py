@@ -88,7 +88,8 @@ class Local:
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
                 return Answer((), None, {clients[0]: _reason(error)}), {}
-        answer, held = Answer((), None), {}
+        answer = Answer((), None)
+        held: dict[int, Held] = {}
         for client in clients:
             alone, its = self._fit(task, (client,))
             answer = merge_answers(self._aggregator(task), answer, alone)
@@ -120,7 +121,12 @@ class Local:
         return FitContext(key.at(client), task.round, client, self._held(client).learner)
 
     def _evaluate(self, task: Task) -> Answer:
-        """Each client's metrics by its id; clients without test rows are left out."""
+        """Each client's metrics by its id; clients without test rows are left out.
+
+        A learner with `personal(params, rows, ctx)` makes its own model of the task's first, from
+        the client's training rows.
+        """
+        personal = getattr(self.learner, "personal", lambda params, rows, ctx: params)
         found: dict[int, Any] = {}
         failed: dict[int, str] = {}
         for client in task.clients:
@@ -129,7 +135,8 @@ class Local:
                 continue
             try:
                 ctx = self._context(self._round(task), task, client)
-                found[client] = measure(self.learner, task.params, rows, ctx)
+                params = personal(task.params, self.train[client], ctx)
+                found[client] = measure(self.learner, params, rows, ctx)
             except Exception as error:  # noqa: BLE001
                 failed[client] = _reason(error)
         return Answer(tuple(found), found, failed)

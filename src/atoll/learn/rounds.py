@@ -7,10 +7,10 @@ All three roles stand here: `coordinator`, `edge` and `client`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..core.aggregate import Aggregator, Points, points
 from ..core.edge import Answer, Task, relay, wire
@@ -76,19 +76,23 @@ class Progress:
     over: str = ""
 
 
+OneRound: TypeAlias = Callable[[Party, Plan, Progress], Awaitable[tuple[Progress, dict[str, Any]]]]
+
+
 def begin(plan: Plan, p: Party) -> Progress:
     """The first state: the learner's initial params."""
     params = Update.of(plan.learner.init(p.key.at("init").generator()))
     return Progress(0, params, plan.algorithm.chain.start(params, "back"), {})
 
 
-async def coordinator(p: Party, plan: Plan) -> Progress:
-    """Run the rounds; resumes from `p.restored`."""
+async def coordinator(p: Party, plan: Plan, one: OneRound | None = None) -> Progress:
+    """Run the rounds, each by `one` (None: by `one_round`); resumes from `p.restored`."""
+    one = one or one_round
     now = p.restored or begin(plan, p)
     if now.round == 0:
         await p.note({"round": 0, **await evaluate(p, plan, now)})
     while now.round < plan.rounds and not now.over:
-        now, record = await one_round(p, plan, now)
+        now, record = await one(p, plan, now)
         if now.round % plan.every == 0 or now.round == plan.rounds:
             seen = await evaluate(p, plan, now)
             record |= seen
@@ -104,7 +108,13 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
     A round that nobody contributed to changes nothing; the third in a row raises QuorumError.
     """
     key = p.key.at("round", now.round)
-    cohort = await choose(p, plan, now, key)
+    return await ask(p, plan, now, await choose(p, plan, now, key), key)
+
+
+async def ask(
+    p: Party, plan: Plan, now: Progress, cohort: tuple[int, ...], key: Any
+) -> tuple[Progress, dict[str, Any]]:
+    """`one_round` for a cohort that is chosen."""
     task = replace(_task(now, key, cohort), points=_points(plan, now, cohort))
     aggregator = _rule(plan.algorithm, task)
     began = p.now
@@ -248,9 +258,10 @@ def _task(now: Progress, key: Any, clients: tuple[int, ...]) -> Task:
 def _points(plan: Plan, now: Progress, cohort: Sequence[int]) -> Points:
     """Binary points for updates as they leave the chain."""
     chain = plan.algorithm.chain
+    most = plan.max_weight if plan.algorithm.weigh == "rows" else 1.0
     added = {name: bound for t in chain.steps for name, bound in t.adds.items()}
     bounds = {**getattr(plan.learner, "bounds", {}), **added}
-    return points(chain.outgoing(now.params), len(cohort), plan.max_weight, bounds)
+    return points(chain.outgoing(now.params), len(cohort), most, bounds)
 
 
 def _rule(algorithm: Algorithm, task: Task) -> Any:
