@@ -1,0 +1,152 @@
+"""Which categories a federation's columns hold, and how often: one round of merged counts.
+
+Names cannot be summed, so they travel as a metric that merges: a table from category to count.
+The coordinator sees every category, and how many rows of the federation hold it; a site with a
+rare one is known by it only to itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite, isnan
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..core.errors import CodecError, DataError, MisuseError
+from ..core.message import Contribution, FitContext
+from ..core.metrics import Plain, metric
+from ..core.update import Update
+
+MOST = 10_000  # categories of one column: beyond, it is no category but a number or a name
+
+
+@metric("tally")
+@dataclass(frozen=True, init=False)
+class Tally:
+    """How often each value was seen. Values are text, whole or other numbers, bool or None; NaN
+    is one value. Raises DataError for more than 10,000 different ones."""
+
+    kind: ClassVar[str] = "tally"
+    counts: tuple[tuple[Any, int], ...]
+
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        counts: dict[Any, int] = {}
+        for value in values:
+            key = _plain(value)
+            counts[key] = counts.get(key, 0) + 1
+        self._set(counts)
+
+    def _set(self, counts: Mapping[Any, int]) -> Tally:
+        if len(counts) > MOST:
+            raise DataError(f"a column has more than {MOST} categories: is it one of numbers or names?")
+        object.__setattr__(self, "counts", tuple(sorted(counts.items(), key=lambda item: _order(item[0]))))
+        return self
+
+    @property
+    def value(self) -> dict[Any, int]:
+        """Counts by value: numbers first, then text, then None and NaN."""
+        return dict(self.counts)
+
+    def merge(self, other: Tally) -> Tally:
+        """Both together."""
+        if type(other) is not Tally:
+            raise MisuseError(f"cannot merge tally with {type(other).__name__}: one name, one kind of metric")
+        counts = dict(self.counts)
+        for key, n in other.counts:
+            counts[key] = counts.get(key, 0) + n
+        return object.__new__(Tally)._set(counts)
+
+    def to_plain(self) -> Plain:
+        """Values and counts in turn; a value as [kind, text]."""
+        return [[*_word(key), n] for key, n in self.counts]
+
+    @classmethod
+    def from_plain(cls, plain: Plain) -> Tally:
+        """The inverse. Raises CodecError."""
+        counts = {}
+        if not isinstance(plain, list) or len(plain) > MOST:
+            raise CodecError(f"a tally is a list of at most {MOST} values with counts")
+        for entry in plain:
+            match entry:
+                case [str(kind), str(text), int(n)] if kind in _READ and n > 0:
+                    counts[_read(kind, text)] = n
+                case _:
+                    raise CodecError("a tally's entry is [kind, text, count]")
+        made = object.__new__(cls)._set(counts)
+        if made.to_plain() != plain:
+            raise CodecError("a tally's values must be in order, each once")
+        return made
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A learner that tallies every column: one round of `exact()`. Data: rows of an (n, d) array."""
+
+    columns: int
+
+    def init(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """The number of rows, 0."""
+        return {"rows": np.zeros(1)}
+
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """Counts of rows."""
+        return {"rows": 2.0**40}
+
+    def fit(self, params: Update, data: Any, ctx: FitContext) -> Contribution:
+        """This site's tallies by column number."""
+        table = np.asarray(data, object)
+        if table.ndim != 2 or table.shape[1] != self.columns:
+            raise DataError(f"expected {self.columns} columns: use the same ones everywhere")
+        tallies = {str(j): Tally(table[:, j]) for j in range(self.columns)}
+        return Contribution({"rows": np.array([float(len(table))])}, metrics=tallies)
+
+    def evaluate(self, params: Update, data: Any, ctx: FitContext) -> Mapping[str, Any]:
+        """Tallies predict nothing."""
+        return {}
+
+
+NAN = float("nan")  # one object, so that it is found again in a table
+_READ = {"none": lambda _: None, "nan": lambda _: NAN, "bool": "1".__eq__, "int": int, "float": float.fromhex, "str": str}
+
+
+def _plain(value: Any) -> Any:
+    """A python value; one NaN for all of them. Raises DataError for anything else."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and isnan(value):
+        return NAN
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise DataError(f"a category is text, a number or None, got {type(value).__name__}")
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    """Numbers by size, text by letter, None, NaN."""
+    if value is None:
+        return 2, 0
+    if isinstance(value, str):
+        return 1, value
+    return (3, 0) if isinstance(value, float) and isnan(value) else (0, value)
+
+
+def _word(value: Any) -> list[str]:
+    if value is None:
+        return ["none", ""]
+    if isinstance(value, bool):
+        return ["bool", str(int(value))]
+    if isinstance(value, float):
+        return ["float", value.hex()] if not isnan(value) else ["nan", ""]
+    return [type(value).__name__, str(value)]
+
+
+def _read(kind: str, text: str) -> Any:
+    try:
+        value = _READ[kind](text)  # type: ignore[operator]
+    except ValueError:
+        raise CodecError("a tally's value does not read as its kind") from None
+    if kind == "float" and not isfinite(value) and text not in ("inf", "-inf"):
+        raise CodecError("a tally's value does not read as its kind")
+    return value
