@@ -1,0 +1,155 @@
+"""Linear, ridge and logistic regression, equal to the pooled ones (learn/newton.py)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..data.examples import Examples
+from ..learn.exact import close
+from ..learn.newton import Loss, Newton, newton
+from ..statistics import ask, moments
+from .sites import Array, Federated
+
+
+class _Linear(Federated):
+    """Linear models fitted by Newton's method on summed gradients and Hessians."""
+
+    coef_: Array
+    intercept_: Any
+
+    def _newton(self, X: Array, y: Array, rows: Sequence[Array], loss: Loss, outputs: int, l2: float, rounds: int,
+                tol: float, *, intercept: bool) -> tuple[Array, Array]:  # fmt: skip
+        """Coefficients (outputs, features) and intercepts (outputs,) at the optimum.
+
+        Sites standardise by the federation's moments. That changes no optimum, since the penalty is
+        rescaled along; it keeps the Hessian well conditioned.
+        """
+        seen, _ = moments([X[site] for site in rows], X.shape[1])
+        shift = seen.mean if intercept else np.zeros_like(seen.mean)
+        scale = np.sqrt(seen.variance(0) + (seen.mean - shift) ** 2)
+        scale[~(scale > 1e-12 * np.abs(seen.mean))] = 1.0
+        learner = Newton(X.shape[1], outputs, loss, intercept, shift, scale)
+        sites = [Examples(X[site], y[site]) for site in rows]
+        self.run_ = ask(learner, sites, newton(l2 / scale**2), rounds=rounds, still=close(tol))
+        self.n_iter_ = len(self.run_.history)
+        return learner.plain(self.run_.params)
+
+    def _answers(self, X: Any) -> Array:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        return np.asarray(X @ self.coef_.T + self.intercept_)
+
+
+class FederatedRidge(RegressorMixin, _Linear):
+    """Ridge regression on many sites: minimises ||y - Xw - b||² + alpha ||w||², exactly.
+
+    `alpha` >= 0. Where columns are collinear and alpha is 0, one of the optima is found.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"alpha": [Real], "fit_intercept": ["boolean"]}
+
+    def __init__(self, alpha: float = 1.0, *, fit_intercept: bool = True) -> None:
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+
+    def fit(self, X: Any, y: Any = None, groups: Any = None) -> Self:
+        """Fit to rows X (n, d) and targets y (n,), with `groups` (n,) naming the site of each row."""
+        return self._solve(X, y, groups, self.alpha)
+
+    def _solve(self, X: Any, y: Any, groups: Any, l2: float) -> Self:
+        X, y, rows = self._sites(X, y, groups, dtype=[np.float64, np.float32], y_numeric=True)
+        X, y = X.astype(np.float64, copy=False), np.asarray(y, np.float64)
+        target, _ = moments([y[site, None] for site in rows], 1)
+        mean = float(target.mean[0]) if self.fit_intercept else 0.0
+        unit = float(np.sqrt(target.variance(0)[0] + (target.mean[0] - mean) ** 2)) or 1.0
+        w, b = self._newton(X, (y - mean) / unit, rows, "squared", 1, l2, 2, 0.0, intercept=self.fit_intercept)
+        self.coef_ = w[0] * unit
+        self.intercept_ = float(b[0]) * unit + mean
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """(n,) predictions."""
+        return self._answers(X)
+
+
+class FederatedLinearRegression(FederatedRidge):
+    """Least squares on many sites: minimises ||y - Xw - b||², exactly."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"fit_intercept": ["boolean"]}
+
+    def __init__(self, *, fit_intercept: bool = True) -> None:
+        self.fit_intercept = fit_intercept
+
+    def fit(self, X: Any, y: Any = None, groups: Any = None) -> Self:
+        """Fit to rows X (n, d) and targets y (n,), with `groups` (n,) naming the site of each row."""
+        return self._solve(X, y, groups, 0.0)
+
+
+class FederatedLogisticRegression(ClassifierMixin, _Linear):
+    """Logistic regression on many sites, softmax for more than two classes, exactly.
+
+    Minimises C Σ loss + ½ ||w||², the intercept unpenalised; C = inf for no penalty. `max_iter`:
+    rounds; fewer than ten do where an optimum exists. Separable classes without a penalty have
+    none: a ConvergenceWarning says so.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "C": [Real],
+        "fit_intercept": ["boolean"],
+        "max_iter": [Integral],
+        "tol": [Real],
+    }
+
+    def __init__(self, C: float = 1.0, *, fit_intercept: bool = True, max_iter: int = 50, tol: float = 1e-8) -> None:
+        self.C = C
+        self.fit_intercept = fit_intercept
+        self.max_iter = max_iter
+        self.tol = tol
+
+    def fit(self, X: Any, y: Any = None, groups: Any = None) -> Self:
+        """Fit to rows X (n, d) and labels y (n,), with `groups` (n,) naming the site of each row."""
+        X, y, rows = self._sites(X, y, groups, dtype=[np.float64, np.float32])
+        y = self._classes(y, rows)
+        k = len(self.classes_)
+        loss: Loss = "logistic" if k == 2 else "softmax"
+        self.coef_, self.intercept_ = self._newton(
+            X.astype(np.float64, copy=False), y, rows, loss, 1 if k == 2 else k, 1.0 / self.C, self.max_iter, self.tol,
+            intercept=self.fit_intercept,
+        )  # fmt: skip
+        if not self.run_.stopped:
+            warnings.warn(
+                f"the model still moved after {self.n_iter_} rounds: the classes may be separable (lower C)"
+                " or max_iter too small",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def decision_function(self, X: Any) -> Array:
+        """Log-odds (n,) of two classes, scores (n, k) of more."""
+        answers = self._answers(X)
+        return answers[:, 0] if len(self.classes_) == 2 else answers
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """(n, k)."""
+        answers = self._answers(X)
+        if len(self.classes_) == 2:
+            answers = np.column_stack([np.zeros(len(answers)), answers])
+        return answers - np.logaddexp.reduce(answers, axis=1, keepdims=True)
+
+    def predict_proba(self, X: Any) -> Array:
+        """(n, k), columns in the order of `classes_`."""
+        return np.exp(self.predict_log_proba(X))
+
+    def predict(self, X: Any) -> Array:
+        """(n,) labels."""
+        best = self.predict_log_proba(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
