@@ -22,9 +22,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import ConfigError, DataError, MisuseError
-from ..core.message import Contribution, FitContext
-from ..core.update import Update
+from atoll.core.errors import ConfigError, DataError, MisuseError
+from atoll.core.message import Contribution, FitContext
+from atoll.core.update import Update
 
 Array: TypeAlias = NDArray[Any]
 Leaves: TypeAlias = Mapping[str, Array]
@@ -37,7 +37,9 @@ class Kind(Protocol):
 
     def start(self, learner: SklearnLearner, rng: np.random.Generator) -> Leaves: ...
 
-    def learn(self, learner: SklearnLearner, params: Update, x: Array, y: Array, rng: np.random.Generator) -> Leaves: ...
+    def learn(
+        self, learner: SklearnLearner, params: Update, x: Array, y: Array, rng: np.random.Generator
+    ) -> Leaves: ...
 
     def model(self, learner: SklearnLearner, params: Leaves) -> Any: ...
 
@@ -68,7 +70,7 @@ class SklearnLearner:
     def init(self, rng: np.random.Generator) -> Leaves:
         """The first state. Raises ConfigError where the width of x or the classes are unknown."""
         if self.features < 1:
-            raise ConfigError("how many columns x has is unknown: pass features=, or at.Sites as data", "$.learner")
+            raise ConfigError("the width of x is unknown: pass features=, or at.Sites as data", "$.learner")
         if self.classes is None and _is_classifier(self.estimator):
             raise ConfigError("a classifier needs all classes beforehand: pass classes=", "$.learner.classes")
         return self.kind.start(self, rng)
@@ -76,15 +78,17 @@ class SklearnLearner:
     def fit(self, params: Update, data: Any, ctx: FitContext) -> Contribution:
         """`epochs` of partial_fit from the federation's state. Raises DataError for an unknown class."""
         if ctx.pull is not None or ctx.moves is not None:
-            raise MisuseError("scikit-learn's own loss takes no extra term: choose an algorithm such as fedavg")
+            raise MisuseError(
+                "scikit-learn's own loss takes no extra term: choose an algorithm such as fedavg"
+            )
         x, y = self._rows(data)
         if not len(x):
             return Contribution(params.zeros(), 0.0)
-        fresh = Update.of({n: np.asarray(a, np.float64) for n, a in self.kind.learn(self, params, x, y, ctx.rng).items()})
-        return Contribution(fresh - params, float(len(x)), steps=self.epochs * self._batches(len(x)))
+        fresh = Update.of(self.kind.learn(self, params, x, y, ctx.rng))
+        return Contribution(fresh - params, float(len(x)), steps=self.epochs * self._number(len(x)))
 
     def evaluate(self, params: Update, data: Any, ctx: FitContext) -> Mapping[str, Any]:
-        """Accuracy of a classifier, mean squared error of a regressor, of clusters the mean squared distance."""
+        """Accuracy of a classifier, mse of a regressor, mean squared distance of clusters."""
         x, y = self._rows(data)
         model = self.model(params)
         if _is_classifier(self.estimator):
@@ -109,14 +113,15 @@ class SklearnLearner:
     def go_on(self, estimator: Any, x: Array, y: Array, rng: np.random.Generator) -> None:
         """All epochs of partial_fit, rows in a new order each time."""
         more = {} if self.classes is None else {"classes": np.asarray(self.classes)}
-        for batch in self._order(len(x), rng):
+        for batch in self.batches(len(x), rng):
             estimator.partial_fit(x[batch], y[batch], **more)
 
-    def _order(self, n: int, rng: np.random.Generator) -> Iterator[Array]:
+    def batches(self, n: int, rng: np.random.Generator) -> Iterator[Array]:
+        """Row numbers of each partial_fit: every epoch all n rows, in a new order."""
         for _ in range(self.epochs):
-            yield from np.array_split(rng.permutation(n), self._batches(n))
+            yield from np.array_split(rng.permutation(n), self._number(n))
 
-    def _batches(self, n: int) -> int:
+    def _number(self, n: int) -> int:
         return -(-n // self.batch_size) if self.batch_size else 1
 
     def _rows(self, data: Any) -> tuple[Array, Array]:
@@ -125,14 +130,15 @@ class SklearnLearner:
         if x.shape[1] != self.features:
             raise DataError(f"expected {self.features} columns, this site has {x.shape[1]}")
         if self.classes is not None and not np.isin(y, np.asarray(self.classes)).all():
-            raise DataError("this site has a label that is not among the declared classes: declare it in classes=")
+            raise DataError("this site has a label that is not declared: add it to classes=")
         return x, y
 
 
 @dataclass(frozen=True)
 class Averaged:
     """Attributes that are parameters. `zero`: those that start at zero, the others as a first fit
-    leaves them."""
+    leaves them.
+    """
 
     names: tuple[str, ...]
     zero: tuple[str, ...] = ()
@@ -146,7 +152,9 @@ class Averaged:
         leaves = self._read(self._template(learner))
         return {n: np.zeros_like(a) if n in self.zero else a for n, a in leaves.items()}
 
-    def learn(self, learner: SklearnLearner, params: Update, x: Array, y: Array, rng: np.random.Generator) -> Leaves:
+    def learn(
+        self, learner: SklearnLearner, params: Update, x: Array, y: Array, rng: np.random.Generator
+    ) -> Leaves:
         """The leaves after training from `params`."""
         estimator = self.model(learner, params)
         if "random_state" in estimator.get_params():
@@ -200,18 +208,26 @@ class Clusters:
     def start(self, learner: SklearnLearner, rng: np.random.Generator) -> Leaves:
         """The estimator's own `init` where it is an array, else standard normal: standardise first."""
         k, given = learner.estimator.n_clusters, learner.estimator.init
-        centres = rng.standard_normal((k, learner.features)) if isinstance(given, str) else np.asarray(given, np.float64)
+        centres = (
+            rng.standard_normal((k, learner.features))
+            if isinstance(given, str)
+            else np.asarray(given, np.float64)
+        )
         if centres.shape != (k, learner.features):
-            raise ConfigError(f"init must hold {k} centres of {learner.features} columns, got shape {centres.shape}")
+            raise ConfigError(
+                f"init must hold {k} centres of {learner.features} columns, got shape {centres.shape}"
+            )
         return {"share": np.full(k, 1.0 / k), "moment": centres / k}
 
-    def learn(self, learner: SklearnLearner, params: Update, x: Array, y: Array, rng: np.random.Generator) -> Leaves:
+    def learn(
+        self, learner: SklearnLearner, params: Update, x: Array, y: Array, rng: np.random.Generator
+    ) -> Leaves:
         """Shares and moments after partial_fit from the federation's centres."""
         old = params["moment"] / params["share"][:, None]
         estimator = learner.fresh(rng).set_params(init=old, n_init=1, reassignment_ratio=0.0)
-        for batch in learner._order(len(x), rng):
+        for batch in learner.batches(len(x), rng):
             estimator.partial_fit(x[batch])
-        share = np.asarray(estimator._counts, np.float64)
+        share = np.asarray(estimator._counts, np.float64)  # noqa: SLF001  nothing else says it
         share = share / share.sum()
         moment = share[:, None] * estimator.cluster_centers_ + self._KEEP * old
         return {"share": share + self._KEEP, "moment": moment}
@@ -228,7 +244,8 @@ class Clusters:
 @dataclass(frozen=True)
 class Gaussian:
     """Naive Bayes from sufficient statistics: leaves are means over rows of 1, x and x² of each
-    class, so their averages by rows are the pooled ones."""
+    class, so their averages by rows are the pooled ones.
+    """
 
     def bounds(self, learner: SklearnLearner) -> Mapping[str, float]:
         """Shares, and means over rows of x and x²: |x| up to 10^6."""
@@ -237,9 +254,15 @@ class Gaussian:
     def start(self, learner: SklearnLearner, rng: np.random.Generator) -> Leaves:
         """No row seen."""
         k = len(learner.classes or ())
-        return {"share": np.zeros(k), "first": np.zeros((k, learner.features)), "second": np.zeros((k, learner.features))}
+        return {
+            "share": np.zeros(k),
+            "first": np.zeros((k, learner.features)),
+            "second": np.zeros((k, learner.features)),
+        }
 
-    def learn(self, learner: SklearnLearner, params: Update, x: Array, y: Array, rng: np.random.Generator) -> Leaves:
+    def learn(
+        self, learner: SklearnLearner, params: Update, x: Array, y: Array, rng: np.random.Generator
+    ) -> Leaves:
         """This site's means; they do not depend on `params`."""
         member = (y[:, None] == np.asarray(learner.classes)).astype(np.float64) / len(y)  # (n, k)
         return {"share": member.sum(axis=0), "first": member.T @ x, "second": member.T @ (x * x)}
@@ -256,7 +279,9 @@ class Gaussian:
         estimator.class_count_ = share
         estimator.theta_ = params["first"] / rows
         estimator.var_ = np.maximum(params["second"] / rows - estimator.theta_**2, 0.0) + estimator.epsilon_
-        estimator.class_prior_ = share / share.sum() if estimator.priors is None else np.asarray(estimator.priors)
+        estimator.class_prior_ = (
+            share / share.sum() if estimator.priors is None else np.asarray(estimator.priors)
+        )
         return estimator
 
 
@@ -289,13 +314,17 @@ def sklearn_learner(
     Raises ConfigError for an estimator that cannot be federated so.
     """
     if not hasattr(estimator, "partial_fit"):
-        raise ConfigError(f"{type(estimator).__name__} has no partial_fit, so it cannot go on from a federation's state")
+        raise ConfigError(
+            f"{type(estimator).__name__} has no partial_fit: it cannot go on from a given state"
+        )
     if epochs < 1 or (batch_size is not None and batch_size < 1):
         raise ConfigError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
     if getattr(estimator, "average", False):
         raise ConfigError("average=True averages over steps what rounds average over sites: leave it False")
     kind = Averaged(tuple(averaged)) if averaged else _kind(estimator)
-    return SklearnLearner(estimator, kind, None if classes is None else tuple(classes), epochs, batch_size, features)
+    return SklearnLearner(
+        estimator, kind, None if classes is None else tuple(classes), epochs, batch_size, features
+    )
 
 
 def _kind(estimator: Any) -> Kind:

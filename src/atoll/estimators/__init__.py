@@ -17,10 +17,20 @@ This module imports scikit-learn; `import atoll` loads it on first use only.
 from __future__ import annotations
 
 from .cluster import FederatedKMeans
-from .encode import FederatedLabelEncoder, FederatedOneHotEncoder, FederatedOrdinalEncoder, FederatedSimpleImputer
+from .encode import (
+    FederatedLabelEncoder,
+    FederatedOneHotEncoder,
+    FederatedOrdinalEncoder,
+    FederatedSimpleImputer,
+)
 from .linear import FederatedLinearRegression, FederatedLogisticRegression, FederatedRidge
 from .pca import FederatedPCA
-from .scale import FederatedMaxAbsScaler, FederatedMinMaxScaler, FederatedRobustScaler, FederatedStandardScaler
+from .scale import (
+    FederatedMaxAbsScaler,
+    FederatedMinMaxScaler,
+    FederatedRobustScaler,
+    FederatedStandardScaler,
+)
 from .sgd import FederatedSGDClassifier, FederatedSGDRegressor
 
 __all__ = [

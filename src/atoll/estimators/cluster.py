@@ -12,17 +12,18 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..core.update import Update
-from ..learn.lloyd import Lloyd, lloyd, nearest
-from ..learn.moments import Pooled
-from ..run import Run
-from ..statistics import ask, moments
+from atoll.core.update import Update
+from atoll.learn.lloyd import Lloyd, lloyd, nearest
+from atoll.learn.moments import Pooled
+from atoll.run import Run
+from atoll.statistics import ask, moments
+
 from .sites import Array, Federated
 
 _ROUNDING = 1e-24  # a squared move below this, in units of the spread, is no move
 
 
-class FederatedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Federated):
+class FederatedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Federated):  # type: ignore[misc]
     """k-means on many sites: the steps of Lloyd's algorithm on the pooled rows.
 
     `init`: "normal" draws the first centres from a normal distribution with the federation's
@@ -64,14 +65,18 @@ class FederatedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
             raise ValueError(f"n_samples={len(X)} should be >= n_clusters={self.n_clusters}")
         seen, _ = moments([X[site] for site in rows], X.shape[1])
         spread = np.sqrt(seen.scatter.diagonal().max())
-        unit = float(np.exp2(np.ceil(np.log2(spread)))) if spread > 0 else 1.0  # a power of two rounds nothing
+        unit = (
+            float(np.exp2(np.ceil(np.log2(spread)))) if spread > 0 else 1.0
+        )  # a power of two rounds nothing
         sites = [(X[site].astype(np.float64) - seen.mean) / unit for site in rows]
         tol = max(self.tol * float(seen.variance(0).mean()) / unit**2, _ROUNDING)
         starts = [(start - seen.mean) / unit for start in self._starts(seen)]
         runs = [self._lloyd(start, sites, tol) for start in starts]
         self.run_ = min(runs, key=lambda run: float(run.params["inertia"][0]))
         if not self.run_.stopped:
-            warnings.warn(f"centres still moved after {self.max_iter} rounds", ConvergenceWarning, stacklevel=2)
+            warnings.warn(
+                f"centres still moved after {self.max_iter} rounds", ConvergenceWarning, stacklevel=2
+            )
         self.n_iter_ = len(self.run_.history)
         self.cluster_centers_ = (self.run_.params["centres"] * unit + seen.mean).astype(X.dtype)
         labels, distance = nearest(X, self.cluster_centers_)

@@ -14,10 +14,10 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import LabelEncoder, OneHotEncoder, OrdinalEncoder
 from sklearn.utils.validation import check_array, column_or_1d
 
-from ..run import Run
-from ..statistics import moments, order_statistics, tallies
-from .sites import Array, Federated, pool, rows_of
+from atoll.run import Run
+from atoll.statistics import moments, order_statistics, tallies
 
+from .sites import Array, Federated, pool, rows_of
 
 _CATEGORY = (str, bool, int, float, np.generic, type(None))
 
@@ -29,10 +29,10 @@ class _Tallied(Federated):
         """Fit to rows X (n, d) of categories, with `groups` (n,) naming the site of each row."""
         X, _, groups = pool(X, None, groups)
         table, self.run_ = standin(X, groups)
-        return super().fit(table)  # type: ignore[misc, no-any-return]
+        return super().fit(table)  # type: ignore[no-any-return]
 
 
-class FederatedOneHotEncoder(_Tallied, OneHotEncoder):  # type: ignore[misc]  # scikit-learn has no types
+class FederatedOneHotEncoder(_Tallied, OneHotEncoder):  # type: ignore[misc]
     """OneHotEncoder by the categories of all sites."""
 
 
@@ -73,7 +73,7 @@ class FederatedSimpleImputer(Federated, SimpleImputer):  # type: ignore[misc]
 
     def _two_rows(self, X: Array, rows: list[Array]) -> Array:
         """Two rows with the federation's means or medians: the second has a gap where a column has."""
-        table = np.where(X == self.missing_values, np.nan, X)
+        table = np.where(np.equal(X, self.missing_values), np.nan, X)
         sites = [table[site] for site in rows]
         if self.strategy == "median":
             found, self.run_ = order_statistics(sites, X.shape[1], (0.5,))
@@ -91,7 +91,9 @@ def standin(X: Any, groups: Any) -> tuple[Any, Run]:
     found, run = tallies([columns[site] for site in rows_of(groups, len(columns))], columns.shape[1])
     table = np.empty(columns.shape, object)
     for j, tally in enumerate(found):
-        table[:, j] = np.repeat(np.array([*tally, None], object)[:-1], [*tally.values()])  # None: keep it (k,)
+        table[:, j] = np.repeat(
+            np.array([*tally, None], object)[:-1], [*tally.values()]
+        )  # None: keep it (k,)
     return _dressed(table if hasattr(X, "iloc") else table.astype(columns.dtype), X), run
 
 
@@ -106,7 +108,11 @@ def _columns(X: Any) -> Array:
     array = check_array(X, dtype=None, ensure_all_finite=False)
     text = not hasattr(X, "dtype") and array.dtype.kind == "U"  # a list keeps its numbers among the text
     array = np.asarray(check_array(X, dtype=object, ensure_all_finite=False) if text else array)
-    odd = {type(v).__name__ for v in array.flat if not isinstance(v, _CATEGORY)} if array.dtype == object else ()
+    odd = (
+        {type(v).__name__ for v in array.flat if not isinstance(v, _CATEGORY)}
+        if array.dtype == object
+        else ()
+    )
     if odd:
         raise TypeError(f"argument must be a string or a number, got {', '.join(sorted(odd))}")
     return array

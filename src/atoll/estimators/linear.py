@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -12,10 +13,11 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..data.examples import Examples
-from ..learn.exact import close
-from ..learn.newton import Loss, Newton, newton
-from ..statistics import ask, moments
+from atoll.data.examples import Examples
+from atoll.learn.exact import close
+from atoll.learn.newton import Newton, newton
+from atoll.statistics import ask, moments
+
 from .sites import Array, Federated
 
 
@@ -25,19 +27,19 @@ class _Linear(Federated):
     coef_: Array
     intercept_: Any
 
-    def _newton(self, X: Array, y: Array, rows: Sequence[Array], loss: Loss, outputs: int, l2: float, rounds: int,
-                tol: float, *, intercept: bool) -> tuple[Array, Array]:  # fmt: skip
+    def _newton(
+        self, model: Newton, sites: Sequence[Examples], l2: float, rounds: int, tol: float
+    ) -> tuple[Array, Array]:
         """Coefficients (outputs, features) and intercepts (outputs,) at the optimum.
 
         Sites standardise by the federation's moments. That changes no optimum, since the penalty is
         rescaled along; it keeps the Hessian well conditioned.
         """
-        seen, _ = moments([X[site] for site in rows], X.shape[1])
-        shift = seen.mean if intercept else np.zeros_like(seen.mean)
+        seen, _ = moments(sites, model.features)
+        shift = seen.mean if model.intercept else np.zeros_like(seen.mean)
         scale = np.sqrt(seen.variance(0) + (seen.mean - shift) ** 2)
         scale[~(scale > 1e-12 * np.abs(seen.mean))] = 1.0
-        learner = Newton(X.shape[1], outputs, loss, intercept, shift, scale)
-        sites = [Examples(X[site], y[site]) for site in rows]
+        learner = replace(model, shift=shift, scale=scale)
         self.run_ = ask(learner, sites, newton(l2 / scale**2), rounds=rounds, still=close(tol))
         self.n_iter_ = len(self.run_.history)
         return learner.plain(self.run_.params)
@@ -48,7 +50,7 @@ class _Linear(Federated):
         return np.asarray(X @ self.coef_.T + self.intercept_)
 
 
-class FederatedRidge(RegressorMixin, _Linear):
+class FederatedRidge(RegressorMixin, _Linear):  # type: ignore[misc]
     """Ridge regression on many sites: minimises ||y - Xw - b||² + alpha ||w||², exactly.
 
     `alpha` >= 0. Where columns are collinear and alpha is 0, one of the optima is found.
@@ -70,7 +72,9 @@ class FederatedRidge(RegressorMixin, _Linear):
         target, _ = moments([y[site, None] for site in rows], 1)
         mean = float(target.mean[0]) if self.fit_intercept else 0.0
         unit = float(np.sqrt(target.variance(0)[0] + (target.mean[0] - mean) ** 2)) or 1.0
-        w, b = self._newton(X, (y - mean) / unit, rows, "squared", 1, l2, 2, 0.0, intercept=self.fit_intercept)
+        sites = [Examples(X[site], (y[site] - mean) / unit) for site in rows]
+        model = Newton(X.shape[1], 1, "squared", self.fit_intercept)
+        w, b = self._newton(model, sites, l2, rounds=2, tol=0.0)
         self.coef_ = w[0] * unit
         self.intercept_ = float(b[0]) * unit + mean
         return self
@@ -93,7 +97,7 @@ class FederatedLinearRegression(FederatedRidge):
         return self._solve(X, y, groups, 0.0)
 
 
-class FederatedLogisticRegression(ClassifierMixin, _Linear):
+class FederatedLogisticRegression(ClassifierMixin, _Linear):  # type: ignore[misc]
     """Logistic regression on many sites, softmax for more than two classes, exactly.
 
     Minimises C Σ loss + ½ ||w||², the intercept unpenalised; C = inf for no penalty. `max_iter`:
@@ -108,7 +112,9 @@ class FederatedLogisticRegression(ClassifierMixin, _Linear):
         "tol": [Real],
     }
 
-    def __init__(self, C: float = 1.0, *, fit_intercept: bool = True, max_iter: int = 50, tol: float = 1e-8) -> None:
+    def __init__(
+        self, C: float = 1.0, *, fit_intercept: bool = True, max_iter: int = 50, tol: float = 1e-8
+    ) -> None:
         self.C = C
         self.fit_intercept = fit_intercept
         self.max_iter = max_iter
@@ -116,14 +122,17 @@ class FederatedLogisticRegression(ClassifierMixin, _Linear):
 
     def fit(self, X: Any, y: Any = None, groups: Any = None) -> Self:
         """Fit to rows X (n, d) and labels y (n,), with `groups` (n,) naming the site of each row."""
+        if not self.C > 0:
+            raise ValueError(f"C must be above 0, got {self.C}")
         X, y, rows = self._sites(X, y, groups, dtype=[np.float64, np.float32])
         y = self._classes(y, rows)
         k = len(self.classes_)
-        loss: Loss = "logistic" if k == 2 else "softmax"
-        self.coef_, self.intercept_ = self._newton(
-            X.astype(np.float64, copy=False), y, rows, loss, 1 if k == 2 else k, 1.0 / self.C, self.max_iter, self.tol,
-            intercept=self.fit_intercept,
-        )  # fmt: skip
+        model = Newton(X.shape[1], 1, "logistic", self.fit_intercept)
+        if k > 2:
+            model = replace(model, outputs=k, loss="softmax")
+        sites = [Examples(X[site].astype(np.float64), y[site]) for site in rows]
+        w, b = self._newton(model, sites, 1.0 / self.C, self.max_iter, self.tol)
+        self.coef_, self.intercept_ = w, b
         if not self.run_.stopped:
             warnings.warn(
                 f"the model still moved after {self.n_iter_} rounds: the classes may be separable (lower C)"

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.decomposition import PCA
 
-from ..statistics import moments
+from atoll.statistics import moments
+
 from .sites import Array, Federated
 
 
@@ -62,11 +63,13 @@ class FederatedPCA(Federated, PCA):  # type: ignore[misc]  # scikit-learn has no
     def _number(self, variances: Array) -> int:
         """How many components are wanted of those with these variances, falling."""
         wanted = len(variances) if self.n_components is None else self.n_components
-        if isinstance(wanted, Integral) and 1 <= wanted <= len(variances):
+        whole = float(wanted).is_integer()
+        if whole and 1 <= wanted <= len(variances):
             return int(wanted)
-        if not isinstance(wanted, Integral) and 0 < wanted < 1:
+        if not whole and 0 < wanted < 1:
             share = variances.cumsum() / variances.sum()
             return int(np.searchsorted(share, wanted, side="right")) + 1
         raise ValueError(
-            f"n_components={wanted!r} must be between 1 and min(n_samples, n_features)={len(variances)}, or in (0, 1)"
+            f"n_components={wanted!r} must be between 1 and min(n_samples, n_features)={len(variances)},"
+            " or a share of the variance in (0, 1)"
         )

@@ -12,7 +12,8 @@ from typing import Any, Self
 import numpy as np
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 
-from ..statistics import moments, order_statistics
+from atoll.statistics import moments, order_statistics
+
 from .sites import Array, Federated
 
 _FLOATS: dict[str, Any] = {"dtype": [np.float64, np.float32], "ensure_all_finite": "allow-nan"}
@@ -31,9 +32,9 @@ class FederatedStandardScaler(Federated, StandardScaler):  # type: ignore[misc] 
         self.mean_ = seen.mean if self.with_mean or self.with_std else None
         self.var_ = seen.variance(0) if self.with_std else None
         self.scale_ = None
-        if self.with_std:
+        if self.var_ is not None:
             rounding = np.finfo(np.float64).eps * n  # of a constant column's variance
-            same = ~(self.var_ > rounding * self.var_ + (rounding * self.mean_) ** 2)
+            same = ~(self.var_ > rounding * self.var_ + (rounding * seen.mean) ** 2)
             self.scale_ = np.where(same, 1.0, np.sqrt(self.var_))
         return self
 
@@ -45,7 +46,7 @@ class FederatedMinMaxScaler(Federated, MinMaxScaler):  # type: ignore[misc]
         """Fit to rows X (n, d), NaN missing, with `groups` (n,) naming the site of each row."""
         low, high = self.feature_range
         if low >= high:
-            raise ValueError(f"Minimum of desired feature range must be smaller than maximum. Got {self.feature_range}.")
+            raise ValueError(f"feature_range must rise, got {self.feature_range}")
         X, rows = self._rows(X, groups, **_FLOATS)
         ends, self.run_ = order_statistics([X[site] for site in rows], X.shape[1], (0.0, 1.0))
         self.data_min_, self.data_max_ = ends[:, 0], ends[:, 1]

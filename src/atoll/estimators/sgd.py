@@ -13,11 +13,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..adapt.sklearn import sklearn_learner
-from ..data.examples import Examples
-from ..job import Job
-from ..learn.algorithm import Algorithm, fedavg
-from ..run import simulate
+from atoll.adapt.sklearn import sklearn_learner
+from atoll.data.examples import Examples
+from atoll.job import Job
+from atoll.learn.algorithm import Algorithm, fedavg
+from atoll.run import simulate
+
 from .sites import Array, Federated
 
 
@@ -60,7 +61,7 @@ _SGD_CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
-class FederatedSGDClassifier(ClassifierMixin, _Sgd):
+class FederatedSGDClassifier(ClassifierMixin, _Sgd):  # type: ignore[misc]
     """SGDClassifier on many sites: every round each site goes on from the average of all.
 
     `rounds`, `epochs` of a round, `batch_size` (None: all of a site's rows in one partial_fit,
@@ -124,7 +125,7 @@ class FederatedSGDClassifier(ClassifierMixin, _Sgd):
         return np.asarray(self.classes_[self.model_.predict(X)])
 
 
-class FederatedSGDRegressor(RegressorMixin, _Sgd):
+class FederatedSGDRegressor(RegressorMixin, _Sgd):  # type: ignore[misc]
     """SGDRegressor on many sites: every round each site goes on from the average of all.
 
     `rounds`, `epochs`, `batch_size`, `algorithm` as in FederatedSGDClassifier.

@@ -11,8 +11,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from ..run import Run
-from ..statistics import tallies
+from atoll.run import Run
+from atoll.statistics import tallies
 
 Array: TypeAlias = NDArray[Any]
 

@@ -7,17 +7,17 @@ rare one is known by it only to itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite, isnan
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..core.errors import CodecError, DataError, MisuseError
-from ..core.message import Contribution, FitContext
-from ..core.metrics import Plain, metric
-from ..core.update import Update
+from atoll.core.errors import CodecError, DataError, MisuseError
+from atoll.core.message import Contribution, FitContext
+from atoll.core.metrics import Plain, metric
+from atoll.core.update import Update
 
 MOST = 10_000  # categories of one column: beyond, it is no category but a number or a name
 
@@ -26,23 +26,20 @@ MOST = 10_000  # categories of one column: beyond, it is no category but a numbe
 @dataclass(frozen=True, init=False)
 class Tally:
     """How often each value was seen. Values are text, whole or other numbers, bool or None; NaN
-    is one value. Raises DataError for more than 10,000 different ones."""
+    is one value. Raises DataError for more than 10,000 different ones.
+    """
 
     kind: ClassVar[str] = "tally"
     counts: tuple[tuple[Any, int], ...]
 
-    def __init__(self, values: Iterable[Any] = ()) -> None:
-        counts: dict[Any, int] = {}
+    def __init__(self, values: Iterable[Any] = (), counts: Mapping[Any, int] | None = None) -> None:
+        seen = dict(counts or {})
         for value in values:
             key = _plain(value)
-            counts[key] = counts.get(key, 0) + 1
-        self._set(counts)
-
-    def _set(self, counts: Mapping[Any, int]) -> Tally:
-        if len(counts) > MOST:
+            seen[key] = seen.get(key, 0) + 1
+        if len(seen) > MOST:
             raise DataError(f"a column has more than {MOST} categories: is it one of numbers or names?")
-        object.__setattr__(self, "counts", tuple(sorted(counts.items(), key=lambda item: _order(item[0]))))
-        return self
+        object.__setattr__(self, "counts", tuple(sorted(seen.items(), key=lambda item: _order(item[0]))))
 
     @property
     def value(self) -> dict[Any, int]:
@@ -56,7 +53,7 @@ class Tally:
         counts = dict(self.counts)
         for key, n in other.counts:
             counts[key] = counts.get(key, 0) + n
-        return object.__new__(Tally)._set(counts)
+        return Tally(counts=counts)
 
     def to_plain(self) -> Plain:
         """Values and counts in turn; a value as [kind, text]."""
@@ -66,15 +63,15 @@ class Tally:
     def from_plain(cls, plain: Plain) -> Tally:
         """The inverse. Raises CodecError."""
         counts = {}
-        if not isinstance(plain, list) or len(plain) > MOST:
-            raise CodecError(f"a tally is a list of at most {MOST} values with counts")
+        if len(plain) > MOST:
+            raise CodecError(f"a tally holds at most {MOST} values")
         for entry in plain:
             match entry:
                 case [str(kind), str(text), int(n)] if kind in _READ and n > 0:
                     counts[_read(kind, text)] = n
                 case _:
                     raise CodecError("a tally's entry is [kind, text, count]")
-        made = object.__new__(cls)._set(counts)
+        made = cls(counts=counts)
         if made.to_plain() != plain:
             raise CodecError("a tally's values must be in order, each once")
         return made
@@ -109,7 +106,14 @@ class Categories:
 
 
 NAN = float("nan")  # one object, so that it is found again in a table
-_READ = {"none": lambda _: None, "nan": lambda _: NAN, "bool": "1".__eq__, "int": int, "float": float.fromhex, "str": str}
+_READ: dict[str, Callable[[str], Any]] = {
+    "none": lambda _: None,
+    "nan": lambda _: NAN,
+    "bool": "1".__eq__,
+    "int": int,
+    "float": float.fromhex,
+    "str": str,
+}
 
 
 def _plain(value: Any) -> Any:
@@ -144,7 +148,7 @@ def _word(value: Any) -> list[str]:
 
 def _read(kind: str, text: str) -> Any:
     try:
-        value = _READ[kind](text)  # type: ignore[operator]
+        value = _READ[kind](text)
     except ValueError:
         raise CodecError("a tally's value does not read as its kind") from None
     if kind == "float" and not isfinite(value) and text not in ("inf", "-inf"):

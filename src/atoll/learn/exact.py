@@ -19,11 +19,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..core.errors import ConfigError, QuorumError
-from ..core.protocol import Party
-from ..core.registry import part
-from ..core.transform import Transform, chain, transform
-from ..core.update import Update
+from atoll.core.errors import ConfigError, QuorumError
+from atoll.core.protocol import Party
+from atoll.core.registry import part
+from atoll.core.transform import Transform, chain, transform
+from atoll.core.update import Update
+
 from .algorithm import Algorithm
 from .rounds import Plan, Progress, begin, evaluate, one_round
 
@@ -44,17 +45,9 @@ def exact(*steps: Transform, still: Still | None = None) -> Algorithm:
     """
 
     async def role(p: Party, plan: Plan) -> Progress:
-        return await until_still(p, plan, still or (lambda before, after: False))
+        return await until_still(p, plan, still)
 
     return Algorithm("exact", chain(*steps, total()), weigh="equal", protocol=role)
-
-
-@part("algorithm", "exact")
-def _newton(l2: float = 0.0, tol: float = 1e-10) -> Algorithm:
-    """Newton's method on summed gradients and Hessians; needs a `newton` learner."""
-    from .newton import newton
-
-    return replace(exact(newton(l2), still=close(tol)), values={"l2": l2, "tol": tol})
 
 
 def close(tol: float) -> Still:
@@ -69,14 +62,14 @@ def close(tol: float) -> Still:
     return still
 
 
-async def until_still(p: Party, plan: Plan, still: Still) -> Progress:
+async def until_still(p: Party, plan: Plan, still: Still | None) -> Progress:
     """The coordinator: rounds of sums until the model stands still. Raises QuorumError without a site."""
     now: Progress = p.restored or begin(plan, p)
     while now.round < plan.rounds and not now.over:
         before = now.params
         now, record = await one_round(p, plan, now)
         _complete(record)
-        if still(before, now.params):
+        if still is not None and still(before, now.params):
             now = replace(now, over="the model stands still")
         if now.over or now.round == plan.rounds:
             record |= await evaluate(p, plan, now)

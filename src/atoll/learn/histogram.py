@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.message import Contribution, FitContext
-from ..core.update import Update
+from atoll.core.message import Contribution, FitContext
+from atoll.core.update import Update
+
 from .table import cells
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.message import Contribution, FitContext
-from ..core.transform import Context, State, Transform, transform
-from ..core.update import Update
+from atoll.core.message import Contribution, FitContext
+from atoll.core.transform import Context, State, Transform, transform
+from atoll.core.update import Update
+
 from .table import present
 
 Floats = NDArray[np.float64]
@@ -43,7 +44,7 @@ class Lloyd:
         return {"centres": self.start, "inertia": np.zeros(1)}
 
     def contributes(self, params: Update) -> Update:
-        """count (k,), sum (k, d), inertia (1,)."""
+        """Zeros: count (k,), sum (k, d), inertia (1,)."""
         k, d = self.start.shape
         return Update.of({"count": np.zeros(k), "sum": np.zeros((k, d)), "inertia": np.zeros(1)})
 
@@ -75,7 +76,8 @@ def lloyd() -> Transform:
 
 def nearest(x: Floats, centres: Floats) -> tuple[NDArray[np.int64], Floats]:
     """For each row of x (n, d) the number of its nearest centre, the first of equals, and the
-    squared distance: both (n,)."""
+    squared distance: both (n,).
+    """
     cross = (centres * centres).sum(axis=1) - 2 * x @ centres.T  # (n, k), less the row's own square
     joined = cross.argmin(axis=1)
     gap = x - centres[joined]

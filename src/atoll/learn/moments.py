@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.message import Contribution, FitContext
-from ..core.update import Update
+from atoll.core.message import Contribution, FitContext
+from atoll.core.update import Update
+
 from .table import cells
 
 Floats = NDArray[np.float64]
@@ -101,7 +102,9 @@ class Moments:
         z = np.nan_to_num(z)
         if self.cross:
             return Contribution({"pairs": there.T @ there, "half": z.T @ there, "product": z.T @ z})
-        return Contribution({"pairs": there.sum(axis=0), "half": z.sum(axis=0), "product": (z * z).sum(axis=0)})
+        return Contribution(
+            {"pairs": there.sum(axis=0), "half": z.sum(axis=0), "product": (z * z).sum(axis=0)}
+        )
 
     def evaluate(self, params: Update, data: Any, ctx: FitContext) -> Mapping[str, Any]:
         """Moments predict nothing."""
@@ -133,7 +136,8 @@ class Moments:
 @dataclass(frozen=True, eq=False)
 class Pooled:
     """`pairs` (d, d): rows that have both columns; `mean` (d,), NaN for a column without values;
-    `scatter` (d, d): sums of products about the mean over those rows."""
+    `scatter` (d, d): sums of products about the mean over those rows.
+    """
 
     pairs: Floats
     mean: Floats

@@ -22,11 +22,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import ConfigError, DataError
-from ..core.message import Contribution, FitContext
-from ..core.registry import part
-from ..core.transform import Context, State, Transform, transform
-from ..core.update import Update
+from atoll.core.errors import ConfigError, DataError
+from atoll.core.message import Contribution, FitContext
+from atoll.core.registry import part
+from atoll.core.transform import Context, State, Transform, transform
+from atoll.core.update import Update
+
+from .algorithm import Algorithm
+from .exact import close, exact
 from .table import present
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -58,12 +61,12 @@ class Newton:
         return replace(self, features=features, outputs=outputs if self.loss == "softmax" else 1)
 
     def init(self, rng: np.random.Generator) -> Mapping[str, Any]:
-        """w (outputs, features) and, with an intercept, b (outputs,): all zero."""
+        """Zeros: w (outputs, features) and, with an intercept, b (outputs,)."""
         w = {"w": np.zeros((self.outputs, self.features))}
         return {**w, "b": np.zeros(self.outputs)} if self.intercept else w
 
     def contributes(self, params: Update) -> Update:
-        """loss (1,), gradient (p,), hessian (p, p) for the p numbers of params, in their order."""
+        """Zeros: loss (1,), gradient (p,), hessian (p, p) for the p numbers of params, in their order."""
         p = params.layout.size
         return Update.of({"loss": np.zeros(1), "gradient": np.zeros(p), "hessian": np.zeros((p, p))})
 
@@ -111,7 +114,7 @@ class Newton:
         if self.loss != "squared":
             classes = max(self.outputs, 2)
             if y.dtype.kind not in "iub" or (y.size and (y.min() < 0 or y.max() >= classes)):
-                raise DataError(f"labels must be whole numbers in 0..{classes - 1}: number the classes everywhere alike")
+                raise DataError(f"labels must be whole numbers in 0..{classes - 1}, the same at every site")
         z = (x - (0 if self.shift is None else self.shift)) / (1 if self.scale is None else self.scale)
         return (np.column_stack([z, np.ones(len(z))]) if self.intercept else z), y
 
@@ -122,9 +125,14 @@ class Newton:
 
 @part("learner")
 def newton_learner(
-    loss: Loss = "logistic", features: int = 0, outputs: int = 1, *, intercept: bool = True, bound: float = 2.0**40
+    loss: Loss = "logistic",
+    features: int = 0,
+    outputs: int = 1,
+    *,
+    intercept: bool = True,
+    bound: float = 2.0**40,
 ) -> Newton:
-    """Linear, logistic or softmax regression by exact Newton steps; use with the algorithm "exact".
+    """Linear, logistic or softmax regression by exact Newton steps; use with the algorithm `newton`.
 
     `features`, `outputs`: taken from the data where 0. `bound`: no site's sum of squares of a
     column may exceed it; standardise first (`at.statistics`) and the default is far away.
@@ -203,6 +211,12 @@ def newton(l2: float | Floats = 0.0) -> Transform:
         return Update(layout, change), (layout, _Place(at.w + change, at.penalty, base, step, least))
 
     return transform("newton()", back=back, init=init, keeps="back")
+
+
+@part("algorithm", "newton")
+def exact_newton(l2: float = 0.0, tol: float = 1e-10) -> Algorithm:
+    """Newton's method on summed gradients and Hessians, until no number moves by more than `tol`."""
+    return replace(exact(newton(l2), still=close(tol)), name="newton", values={"l2": l2, "tol": tol})
 
 
 def shortest(h: Floats, g: Floats) -> Floats:

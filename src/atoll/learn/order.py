@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import ConfigError
-from ..core.message import Contribution, FitContext
-from ..core.transform import Context, State, Transform, transform
-from ..core.update import Update
+from atoll.core.errors import ConfigError
+from atoll.core.message import Contribution, FitContext
+from atoll.core.transform import Context, State, Transform, transform
+from atoll.core.update import Update
+
 from .table import cells
 
 DIGITS, BASE = 8, 256
@@ -57,7 +58,11 @@ class Order:
     def init(self, rng: np.random.Generator) -> Mapping[str, Any]:
         """No digit known yet."""
         wanted = (DIGITS, self.columns, 2 * len(self.quantiles))
-        return {"digits": np.zeros(wanted), "count": np.zeros(self.columns), "missing": np.zeros(self.columns)}
+        return {
+            "digits": np.zeros(wanted),
+            "count": np.zeros(self.columns),
+            "missing": np.zeros(self.columns),
+        }
 
     def contributes(self, params: Update) -> Update:
         """Counts (columns, wanted ranks, 256), and missing cells by column."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import DataError
+from atoll.core.errors import DataError
 
 
 def cells(data: Any, columns: int) -> NDArray[np.float64]:
@@ -18,7 +18,7 @@ def cells(data: Any, columns: int) -> NDArray[np.float64]:
     x = np.asarray(getattr(data, "x", data), np.float64)
     x = x.reshape(len(x), -1) if len(x) else x.reshape(0, columns)
     if x.shape[1] != columns:
-        raise DataError(f"expected {columns} columns, this site has {x.shape[1]}: use the same ones everywhere")
+        raise DataError(f"expected {columns} columns, this site has {x.shape[1]}: use the same everywhere")
     if np.isinf(x).any():
         raise DataError("some cells are infinite: clean them or make them missing (NaN)")
     return x
