@@ -128,7 +128,9 @@ class Moments:
         n, half, product = (np.asarray(params[name]) for name in ("pairs", "half", "product"))
         unit = np.ones(self.columns) if self.scale is None else self.scale
         shift = np.zeros(self.columns) if self.shift is None else self.shift
-        scatter = (product - half * half.T / np.maximum(n, 1)) * unit[:, None] * unit
+        scatter = product - half * half.T / np.maximum(n, 1)
+        np.fill_diagonal(scatter, np.maximum(scatter.diagonal(), 0))  # rounding of a constant column
+        scatter = scatter * unit[:, None] * unit
         mean = shift + unit * half.diagonal() / np.maximum(n.diagonal(), 1)
         return Pooled(n, np.where(n.diagonal() > 0, mean, np.nan), scatter)
 
