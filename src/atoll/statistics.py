@@ -93,8 +93,9 @@ def statistics(
     """Pooled statistics of the columns of `sites`: Sites, or a sequence of Examples or (n, d) arrays.
 
     `names`: of the columns; the data's own by default. `quantiles`: shares in 0..1. `bins`: of
-    the histogram, 0 for none. NaN is missing. Raises DataError for infinite cells or columns
-    that differ between sites.
+    the histogram, 0 for none. NaN is missing. Of Sites the training rows are taken.
+    Raises ConfigError for a wrong share or number of bins, DataError for names that do not fit, and
+    QuorumError, with the site's reason, where cells are infinite or columns differ.
     """
     columns, names = _columns(sites, names)
     if bins < 0:
@@ -149,6 +150,12 @@ def tallies(sites: Any, columns: int) -> tuple[list[dict[Any, int]], Run]:
     run = ask(Categories(columns), sites)
     found = run.history[-1]["train"]
     return [found[str(j)] for j in range(columns)], run
+
+
+def classes(sites: Any) -> tuple[Any, ...]:
+    """Every label that some site has, in order, told by one round of tallies of `y`."""
+    (tally,), _ = tallies([np.asarray(site.y)[:, None] for site in sites], 1)
+    return tuple(tally)
 
 
 def _columns(sites: Any, names: Sequence[str]) -> tuple[int, tuple[str, ...]]:

@@ -63,8 +63,12 @@ def test_ridge(alpha, intercept):
 def test_logistic_regression_of_two_classes(C, intercept):
     x, y = datasets.load_breast_cancer(return_X_y=True)
     x = preprocessing.StandardScaler().fit_transform(x)
-    ours = estimators.FederatedLogisticRegression(C=C, fit_intercept=intercept).fit(x, y, groups=uneven(len(x)))
-    theirs = linear_model.LogisticRegression(C=C, fit_intercept=intercept, solver="newton-cholesky", tol=1e-12).fit(x, y)
+    ours = estimators.FederatedLogisticRegression(C=C, fit_intercept=intercept).fit(
+        x, y, groups=uneven(len(x))
+    )
+    theirs = linear_model.LogisticRegression(
+        C=C, fit_intercept=intercept, solver="newton-cholesky", tol=1e-12
+    ).fit(x, y)
     np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-6)
     np.testing.assert_allclose(ours.intercept_, theirs.intercept_, atol=1e-6)
     np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-6)
@@ -75,7 +79,9 @@ def test_logistic_regression_of_unscaled_columns_bears_the_penalty_of_those_colu
     ours = estimators.FederatedLogisticRegression().fit(x, y == 1, groups=uneven(len(x)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # their optimiser complains about the same columns
-        theirs = linear_model.LogisticRegression(solver="newton-cholesky", tol=1e-12, max_iter=1000).fit(x, y == 1)
+        theirs = linear_model.LogisticRegression(solver="newton-cholesky", tol=1e-12, max_iter=1000).fit(
+            x, y == 1
+        )
     np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-6)
 
 
@@ -96,11 +102,19 @@ def test_pca(n_components, whiten):
     x = preprocessing.StandardScaler().fit_transform(x) + 3.0
     ours = estimators.FederatedPCA(n_components, whiten=whiten).fit(x, groups=uneven(len(x)))
     theirs = decomposition.PCA(n_components, whiten=whiten, svd_solver="full").fit(x)
-    for name in ("components_", "explained_variance_", "explained_variance_ratio_", "singular_values_", "mean_"):
+    for name in (
+        "components_",
+        "explained_variance_",
+        "explained_variance_ratio_",
+        "singular_values_",
+        "mean_",
+    ):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-8, err_msg=name)
     np.testing.assert_allclose(ours.noise_variance_, theirs.noise_variance_, atol=1e-8)
     np.testing.assert_allclose(ours.transform(x), theirs.transform(x), atol=1e-8)
-    np.testing.assert_allclose(ours.inverse_transform(ours.transform(x)), theirs.inverse_transform(theirs.transform(x)))
+    np.testing.assert_allclose(
+        ours.inverse_transform(ours.transform(x)), theirs.inverse_transform(theirs.transform(x))
+    )
 
 
 @pytest.mark.parametrize("tol", [0.0, 1e-4])
@@ -133,7 +147,7 @@ SCALERS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "values"), SCALERS, ids=lambda v: str(v))
+@pytest.mark.parametrize(("name", "values"), SCALERS, ids=str)
 @pytest.mark.parametrize("gaps", [False, True])
 def test_scalers(name, values, gaps):
     x = with_gaps(rough()) if gaps else rough()
@@ -159,7 +173,7 @@ ENCODERS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "values"), ENCODERS, ids=lambda v: str(v))
+@pytest.mark.parametrize(("name", "values"), ENCODERS, ids=str)
 def test_encoders(name, values):
     ours = getattr(estimators, f"Federated{name}")(**values).fit(WORDS, groups=np.arange(len(WORDS)) % 3)
     theirs = getattr(preprocessing, name)(**values).fit(WORDS)
@@ -203,7 +217,9 @@ def test_imputer_of_words():
 def test_sgd_classifier_comes_near_the_pooled_one(loss):
     x, y = datasets.load_breast_cancer(return_X_y=True)
     x = preprocessing.StandardScaler().fit_transform(x)
-    ours = estimators.FederatedSGDClassifier(loss, alpha=0.01, random_state=0).fit(x, y, groups=uneven(len(x)))
+    ours = estimators.FederatedSGDClassifier(loss, alpha=0.01, random_state=0).fit(
+        x, y, groups=uneven(len(x))
+    )
     theirs = linear_model.SGDClassifier(loss=loss, alpha=0.01, random_state=0).fit(x, y)
     assert ours.score(x, y) > theirs.score(x, y) - 0.02
     assert ours.coef_.shape == theirs.coef_.shape

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import atoll.data as data
+from atoll import data
 from atoll.core.errors import ConfigError, DataError, QuorumError
 from atoll.statistics import moments, statistics, tallies
 
@@ -123,7 +123,7 @@ def test_infinite_cells_are_refused():
 
 
 def test_bad_questions_are_refused():
-    with pytest.raises(ConfigError, match="0..1"):
+    with pytest.raises(ConfigError, match=r"0\.\.1"):
         statistics(SITES, quantiles=(2,))
     with pytest.raises(DataError, match="names"):
         statistics(SITES, names=["a"])

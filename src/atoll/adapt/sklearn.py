@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from atoll.core.errors import ConfigError, DataError, MisuseError
 from atoll.core.message import Contribution, FitContext
+from atoll.core.registry import nearest, part
 from atoll.core.update import Update
 
 Array: TypeAlias = NDArray[Any]
@@ -325,6 +327,41 @@ def sklearn_learner(
     return SklearnLearner(
         estimator, kind, None if classes is None else tuple(classes), epochs, batch_size, features
     )
+
+
+_NAMES = {
+    "SGDClassifier": "linear_model",
+    "SGDRegressor": "linear_model",
+    "Perceptron": "linear_model",
+    "MLPClassifier": "neural_network",
+    "MLPRegressor": "neural_network",
+    "MiniBatchKMeans": "cluster",
+    "GaussianNB": "naive_bayes",
+}
+
+
+@part("learner", "sklearn")
+def named(
+    estimator: str,
+    options: Mapping[str, Any] | None = None,
+    classes: list[Any] | None = None,
+    epochs: int = 1,
+    batch_size: int | None = None,
+) -> SklearnLearner:
+    """A scikit-learn estimator by its name, with its own parameters in `options`.
+
+    Raises ConfigError for a name that is not among those known here, or for a wrong option.
+    """
+    if estimator not in _NAMES:
+        raise ConfigError(
+            f"no estimator is called {estimator!r}: {nearest(estimator, _NAMES)}", "$.estimator"
+        )
+    make = getattr(import_module(f"sklearn.{_NAMES[estimator]}"), estimator)
+    try:
+        made = make(**(options or {}))
+    except TypeError as error:
+        raise ConfigError(str(error), "$.options") from None
+    return sklearn_learner(made, classes, epochs, batch_size)
 
 
 def _kind(estimator: Any) -> Kind:

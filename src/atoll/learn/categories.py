@@ -25,8 +25,8 @@ MOST = 10_000  # categories of one column: beyond, it is no category but a numbe
 @metric("tally")
 @dataclass(frozen=True, init=False)
 class Tally:
-    """How often each value was seen. Values are text, whole or other numbers, bool or None; NaN
-    is one value. Raises DataError for more than 10,000 different ones.
+    """How often each value was seen. Values are text, numbers or None; equal numbers (True, 1,
+    1.0) are one value, NaN is one. Raises DataError for more than 10,000 different ones.
     """
 
     kind: ClassVar[str] = "tally"
@@ -109,7 +109,6 @@ NAN = float("nan")  # one object, so that it is found again in a table
 _READ: dict[str, Callable[[str], Any]] = {
     "none": lambda _: None,
     "nan": lambda _: NAN,
-    "bool": "1".__eq__,
     "int": int,
     "float": float.fromhex,
     "str": str,
@@ -117,12 +116,14 @@ _READ: dict[str, Callable[[str], Any]] = {
 
 
 def _plain(value: Any) -> Any:
-    """A python value; one NaN for all of them. Raises DataError for anything else."""
+    """A python value, the same for equal ones. Raises DataError for anything but text, numbers, None."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and isnan(value):
         return NAN
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, (bool, int, float)):
+        return int(value) if value == value // 1 else float(value)
+    if value is None or isinstance(value, str):
         return value
     raise DataError(f"a category is text, a number or None, got {type(value).__name__}")
 
@@ -139,8 +140,6 @@ def _order(value: Any) -> tuple[int, Any]:
 def _word(value: Any) -> list[str]:
     if value is None:
         return ["none", ""]
-    if isinstance(value, bool):
-        return ["bool", str(int(value))]
     if isinstance(value, float):
         return ["float", value.hex()] if not isnan(value) else ["nan", ""]
     return [type(value).__name__, str(value)]
