@@ -17,7 +17,8 @@ from .learn.stop import Stop
 @dataclass(frozen=True)
 class Tree:
     """Edges between the clients and the coordinator: `fanout` (4,) is four edges, (2, 3) two
-    edges with three edges below each. Clients are dealt to the lowest edges in turn."""
+    edges with three edges below each. Clients are dealt to the lowest edges in turn.
+    """
 
     fanout: tuple[int, ...] = ()
 
@@ -29,8 +30,8 @@ def flat() -> Tree:
 
 
 @part("topology")
-def tree(*fanout: int) -> Tree:
-    """Edges in between: `tree(4)` is one level of four, `tree(2, 3)` two levels of two and three."""
+def tree(fanout: tuple[int, ...]) -> Tree:
+    """Edges in between: `tree((4,))` is one level of four, `tree((2, 3))` two edges with three below each."""
     if not fanout or any(n < 1 for n in fanout):
         raise ConfigError(f"a tree needs the number of edges at each level, each at least 1, got {fanout}")
     return Tree(tuple(fanout))
@@ -69,7 +70,9 @@ class Job:
         for name, least in (("rounds", 1), ("every", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}", f"$.{name}")
+                raise ConfigError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}", f"$.{name}"
+                )
         if self.deadline is not None and not self.deadline > 0:
             raise ConfigError(f"deadline must be above 0 seconds, got {self.deadline}", "$.deadline")
         if not self.max_weight > 0:
@@ -83,8 +86,20 @@ class Job:
                 raise ConfigError(f"a job has no {name!r}: {nearest(name, known)}", f"$.{name}")
         return dataclasses.replace(self, **values)
 
+    def describe(self) -> dict[str, str]:
+        """Its values as text, for reports and to tell two jobs apart."""
+        return {f.name: _text(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
     @property
     def trained(self) -> Algorithm:
         """Its algorithm, whatever form it was given in."""
         algorithm: Algorithm = self.algorithm
         return algorithm
+
+
+def _text(value: Any) -> str:
+    """A value's own text, without the address that Python gives plain objects and functions."""
+    if isinstance(value, Algorithm):
+        return str(value)
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text

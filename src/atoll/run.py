@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .core.edge import Answer, Task, wire
-from .core.errors import ConfigError
+from .core.errors import ConfigError, StateError
 from .core.message import FitContext, Learner
 from .core.metrics import lift
 from .core.rng import Rng
 from .core.update import Update
 from .job import Job
 from .learn import rounds
-from .learn.local import Local
+from .learn.local import Held, Local
 from .learn.rounds import Plan, Progress
 from .simulate.faults import World
+from .simulate.folder import Folder
 from .simulate.lanes import lanes
 from .simulate.world import Simulation
 
@@ -74,11 +79,14 @@ class Run:
 
 @dataclass(frozen=True)
 class State:
-    """A checkpoint of a simulated run: the coordinator's progress and what clients keep."""
+    """A checkpoint of a simulated run: the coordinator's progress and what its clients keep."""
 
-    progress: Progress
+    progress: Any
     committed: Mapping[int, Any]
     staged: Mapping[int, Any]
+
+
+RECORDS = (State, Progress, Held)
 
 
 def simulate(
@@ -88,66 +96,118 @@ def simulate(
     *,
     world: World | None = None,
     workers: int | None = None,
-    watch: Callable[[dict[str, Any]], None] = lambda record: None,
-    save: Callable[[State], None] | None = None,
-    resume: State | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Run:
     """Run a job over simulated clients in this process.
 
     `data`: Sites, or a sequence with one entry per client, whatever the learner takes. `world`:
     slow devices and bad networks in virtual time; None runs clients in batches as fast as this
     machine can. `workers`: cores to use, all by default; the result does not depend on it.
-    `watch` sees each round's record, `save` each checkpoint, `resume` continues from one.
-    Same job, data and seed give the same bytes.
+    `out`: a folder for the run's records, checkpoints and model; with `resume` a run that was
+    cut off goes on from its newest checkpoint. `watch` sees each round's record.
+
+    Same job, data and seed give the same bytes, resumed or not. Raises ConfigError for a job that
+    does not fit the data, DataError for data that cannot be trained on, StateError for the folder.
     """
     if not len(data):
         raise ConfigError("there are no clients: the data has no sites", "$.data")
-    key = Rng.of(seed)
-    learner = prepare(job, data)
-    algorithm = job.trained
-    train = dict(enumerate(data))
-    tests = getattr(data, "tests", None)
-    run = Run(job, seed, learner, Update.of({}))
+    if hasattr(data, "check"):
+        data.check()
+    run = Run(job, seed, prepare(job, data), Update.of({}))
+    folder = Folder(Path(out), RECORDS) if out is not None else None
+    state = _open(folder, run, resume=resume) if folder else None
 
     def note(_peer: str, record: dict[str, Any]) -> None:
         run.history.append(record)
-        watch(record)
+        if folder is not None:
+            folder.record(record)
+        if watch is not None:
+            watch(record)
 
-    with lanes(workers or os.cpu_count() or 1, getattr(learner, "parallel", None)) as spread:
-        held = dict(enumerate(tests)) if tests is not None else {}
-        local = Local(learner, algorithm, train, held, key, getattr(learner, "chunk", 16), spread)
-        if resume is not None:
-            local.committed, local.staged = dict(resume.committed), dict(resume.staged)
+    with lanes(workers or os.cpu_count() or 1, getattr(run.learner, "parallel", None)) as spread:
+        local = _local(run, data, spread, state)
 
-        def checkpoint(_peer: str, progress: Progress) -> None:
-            if save is not None:
-                save(State(progress, dict(local.committed), dict(local.staged)))
+        def checkpoint(_peer: str, progress: Any) -> None:
+            if folder is not None:
+                folder.save(progress.round, State(progress, dict(local.committed), dict(local.staged)))
 
-        restored = {COORDINATOR: resume.progress} if resume else None
         sim = Simulation(
-            world or World(), key, size=_size, on_note=note, on_checkpoint=checkpoint, restored=restored
+            world or World(),
+            Rng.of(seed),
+            size=_size,
+            on_note=note,
+            on_checkpoint=checkpoint,
+            restored={COORDINATOR: state.progress} if state else None,
         )
-        children = _grow(sim, job, local, sorted(train), apart=world is not None)
-        plan = Plan(
-            learner,
-            algorithm,
-            children,
-            job.rounds,
-            job.cohort,
-            [len(d) if hasattr(d, "__len__") else 1 for d in data],
-            _central(learner, getattr(data, "test", None), key),
-            job.every,
-            job.sites and bool(held),
-            job.stop,
-            job.deadline,
-            job.max_weight,
-        )
-        role = algorithm.protocol or rounds.coordinator
+        plan = _plan(run, data, local, _grow(sim, job, local, apart=world is not None))
+        role = job.trained.protocol or rounds.coordinator
         sim.add(COORDINATOR, main=lambda p: role(p, plan))
         last: Progress = sim.run(until=COORDINATOR)
     run.params = last.best[2] if last.best is not None else last.params
     run.stopped = last.over
+    if folder is not None:
+        folder.finish(dict(run.params), about(job))
     return run
+
+
+def about(job: Job) -> dict[str, Any]:
+    """What may differ between two runs of one job: versions and the machine."""
+    from importlib.metadata import version
+
+    return {
+        "atoll": version("atoll-fl"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "engine": getattr(job.learner, "engine", type(job.learner).__name__),
+    }
+
+
+def _open(folder: Folder, run: Run, *, resume: bool) -> State | None:
+    """Begin a run folder, or take up the one that is there."""
+    described = {"job": run.job.describe(), "seed": run.seed}
+    if not resume:
+        folder.begin(described, about(run.job))
+        return None
+    if folder.job() != described:
+        raise StateError(
+            f"{folder.root} holds another job or seed: resume with the job it was made for,"
+            " or choose another folder"
+        )
+    state: State | None = folder.resume()
+    run.history = folder.history()
+    return state
+
+
+def _local(run: Run, data: Any, spread: Any, state: State | None) -> Local:
+    tests = getattr(data, "tests", None)
+    held = dict(enumerate(tests)) if tests is not None else {}
+    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed), spread)
+    if state is not None:
+        local.committed, local.staged = dict(state.committed), dict(state.staged)
+    return local
+
+
+def _plan(run: Run, data: Any, local: Local, children: Mapping[str, Sequence[int]]) -> Plan:
+    job = run.job
+    return Plan(
+        run.learner,
+        job.trained,
+        children,
+        job.rounds,
+        job.cohort,
+        sizes=[len(d) for d in data] if all(hasattr(d, "__len__") for d in data) else None,
+        test=_central(run.learner, getattr(data, "test", None), local.key),
+        every=job.every,
+        sites=job.sites and bool(local.test),
+        stop=job.stop,
+        deadline=job.deadline,
+        max_weight=job.max_weight,
+    )
 
 
 def prepare(job: Job, data: Any) -> Any:
@@ -158,7 +218,7 @@ def prepare(job: Job, data: Any) -> Any:
     return job.trained.wrap(learner) if job.trained.wrap else learner
 
 
-def _grow(sim: Simulation, job: Job, local: Local, clients: Sequence[int], *, apart: bool) -> dict[str, list[int]]:
+def _grow(sim: Simulation, job: Job, local: Local, *, apart: bool) -> dict[str, list[int]]:
     """Add the clients and the edges above them; the coordinator's children and whom they answer for.
 
     `apart`: every client is a peer of its own; otherwise a lane answers for all below one edge.
@@ -176,7 +236,7 @@ def _grow(sim: Simulation, job: Job, local: Local, clients: Sequence[int], *, ap
             sim.add(peer, answers=rounds.client(local), device=True)
         return peers
 
-    return below("", clients, job.topology.fanout)
+    return below("", sorted(local.train), job.topology.fanout)
 
 
 def _central(learner: Any, test: Any, key: Rng) -> Callable[[Update], Mapping[str, Any]] | None:

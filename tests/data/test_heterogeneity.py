@@ -55,7 +55,8 @@ def test_feature_skew_is_seen() -> None:
 
 def test_small_unequal_clients_are_not_taken_for_label_skew() -> None:
     found = heterogeneity(partition(data(800), 40, quantity(0.4)))
-    assert found.label_tv > 0.2 and found.skew < 0.2
+    assert found.label_tv > 0.2
+    assert found.skew < 0.2
     assert found.recommend().algorithm == "fednova"
 
 
@@ -92,7 +93,9 @@ def test_regression_by_bins_and_empty_clients() -> None:
 
 def test_the_table_says_it_in_words() -> None:
     text = str(heterogeneity(partition(data(), 20, labels(1))))
-    assert "strong" in text and "scaffold" in text and "smallest / median / largest" in text
+    assert "strong" in text
+    assert "scaffold" in text
+    assert "smallest / median / largest" in text
 
 
 @pytest.mark.parametrize("clients", [3, 100])
@@ -104,6 +107,18 @@ def test_the_picture_is_the_same_bytes_twice(tmp_path: Path, clients: int) -> No
     assert found.draw(tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match=r"\.png or \.svg"):
         found.draw(tmp_path / "a.bmp")
+
+
+def test_a_failed_picture_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figure.Figure, "savefig", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        heterogeneity(partition(data(100, width=2), 3, iid())).draw(tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_cells_are_refused() -> None:

@@ -38,7 +38,8 @@ def test_examples_slice_without_copying() -> None:
 
 def test_tests_join_into_the_pooled_one() -> None:
     sites = Sites.of({"a": site(3), "b": site(2)}, {"a": site(1), "b": site(1)})
-    assert sites.test is not None and len(sites.test) == 2
+    assert sites.test is not None
+    assert len(sites.test) == 2
 
 
 def test_a_client_with_one_class_and_an_empty_one_where_asked() -> None:
@@ -94,6 +95,8 @@ def test_labels_must_be_whole_and_known() -> None:
 def test_sites_of_a_partition_know_their_test() -> None:
     pytest.importorskip("sklearn")
     sites = partition(digits(), 20)
-    assert len(sites.tests) == 20 and sites.test is not None
+    assert len(sites.tests) == 20
+    assert sites.test is not None
     assert sum(map(len, sites.tests)) == len(sites.test)
-    assert sites.outputs == 10 and sites.features == 64
+    assert sites.outputs == 10
+    assert sites.features == 64

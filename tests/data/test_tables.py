@@ -77,7 +77,9 @@ def test_parquet_equals_csv(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(one.train.x, two.train.x)
     assert one.train.y.tolist() == two.train.y.tolist()
-    assert one.classes == two.classes and one.sites is not None and (one.sites == two.sites).all()
+    assert one.classes == two.classes
+    assert one.sites is not None
+    assert (one.sites == two.sites).all()
 
 
 def test_many_blocks_read_like_one(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.core.errors import ConfigError
+from atoll.core.registry import build
 from atoll.data import (
     Dataset,
     Examples,
@@ -155,6 +156,7 @@ def test_natural_follows_the_sites() -> None:
     dataset = Dataset("d", plain.train, classes=plain.classes, sites=site)
     sites = partition(dataset, holdout=0)
     assert sites.names == ("east", "north", "south")
+    assert partition(dataset, 2).names == ("client 0", "client 1")  # iid where clients are asked for
     assert all(
         (site[c.x[:, 0].astype(int)] == name).all() for name, c in zip(sites.names, sites, strict=True)
     )
@@ -203,6 +205,15 @@ def test_refused_with_the_place(clients: int | None, by: object, path: str) -> N
     with pytest.raises(ConfigError) as refused:
         partition(rows(60), clients, by)  # type: ignore[arg-type]
     assert refused.value.path == path
+
+
+def test_partitions_are_built_by_name() -> None:
+    by = build("partition", {"name": "dirichlet", "alpha": 0.3, "min_rows": 2})
+    assert same(partition(rows(60), 5, by, 1), partition(rows(60), 5, dirichlet(0.3, min_rows=2), 1))
+    with pytest.raises(ConfigError, match=r"\$\.by\.alpa: unknown key"):
+        build("partition", {"name": "dirichlet", "alpa": 0.3}, "$.by")
+    with pytest.raises(ConfigError, match=r"\$\.by\.alpha: alpha must be above 0|alpha must be above 0"):
+        build("partition", {"name": "dirichlet", "alpha": 0.0}, "$.by")
 
 
 def test_parameters_out_of_range_are_refused() -> None:

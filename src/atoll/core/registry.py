@@ -9,10 +9,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
 
@@ -54,6 +53,8 @@ def parts(kind: str | None = None) -> list[Part]:
     """All parts (of one kind), sorted; loads installed plug-ins of entry point `atoll.parts` once."""
     global _plugged  # noqa: PLW0603  loaded once in a process
     if not _plugged:
+        from importlib.metadata import entry_points
+
         _plugged = True
         for plug in entry_points(group="atoll.parts"):
             plug.load()
@@ -85,43 +86,62 @@ def build(kind: str, values: str | Mapping[str, Any], path: str = "$") -> Any:
     table = {"name": values} if isinstance(values, str) else dict(values)
     if not isinstance(table.get("name"), str):
         raise ConfigError(f'name the {kind}, as in name = "{parts(kind)[0].name}"', f"{path}.name")
-    made = find(kind, table.pop("name"), f"{path}.name")
-    return call(made.make, table, path)
+    return call(find(kind, table.pop("name"), f"{path}.name").make, table, path)
 
 
 def call(make: Callable[..., Any], table: Mapping[str, Any], path: str = "$") -> Any:
-    """Call `make` with the values of a table, each key and type checked against its signature."""
-    wanted = {
-        n: p
-        for n, p in inspect.signature(make).parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    """Call `make` with the values of a table, each key and type checked against its signature.
+
+    Where a parameter is itself a part (a delay, a partition), its value is built like one.
+    """
+    takes = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    wanted = {n: p for n, p in inspect.signature(make).parameters.items() if p.kind in takes}
     hints = get_type_hints(make)
+    values = {}
     for key, value in table.items():
         if key not in wanted:
-            raise ConfigError(f"unknown key {key!r}: {nearest(key, wanted) if wanted else 'it takes none'}", f"{path}.{key}")
-        if key in hints and not _fits(value, hints[key]):
-            kind = getattr(hints[key], "__name__", str(hints[key]))
-            raise ConfigError(f"expected {kind}, got {value!r}", f"{path}.{key}")
+            advice = nearest(key, wanted) if wanted else "it takes no values"
+            raise ConfigError(f"unknown key {key!r}: {advice}", f"{path}.{key}")
+        values[key] = _read(value, hints.get(key, Any), f"{path}.{key}")
     for key, p in wanted.items():
         if p.default is p.empty and key not in table:
             raise ConfigError("this value is needed and has no default", f"{path}.{key}")
     try:
-        return make(**table)
+        return make(**values)
     except ConfigError as error:
         raise error if error.path else type(error)(str(error), path) from None
+
+
+def _read(value: Any, hint: Any, path: str) -> Any:
+    """One value as its parameter takes it: a part where the parameter is one, else checked."""
+    kind = _kind(hint)
+    if kind is not None and isinstance(value, (str, Mapping)):
+        return build(kind, value, path)
+    if not _fits(value, hint):
+        raise ConfigError(f"expected {getattr(hint, '__name__', hint)}, got {value!r}", path)
+    return tuple(value) if isinstance(value, list) and tuple in (get_origin(hint), hint) else value
+
+
+def _kind(hint: Any) -> str | None:
+    """The kind whose parts make values of this type, None for plain values."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    made = {get_type_hints(p.make).get("return"): p.kind for p in parts()}
+    return next((made[o] for o in options if isinstance(o, type) and o in made and o not in _PLAIN), None)
+
+
+_PLAIN = (str, int, float, bool, type(None), dict, list, tuple)
 
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, (list, tuple)) and all(_fits(v, args[0]) for v in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, type(None)):
-        return isinstance(value, hint or type(None))
-    if origin is not None and isinstance(origin, type) and isinstance(value, (list, tuple)):
-        return all(_fits(v, args[0]) for v in value) if args else True
-    return True
+    return isinstance(value, hint) if hint in _PLAIN else True

@@ -2,13 +2,13 @@
 
 from .ai4i import ai4i2020
 from .builtin import breast_cancer, diabetes, digits, wine
+from .divide import Deal, partition
 from .examples import Dataset, Examples
 from .heart import heart_disease
-from .skew import Heterogeneity, Recommendation, heterogeneity
 from .images import fashion_mnist, mnist
 from .load import load_data
-from .divide import Deal, partition
 from .sites import Sites
+from .skew import Heterogeneity, Recommendation, heterogeneity
 from .splits import dirichlet, feature_skew, iid, labels, natural, quantity, shards, similarity
 from .tables import arrays, csv, parquet
 

@@ -5,7 +5,6 @@ Columns stand as published (only the digits' pixels are scaled to 0..1), so stan
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ def diabetes() -> Dataset:
 
 def _bunch(loader: str, **options: Any) -> Any:
     try:
-        datasets = import_module("sklearn.datasets")
+        from sklearn import datasets
     except ImportError as error:
         raise DataError("this dataset comes with scikit-learn: pip install scikit-learn") from error
     return getattr(datasets, loader)(**options)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -92,12 +91,12 @@ def _blocks(
     rows = iter(reader)
     seen = 1
     while block := list(islice(rows, _BLOCK)):
-        for offset, row in enumerate(block):
-            if row and len(row) != len(header):
-                line = seen + offset + 1
-                raise DataError(
-                    f"{path.name}, line {line}: {len(row)} cells under {len(header)} column names"
-                )
+        if not {*map(len, block)} <= {0, len(header)}:
+            odd = next(i for i, row in enumerate(block) if len(row) not in (0, len(header)))
+            raise DataError(
+                f"{path.name}, line {seen + odd + 1}:"
+                f" {len(block[odd])} cells under {len(header)} column names"
+            )
         seen += len(block)
         cells = dict(zip(header, zip(*filter(None, block), strict=True), strict=False))
         if cells:
@@ -109,7 +108,7 @@ def _typed(cells: Any) -> Array:
     if isinstance(cells, np.ndarray) and cells.dtype.kind in "fiub":
         return cells.astype(np.float64)
     try:
-        return np.array(cells, dtype=np.float64)  # fast, for text without gaps
+        return np.fromiter(map(float, cells), np.float64, len(cells))  # fast, for text without gaps
     except (ValueError, TypeError):
         pass
     tidy = ["" if c is None or (s := str(c).strip()) in MISSING else s for c in cells]
@@ -147,12 +146,16 @@ def _is_number(cell: str) -> bool:
 def _parquet(path: Path) -> tuple[Callable[[str], Any], list[str]]:
     """How to read one column of the file, and the columns' names."""
     try:
-        frame = import_module("polars").read_parquet(path)
+        import polars as pl
+
+        frame = pl.read_parquet(path)
         return lambda name: _plain(frame[name], frame[name].null_count()), list(frame.columns)
     except ImportError:
         pass
     try:
-        table = import_module("pyarrow.parquet").read_table(path)
+        from pyarrow import parquet
+
+        table = parquet.read_table(path)
     except ImportError as error:
         raise DataError("reading Parquet needs polars or pyarrow: pip install polars") from error
     return lambda name: _plain(table[name], table[name].null_count), list(table.column_names)

@@ -52,8 +52,9 @@ def partition(
 ) -> Sites:
     """The dataset's training rows as the clients of a federation; the rows are copied once.
 
-    `clients`: how many, >= 1; a natural partition knows it. `by`: a partitioner, by default the
-    dataset's own sites or else iid(). `seed`: equal seeds give equal bytes.
+    `clients`: how many, >= 1; a natural partition knows it. `by`: a partitioner, by default iid(),
+    or the dataset's own sites where it has them and `clients` is left out.
+    `seed`: equal seeds give equal bytes.
     `holdout`: the part of each client's rows kept as its own test rows, 0 <= holdout < 1, spread
     over the labels as evenly as whole rows allow and never a client's only row; by default 0 where
     the dataset brings test rows, else 0.2.
@@ -67,7 +68,7 @@ def partition(
     if not 0 <= share < 1:
         raise ConfigError(f"holdout must lie in [0, 1), got {holdout}", "$.holdout")
     root = Rng.of(seed).at("partition")
-    dealt = (by or _default(dataset))(dataset, clients, root.at("deal").generator())
+    dealt = (by or _default(dataset, clients))(dataset, clients, root.at("deal").generator())
     deal = dealt if isinstance(dealt, Deal) else Deal(np.asarray(dealt))
     names = deal.names or tuple(f"client {k}" for k in range(clients or int(deal.owner.max()) + 1))
     _check(deal.owner, len(dataset.train), len(names))
@@ -83,10 +84,10 @@ def strata(y: Array, task: Task, bins: int = _BINS) -> NDArray[np.int64]:
     return np.searchsorted(edges, y, side="right").astype(np.int64)
 
 
-def _default(dataset: Dataset) -> Partitioner:
-    from .splits import iid, natural  # noqa: PLC0415  splits stands on this file
+def _default(dataset: Dataset, clients: int | None) -> Partitioner:
+    from .splits import iid, natural  # splits stands on this file
 
-    return iid() if dataset.sites is None else natural()
+    return natural() if clients is None and dataset.sites is not None else iid()
 
 
 def _check(owner: Array, rows: int, clients: int) -> None:

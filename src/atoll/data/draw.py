@@ -7,7 +7,6 @@ shows as blocks and iid as stripes.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from atoll.core.errors import ConfigError
 
 from .examples import Array
+from .fetch import whole
 
 if TYPE_CHECKING:
     from .skew import Heterogeneity
@@ -37,16 +37,19 @@ def draw(found: Heterogeneity, path: Path) -> Path:
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"a picture ends in .png or .svg, got {path.suffix or 'no ending'!r}")
     try:
-        matplotlib, figures = import_module("matplotlib"), import_module("matplotlib.figure")
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("drawing needs matplotlib: pip install matplotlib") from error
-    with matplotlib.rc_context({"svg.hashsalt": "atoll", "font.size": 10, "text.color": _INK}):
-        figure = figures.Figure(figsize=(10, 5.6), dpi=150, facecolor="white")
+    with mpl.rc_context({"svg.hashsalt": "atoll", "font.size": 10, "text.color": _INK}):
+        figure = Figure(figsize=(10, 5.6), dpi=150, facecolor="white")
         mix, size = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
         _paint(found, mix, size)
         figure.subplots_adjust(left=0.08, right=0.85, top=0.86, bottom=0.12, hspace=0.12)
         _title(found, figure)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+        unstamped = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        with whole(path) as out:
+            figure.savefig(out, format=path.suffix[1:], metadata=unstamped)
     return path
 
 
@@ -75,7 +78,7 @@ def _paint(found: Heterogeneity, mix: Any, size: Any) -> None:
         va="center",
         fontsize=9,
     )
-    _axes(found, mix, size, few)
+    _axes(found, mix, size, few=few)
     _legend(found, mix, colours)
 
 
@@ -85,7 +88,7 @@ def _pooled_place(clients: int) -> tuple[float, float]:
     return -0.5 - 1.1 * wide, wide
 
 
-def _axes(found: Heterogeneity, mix: Any, size: Any, few: bool) -> None:
+def _axes(found: Heterogeneity, mix: Any, size: Any, *, few: bool) -> None:
     clients = len(found.names)
     mix.set(ylabel="label mix", ylim=(0, 1), yticks=(0, 0.5, 1), yticklabels=("0", "50 %", "100 %"))
     size.set(ylabel="rows", ylim=(0, found.sizes.max() * 1.12))
@@ -108,11 +111,10 @@ def _axes(found: Heterogeneity, mix: Any, size: Any, few: bool) -> None:
 
 
 def _legend(found: Heterogeneity, mix: Any, colours: list[str]) -> None:
-    patches = import_module("matplotlib.patches")
+    from matplotlib.patches import Patch
+
     shown = min(len(colours), 20)
-    handles = [
-        patches.Patch(color=c, label=n[:16]) for c, n in zip(colours[:shown], found.labels, strict=False)
-    ]
+    handles = [Patch(color=c, label=n[:16]) for c, n in zip(colours[:shown], found.labels, strict=False)]
     mix.legend(
         handles=handles[::-1],  # top to bottom as the bars are stacked
         loc="upper left",
@@ -146,6 +148,8 @@ def _by_mix(counts: Array) -> Array:
 def _palette(count: int) -> list[str]:
     if count <= len(_COLOURS):
         return list(_COLOURS[:count])
-    colormap = import_module("matplotlib").colormaps["turbo"]
-    to_hex = import_module("matplotlib.colors").to_hex
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    colormap = colormaps["turbo"]
     return [to_hex(colormap((k + 0.5) / count)) for k in range(count)]

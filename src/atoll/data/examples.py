@@ -53,7 +53,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, rows: slice | Array | list[int]) -> Examples:
+    def __getitem__(self, rows: Any) -> Examples:
         if isinstance(rows, (int, np.integer)):
             raise DataError(f"one row is not Examples: write [{rows}:{rows + 1}]")
         return Examples(self.x[rows], self.y[rows], self.names)
@@ -135,7 +135,9 @@ class Dataset:
 
 def gaps(rows: Examples) -> dict[str, int]:
     """NaN or infinite cells by column name (its number where unnamed), clean columns left out."""
-    if np.isfinite(rows.x.sum(dtype=np.float64)):  # one pass without a temporary, the usual case
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = rows.x.sum(dtype=np.float64)  # one pass without a temporary settles the usual case
+    if np.isfinite(total):
         return {}
     bad = (~np.isfinite(rows.x)).reshape(len(rows), -1).sum(axis=0)
     names = rows.names or tuple(map(str, range(len(bad))))

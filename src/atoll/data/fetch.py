@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import tempfile
+import secrets
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -62,27 +63,29 @@ def download(file: File, path: Path, timeout: float = 30.0) -> Path:
 
     Raises DataError if the server fails, or sends other bytes than declared.
     """
-    partial = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{file.name}.")
-        with (
-            os.fdopen(handle, "wb") as out,
-            urllib.request.urlopen(file.url, timeout=timeout) as answer,  # noqa: S310  urls are ours
-        ):
+        with whole(path) as out, urllib.request.urlopen(file.url, timeout=timeout) as answer:  # noqa: S310  ours
             _copy(answer, out, file)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(partial).replace(path)
-        partial = None
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection open
         raise DataError(f"{file.url}: {error}") from error
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its name only when the block ends well, on disk by then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _copy(answer: BinaryIO, out: BinaryIO, file: File) -> None:

@@ -51,7 +51,7 @@ def mnist(*, image: bool = False) -> Dataset:
     """
     files = [File(n, _MNIST + n, *f) for n, f in zip(_NAMES, _MNIST_FILES, strict=True)]
     digits = tuple("0123456789")
-    return _load("mnist", files, digits, image, "LeCun, Cortes, Burges", "CC BY-SA 3.0")
+    return _load("mnist", files, digits, "LeCun, Cortes, Burges", "CC BY-SA 3.0", image=image)
 
 
 @part("data")
@@ -61,11 +61,11 @@ def fashion_mnist(*, image: bool = False) -> Dataset:
     x is (n, 784) float32, or (n, 1, 28, 28) with `image=True`. Raises DataError if no copy is at hand.
     """
     files = [File(n, _FASHION + n, *f) for n, f in zip(_NAMES, _FASHION_FILES, strict=True)]
-    return _load("fashion_mnist", files, _CLOTHES, image, "Zalando Research", "MIT")
+    return _load("fashion_mnist", files, _CLOTHES, "Zalando Research", "MIT", image=image)
 
 
 def _load(
-    name: str, files: list[File], classes: tuple[str, ...], image: bool, source: str, licence: str
+    name: str, files: list[File], classes: tuple[str, ...], source: str, licence: str, *, image: bool
 ) -> Dataset:
     paths = locate(name, files)
     arrays = [idx(paths[f], shape) for f, shape in zip(_NAMES, _SHAPES, strict=True)]

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .examples import Array
 from .divide import strata
+from .examples import Array
 from .sites import Sites
 
 _STRONG, _MODERATE = 0.45, 0.35  # skew; at 0.30 plain FedAvg lost 9 % in rounds, at 0.8 5x
@@ -75,48 +75,63 @@ class Heterogeneity:
         A starting point by stated thresholds, not a promise: compare two algorithms on your data.
         """
         clients, skew = len(self.names), f"label distance {self.label_tv:.2f}"
-        if clients <= _SILOS and 0 < self.width <= _TABULAR:
-            return Recommendation(
+        rules = (  # the first that applies
+            (
+                clients <= _SILOS and 0 < self.width <= _TABULAR,
                 "exact statistics",
-                f"{clients} sites with {self.width} columns can add up the statistics of a linear or"
-                " logistic model, which gives the pooled optimum whatever the skew",
-            )
-        if self.skew >= _STRONG and share >= _OFTEN:
-            return Recommendation(
+                (
+                    f"{clients} sites with {self.width} columns can add up the statistics of a linear or"
+                    " logistic model, which gives the pooled optimum whatever the skew"
+                ),
+            ),
+            (
+                self.skew >= _STRONG and share >= _OFTEN,
                 "scaffold",
-                f"strong label skew ({skew}) pulls clients apart, and each returns often enough to keep"
-                " the control variate that corrects it fresh; it doubles the bytes",
-            )
-        if self.skew >= _STRONG:
-            return Recommendation(
+                (
+                    f"strong label skew ({skew}) pulls clients apart, and each returns often enough to keep"
+                    " the control variate that corrects it fresh; it doubles the bytes"
+                ),
+            ),
+            (
+                self.skew >= _STRONG,
                 "fedavgm",
-                f"strong label skew ({skew}) with few clients per round: server momentum (or fedadam)"
-                " averages over rounds what one cohort cannot show, and clients keep no state",
-            )
-        if self.shift >= _SHIFTED:
-            return Recommendation(
+                (
+                    f"strong label skew ({skew}) with few clients per round: server momentum (or fedadam)"
+                    " averages over rounds what one cohort cannot show, and clients keep no state"
+                ),
+            ),
+            (
+                self.shift >= _SHIFTED,
                 "fedbn",
-                f"the same labels look different across clients ({self.shift:.1f} standard deviations):"
-                " keep batch normalisation local; without such layers standardise at each site",
-            )
-        if self.cv >= _UNEVEN:
-            return Recommendation(
+                (
+                    f"the same labels look different across clients ({self.shift:.1f} standard deviations):"
+                    " keep batch normalisation local; without such layers standardise at each site"
+                ),
+            ),
+            (
+                self.cv >= _UNEVEN,
                 "fednova",
-                f"client sizes differ much (cv {self.cv:.1f}), so epochs mean unequal numbers of steps,"
-                " which fednova weighs out",
-            )
-        if self.skew >= _MODERATE:
-            return Recommendation(
+                (
+                    f"client sizes differ much (cv {self.cv:.1f}), so epochs mean unequal numbers of steps,"
+                    " which fednova weighs out"
+                ),
+            ),
+            (
+                self.skew >= _MODERATE,
                 "fedprox",
                 f"moderate label skew ({skew}): a small proximal term limits drift at no extra bytes",
-            )
-        return Recommendation(
-            "fedavg", f"clients are alike ({skew}): plain averaging with a tuned rate is hard to beat"
+            ),
+            (
+                True,
+                "fedavg",
+                f"clients are alike ({skew}): plain averaging with a tuned rate is hard to beat",
+            ),
         )
+        return next(Recommendation(name, reason) for applies, name, reason in rules if applies)
 
     def draw(self, path: str | Path) -> Path:
         """Write the clients' labels and sizes as a picture, .png or .svg. Needs matplotlib."""
-        from .draw import draw  # noqa: PLC0415  only who draws pays for it
+        from .draw import draw  # only who draws pays for it
 
         return draw(self, Path(path))
 

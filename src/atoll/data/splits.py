@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from atoll.core.errors import ConfigError
 from atoll.core.registry import nearest, part
 
-from .examples import Array, Dataset
 from .divide import Deal, Partitioner, strata
+from .examples import Array, Dataset
 from .rotate import rotated
 
 Owner = NDArray[np.int64]
@@ -157,7 +157,7 @@ def natural(column: str | None = None) -> Partitioner:
     The column stays among the features. `clients` may be left out.
     """
 
-    def deal(dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Deal:  # noqa: ARG001
+    def deal(dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Deal:
         values = dataset.sites if column is None else _column(dataset, column)
         if values is None:
             raise ConfigError(
@@ -182,6 +182,7 @@ def feature_skew(noise: float = 0.0, rotation: float = 0.0, shift: float = 0.0) 
     `rotation`: degrees by which the last client's images are turned, growing evenly from 0; needs
     square images, (n, ..., h, h) or (n, h*h). `shift`: each client adds its own constant per
     feature, drawn with this many standard deviations. Unit: the pooled feature's own deviation.
+    A client's own test rows change like its training rows; the data set's own test rows stay.
     """
     for name, value in (("noise", noise), ("shift", shift)):
         if not value >= 0:

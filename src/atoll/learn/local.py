@@ -9,32 +9,37 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
 from ..core.errors import AtollError
-from ..core.message import Contribution, FitContext, Learner, fit_many
+from ..core.message import FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
 from .algorithm import Algorithm
 
+CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
+
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
-class _Held(NamedTuple):
+class Held(NamedTuple):
     """One client's state: of its learner, and of its side of the chain."""
 
     learner: Any = None
     chain: Any = None
 
 
+NOTHING = Held()
+
+
 @dataclass
 class Local:
     """Answers tasks for the clients in `train` (id -> data); `test` holds their own test rows.
 
-    `key`: the run's random stream. `chunk`: clients trained together; the bytes of a result may
-    depend on it for some engines, on `spread` (how chunks are run at once) never.
+    `key`: the run's random stream. Clients are trained in chunks whose updates fill CHUNK bytes,
+    or as many as the learner's own `chunk`. Results never depend on `spread`, which runs them.
     """
 
     learner: Learner
@@ -42,12 +47,11 @@ class Local:
     train: Mapping[int, Any]
     test: Mapping[int, Any]
     key: Rng
-    chunk: int = 16
     spread: Spread = map
 
     def __post_init__(self) -> None:
-        self.committed: dict[int, _Held] = {}
-        self.staged: dict[int, tuple[int, _Held]] = {}
+        self.committed: dict[int, Held] = {}
+        self.staged: dict[int, tuple[int, Held]] = {}
 
     def answer(self, task: Task) -> Answer:
         """What these clients contribute to the round, or how the model does on their data."""
@@ -55,7 +59,8 @@ class Local:
             self._settle(client, used)
         if task.want == "evaluate":
             return self._evaluate(task)
-        chunks = [task.clients[i : i + self.chunk] for i in range(0, len(task.clients), self.chunk)]
+        size = getattr(self.learner, "chunk", None) or max(1, CHUNK // max(task.params.buffer.nbytes, 1))
+        chunks = [task.clients[i : i + size] for i in range(0, len(task.clients), size)]
         aggregator = self._aggregator(task)
         answer = Answer((), None)
         for fresh, held in self.spread(lambda clients: self._fit(task, clients), chunks):
@@ -73,37 +78,46 @@ class Local:
     def _aggregator(self, task: Task) -> Any:
         return self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
 
-    def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, _Held]]:
-        """Train one chunk: its answer, and the state to stage for each client that has any."""
-        made, failed = self._train(task, clients)
-        if not made:
-            return Answer((), None, failed), {}
-        if self.algorithm.weigh == "equal":
-            for _, c in made:
-                c.weight = float(c.weight > 0)
-        states = {client: self._held(client).chain for client in clients}
-        answer, after = contribute(made, self.algorithm.chain, states, self._aggregator(task), task, self.key)
-        held = {client: _Held(c.state, after.get(client)) for client, c in made}
-        return replace(answer, failed=failed), {c: h for c, h in held.items() if h.learner is not None or h.chain is not None}
+    def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
+        """Train one chunk: its answer, and the state to stage for each client that has any.
 
-    def _train(self, task: Task, clients: Sequence[int]) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
-        """The chunk's contributions. If one client fails, it is named and the others go on alone."""
-        ctxs = [self._context(task, client) for client in clients]
+        If something goes wrong, each client is tried alone, and those at fault are named.
+        """
         try:
-            together = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
-            return list(zip(clients, together, strict=True)), {}
+            return self._together(task, clients)
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
-                return [], {clients[0]: _reason(error)}
-        alone = [self._train(task, (client,)) for client in clients]
-        return [c for made, _ in alone for c in made], {c: r for _, failed in alone for c, r in failed.items()}
+                return Answer((), None, {clients[0]: _reason(error)}), {}
+        answer, held = Answer((), None), {}
+        for client in clients:
+            alone, its = self._fit(task, (client,))
+            answer = merge_answers(self._aggregator(task), answer, alone)
+            held |= its
+        return answer, held
 
-    def _held(self, client: int) -> _Held:
-        return self.committed.get(client, _Held())
+    def _together(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
+        key = self._round(task)
+        ctxs = [self._context(key, task, client) for client in clients]
+        made = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
+        if self.algorithm.weigh == "equal":
+            for c in made:
+                c.weight = float(c.weight > 0)
+        states = {client: self._held(client).chain for client in clients}
+        pairs = list(zip(clients, made, strict=True))
+        answer, after = contribute(
+            pairs, self.algorithm.chain, states, self._aggregator(task), task, self.key
+        )
+        kept = {client: Held(c.state, after.get(client)) for client, c in pairs}
+        return answer, {c: h for c, h in kept.items() if h.learner is not None or h.chain is not None}
 
-    def _context(self, task: Task, client: int) -> FitContext:
-        key = self.key.at("client", client, task.round)
-        return FitContext(key, task.round, client, self._held(client).learner)
+    def _held(self, client: int) -> Held:
+        return self.committed.get(client, NOTHING)
+
+    def _round(self, task: Task) -> Rng:
+        return self.key.at("clients", task.round)
+
+    def _context(self, key: Rng, task: Task, client: int) -> FitContext:
+        return FitContext(key.at(client), task.round, client, self._held(client).learner)
 
     def _evaluate(self, task: Task) -> Answer:
         """Each client's metrics by its id; clients without test rows are left out."""
@@ -114,7 +128,9 @@ class Local:
             if rows is None or not len(rows):
                 continue
             try:
-                metrics = self.learner.evaluate(task.params, rows, self._context(task, client))
+                metrics = self.learner.evaluate(
+                    task.params, rows, self._context(self._round(task), task, client)
+                )
                 found[client] = {name: lift(m, float(len(rows))) for name, m in metrics.items()}
             except Exception as error:  # noqa: BLE001
                 failed[client] = _reason(error)

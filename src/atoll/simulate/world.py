@@ -324,7 +324,9 @@ class Simulation:
             self._at(self.now + wait, lambda: self._arrive(actor.name, peer, packet, size, lives))
 
     def _cut(self, a: str, b: str) -> bool:
-        return any(c.start <= self.now < c.stop and (a in c.peers) != (b in c.peers) for c in self.world.partitions)
+        return any(
+            c.start <= self.now < c.stop and (a in c.peers) != (b in c.peers) for c in self.world.partitions
+        )
 
     def _arrive(self, sender: str, name: str, packet: Packet, size: int, lives: tuple[int, int]) -> None:
         actor, origin = self._actors[name], self._actors[sender]
@@ -368,7 +370,9 @@ class Simulation:
                 while box[0] == name and readers:
                     role = readers.popleft()
                     self._soon(role, None, Gone(f"{name} is gone"))
-        fresh = _Actor(name, old.main, old.responder, old.device, old.saved, old.life + 1, up=False, pace=old.pace)
+        fresh = _Actor(
+            name, old.main, old.responder, old.device, old.saved, old.life + 1, up=False, pace=old.pace
+        )
         self._actors[name] = fresh
 
         def restart() -> None:

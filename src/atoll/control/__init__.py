@@ -1,0 +1,1 @@
+"""Running and steering federations: job files, run folders, the command line."""

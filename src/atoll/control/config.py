@@ -1,0 +1,118 @@
+"""Job files: TOML with names and values, each resolved in the registry and checked by its path.
+
+rounds = 30
+[data]
+name = "digits"
+clients = 20
+by = { name = "dirichlet", alpha = 0.3 }
+[learner]
+name = "softmax"
+[algorithm]
+name = "fedavg"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError
+from ..core.registry import build, nearest
+from ..data import Sites, load_data, partition
+from ..job import Job
+from ..simulate.faults import World
+
+_PARTS = ("learner", "algorithm", "cohort", "stop", "topology")
+_VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name")
+_KEYS = (*_PARTS, *_VALUES, "data", "world", "seed", "workers")
+_SPLIT = ("clients", "by", "holdout")
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A job file that has been read: the `job`, its data's table, world, seed and worker count."""
+
+    job: Job
+    data: Mapping[str, Any]
+    world: World | None
+    seed: int
+    workers: int | None
+    table: Mapping[str, Any]
+
+    def sites(self) -> Sites:
+        """Load the data and deal it to clients, by the file's seed."""
+        table = dict(self.data)
+        split = {k: table.pop(k) for k in _SPLIT if k in table}
+        if "name" not in table:
+            raise ConfigError('name the data, as in name = "digits"', "$.data.name")
+        dataset = load_data(table.pop("name"), **table)
+        if "by" in split:
+            split["by"] = build("partition", split["by"], "$.data.by")
+        return partition(dataset, seed=self.seed, **split)
+
+
+def read(path: Path, changes: Sequence[str] = ()) -> JobFile:
+    """Read a job file; `changes` are "key.path=value" overrides, values in TOML.
+
+    Raises ConfigError that names the file, the path in it and the nearest valid name.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no file {path}: give the path of a job file, or make one with atoll new"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    for change in changes:
+        override(table, change)
+    return parse(table)
+
+
+def parse(table: Mapping[str, Any]) -> JobFile:
+    """A job from the values of a job file. Raises ConfigError with the path of what is wrong."""
+    for key in table:
+        if key not in _KEYS:
+            raise ConfigError(f"unknown key {key!r}: {nearest(key, _KEYS)}", f"$.{key}")
+    if "learner" not in table:
+        raise ConfigError('a job needs a learner, as in [learner] name = "softmax"', "$.learner")
+    for key in (*_PARTS, "data", "world"):
+        if key in table and not isinstance(table[key], (str, Mapping)):
+            raise ConfigError(f"expected a table or a name, got {table[key]!r}", f"$.{key}")
+    made = {key: build(key, table[key], f"$.{key}") for key in _PARTS if key in table}
+    made |= {key: table[key] for key in _VALUES if key in table}
+    world = build("world", {"name": "world", **table["world"]}, "$.world") if "world" in table else None
+    data = table.get("data", {})
+    return JobFile(
+        Job(**made),
+        {"name": data} if isinstance(data, str) else data,
+        world,
+        _whole(table, "seed", 0, -(2**63)) or 0,
+        _whole(table, "workers", None, 1),
+        table,
+    )
+
+
+def override(table: dict[str, Any], change: str) -> None:
+    """Set `a.b.c=value` in a nested table; a value that is not TOML is taken as text."""
+    path, found, text = change.partition("=")
+    if not found or not path:
+        raise ConfigError(f"--set takes key=value, as in algorithm.mu=0.01, got {change!r}")
+    *above, last = path.strip().split(".")
+    for key in above:
+        inner = table.setdefault(key, {})
+        table[key] = table = {"name": inner} if isinstance(inner, str) else inner
+    try:
+        table[last] = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        table[last] = text.strip()
+
+
+def _whole(table: Mapping[str, Any], key: str, default: int | None, least: int) -> int | None:
+    value = table.get(key, default)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise ConfigError(f"expected a whole number, at least {least}, got {value!r}", f"$.{key}")
+    return value
