@@ -125,7 +125,9 @@ def ask(
     learner: Any, sites: Any, *steps: Transform, rounds: int = 1, seed: int = 0, still: Still | None = None
 ) -> Run:
     """The run of an exact method: sums of all sites, stepped on by `steps`, for some rounds."""
-    return simulate(Job(learner, exact(*steps, still=still), rounds=rounds, max_weight=1.0), sites, seed)
+    return simulate(
+        Job(learner, exact(*steps, still=still), rounds=rounds, max_weight=1.0), list(sites), seed
+    )
 
 
 def order_statistics(sites: Any, columns: int, quantiles: Sequence[float]) -> tuple[Floats, Run]:

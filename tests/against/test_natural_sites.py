@@ -17,12 +17,9 @@ from atoll.learn.newton import exact_newton, newton_learner
 from atoll.run import simulate
 from atoll.statistics import statistics
 
-pytestmark = [
-    pytest.mark.data,
-    pytest.mark.skipif(
-        "ATOLL_DATA" not in os.environ, reason="ATOLL_DATA is not set: it names the folder of data sets"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("ATOLL_DATA"), reason="set ATOLL_DATA to the folder of datasets"
+)
 
 
 def test_heart_disease_reaches_the_pooled_optimum_in_ten_rounds():

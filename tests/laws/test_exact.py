@@ -5,12 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
 
 from atoll.core.errors import CodecError, ConfigError, DataError, MisuseError, QuorumError
 from atoll.core.metrics import Mean, from_plain, to_plain
+from atoll.core.registry import build
 from atoll.core.rng import Rng
 from atoll.core.transform import Context
 from atoll.core.update import Update
+from atoll.data import Sites
 from atoll.data.examples import Examples
 from atoll.job import Job, tree
 from atoll.learn.categories import MOST, Tally
@@ -21,6 +25,7 @@ from atoll.learn.order import Order, descend
 from atoll.run import simulate
 from atoll.simulate.faults import World, uniform
 from atoll.statistics import ask, moments, order_statistics
+from atoll.testing import check_metric
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
@@ -72,18 +77,27 @@ METHODS = {
 def test_trees_and_bad_networks_give_the_same_bytes(name):
     job = METHODS[name]
     flat = simulate(job, SITES, seed=1)
-    assert simulate(job.replace(topology=tree(2, 2)), SITES, seed=1).params == flat.params
+    assert simulate(job.replace(topology=tree((2, 2))), SITES, seed=1).params == flat.params
     lossy = World(delay=uniform(0.01, 0.1), loss=0.2, repeat=0.1)
     assert simulate(job, SITES, seed=1, world=lossy).params == flat.params
     assert simulate(job, SITES[::-1], seed=1).params == flat.params
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_resumed_run_gives_the_same_bytes(name):
-    kept = []
-    whole = simulate(METHODS[name], SITES, seed=1, save=kept.append)
-    for state in kept:
-        assert simulate(METHODS[name], SITES, seed=1, resume=state).params == whole.params
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(name, tmp_path):
+    class CutError(Exception):
+        pass
+
+    def cut(record):
+        if record["round"] == 2:
+            raise CutError
+
+    whole = simulate(METHODS[name], SITES, seed=1)
+    with pytest.raises(CutError):
+        simulate(METHODS[name], SITES, seed=1, out=tmp_path / "run", watch=cut)
+    again = simulate(METHODS[name], SITES, seed=1, out=tmp_path / "run", resume=True)
+    assert again.params == whole.params
+    assert len(again.history) == len(whole.history)
 
 
 def test_a_missing_site_ends_an_exact_run():
@@ -111,6 +125,18 @@ def test_steps_that_raise_the_loss_are_halved():
         w = w + move
     assert halved > 0
     assert abs(w["w"][0, 0]) < 1e-12
+
+
+def test_a_job_of_named_parts_takes_its_width_from_the_sites():
+    rows = load_breast_cancer()
+    x = (rows.data - rows.data.mean(axis=0)) / rows.data.std(axis=0)
+    parts = [(x[i::5], rows.target[i::5]) for i in range(5)]
+    job = Job(build("learner", "newton"), build("algorithm", {"name": "newton", "l2": 1.0}), rounds=20)
+    run = simulate(job, Sites.of(parts, parts))
+    best = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-12).fit(x, rows.target)
+    np.testing.assert_allclose(run.params["w"], best.coef_, atol=1e-6)  # with the default max_weight, too
+    assert run.metrics["accuracy"] == pytest.approx(best.score(x, rows.target))
+    assert run.stopped == "the model stands still"
 
 
 def test_collinear_columns_take_the_shortest_step():
@@ -168,22 +194,27 @@ def test_tallies_merge_as_one_and_travel(a, b):
     assert to_plain(from_plain(to_plain(both))) == to_plain(both)
 
 
-@pytest.mark.parametrize(
-    "plain",
-    [
-        ["int", "x", 1],
-        ["int", "1", 0],
-        ["odd", "1", 1],
-        ["float", "0x1p0", True],
-        ["str", 1, 1],
-        "no",
-        ["float", "1.5", 1],
-        ["float", "0x1p0", 1],
-    ],
-)
-def test_a_tally_reads_nothing_it_did_not_write(plain):
+WRONG = [
+    [0, *b"int:1"],
+    [1, *b"int:x"],
+    [1, *b"odd:1"],
+    [1, *b"float:1.5"],
+    [1, *b"float:0x1p0"],
+    [1, 300],
+    [True],
+    [1, "a"],
+]
+
+
+@pytest.mark.parametrize("entry", WRONG)
+def test_a_tally_reads_nothing_it_did_not_write(entry):
     with pytest.raises(CodecError):
-        from_plain(["tally", plain])
+        from_plain(["tally", entry])
+
+
+def test_a_tally_is_a_metric():
+    check_metric(lambda rng: Tally(rng.choice(["a", "b", "é", 1, 2.5, None, np.nan], 5)))
+    check_metric(lambda rng: Tally(rng.choice(np.array([1, 2.5, np.nan, np.inf]), 5)))
 
 
 def test_a_tally_is_bounded_and_merges_only_tallies():

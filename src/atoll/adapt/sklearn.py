@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -33,7 +32,11 @@ Leaves: TypeAlias = Mapping[str, Array]
 
 
 class Kind(Protocol):
-    """How one kind of estimator starts, learns and is made again from its leaves."""
+    """How one kind of estimator starts, learns and is made again from its leaves.
+
+    `bounds`: the largest change of each leaf. `start`: the first leaves. `learn`: the leaves after
+    training on x and y from `params`. `model`: a fitted estimator with these leaves.
+    """
 
     def bounds(self, learner: SklearnLearner) -> Mapping[str, float]: ...
 
@@ -229,7 +232,7 @@ class Clusters:
         estimator = learner.fresh(rng).set_params(init=old, n_init=1, reassignment_ratio=0.0)
         for batch in learner.batches(len(x), rng):
             estimator.partial_fit(x[batch])
-        share = np.asarray(estimator._counts, np.float64)  # noqa: SLF001  nothing else says it
+        share = np.asarray(estimator._counts, np.float64)
         share = share / share.sum()
         moment = share[:, None] * estimator.cluster_centers_ + self._KEEP * old
         return {"share": share + self._KEEP, "moment": moment}
@@ -329,15 +332,20 @@ def sklearn_learner(
     )
 
 
-_NAMES = {
-    "SGDClassifier": "linear_model",
-    "SGDRegressor": "linear_model",
-    "Perceptron": "linear_model",
-    "MLPClassifier": "neural_network",
-    "MLPRegressor": "neural_network",
-    "MiniBatchKMeans": "cluster",
-    "GaussianNB": "naive_bayes",
-}
+def _named() -> dict[str, Any]:
+    """The estimators that a job file may name."""
+    from sklearn import cluster, linear_model, naive_bayes, neural_network
+
+    makers = (
+        linear_model.SGDClassifier,
+        linear_model.SGDRegressor,
+        linear_model.Perceptron,
+        neural_network.MLPClassifier,
+        neural_network.MLPRegressor,
+        cluster.MiniBatchKMeans,
+        naive_bayes.GaussianNB,
+    )
+    return {make.__name__: make for make in makers}
 
 
 @part("learner", "sklearn")
@@ -352,13 +360,13 @@ def named(
 
     Raises ConfigError for a name that is not among those known here, or for a wrong option.
     """
-    if estimator not in _NAMES:
+    makers = _named()
+    if estimator not in makers:
         raise ConfigError(
-            f"no estimator is called {estimator!r}: {nearest(estimator, _NAMES)}", "$.estimator"
+            f"no estimator is called {estimator!r}: {nearest(estimator, makers)}", "$.estimator"
         )
-    make = getattr(import_module(f"sklearn.{_NAMES[estimator]}"), estimator)
     try:
-        made = make(**(options or {}))
+        made = makers[estimator](**(options or {}))
     except TypeError as error:
         raise ConfigError(str(error), "$.options") from None
     return sklearn_learner(made, classes, epochs, batch_size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite, isnan
+from math import isnan
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,21 +56,21 @@ class Tally:
         return Tally(counts=counts)
 
     def to_plain(self) -> Plain:
-        """Values and counts in turn; a value as [kind, text]."""
-        return [[*_word(key), n] for key, n in self.counts]
+        """For each value its count and the bytes of its word, as in "int:5" or "str:ward"."""
+        return [[n, *_word(key).encode()] for key, n in self.counts]
 
     @classmethod
     def from_plain(cls, plain: Plain) -> Tally:
         """The inverse. Raises CodecError."""
-        counts = {}
-        if len(plain) > MOST:
-            raise CodecError(f"a tally holds at most {MOST} values")
+        if not isinstance(plain, list) or len(plain) > MOST:
+            raise CodecError(f"a tally is a list of at most {MOST} values with counts")
+        counts: dict[Any, int] = {}
         for entry in plain:
             match entry:
-                case [str(kind), str(text), int(n)] if kind in _READ and n > 0:
-                    counts[_read(kind, text)] = n
+                case [int(n), *word] if type(n) is int and n > 0:
+                    counts[_read(word)] = n
                 case _:
-                    raise CodecError("a tally's entry is [kind, text, count]")
+                    raise CodecError("a tally's entry is a count above 0 and the bytes of a word")
         made = cls(counts=counts)
         if made.to_plain() != plain:
             raise CodecError("a tally's values must be in order, each once")
@@ -137,19 +137,17 @@ def _order(value: Any) -> tuple[int, Any]:
     return (3, 0) if isinstance(value, float) and isnan(value) else (0, value)
 
 
-def _word(value: Any) -> list[str]:
+def _word(value: Any) -> str:
     if value is None:
-        return ["none", ""]
+        return "none:"
     if isinstance(value, float):
-        return ["float", value.hex()] if not isnan(value) else ["nan", ""]
-    return [type(value).__name__, str(value)]
+        return "nan:" if isnan(value) else f"float:{value.hex()}"
+    return f"{type(value).__name__}:{value}"
 
 
-def _read(kind: str, text: str) -> Any:
+def _read(word: list[Any]) -> Any:
     try:
-        value = _READ[kind](text)
-    except ValueError:
-        raise CodecError("a tally's value does not read as its kind") from None
-    if kind == "float" and not isfinite(value) and text not in ("inf", "-inf"):
-        raise CodecError("a tally's value does not read as its kind")
-    return value
+        kind, _, text = bytes(word).decode().partition(":")
+        return _plain(_READ[kind](text))
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise CodecError("a tally's word does not read as a value") from None

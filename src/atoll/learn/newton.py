@@ -123,7 +123,7 @@ class Newton:
         return np.asarray(a @ w.T)  # (n, outputs)
 
 
-@part("learner")
+@part("learner", "newton")
 def newton_learner(
     loss: Loss = "logistic",
     features: int = 0,
@@ -175,16 +175,6 @@ def _softmax(answers: Floats, y: NDArray[Any]) -> Curve:
 _LOSSES = {"squared": _squared, "logistic": _logistic, "softmax": _softmax}
 
 
-class _Place(NamedTuple):
-    """Where Newton stands: at `w`, sent out last; came by `step` from `base`, whose F was `least`."""
-
-    w: Floats
-    penalty: Floats
-    base: Floats
-    step: Floats
-    least: float
-
-
 def newton(l2: float | Floats = 0.0) -> Transform:
     """Coming back, the Newton step of the penalised sum; half of the last one where F rose.
 
@@ -194,21 +184,20 @@ def newton(l2: float | Floats = 0.0) -> Transform:
         raise ConfigError("l2 must be at least 0", "$.l2")
 
     def init(params: Update) -> State:
-        zero = Update.of({name: np.zeros(shape) for name, shape in params.layout.leaves})
-        cost = {n: np.broadcast_to(l2 if n == "w" else 0.0, shape) for n, shape in zero.layout.leaves}
-        penalty = Update.of({n: np.asarray(c, np.float64) for n, c in cost.items()}).buffer
-        return params.layout, _Place(params.buffer, penalty, params.buffer, zero.buffer, np.inf)
+        cost = {n: np.zeros(w.shape) + (l2 if n == "w" else 0.0) for n, w in params.items()}
+        return params, params, params.zeros(), np.inf, Update.of(cost)
 
     def back(sums: Update, state: State, ctx: Context) -> tuple[Update, State]:
-        layout, at = state
-        value = float(sums["loss"][0]) + 0.5 * float(at.penalty @ at.w**2)
-        if value > at.least + 1e-12 * abs(at.least):
-            step, base, least = 0.5 * at.step, at.base, at.least
+        w, base, step, least, penalty = state  # at w, come by `step` from `base`, where F was `least`
+        value = float(sums["loss"][0]) + 0.5 * float(penalty.buffer @ w.buffer**2)
+        if value > least + 1e-12 * abs(least):
+            step = step.scale(0.5)
         else:
-            downhill = sums["gradient"] - at.penalty * at.w
-            step, base, least = shortest(sums["hessian"] + np.diag(at.penalty), downhill), at.w, value
-        change = base + step - at.w
-        return Update(layout, change), (layout, _Place(at.w + change, at.penalty, base, step, least))
+            downhill = sums["gradient"] - penalty.buffer * w.buffer
+            step = Update(w.layout, shortest(sums["hessian"] + np.diag(penalty.buffer), downhill))
+            base, least = w, value
+        change = base + step - w
+        return change, (w + change, base, step, least, penalty)
 
     return transform("newton()", back=back, init=init, keeps="back")
 

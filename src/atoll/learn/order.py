@@ -104,8 +104,8 @@ def descend(quantiles: Sequence[float]) -> Transform:
 
     def back(sums: Update, state: State, ctx: Context) -> tuple[Update, State]:
         counts = sums["counts"]  # (columns, wanted, 256)
-        layout, rank = state
-        step = {name: np.zeros(shape) for name, shape in layout.leaves}
+        still, rank = state
+        step = {name: np.array(zeros) for name, zeros in still.items()}
         if rank is None:
             step["count"], step["missing"] = counts[:, 0].sum(axis=-1), sums["missing"]
             wanted = _rank(step["count"][:, None], quantiles)
@@ -114,9 +114,9 @@ def descend(quantiles: Sequence[float]) -> Transform:
         digit = np.minimum((upto <= rank[..., None]).sum(axis=-1), BASE - 1)
         below = np.take_along_axis(upto - counts, digit[..., None], axis=-1)[..., 0]
         step["digits"][ctx.round] = digit
-        return Update.of(step), (layout, rank - below)
+        return Update.of(step), (still, rank - below)
 
-    return transform("descend()", back=back, init=lambda params: (params.layout, None), keeps="back")
+    return transform("descend()", back=back, init=lambda params: (params.zeros(), None), keeps="back")
 
 
 def _rank(n: Floats, quantiles: Sequence[float]) -> Floats:
