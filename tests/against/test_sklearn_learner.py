@@ -40,6 +40,13 @@ def test_gaussian_naive_bayes_is_exact_in_one_round(sites):
     np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-7)
 
 
+def test_it_can_be_evaluated_before_the_first_round():
+    sites = Sites.of([(part.x, part.y) for part in MIXED], [(part.x, part.y) for part in MIXED])
+    run = simulate(Job(sklearn_learner(naive_bayes.GaussianNB()), rounds=1), sites)
+    accuracy = [record["metrics"]["accuracy"] for record in run.history]
+    assert accuracy == [pytest.approx(1 / 3, abs=0.1), naive_bayes.GaussianNB().fit(X, Y).score(X, Y)]
+
+
 def test_a_class_that_no_site_has_gets_no_rows():
     ours, _ = fit(sklearn_learner(naive_bayes.GaussianNB(), range(4), features=4), ONE_CLASS)
     with np.errstate(divide="ignore"):

@@ -273,12 +273,16 @@ class Gaussian:
         return {"share": member.sum(axis=0), "first": member.T @ x, "second": member.T @ (x * x)}
 
     def model(self, learner: SklearnLearner, params: Leaves) -> Any:
-        """GaussianNB as if fitted on the pooled rows; classes nobody has get no share."""
-        share = np.array(params["share"])
+        """GaussianNB as if fitted on the pooled rows; classes nobody has get no share.
+
+        Before the first round all classes are alike.
+        """
+        seen = bool(np.any(params["share"]))
+        share = np.array(params["share"]) if seen else np.ones(len(params["share"]))
         rows = np.maximum(share, np.finfo(np.float64).tiny)[:, None]
         estimator = learner.fresh(np.random.default_rng(0))
         overall = params["second"].sum(axis=0) - params["first"].sum(axis=0) ** 2
-        estimator.epsilon_ = estimator.var_smoothing * max(float(overall.max()), 0.0)
+        estimator.epsilon_ = estimator.var_smoothing * max(float(overall.max()), 0.0) if seen else 1.0
         estimator.classes_ = np.asarray(learner.classes)
         estimator.n_features_in_ = learner.features
         estimator.class_count_ = share

@@ -101,8 +101,9 @@ class FederatedLogisticRegression(ClassifierMixin, _Linear):  # type: ignore[mis
     """Logistic regression on many sites, softmax for more than two classes, exactly.
 
     Minimises C Σ loss + ½ ||w||², the intercept unpenalised; C = inf for no penalty. `max_iter`:
-    rounds; fewer than ten do where an optimum exists. Separable classes without a penalty have
-    none: a ConvergenceWarning says so.
+    rounds; about ten do where an optimum exists. `tol`: the step after which to stop; the error left
+    is about its square. Separable classes without a penalty have no optimum: a ConvergenceWarning
+    says so.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -113,7 +114,7 @@ class FederatedLogisticRegression(ClassifierMixin, _Linear):  # type: ignore[mis
     }
 
     def __init__(
-        self, C: float = 1.0, *, fit_intercept: bool = True, max_iter: int = 50, tol: float = 1e-8
+        self, C: float = 1.0, *, fit_intercept: bool = True, max_iter: int = 50, tol: float = 1e-5
     ) -> None:
         self.C = C
         self.fit_intercept = fit_intercept
