@@ -91,9 +91,9 @@ def standin(X: Any, groups: Any) -> tuple[Any, Run]:
     found, run = tallies([columns[site] for site in rows_of(groups, len(columns))], columns.shape[1])
     table = np.empty(columns.shape, object)
     for j, tally in enumerate(found):
-        table[:, j] = np.repeat(
-            np.array([*tally, None], object)[:-1], [*tally.values()]
-        )  # None: keep it (k,)
+        values = np.empty(len(tally), object)
+        values[:] = list(tally)
+        table[:, j] = np.repeat(values, [*tally.values()])
     return _dressed(table if hasattr(X, "iloc") else table.astype(columns.dtype), X), run
 
 
@@ -108,13 +108,9 @@ def _columns(X: Any) -> Array:
     array = check_array(X, dtype=None, ensure_all_finite=False)
     text = not hasattr(X, "dtype") and array.dtype.kind == "U"  # a list keeps its numbers among the text
     array = np.asarray(check_array(X, dtype=object, ensure_all_finite=False) if text else array)
-    odd = (
-        {type(v).__name__ for v in array.flat if not isinstance(v, _CATEGORY)}
-        if array.dtype == object
-        else ()
-    )
+    odd = [type(v).__name__ for v in array.flat if array.dtype == object and not isinstance(v, _CATEGORY)]
     if odd:
-        raise TypeError(f"argument must be a string or a number, got {', '.join(sorted(odd))}")
+        raise TypeError(f"argument must be a string or a number, got {odd[0]}")
     return array
 
 
