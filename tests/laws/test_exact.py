@@ -176,6 +176,11 @@ def test_wrong_values_are_refused_before_anything_runs(wrong):
         wrong()
 
 
+def test_a_learner_of_unknown_width_is_refused():
+    with pytest.raises(ConfigError, match="pass features="):
+        simulate(Job(newton_learner(), exact_newton()), SITES)
+
+
 VALUES = st.one_of(
     st.none(),
     st.booleans(),

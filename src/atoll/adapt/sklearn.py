@@ -44,12 +44,12 @@ class SklearnLearner:
         """The largest change of each leaf that one site may propose."""
         return self.kind.bounds(self)
 
-    def sized(self, features: int, outputs: int) -> SklearnLearner:
+    def sized(self, features: int | tuple[int, ...], outputs: int) -> SklearnLearner:
         """The same for data of this width; a classifier without classes gets 0..outputs-1."""
         classes = self.classes
         if classes is None and _is_classifier(self.estimator):
             classes = tuple(range(outputs))
-        return replace(self, features=features, classes=classes)
+        return replace(self, features=int(np.prod(features)), classes=classes)
 
     def init(self, rng: np.random.Generator) -> Leaves:
         """The first state. Raises ConfigError where the width of x or the classes are unknown."""

@@ -56,12 +56,18 @@ class Newton:
         """The same for all sums."""
         return dict.fromkeys(("loss", "gradient", "hessian"), self.bound)
 
-    def sized(self, features: int, outputs: int) -> Newton:
+    def sized(self, features: int | tuple[int, ...], outputs: int) -> Newton:
         """The same for data of this width; squared and logistic loss have one output."""
-        return replace(self, features=features, outputs=outputs if self.loss == "softmax" else 1)
+        width = int(np.prod(features))
+        return replace(self, features=width, outputs=outputs if self.loss == "softmax" else 1)
 
     def init(self, rng: np.random.Generator) -> Mapping[str, Any]:
-        """Zeros: w (outputs, features) and, with an intercept, b (outputs,)."""
+        """Zeros: w (outputs, features) and, with an intercept, b (outputs,).
+
+        Raises ConfigError where the width of x is unknown.
+        """
+        if self.features < 1:
+            raise ConfigError("the width of x is unknown: pass features=, or at.Sites as data", "$.learner")
         w = {"w": np.zeros((self.outputs, self.features))}
         return {**w, "b": np.zeros(self.outputs)} if self.intercept else w
 
