@@ -256,12 +256,17 @@ def _task(now: Progress, key: Any, clients: tuple[int, ...]) -> Task:
 
 
 def _points(plan: Plan, now: Progress, cohort: Sequence[int]) -> Points:
-    """Binary points for updates as they leave the chain."""
+    """Binary points for updates as they leave the chain.
+
+    A learner whose contributions are not laid out as its params (sums for a Newton step) says so
+    by `contributes(params)`: zeros in their layout.
+    """
     chain = plan.algorithm.chain
     most = plan.max_weight if plan.algorithm.weigh == "rows" else 1.0
+    like = getattr(plan.learner, "contributes", lambda params: params)(now.params)
     added = {name: bound for t in chain.steps for name, bound in t.adds.items()}
     bounds = {**getattr(plan.learner, "bounds", {}), **added}
-    return points(chain.outgoing(now.params), len(cohort), most, bounds)
+    return points(chain.outgoing(like), len(cohort), most, bounds)
 
 
 def _rule(algorithm: Algorithm, task: Task) -> Any:
