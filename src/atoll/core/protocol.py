@@ -38,7 +38,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """Ask one peer and go on; the answer comes through Next."""
+    """Ask one peer and go on; resumes with a number, the answer comes through Next."""
 
     peer: str
     body: Any
@@ -116,8 +116,9 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """The answer to a post: `body`, or None and the `reason` it failed."""
+    """The answer to the post of that `number`: `body`, or None and the `reason` it failed."""
 
+    number: int
     peer: str
     body: Any
     reason: str = ""
@@ -178,9 +179,10 @@ class Party:
         answers: Answers = await _do(Ask(messages, quorum, self._within(deadline), fold))
         return answers
 
-    async def post(self, peer: str, body: Any, *, deadline: float | None = None) -> None:
-        """Ask one peer without waiting; `next` brings the answer."""
-        await _do(Post(peer, body, self._within(deadline)))
+    async def post(self, peer: str, body: Any, *, deadline: float | None = None) -> int:
+        """Ask one peer without waiting; `next` brings the answer, with the number returned here."""
+        number: int = await _do(Post(peer, body, self._within(deadline)))
+        return number
 
     async def next(self) -> Posted:
         """The next answer to any post, in order of arrival."""

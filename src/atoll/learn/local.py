@@ -52,7 +52,7 @@ class Local:
     def answer(self, task: Task) -> Answer:
         """What these clients contribute to the round, or how the model does on their data."""
         for client, used in zip(task.clients, task.used, strict=True):
-            self._settle(client, used)
+            self._settle(client, used, drop=task.want == "fit")
         if task.want == "evaluate":
             return self._evaluate(task)
         chunks = [task.clients[i : i + self.chunk] for i in range(0, len(task.clients), self.chunk)]
@@ -63,12 +63,17 @@ class Local:
             answer = merge_answers(aggregator, answer, fresh)
         return answer
 
-    def _settle(self, client: int, used: int) -> None:
-        """Commit what was staged if its round was used; drop it otherwise."""
+    def _settle(self, client: int, used: int, *, drop: bool) -> None:
+        """Commit what was staged if its round was used; `drop` it otherwise.
+
+        A request to evaluate drops nothing: the contribution may still be on its way.
+        """
         if client in self.staged:
-            made, held = self.staged.pop(client)
+            made, held = self.staged[client]
             if used == made:
                 self.committed[client] = held
+            if used == made or drop:
+                del self.staged[client]
 
     def _aggregator(self, task: Task) -> Any:
         return self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]

@@ -56,6 +56,7 @@ class _Actor:
     checkpoint. Request ids go on from life to life, so no answer finds a wrong question."""
 
     name: str
+    key: Rng
     main: Callable[[Party], Run] | None
     responder: Responder | None
     device: bool = False
@@ -131,7 +132,8 @@ class Simulation:
 
         A `device` needs the world's compute time for its work and may drop out of a task.
         """
-        self._actors[name] = _Actor(name, main, answers, device, self._restored.get(name))
+        key = self._key.at(name)
+        self._actors[name] = _Actor(name, key, main, answers, device, self._restored.get(name))
 
     def run(self, until: str) -> Any:
         """Let time pass until the role of `until` returns; its result.
@@ -155,6 +157,9 @@ class Simulation:
             act()
         return self._results[until]
 
+    def _clock(self) -> float:
+        return self.now
+
     # -- roles ------------------------------------------------------------------------------
 
     def _begin(self, actor: _Actor) -> None:
@@ -172,8 +177,7 @@ class Simulation:
 
     def _start(self, actor: _Actor, make: Callable[[Party], Run], deadline: float | None) -> None:
         if actor.up:
-            key = self._key.at(actor.name)
-            party = Party(actor.name, self._names, key, lambda: self.now, actor.saved, deadline)
+            party = Party(actor.name, self._names, actor.key, self._clock, actor.saved, deadline)
             self._step(_Role(actor, make(party)), None)
 
     def _step(self, role: _Role, value: Any, error: BaseException | None = None) -> None:
@@ -196,8 +200,7 @@ class Simulation:
                 self._ask(actor, _Waiting(role, fold), messages, quorum, deadline)
             case op.Post(peer, body, deadline):
                 self._known(peer)
-                self._ask(actor, _Waiting(None, _keep, posted=peer), {peer: body}, 1, deadline)
-                self._soon(role, None)
+                self._soon(role, self._ask(actor, _Waiting(None, _keep, posted=peer), {peer: body}, 1, deadline))
             case op.Next():
                 actor.nexts.append(role)
                 self._feed(actor)
@@ -250,10 +253,11 @@ class Simulation:
 
     # -- asks and answers -------------------------------------------------------------------
 
-    def _ask(self, actor: _Actor, waiting: _Waiting, *ask: Any) -> None:
-        request = next(actor.requests)
+    def _ask(self, actor: _Actor, waiting: _Waiting, *ask: Any) -> int:
+        request: int = next(actor.requests)
         actor.asks[request] = waiting
         self._hub(actor, h.Asked(request, *ask))
+        return request
 
     def _hub(self, actor: _Actor, event: h.Event) -> None:
         for effect in actor.hub.handle(self.now, event):
@@ -279,7 +283,8 @@ class Simulation:
         waiting = actor.asks.pop(closed.request)
         missing = {**closed.missing, **waiting.bad}
         if waiting.role is None:
-            actor.posted.append(op.Posted(waiting.posted, waiting.folded, next(iter(missing.values()), "")))
+            reason = next(iter(missing.values()), "")
+            actor.posted.append(op.Posted(closed.request, waiting.posted, waiting.folded, reason))
             self._feed(actor)
         else:
             replied = tuple(peer for peer in closed.replied if peer not in waiting.bad)
@@ -356,11 +361,11 @@ class Simulation:
         w = self.world
         copies = 1 + (w.repeat > 0 and self._net.random() < w.repeat)
         for _ in range(copies):
-            if (w.loss and self._net.random() < w.loss) or self._cut(actor.name, peer):
+            if (w.loss and self._net.random() < w.loss) or (w.partitions and self._cut(actor.name, peer)):
                 continue
             wait = w.delay.draw(self._net) + (size / w.bandwidth if w.bandwidth else 0.0)
             lives = actor.life, self._actors[peer].life
-            self._at(self.now + wait, lambda: self._arrive(actor.name, peer, packet, size, lives))
+            self._at(self.now + wait, lambda on=lives: self._arrive(actor.name, peer, packet, size, on))  # type: ignore[misc]
 
     def _cut(self, a: str, b: str) -> bool:
         return any(c.start <= self.now < c.stop and (a in c.peers) != (b in c.peers) for c in self.world.partitions)
@@ -406,9 +411,8 @@ class Simulation:
                 other.broken[name] = f"{name} crashed"
             self._hub(other, h.Left(name, "crashed"))
             self._hang_up(other, name, f"{name} crashed")
-        fresh = _Actor(
-            name, old.main, old.responder, old.device, old.saved, old.life + 1, False, pace=old.pace, requests=old.requests
-        )
+        same = {"pace": old.pace, "requests": old.requests}
+        fresh = _Actor(name, old.key, old.main, old.responder, old.device, old.saved, old.life + 1, up=False, **same)
         self._actors[name] = fresh
 
         def restart() -> None:
