@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from atoll.core import metrics
 from atoll.core.errors import CodecError, MisuseError
-from atoll.core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles, lift, merge_all
+from atoll.core.metrics import (
+    AUC,
+    Confusion,
+    Count,
+    Histogram,
+    Mean,
+    MinMax,
+    Quantiles,
+    lift,
+    merge_all,
+    tally,
+)
 
 any_float = st.floats(allow_nan=True, allow_infinity=True)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -151,6 +162,16 @@ def test_merge_all_keeps_every_name(a: dict[str, float], b: dict[str, float]) ->
     assert all(both[k] == left[k] for k in a.keys() - b.keys())
 
 
+@given(st.lists(st.tuples(any_float, st.integers(0, 99)), max_size=8), st.sampled_from([float, np.float32]))
+def test_tally_is_lifting_and_merging(rows: list[tuple[float, int]], number: Any) -> None:
+    with np.errstate(over="ignore"):  # float64 values beyond float32 become infinite: odd, as they should
+        reports = [({"loss": number(v), "all": Count(w)}, w) for v, w in rows]
+    slow: dict[str, Any] = {}
+    for metric, w in reports:
+        slow = merge_all(slow, {name: lift(value, w) for name, value in metric.items()})
+    assert tally(reports) == slow
+
+
 def test_lift_takes_numbers_and_passes_metrics() -> None:
     assert lift(0.5, 3) == Mean(0.5, 3)
     assert lift(np.float32(0.5), 3) == lift(np.array(0.5), 3) == Mean(0.5, 3)
@@ -159,6 +180,8 @@ def test_lift_takes_numbers_and_passes_metrics() -> None:
     assert lift(q, 3) is q
     with pytest.raises(MisuseError, match="number"):
         lift("0.5x")
+    with pytest.raises(MisuseError, match="number"):
+        tally([({"loss": "low"}, 1)])
 
 
 def test_metrics_are_values() -> None:
@@ -243,6 +266,7 @@ BIG = 1 << 63
         ["quantiles", 0, [0x7FF0 << 48], [[1]], 0],
         ["quantiles", 0, list(range(2049)), [[1]] * 2049, 0],
         ["auc", 0, [1], [[1]], 0],
+        ["minmax", [1.0, 10**400], [2], 0],
         ["minmax", [1.0, 0.0], [2], 0],
         ["minmax", [], [2], 0],
         ["minmax", [1.0, 2.0], [0], 0],

@@ -24,15 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import MisuseError, ProtocolError
-from .metrics import lift as lift_metric
-from .metrics import merge_all
+from .metrics import merge_all, tally
 from .rng import Rng
 from .update import Array, Layout, Rows, Update
 
 WEIGHT_UNIT = 2.0**-32  # weights are whole multiples of this, so that their sums are exact too
 _SUM_BITS = 62
 _FINE_BITS = 40  # the second int64 of a float64 leaf resolves 2**-40 of the first's unit
-_BLOCK = 1 << 15  # numbers folded at a time: stays in cache
+_EXACT = 2.0**53  # float64 holds every whole number up to here
+_BLOCK = 1 << 17  # numbers folded at a time: 1 MiB of float64
 
 
 @dataclass(frozen=True)
@@ -176,22 +176,24 @@ class Sum:
         """Many contributions as one partial sum: the same bytes as lifting and merging each."""
         p = self._points()
         bits = replies[0][1].update.bits
+        for peer, reply in replies:
+            if reply.update.layout != p.layout or reply.update.bits != bits:
+                raise ProtocolError(f"client {peer} answered with another model's leaves: {reply.update.layout}")
+        weights = [whole_weight(reply.weight, p.max_weight) for _, reply in replies]
+        scales = [w * WEIGHT_UNIT for w in weights]
         limbs = 2 if p.wide and not bits else 1
         sums = np.zeros((limbs, p.layout.size), np.uint64 if bits else np.int64)
-        weight, metrics, rows = 0, {}, {}
-        for peer, reply in replies:
-            w = whole_weight(reply.weight, p.max_weight)
-            self._expect(peer, reply.update, bits)
-            if bits:
+        rows: dict[str, Rows] = {}
+        if bits:
+            for _, reply in replies:
                 sums[0] += reply.update.buffer
-            else:
-                _add(sums, reply.update.buffer, p, w * WEIGHT_UNIT, peer)
-                rows = _add_rows(rows, reply.update.rows, p, w * WEIGHT_UNIT, peer)
-            weight += w
-            metrics = merge_all(metrics, {n: lift_metric(m, w * WEIGHT_UNIT) for n, m in reply.metrics.items()})
-        if bits and bits < 64:
             sums &= np.uint64((1 << bits) - 1)
-        return Partial(p.layout, sums, weight, len(replies), metrics, bits, rows)
+        else:
+            _add(sums, replies, scales, p)
+            for (peer, reply), scale in zip(replies, scales, strict=True):
+                rows = _add_rows(rows, reply.update.rows, p, scale, peer)
+        metrics = tally((reply.metrics, scale) for (_, reply), scale in zip(replies, scales, strict=True))
+        return Partial(p.layout, sums, sum(weights), len(replies), metrics, bits, rows)
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Both partial sums together."""
@@ -225,32 +227,41 @@ class Sum:
             raise MisuseError("a Sum adds within a round: take Sum().at(points, cohort, key) first")
         return self.points
 
-    def _expect(self, peer: int, update: Update, bits: int | None) -> None:
-        if update.layout != self._points().layout or update.bits != bits:
-            raise ProtocolError(f"client {peer} answered with another model's leaves: {update.layout}")
 
+def _add(sums: NDArray[Any], replies: Sequence[tuple[int, Reply]], scales: Sequence[float], p: Points) -> None:
+    """Add rint(weight * values * 2**point) of every reply, a block of columns at a time.
 
-def _add(sums: NDArray[Any], values: Array, p: Points, weight: float, peer: int) -> None:
-    """Add rint(weight * values * 2**point) to `sums` block by block; refuse what cannot fit."""
-    limit = p.limit * weight
-    scratch = np.empty(min(_BLOCK, len(values)))
-    for start in range(0, len(values), _BLOCK):
-        block = slice(start, min(start + _BLOCK, len(values)))
-        x = scratch[: block.stop - start]
-        np.multiply(values[block], p.units[block], out=x)
-        x *= weight
-        whole = np.rint(x)
-        if not (-limit <= whole.min(initial=0.0) and whole.max(initial=0.0) <= limit):  # NaN fails as well
-            leaf = next(n for n, s in p.layout.slices.items() if not (np.abs(values[s]) * p.units[s] <= p.limit).all())
-            raise ProtocolError(
-                f"client {peer}'s update of leaf {leaf!r} is not finite or beyond this round's range:"
-                " its training diverged, or the leaf's bound is too small"
-            )
-        sums[0, block] += whole.astype(np.int64)
+    Rounding makes whole numbers first. Below 2**53 float64 adds those exactly, above int64 does;
+    either way the order cannot matter.
+    """
+    m, width = len(replies), max(_BLOCK // len(replies), 1024)
+    w = np.array(scales)[:, None]  # (m, 1)
+    room = np.empty((2, m, min(width, p.layout.size)))
+    for start in range(0, p.layout.size, width):
+        block = slice(start, min(start + width, p.layout.size))
+        x, whole = room[:, :, : block.stop - start]
+        np.multiply(np.stack([reply.update.buffer[block] for _, reply in replies]), p.units[block], out=x)
+        x *= w
+        np.rint(x, out=whole)
+        largest = np.maximum(whole.max(axis=1), -whole.min(axis=1))  # (m,)
+        if not (largest <= p.limit * w[:, 0]).all():  # NaN fails as well
+            _refuse(replies, p)
+        exact = largest.sum() < _EXACT
+        sums[0, block] += (whole if exact else whole.astype(np.int64)).sum(axis=0).astype(np.int64)
         if len(sums) > 1:
             x -= whole
             x *= 2.0**_FINE_BITS
-            sums[1, block] += np.rint(x).astype(np.int64)
+            sums[1, block] += np.rint(x).astype(np.int64).sum(axis=0)
+
+
+def _refuse(replies: Sequence[tuple[int, Reply]], p: Points) -> None:
+    for peer, reply in replies:
+        for name, s in p.layout.slices.items():
+            if not (np.abs(reply.update.buffer[s]) * p.units[s] <= p.limit).all():
+                raise ProtocolError(
+                    f"client {peer}'s update of leaf {name!r} is not finite or beyond this round's range:"
+                    " its training diverged, or the leaf's bound is too small"
+                )
 
 
 def _add_rows(rows: dict[str, Rows], more: Mapping[str, Rows], p: Points, weight: float, peer: int) -> dict[str, Rows]:
@@ -293,9 +304,7 @@ class Gather:
     def finish(self, partial: Kept) -> Total:
         """The rule applied to all updates; MisuseError if it answers in another shape."""
         first = partial[0][1].update
-        metrics: Mapping[str, Any] = {}
-        for _, reply in partial:
-            metrics = merge_all(metrics, {n: lift_metric(m, reply.weight) for n, m in reply.metrics.items()})
+        metrics = tally((reply.metrics, reply.weight) for _, reply in partial)
         matrix = np.stack([reply.update.buffer for _, reply in partial]).astype(np.float64)
         return Total(apply_rule(self.rule, matrix, first.layout), 1.0, len(partial), metrics)
 

@@ -75,9 +75,10 @@ def contribute(
     Returns the answer and each client's next chain state, where the chain keeps one.
     """
     replies, after = [], {}
+    silent = algorithm.silent
     for client, c in made:
         update = c.update
-        if not algorithm.silent:
+        if not silent:
             ctx = Context(key.at("out", client, task.round), task.round, c.weight, 1, len(task.cohort), c.steps)
             state = states.get(client) or algorithm.start(task.params, "out")
             update, after[client] = algorithm.out(update, state, ctx)

@@ -22,7 +22,7 @@ fixed buckets is order-free, but spends its resolution where no data are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -88,6 +88,25 @@ def merge_all(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     return {name: a[name].merge(b[name]) if name in a and name in b else both[name] for name in sorted(both)}
 
 
+def tally(reported: Iterable[tuple[Mapping[str, Any], float]]) -> dict[str, Any]:
+    """All clients' metrics merged, each client's plain numbers by its weight.
+
+    The same as lifting each and merging all, in a fraction of the time.
+    """
+    numbers: dict[str, tuple[list[float], list[float]]] = {}
+    merged: dict[str, Any] = {}
+    for metrics, weight in reported:
+        for name, value in metrics.items():
+            if hasattr(value, "merge"):
+                merged[name] = merged[name].merge(value) if name in merged else value
+            else:
+                values, weights = numbers.setdefault(name, ([], []))
+                values.append(value)
+                weights.append(weight)
+    means = {name: Mean.over(values, weights) for name, (values, weights) in numbers.items()}
+    return merge_all(merged, means)
+
+
 def to_plain(m: Metric) -> Plain:
     """`[kind, *state]`: the form the wire carries."""
     return [m.kind, *m.to_plain()]
@@ -113,6 +132,14 @@ _WEIGHT, _VALUE = 48, 80
 _HUGE = 2.0**900  # from here on x * 2.0**80 might overflow, and x is an integer anyway
 
 
+def _real(x: Any) -> float:
+    """A Python float: in float32, as learners often give, the units below would overflow."""
+    try:
+        return float(x)
+    except (TypeError, ValueError):
+        raise MisuseError(f"a metric is a number or has merge(); got {type(x).__name__}") from None
+
+
 def _units(x: float, bits: int) -> int:
     return round(x * 2.0**bits) if -_HUGE < x < _HUGE else int(x) << bits
 
@@ -136,15 +163,27 @@ class Mean:
     odd: int
 
     def __init__(self, value: float, weight: float = 1.0) -> None:
-        try:
-            value, weight = float(value), float(weight)
-        except (TypeError, ValueError):
-            raise MisuseError(f"a metric is a number or has merge(); got {type(value).__name__}") from None
+        value, weight = _real(value), _real(weight)
         if not 0 <= weight < math.inf:
             raise MisuseError(f"a metric's weight must be finite and at least 0, got {weight}")
         finite = math.isfinite(value)
         mass = _units(weight, _WEIGHT) if finite else 0
         _fill(self, _units(value, _VALUE) * mass if finite else 0, mass, 0 if finite else 1)
+
+    @classmethod
+    def over(cls, values: Sequence[float], weights: Sequence[float]) -> Mean:
+        """The mean of many at once: `Mean(v, w)` of each, merged. At least one."""
+        total = mass = odd = 0
+        for value, weight in zip(map(_real, values), map(_real, weights), strict=True):
+            if math.isfinite(value) and 0 <= weight < math.inf:
+                units = _units(weight, _WEIGHT)
+                total += _units(value, _VALUE) * units
+                mass += units
+            else:
+                odd += cls(value, weight).odd
+        made: Mean = object.__new__(cls)
+        _fill(made, total, mass, odd)
+        return made
 
     @property
     def value(self) -> float:
@@ -608,8 +647,8 @@ def _natural(n: Any) -> int:
 
 
 def _numbers(plain: Any) -> list[float]:
-    if not isinstance(plain, list) or not all(type(x) in (int, float) and math.isfinite(x) for x in plain):
-        raise CodecError("expected a list of finite numbers in a metric")
+    if not isinstance(plain, list) or not all(type(x) is float and math.isfinite(x) for x in plain):
+        raise CodecError("expected a list of finite floats in a metric")
     return plain
 
 

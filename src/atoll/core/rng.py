@@ -9,6 +9,7 @@ These streams are for shuffling and sampling; they are not fit for privacy or ke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -30,10 +31,11 @@ def _mix_many(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
+@lru_cache(maxsize=4096)
 def _word(name: int | str) -> int:
     if isinstance(name, str):
-        return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
-    return int(name) & _MASK
+        name = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+    return _mix((int(name) + _GOLDEN) & _MASK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Rng:
         """The stream below this one under `path`: `root.at("client", 7, "round", 3)`."""
         key = self.key
         for name in path:
-            key = _mix((key ^ _mix((_word(name) + _GOLDEN) & _MASK)) + _GOLDEN & _MASK)
+            key = _mix(((key ^ _word(name)) + _GOLDEN) & _MASK)
         return Rng(key)
 
     def generator(self) -> np.random.Generator:

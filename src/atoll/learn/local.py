@@ -93,7 +93,8 @@ class Local:
 
     def _train(self, task: Task, clients: Sequence[int]) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
         """The chunk's contributions. If one client fails, it is named and the others go on alone."""
-        ctxs = [self._context(task, client) for client in clients]
+        key = self._round(task)
+        ctxs = [self._context(key, task, client) for client in clients]
         try:
             together = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
             return list(zip(clients, together, strict=True)), {}
@@ -106,9 +107,11 @@ class Local:
     def _held(self, client: int) -> Held:
         return self.committed.get(client, Held())
 
-    def _context(self, task: Task, client: int) -> FitContext:
-        key = self.key.at("client", client, task.round)
-        return FitContext(key, task.round, client, self._held(client).learner)
+    def _round(self, task: Task) -> Rng:
+        return self.key.at("clients", task.round)
+
+    def _context(self, key: Rng, task: Task, client: int) -> FitContext:
+        return FitContext(key.at(client), task.round, client, self._held(client).learner)
 
     def _evaluate(self, task: Task) -> Answer:
         """Each client's metrics by its id; clients without test rows are left out."""
@@ -119,7 +122,7 @@ class Local:
             if rows is None or not len(rows):
                 continue
             try:
-                metrics = self.learner.evaluate(task.params, rows, self._context(task, client))
+                metrics = self.learner.evaluate(task.params, rows, self._context(self._round(task), task, client))
                 found[client] = {name: lift(m, float(len(rows))) for name, m in metrics.items()}
             except Exception as error:  # noqa: BLE001
                 failed[client] = _reason(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ..core.aggregate import Aggregator, Points, points
@@ -51,7 +52,7 @@ class Plan:
     deadline: float | None = None
     max_weight: float = 2.0**20
 
-    @property
+    @cached_property
     def clients(self) -> tuple[int, ...]:
         """Every client there is, by id."""
         return tuple(sorted(c for clients in self.children.values() for c in clients))

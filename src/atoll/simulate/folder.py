@@ -79,6 +79,10 @@ class Folder:
             raise StateError(f"{self.root / 'job.json'} is damaged: start the run again in a new folder") from None
         return found
 
+    def keep(self, name: str, values: Mapping[str, Any]) -> None:
+        """One more JSON file beside the others."""
+        write(self.root / name, _json(values))
+
     def record(self, record: Mapping[str, Any]) -> None:
         """Append one round's record."""
         path = self.root / "metrics.jsonl"

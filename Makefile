@@ -1,0 +1,74 @@
+# Everything one needs to work on Atoll. `make` alone says what there is.
+#
+# It needs Python 3.11 or newer, pip and make. Packages go into .venv, never into your system.
+# There is one environment with three sizes, each a stamp file in it:
+#   demo  the package, scikit-learn and matplotlib: small, so that the first run starts soon
+#   dev   what tests and checks need, PyTorch included
+#   docs  what builds the documentation
+# A size is installed once, and again when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := $(VENV)/installed-demo
+DEV := $(VENV)/installed-dev
+DOCS := $(VENV)/installed-docs
+# Exact tested versions. Modules are compiled when first imported, which PyTorch's thousands repay.
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	--constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint types bench docs format clean
+
+help: ## say what there is
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "PYTHON=python3.12 chooses the interpreter, WORKERS=4 the test processes,"
+	@echo "ATOLL_DATA=folder where the data sets are that some tests and benchmarks read."
+
+demo: $(DEMO) ## train on 20 simulated clients in under a minute, without PyTorch
+	$(BIN)/atoll simulate examples/digits.toml
+
+test: $(DEV) ## run every test
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+
+lint: $(DEV) ## check style and layout (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV) ## check types (mypy, strict)
+	$(BIN)/mypy
+
+bench: $(DEV) ## measure speed against a bare PyTorch loop; minutes
+	$(BIN)/python -m bench simulate
+
+docs: $(DOCS) ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
+format: $(DEV) ## lay out the code as `make lint` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Atoll needs Python 3.11 or newer, and '$(PYTHON)' is not:"; $(PYTHON) --version; \
+		echo "name another, as in: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[sklearn,plots]'
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev,torch]'
+	@touch $(DEMO) $@
+
+$(DOCS): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[docs]'
+	@touch $@

@@ -1,0 +1,135 @@
+"""What is trained: the workloads of the speed bench and their data.
+
+    W1  784-200-200-10       100 clients x 600,  10 a round, E 1, B 10
+    W3  softmax 784-10     1,000 clients x  60, 100 a round, E 1, B 10
+    W4  30-32-16-1         1,000 clients x  50, 100 a round, E 5, B 16
+
+W1 and W3 read MNIST from $ATOLL_DATA, else scikit-learn's digits enlarged to 28 x 28; pixels are
+in 0..1. "W1 standardised" reads the same pixels with mean 0 and deviation 1 over the set, where no
+pixel is zero and the kernel has nothing to skip. W4 reads breast_cancer, resampled with noise.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atoll.learn.dense import Dense, mlp, softmax
+
+Array = NDArray[Any]
+
+
+class Rows(NamedTuple):
+    """`x` (n, d) float32, `y` (n,) int64."""
+
+    x: Array
+    y: Array
+
+
+class Set(NamedTuple):
+    """Train and test rows, and what to call them."""
+
+    train: Rows
+    test: Rows
+    name: str
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`clients` of `each` rows, `cohort` of them a round; `goals` are ratios for 1 and 2 cores."""
+
+    name: str
+    learner: Dense
+    load: Callable[[], Set]
+    clients: int
+    each: int
+    cohort: int
+    rounds: int
+    goals: tuple[float | None, float | None]
+
+    def shards(self) -> list[Rows]:
+        """Each client's rows, views of one array."""
+        train = self.load().train
+        cuts = [slice(k * self.each, (k + 1) * self.each) for k in range(self.clients)]
+        return [Rows(train.x[cut], train.y[cut]) for cut in cuts]
+
+
+@cache
+def images() -> Set:
+    """MNIST, or the enlarged digits; 60,000 and 10,000 rows of 784."""
+    folder = Path(os.environ.get("ATOLL_DATA", "")) / "mnist"
+    if os.environ.get("ATOLL_DATA") and folder.is_dir():
+        return Set(_mnist(folder, "train"), _mnist(folder, "t10k"), "mnist")
+    return _digits()
+
+
+@cache
+def standardised() -> Set:
+    """The same images with mean 0 and deviation 1 over the whole set."""
+    train, test, name = images()
+    mean, deviation = train.x.mean(dtype=np.float64), train.x.std(dtype=np.float64)
+    scaled = [Rows(((rows.x - mean) / deviation).astype(np.float32), rows.y) for rows in (train, test)]
+    return Set(*scaled, f"{name}, standardised")
+
+
+def _mnist(folder: Path, part: str) -> Rows:
+    pixels = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
+    x = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 784).astype(np.float32) / 255
+    return Rows(x, np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))
+
+
+def _digits() -> Set:
+    """Each 8 x 8 digit three times as large, somewhere in 28 x 28, with a little noise on its ink."""
+    from sklearn.datasets import load_digits
+
+    rng = np.random.default_rng(0)
+    small, labels = load_digits(return_X_y=True)
+    picked = rng.integers(0, len(small), 70_000)
+    ink = np.kron(small[picked].reshape(-1, 8, 8) / 16, np.ones((1, 3, 3)))  # (70000, 24, 24)
+    ink *= rng.uniform(0.8, 1.2, ink.shape)
+    x = np.zeros((70_000, 28, 28), np.float32)
+    for shift in np.ndindex(5, 5):
+        here = rng.permutation(70_000)[: 70_000 // 25]
+        x[here, shift[0] : shift[0] + 24, shift[1] : shift[1] + 24] = ink[here]
+    blank = ~x.any(axis=(1, 2))
+    x[blank, 2:26, 2:26] = ink[blank]
+    y = labels[picked].astype(np.int64)
+    flat = x.reshape(-1, 784)
+    return Set(Rows(flat[:60_000], y[:60_000]), Rows(flat[60_000:], y[60_000:]), "digits enlarged")
+
+
+@cache
+def tumours() -> Set:
+    """breast_cancer, standardised, resampled to 50,000 and 10,000 rows with noise of deviation 0.5."""
+    from sklearn.datasets import load_breast_cancer
+
+    rng = np.random.default_rng(0)
+    x, y = load_breast_cancer(return_X_y=True)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    picked = rng.integers(0, len(x), 60_000)
+    more = (x[picked] + rng.normal(0, 0.5, (60_000, 30))).astype(np.float32)
+    label = y[picked].astype(np.int64)
+    return Set(
+        Rows(more[:50_000], label[:50_000]), Rows(more[50_000:], label[50_000:]), "breast_cancer resampled"
+    )
+
+
+_two = mlp((200, 200), features=784, outputs=10, lr=0.1, batch_size=10)
+_flat = softmax(features=784, outputs=10, lr=0.1, batch_size=10)
+_tiny = mlp((32, 16), loss="logistic", features=30, outputs=1, lr=0.1, epochs=5, batch_size=16)
+
+WORKLOADS = (
+    Workload("W1 mlp 784-200-200-10", _two, images, 100, 600, 10, 20, (2.2, 4.0)),
+    Workload("W1 standardised", _two, standardised, 100, 600, 10, 20, (None, None)),
+    Workload("W3 softmax 784-10", _flat, images, 1000, 60, 100, 40, (None, 6.0)),
+    Workload("W4 mlp 30-32-16-1", _tiny, tumours, 1000, 50, 100, 20, (None, 40.0)),
+)

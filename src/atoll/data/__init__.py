@@ -1,0 +1,44 @@
+"""Data for federations: load it, divide it among clients, and see how unlike the clients are."""
+
+from .ai4i import ai4i2020
+from .builtin import breast_cancer, diabetes, digits, wine
+from .divide import Deal, partition
+from .examples import Dataset, Examples
+from .heart import heart_disease
+from .images import fashion_mnist, mnist
+from .load import load_data
+from .sites import Sites
+from .skew import Heterogeneity, Recommendation, heterogeneity
+from .splits import dirichlet, feature_skew, iid, labels, natural, quantity, shards, similarity
+from .tables import arrays, csv, parquet
+
+__all__ = [
+    "Dataset",
+    "Deal",
+    "Examples",
+    "Heterogeneity",
+    "Recommendation",
+    "Sites",
+    "ai4i2020",
+    "arrays",
+    "breast_cancer",
+    "csv",
+    "diabetes",
+    "digits",
+    "dirichlet",
+    "fashion_mnist",
+    "feature_skew",
+    "heart_disease",
+    "heterogeneity",
+    "iid",
+    "labels",
+    "load_data",
+    "mnist",
+    "natural",
+    "parquet",
+    "partition",
+    "quantity",
+    "shards",
+    "similarity",
+    "wine",
+]

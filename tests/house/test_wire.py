@@ -1,0 +1,31 @@
+"""The generated messages are those of wire.proto, whichever protoc is at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+
+from atoll.core import wire_pb2
+
+SRC = Path(wire_pb2.__file__).parents[2]
+
+
+def fields(file: FileDescriptorProto) -> list[object]:
+    """All that reaches the wire; protoc adds JSON names to one of the two descriptors."""
+    enums = [(e.name, [(v.name, v.number) for v in e.value]) for e in file.enum_type]
+    messages = [
+        (m.name, [(f.name, f.number, f.label, f.type, f.type_name) for f in m.field])
+        for m in file.message_type
+    ]
+    return [file.package, file.syntax, enums, messages]
+
+
+def test_generated_code_is_current(tmp_path: Path) -> None:
+    protoc = pytest.importorskip("grpc_tools.protoc", reason="needs grpcio-tools")
+    made = tmp_path / "set"
+    assert protoc.main(["", f"-I{SRC}", f"--descriptor_set_out={made}", "atoll/core/wire.proto"]) == 0
+    (now,) = FileDescriptorSet.FromString(made.read_bytes()).file
+    committed = FileDescriptorProto.FromString(wire_pb2.DESCRIPTOR.serialized_pb)
+    assert fields(committed) == fields(now), "wire.proto changed: run tools/wire"
