@@ -1,8 +1,9 @@
 """Where clients' data are: trains those a task names, keeps what must stay with each of them.
 
 A client's own state (error feedback, SCAFFOLD's control, a personal head) is staged when its
-contribution leaves and committed only when a later task says the contribution was used. So a
-client that was too late, or whose round was lost, goes on from what the server believes.
+contribution leaves and committed only when a later task to train says the contribution was used. So
+a client that was too late, or whose round was lost, goes on from what the server believes. A request
+to evaluate commits and drops nothing: the coordinator may yet restart at an earlier round.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class Local:
 
     def answer(self, task: Task) -> Answer:
         """What these clients contribute to the round, or how the model does on their data."""
-        for client, used in zip(task.clients, task.used, strict=True):
-            self._settle(client, used, drop=task.want == "fit")
         if task.want == "evaluate":
             return self._evaluate(task)
+        for client, used in zip(task.clients, task.used, strict=True):
+            self._settle(client, used)
         chunks = [task.clients[i : i + self.chunk] for i in range(0, len(task.clients), self.chunk)]
         aggregator = self._aggregator(task)
         answer = Answer((), None)
@@ -63,17 +64,16 @@ class Local:
             answer = merge_answers(aggregator, answer, fresh)
         return answer
 
-    def _settle(self, client: int, used: int, *, drop: bool) -> None:
-        """Commit what was staged if its round was used; `drop` it otherwise.
-
-        A request to evaluate drops nothing: the contribution may still be on its way.
-        """
+    def _settle(self, client: int, used: int) -> None:
+        """Commit what was staged if its round was used; drop it otherwise."""
         if client in self.staged:
-            made, held = self.staged[client]
-            if used == made:
-                self.committed[client] = held
-            if used == made or drop:
-                del self.staged[client]
+            self.committed[client] = self._held(client, used)
+            del self.staged[client]
+
+    def _held(self, client: int, used: int = -1) -> Held:
+        """A client's state after the last of its contributions that was used, in round `used`."""
+        made, held = self.staged.get(client, (None, None))
+        return held if held is not None and made == used else self.committed.get(client, Held())
 
     def _aggregator(self, task: Task) -> Any:
         return self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
@@ -104,25 +104,22 @@ class Local:
         alone = [self._train(task, (client,)) for client in clients]
         return [c for made, _ in alone for c in made], {c: r for _, failed in alone for c, r in failed.items()}
 
-    def _held(self, client: int) -> Held:
-        return self.committed.get(client, Held())
-
     def _round(self, task: Task) -> Rng:
         return self.key.at("clients", task.round)
 
-    def _context(self, key: Rng, task: Task, client: int) -> FitContext:
-        return FitContext(key.at(client), task.round, client, self._held(client).learner)
+    def _context(self, key: Rng, task: Task, client: int, used: int = -1) -> FitContext:
+        return FitContext(key.at(client), task.round, client, self._held(client, used).learner)
 
     def _evaluate(self, task: Task) -> Answer:
         """Each client's metrics by its id; clients without test rows are left out."""
         found: dict[int, Any] = {}
         failed: dict[int, str] = {}
-        for client in task.clients:
+        for client, used in zip(task.clients, task.used, strict=True):
             rows = self.test.get(client)
             if rows is None or not len(rows):
                 continue
             try:
-                metrics = self.learner.evaluate(task.params, rows, self._context(self._round(task), task, client))
+                metrics = self.learner.evaluate(task.params, rows, self._context(self._round(task), task, client, used))
                 found[client] = {name: lift(m, float(len(rows))) for name, m in metrics.items()}
             except Exception as error:  # noqa: BLE001
                 failed[client] = _reason(error)

@@ -138,8 +138,8 @@ class Simulation:
     def run(self, until: str) -> Any:
         """Let time pass until the role of `until` returns; its result.
 
-        Raises what the role raised, MisuseError if everybody waits for ever, and ConfigError
-        where the world speaks of a peer that is not in it.
+        Raises what the role raised; MisuseError if everybody waits for ever, or
+        if the world speaks of a peer that is not in it.
         """
         self._names = tuple(self._actors)
         self._known(*(c.peer for c in self.world.crashes), *(n for c in self.world.partitions for n in c.peers))
@@ -228,7 +228,8 @@ class Simulation:
     def _known(self, *peers: str) -> None:
         for peer in peers:
             if peer not in self._actors:
-                raise MisuseError(f"there is no {peer!r} in this world: {nearest(peer, self._actors)}")
+                advice = nearest(peer, self._actors) if len(self._actors) < 20 else "add it before it is named"
+                raise MisuseError(f"there is no {peer!r} in this world: {advice}")
 
     def _soon(self, role: _Role, value: Any, error: BaseException | None = None) -> None:
         """Resume at this moment, but from the event loop: roles may loop without end."""
