@@ -248,6 +248,26 @@ def test_a_reader_learns_once_that_its_peer_crashed_and_can_send_again(seed):
     assert 1 <= run(main, {"a": ("main", pong)}, world, seed)[1] <= 4
 
 
+def test_a_crash_while_nobody_was_waiting_is_learnt_at_the_next_recv_and_only_there():
+    async def adder(p):
+        total = 0
+        while True:
+            total += await p.recv("main", "add")
+            if total == 3:
+                await p.send("main", "total", total)
+
+    async def main(p):
+        await p.send("a", "add", 1)
+        await p.sleep(2.0)  # a has the 1, crashes, and knows nothing of it
+        await p.send("a", "add", 2)
+        with pytest.raises(Gone, match="a crashed"):
+            await p.recv("a", "total")
+        await p.send("a", "add", 1)
+        return await p.recv("a", "total")
+
+    assert run(main, {"a": ("main", adder)}, World(crashes=(Crash("a", 1.0, 0.5),)))[1] == 3
+
+
 @pytest.mark.parametrize("world", [
     World(crashes=(Crash("clent1", 1.0),)), World(partitions=(Partition(frozenset({"clent1"}), 0.0, 1.0),)),
 ])
