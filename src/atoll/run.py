@@ -255,5 +255,7 @@ def _size(body: Any) -> int:
             return wire(body.params)
         case Answer():
             return body.sent
+        case Update():
+            return wire(body)
         case _:
             return 0

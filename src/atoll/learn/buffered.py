@@ -143,7 +143,7 @@ class Buffer:
         """The record of the step it went into; `staleness` is the mean age, `ages[k]` how many were k steps old."""
         ages = [self.ages.count(age) for age in range(max(self.ages) + 1)]
         failed = dict(self.failed)
-        record = {"round": now.round, "seconds": seconds, "cohort": len(self.ages) + len(failed) + self.dropped}
+        record: dict[str, Any] = {"round": now.round, "seconds": seconds, "cohort": len(self.ages) + len(failed) + self.dropped}
         record |= {"clients": len(self.ages), "failed": failed, "dropped": self.dropped}
         return {**record, "staleness": sum(self.ages) / len(self.ages), "ages": ages, "down": self.down, "up": self.up}
 

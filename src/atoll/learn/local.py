@@ -80,7 +80,7 @@ class Local:
 
     def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
         """Train one chunk: its answer, and the state to stage for each client that has any."""
-        made, failed = self._train(task, clients)
+        made, failed = self.contributions(task, clients)
         if not made:
             return Answer((), None, failed), {}
         if self.algorithm.weigh == "equal":
@@ -91,7 +91,7 @@ class Local:
         held = {client: Held(c.state, after.get(client)) for client, c in made}
         return replace(answer, failed=failed), {c: h for c, h in held.items() if h.learner is not None or h.chain is not None}
 
-    def _train(self, task: Task, clients: Sequence[int]) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
+    def contributions(self, task: Task, clients: Sequence[int]) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
         """The chunk's contributions. If one client fails, it is named and the others go on alone."""
         key = self._round(task)
         ctxs = [self._context(key, task, client) for client in clients]
@@ -101,7 +101,7 @@ class Local:
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
                 return [], {clients[0]: _reason(error)}
-        alone = [self._train(task, (client,)) for client in clients]
+        alone = [self.contributions(task, (client,)) for client in clients]
         return [c for made, _ in alone for c in made], {c: r for _, failed in alone for c, r in failed.items()}
 
     def _round(self, task: Task) -> Rng:
