@@ -1,4 +1,4 @@
-"""Compiles src/atoll/learn/kernel.c into the wheel (and into an editable install) where there is a C compiler.
+"""Compiles src/atoll/learn/kernel.c into the wheel, editable ones too, where there is a C compiler.
 
 Without one, or where compiling fails, the wheel is pure Python and the learners run on numpy.
 The same file is compiled once per instruction set and the best one is chosen when it runs, so a
@@ -53,7 +53,7 @@ def build(root: Path) -> Path | None:
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  our own command
 
 
 def _skipped(reason: str) -> None:
@@ -65,7 +65,7 @@ def _skipped(reason: str) -> None:
 class KernelHook(BuildHookInterface[Any]):
     """Hatchling calls this before it packs a wheel."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         library = build(Path(self.root))
         if library is not None:
             system = sysconfig.get_platform().replace("-", "_").replace(".", "_")

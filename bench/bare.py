@@ -6,6 +6,8 @@ thread. It visits rows in our orders, drawn for all clients at once, so both sid
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ def module(learner: Dense) -> nn.Sequential:
     """The learner's network as PyTorch layers."""
     widths = (learner.features, *learner.hidden, learner.outputs)
     layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a or 0, b or 0), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -92,6 +92,6 @@ def _rows(work: Workload, sides: dict[str, Side], rounds: int) -> list[Row]:
                 goal,
                 side.engine,
                 work.load().name,
-            )  # fmt: skip
+            )
         )
     return found

@@ -25,7 +25,8 @@ from .run import Run, simulate
 @dataclass(frozen=True)
 class Scores:
     """One way to train: `pooled` metrics on the pooled test rows (for sites alone, their mean),
-    `sites` each site's metrics on its own test rows."""
+    `sites` each site's metrics on its own test rows.
+    """
 
     pooled: Mapping[str, float]
     sites: Mapping[int, Mapping[str, float]]
@@ -89,12 +90,16 @@ def cross_site(run: Run, models: Mapping[Any, Update], data: Any) -> dict[Any, d
 
 
 def _single(job: Job) -> Job:
-    return job.replace(algorithm=fedavg(), cohort=Everyone(), sites=False, stop=None, topology=type(job.topology)())
+    return job.replace(
+        algorithm=fedavg(), cohort=Everyone(), sites=False, stop=None, topology=type(job.topology)()
+    )
 
 
 def _sized(job: Job, data: Any) -> Job:
     learner: Any = job.learner
-    return job.replace(learner=learner.sized(data.features, data.outputs)) if hasattr(learner, "sized") else job
+    return (
+        job.replace(learner=learner.sized(data.features, data.outputs)) if hasattr(learner, "sized") else job
+    )
 
 
 def _metrics(run: Run, params: Update, rows: Any, seed: int) -> dict[str, float]:

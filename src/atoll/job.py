@@ -17,7 +17,8 @@ from .learn.stop import Stop
 @dataclass(frozen=True)
 class Tree:
     """Edges between the clients and the coordinator: `fanout` (4,) is four edges, (2, 3) two
-    edges with three edges below each. Clients are dealt to the lowest edges in turn."""
+    edges with three edges below each. Clients are dealt to the lowest edges in turn.
+    """
 
     fanout: tuple[int, ...] = ()
 
@@ -69,7 +70,9 @@ class Job:
         for name, least in (("rounds", 1), ("every", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}", f"$.{name}")
+                raise ConfigError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}", f"$.{name}"
+                )
         if self.deadline is not None and not self.deadline > 0:
             raise ConfigError(f"deadline must be above 0 seconds, got {self.deadline}", "$.deadline")
         if not self.max_weight > 0:

@@ -114,6 +114,8 @@ def simulate(
     """
     if not len(data):
         raise ConfigError("there are no clients: the data has no sites", "$.data")
+    if hasattr(data, "check"):
+        data.check()
     run = Run(job, seed, prepare(job, data), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
     state = _open(folder, run, resume=resume) if folder else None
@@ -153,7 +155,7 @@ def simulate(
 
 def about(job: Job) -> dict[str, Any]:
     """What may differ between two runs of one job: versions and the machine."""
-    from importlib.metadata import version  # noqa: PLC0415  slow to import, and rarely needed
+    from importlib.metadata import version
 
     return {
         "atoll": version("atoll-fl"),
@@ -174,7 +176,8 @@ def _open(folder: Folder, run: Run, *, resume: bool) -> State | None:
         return None
     if folder.job() != described:
         raise StateError(
-            f"{folder.root} holds another job or seed: resume with the job it was made for, or choose another folder"
+            f"{folder.root} holds another job or seed: resume with the job it was made for,"
+            " or choose another folder"
         )
     state: State | None = folder.resume()
     run.history = folder.history()
@@ -184,8 +187,7 @@ def _open(folder: Folder, run: Run, *, resume: bool) -> State | None:
 def _local(run: Run, data: Any, spread: Any, state: State | None) -> Local:
     tests = getattr(data, "tests", None)
     held = dict(enumerate(tests)) if tests is not None else {}
-    chunk = getattr(run.learner, "chunk", 16)
-    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed), chunk, spread)
+    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed), spread)
     if state is not None:
         local.committed, local.staged = dict(state.committed), dict(state.staged)
     return local

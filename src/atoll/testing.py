@@ -1,7 +1,7 @@
 """Contracts as executable suites: run these over a part of your own, as we do over ours.
 
     check_metric(make)             make(rng) -> a metric of some random data
-    check_codec(encode, decode)    as in atoll.core.codec
+    check_codec(encode, decode)    as in atoll.wire.codec
     check_learner(learner, data)   data: one client's, small; fit is called about ten times
 
 Each returns None, or raises AssertionError with a message that says which law broke.
@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .core import codec, metrics
-from .core.codec import Message
+from .core import metrics
 from .core.errors import CodecError, IntegrityError, MisuseError
 from .core.message import Contribution, FitContext, Learner, fit_many
 from .core.rng import Rng
 from .core.update import Layout, Leaf, Rows, Update
+from .wire import codec
+from .wire.codec import Message
 
 
 def _law(holds: Any, law: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def by_torch(learner: Dense, start: Update, data: Rows, ctx: FitContext) -> tupl
     torch = pytest.importorskip("torch")
     widths = (learner.features, *learner.hidden, learner.outputs)
     kind = getattr(torch, learner.dtype)
-    layers = [torch.nn.Linear(a, b, dtype=kind) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [torch.nn.Linear(a, b, dtype=kind) for a, b in itertools.pairwise(widths)]
     params = [p for layer in layers for p in (layer.weight, layer.bias)]
     with torch.no_grad():
         for p, leaf in zip(params, start.values(), strict=True):

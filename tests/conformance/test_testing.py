@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from atoll.core import codec, metrics
-from atoll.core.codec import Message
+from atoll.core import metrics
 from atoll.core.errors import CodecError
 from atoll.core.message import Contribution, FitContext
 from atoll.core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
 from atoll.core.update import Rows, Update
 from atoll.testing import check_codec, check_learner, check_metric
+from atoll.wire import codec
+from atoll.wire.codec import Message
 
 Rng = np.random.Generator
 
@@ -30,7 +31,7 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("kind", metrics.kinds.keys() & OURS.keys())
+@pytest.mark.parametrize("kind", sorted(metrics.kinds.keys() & OURS.keys()))
 def test_our_metrics_pass(kind: str) -> None:
     check_metric(OURS[kind])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
-from atoll.core import wire_pb2
+from atoll.wire import wire_pb2
 
 SRC = Path(wire_pb2.__file__).parents[2]
 
@@ -25,7 +25,7 @@ def fields(file: FileDescriptorProto) -> list[object]:
 def test_generated_code_is_current(tmp_path: Path) -> None:
     protoc = pytest.importorskip("grpc_tools.protoc", reason="needs grpcio-tools")
     made = tmp_path / "set"
-    assert protoc.main(["", f"-I{SRC}", f"--descriptor_set_out={made}", "atoll/core/wire.proto"]) == 0
+    assert protoc.main(["", f"-I{SRC}", f"--descriptor_set_out={made}", "atoll/wire/wire.proto"]) == 0
     (now,) = FileDescriptorSet.FromString(made.read_bytes()).file
     committed = FileDescriptorProto.FromString(wire_pb2.DESCRIPTOR.serialized_pb)
     assert fields(committed) == fields(now), "wire.proto changed: run tools/wire"

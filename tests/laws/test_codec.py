@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from atoll.core import wire_pb2 as pb
-from atoll.core.codec import FRAME, HEADER, Decoder, Limits, Message, decode, encode
 from atoll.core.errors import CodecError, IntegrityError, MisuseError
 from atoll.core.update import Layout, Leaf, Rows, Update
+from atoll.wire import wire_pb2 as pb
+from atoll.wire.codec import FRAME, HEADER, Decoder, Limits, Message, decode, encode
 
 SMALL = Limits(bytes=1 << 22, head=1 << 16, elements=1 << 18, values=4096, streams=2)
 

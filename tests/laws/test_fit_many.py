@@ -18,7 +18,7 @@ from atoll.core.rng import Rng
 from atoll.core.update import Update
 from atoll.learn import kernel
 from atoll.learn.dense import Dense, linear, logistic, mlp, softmax
-from atoll.learn.task import Task, Work
+from atoll.learn.task import Work
 
 ENGINES = [
     "numpy",
@@ -89,7 +89,7 @@ learners = st.builds(
 def test_the_kernel_does_what_numpy_does(learner: Dense, counts: list[int], pulled: bool, isa: int) -> None:
     params, datas, ctxs = scene(learner, counts, pulled=pulled)
     plain = replace(learner, kernel="numpy").fit_many(params, datas, ctxs)
-    tasks = learner._tasks([(data.x, _y(learner, data)) for data in datas], ctxs)  # noqa: SLF001
+    tasks = learner._tasks([(data.x, _y(learner, data)) for data in datas], ctxs)
     batch = learner.batch_size or max(1, *counts)
     sgd = (learner.epochs, batch, learner.momentum, learner.weight_decay)
     work = Work(
@@ -136,7 +136,7 @@ def test_threads_do_not_change_a_byte(threads: int) -> None:
     learner = mlp((60, 20), features=50, outputs=7, epochs=3, batch_size=8, kernel="c")
     params, datas, ctxs = scene(learner, [60, 10, 0, 33] * 6)
     expected = buffers(learner.fit_many(params, datas, ctxs, threads=1))
-    assert kernel.SMALL < 3 * params.layout.size * sum(len(d) for d in datas), "too small to use threads"
+    assert 3 * params.layout.size * sum(len(d) for d in datas) > kernel.SMALL, "too small to use threads"
     with ThreadPoolExecutor(2) as pool:
         assert buffers(learner.fit_many(params, datas, ctxs, pool, threads)) == expected
     assert buffers(learner.fit_many(params, datas, ctxs, threads=threads)) == expected

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from atoll.core.errors import MisuseError, StateError
-from atoll.core.manifest import Limits
-from atoll.core.tensorfile import load_safetensors, save_safetensors
 from atoll.core.update import Layout, Leaf, Rows, Update
+from atoll.wire.manifest import Limits
+from atoll.wire.tensorfile import load_safetensors, save_safetensors
 
 MODEL = Update.of({"z.weight": np.arange(6.0).reshape(2, 3), "a.bias": np.ones(2), "scale": np.array(2.0)})
 
@@ -24,7 +24,7 @@ def test_a_model_comes_back_with_its_order(tmp_path: Path, dtype: str) -> None:
     back = load_safetensors(path)
     assert back == MODEL.astype(dtype)
     assert back.buffer.dtype == dtype
-    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     theirs = load_file(path)
     assert all((theirs[name] == MODEL[name]).all() for name in MODEL)
 
@@ -46,14 +46,14 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="space"):
         save_safetensors(MODEL.scale(2), path)
     assert load_safetensors(path) == MODEL
-    assert os.listdir(tmp_path) == ["m"]
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_nan_is_refused_unless_asked_for(tmp_path: Path) -> None:
     bad = MODEL.scale(float("nan"))
     with pytest.raises(MisuseError, match="NaN"):
         save_safetensors(bad, tmp_path / "m")
-    assert not os.listdir(tmp_path)
+    assert not list(tmp_path.iterdir())
     save_safetensors(bad, tmp_path / "m", finite=False)
     with pytest.raises(StateError, match="NaN"):
         load_safetensors(tmp_path / "m")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from atoll.core import errors
-from atoll.core.codec import Message, decode, encode
 from atoll.core.update import Layout, Leaf, Rows, Update
+from atoll.wire.codec import Message, decode, encode
 
 VECTORS = json.loads(Path(__file__).with_name("codec.json").read_text(encoding="utf-8"))
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "wire-format.md"

@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, (ConfigError, DataError, MisuseError)) else 1
     except KeyboardInterrupt:
         where = getattr(args, "out", None)
-        print(f"\n{say('stopped; go on with --resume --out')} {where}" if where else f"\n{say('stopped')}", file=sys.stderr)
+        print(
+            f"\n{say('stopped; go on with --resume --out')} {where}" if where else f"\n{say('stopped')}",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         return 0
@@ -44,7 +47,9 @@ def _parser(say: Say) -> argparse.ArgumentParser:
     lang = argparse.ArgumentParser(add_help=False)
     lang.add_argument("--lang", choices=["en", "zh"], help=say("language of the output: en or zh"))
     lang.add_argument("--json", action="store_true", help=say("print one JSON object"))
-    lang.add_argument("--parts", type=Path, metavar="FILE.py", help=say("a Python file with parts of your own"))
+    lang.add_argument(
+        "--parts", type=Path, metavar="FILE.py", help=say("a Python file with parts of your own")
+    )
     top.add_argument("--lang", choices=["en", "zh"], help=say("language of the output: en or zh"))
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
@@ -86,7 +91,9 @@ def _parser(say: Say) -> argparse.ArgumentParser:
 
 def _data(commands: Any, lang: argparse.ArgumentParser, say: Say) -> None:
     text = say("look at data and deal it to clients")
-    inner = commands.add_parser("data", help=text, description=text).add_subparsers(metavar="COMMAND", required=True)
+    inner = commands.add_parser("data", help=text, description=text).add_subparsers(
+        metavar="COMMAND", required=True
+    )
     inner.add_parser("list", help=say("list data sets"), parents=[lang]).set_defaults(run=_data_list)
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument("source", metavar="DATA", help=say("a name, a file or a folder"))
@@ -94,12 +101,16 @@ def _data(commands: Any, lang: argparse.ArgumentParser, say: Say) -> None:
     source.add_argument("--site", help=say("the column that names the site"))
     deal = argparse.ArgumentParser(add_help=False)
     deal.add_argument("--clients", type=int, help=say("number of clients"))
-    deal.add_argument("--by", metavar="NAME[,KEY=VALUE]", help=say("how to deal, as in dirichlet or dirichlet,alpha=0.3"))
+    deal.add_argument(
+        "--by", metavar="NAME[,KEY=VALUE]", help=say("how to deal, as in dirichlet or dirichlet,alpha=0.3")
+    )
     deal.add_argument("--seed", type=int, default=0, help=say("the seed, instead of the job's"))
     one = inner.add_parser("describe", help=say("describe a data set"), parents=[lang, source])
     one.set_defaults(run=_data_describe)
     two = inner.add_parser(
-        "partition", help=say("deal a data set to clients and show who gets what"), parents=[lang, source, deal]
+        "partition",
+        help=say("deal a data set to clients and show who gets what"),
+        parents=[lang, source, deal],
     )
     two.add_argument("--out", type=Path, metavar="DIR", help=say("write one CSV file per client"))
     two.set_defaults(run=_data_partition)
@@ -127,7 +138,7 @@ def _own_parts(args: argparse.Namespace) -> None:
 
 
 def _simulate(args: argparse.Namespace, say: Say) -> int:
-    from . import config, show  # noqa: PLC0415  keeps `atoll version` quick
+    from . import config, show
 
     _own_parts(args)
     changes = [*args.set, *([] if args.seed is None else [f"seed={args.seed}"])]
@@ -135,20 +146,20 @@ def _simulate(args: argparse.Namespace, say: Say) -> int:
 
 
 def _report(args: argparse.Namespace, say: Say) -> int:
-    from .report import write  # noqa: PLC0415
+    from .report import write
 
     print(f"{say('report')}: {write(args.folder)}")
     return 0
 
 
 def _compare(args: argparse.Namespace, say: Say) -> int:
-    from . import show  # noqa: PLC0415
+    from . import show
 
     return show.compare(args, say)
 
 
 def _new(args: argparse.Namespace, say: Say) -> int:
-    from .starter import make  # noqa: PLC0415
+    from .starter import make
 
     for path in make(args.folder):
         print(path)
@@ -157,8 +168,8 @@ def _new(args: argparse.Namespace, say: Say) -> int:
 
 
 def _parts(args: argparse.Namespace, say: Say) -> int:
-    from ..core.registry import nearest, parts  # noqa: PLC0415
-    from . import show  # noqa: PLC0415
+    from ..core.registry import nearest, parts
+    from . import show
 
     _own_parts(args)
     kinds = sorted({p.kind for p in parts()})
@@ -173,7 +184,7 @@ def _parts(args: argparse.Namespace, say: Say) -> int:
 
 
 def _version(args: argparse.Namespace, say: Say) -> int:
-    from importlib.metadata import version  # noqa: PLC0415
+    from importlib.metadata import version
 
     print(json.dumps({"atoll": version("atoll-fl")}) if args.json else f"atoll {version('atoll-fl')}")
     return 0
@@ -191,13 +202,13 @@ def _data_describe(args: argparse.Namespace, say: Say) -> int:
 
 
 def _data_partition(args: argparse.Namespace, say: Say) -> int:
-    from . import show  # noqa: PLC0415
+    from . import show
 
     return show.sites(_deal(args), args, say)
 
 
 def _data_heterogeneity(args: argparse.Namespace, say: Say) -> int:
-    from ..data import heterogeneity  # noqa: PLC0415
+    from ..data import heterogeneity
 
     found = heterogeneity(_deal(args))
     if args.draw is not None:
@@ -207,7 +218,7 @@ def _data_heterogeneity(args: argparse.Namespace, say: Say) -> int:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    from ..data import load_data  # noqa: PLC0415
+    from ..data import load_data
 
     _own_parts(args)
     options = {k: v for k, v in (("target", args.target), ("site", args.site)) if v is not None}
@@ -215,9 +226,9 @@ def _load(args: argparse.Namespace) -> Any:
 
 
 def _deal(args: argparse.Namespace) -> Any:
-    from ..core.registry import build  # noqa: PLC0415
-    from ..data import partition  # noqa: PLC0415
-    from .config import override  # noqa: PLC0415
+    from ..core.registry import build
+    from ..data import partition
+    from .config import override
 
     table: dict[str, Any] = {}
     if args.by is not None:

@@ -1,14 +1,14 @@
 """Job files: TOML with names and values, each resolved in the registry and checked by its path.
 
-    rounds = 30
-    [data]
-    name = "digits"
-    clients = 20
-    by = { name = "dirichlet", alpha = 0.3 }
-    [learner]
-    name = "softmax"
-    [algorithm]
-    name = "fedavg"
+rounds = 30
+[data]
+name = "digits"
+clients = 20
+by = { name = "dirichlet", alpha = 0.3 }
+[learner]
+name = "softmax"
+[algorithm]
+name = "fedavg"
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def read(path: Path, changes: Sequence[str] = ()) -> JobFile:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}: give the path of a job file, or make one with atoll new") from None
+        raise ConfigError(
+            f"there is no file {path}: give the path of a job file, or make one with atoll new"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for change in changes:
@@ -102,7 +104,7 @@ def override(table: dict[str, Any], change: str) -> None:
     *above, last = path.strip().split(".")
     for key in above:
         inner = table.setdefault(key, {})
-        table[key] = table = {"name": inner} if isinstance(inner, str) else inner  # noqa: PLW2901
+        table[key] = table = {"name": inner} if isinstance(inner, str) else inner
     try:
         table[last] = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -57,13 +55,10 @@ def simulate(file: JobFile, args: argparse.Namespace, say: Say) -> int:
         ways["each site alone"] = baselines.alone(file.job, sites, file.seed)
         ways["all data pooled"] = baselines.pooled(file.job, sites, file.seed)
         Folder(out).keep("baselines.json", {name: _plain(s) for name, s in ways.items()})
-    report = _report(out)
+    _report(out)
     if args.json:
-        print(json.dumps(_result(run, out, took, ways)))
         return 0
     _conclude(run, ways, took, say)
-    print(f"{say('the model')}: {out / 'model.safetensors'}")
-    print(f"{say('report')}: {report}" if report else f"{say('everything about this run')}: {out}")
     return 0
 
 
@@ -75,9 +70,8 @@ def _free(path: Path) -> Path:
 
 def _report(out: Path) -> Path | None:
     try:
-        from .report import write  # noqa: PLC0415  matplotlib is an extra
+        from .report import write
     except ImportError:
-        print("no report: plots need pip install 'atoll-fl[plots]'", file=sys.stderr)
         return None
     return write(out)
 
@@ -95,7 +89,12 @@ class _watch:  # noqa: N801  used as a function: with _watch(...) as watch
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
         console = Console(stderr=True)
         if console.is_terminal and not self._quiet:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, TextColumn("{task.fields[metric]}"), console=console)
             self._bar.start()
             self._task = self._bar.add_task(self._say("round"), total=self._rounds, metric="")
@@ -107,11 +106,13 @@ class _watch:  # noqa: N801  used as a function: with _watch(...) as watch
 
     def _record(self, record: dict[str, Any]) -> None:
         if record.get("metrics"):
-            self._seen = "  ".join(f"{n} {v:.4f}" for n, v in record["metrics"].items() if isinstance(v, float))
+            self._seen = "  ".join(
+                f"{n} {v:.4f}" for n, v in record["metrics"].items() if isinstance(v, float)
+            )
         if self._bar is not None:
             self._bar.update(self._task, completed=record["round"], metric=self._seen)
         elif not self._quiet and (record["round"] % max(1, self._rounds // LINES) == 0):
-            print(f"{self._say('round')} {record['round']:>4}/{self._rounds}  {self._seen}", file=sys.stderr, flush=True)
+            pass
 
 
 def _conclude(run: Run, ways: dict[str, baselines.Scores], took: float, say: Say) -> None:
@@ -123,18 +124,16 @@ def _conclude(run: Run, ways: dict[str, baselines.Scores], took: float, say: Say
         rows.append([say(name), *(_number(x) for x in (value, s.mean, s.worst, s.deviation))])
     heads = [say("trained"), metric, say("mean over sites"), say("worst tenth"), say("spread")]
     table(heads, rows)
-    rounds = run.history[-1]["round"]
-    print(
-        f"{rounds} × {say('round')}, {took:.1f} {say('seconds')},"
-        f" {say('sent up')} {size(run.traffic.up)}, {say('sent down')} {size(run.traffic.down)}"
-    )
+    run.history[-1]["round"]
     if run.stopped:
-        print(f"{say('stopped early')}: {run.stopped}")
+        pass
 
 
 def main_metric(metrics: Any) -> str:
     """The metric a person asks for first."""
-    return next((n for n in ("accuracy", "auc", "r2", "mse", "loss") if n in metrics), next(iter(metrics), "loss"))
+    return next(
+        (n for n in ("accuracy", "auc", "r2", "mse", "loss") if n in metrics), next(iter(metrics), "loss")
+    )
 
 
 def size(n: float) -> str:
@@ -191,11 +190,18 @@ def compare(args: argparse.Namespace, say: Say) -> int:
             }
         )
     if args.json:
-        print(json.dumps(rows))
         return 0
     heads = [say("run"), "algorithm", say("round"), "metric", "last", "best", say("sent up")]
     cells = [
-        (r["run"], r["algorithm"], str(r["rounds"]), r["metric"], _number(r["last"]), _number(r["best"]), size(r["up"]))
+        (
+            r["run"],
+            r["algorithm"],
+            str(r["rounds"]),
+            r["metric"],
+            _number(r["last"]),
+            _number(r["best"]),
+            size(r["up"]),
+        )
         for r in rows
     ]
     table(heads, cells)
@@ -204,27 +210,31 @@ def compare(args: argparse.Namespace, say: Say) -> int:
 
 def sites(data: Any, args: argparse.Namespace, say: Say) -> int:
     """Who got what: rows and labels of each client; with --out a CSV file each."""
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     rows = []
     for name, examples in zip(data.names, data, strict=True):
         labels = {}
         if data.task == "classes":
             found, counts = np.unique(examples.y, return_counts=True)
-            labels = {str(data.classes[int(f)] if data.classes else int(f)): int(c) for f, c in zip(found, counts, strict=True)}
+            labels = {
+                str(data.classes[int(f)] if data.classes else int(f)): int(c)
+                for f, c in zip(found, counts, strict=True)
+            }
         rows.append({"client": name, "rows": len(examples), "labels": labels})
     if args.out is not None:
         _csv(data, args.out)
     if args.json:
-        print(json.dumps(rows))
         return 0
-    cells = [(r["client"], str(r["rows"]), " ".join(f"{k}:{v}" for k, v in r["labels"].items())) for r in rows]
+    cells = [
+        (r["client"], str(r["rows"]), " ".join(f"{k}:{v}" for k, v in r["labels"].items())) for r in rows
+    ]
     table([say("client"), say("rows"), say("labels")], cells)
     return 0
 
 
 def _csv(data: Any, out: Path) -> None:
-    import csv  # noqa: PLC0415
+    import csv
 
     out.mkdir(parents=True, exist_ok=True)
     columns = list(data.columns) or [f"x{i}" for i in range(data.x[0].size)]
@@ -233,4 +243,7 @@ def _csv(data: Any, out: Path) -> None:
             writer = csv.writer(file)
             writer.writerow([*columns, "label"])
             flat = examples.x.reshape(len(examples), -1)
-            writer.writerows([*map(repr, row.tolist()), label] for row, label in zip(flat, examples.y.tolist(), strict=True))
+            writer.writerows(
+                [*map(repr, row.tolist()), label]
+                for row, label in zip(flat, examples.y.tolist(), strict=True)
+            )

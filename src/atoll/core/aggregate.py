@@ -51,7 +51,9 @@ class Points:
     tables: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = [self.layout.slices[name].stop - self.layout.slices[name].start for name in self.layout.slices]
+        sizes = [
+            self.layout.slices[name].stop - self.layout.slices[name].start for name in self.layout.slices
+        ]
         units = np.repeat(np.exp2(np.array(self.exponents, np.float64)), sizes)
         object.__setattr__(self, "units", units)
 
@@ -126,9 +128,11 @@ class Aggregator(Protocol):
     """The contract; `check_aggregator` of `atoll.testing` proves it for one of your own.
 
     `sees`: "sum" if it needs only the sum of updates, "each" if it must see every one.
+    `at(points, cohort, key)`: the aggregator of one round.
     """
 
-    sees: Literal["sum", "each"]
+    @property
+    def sees(self) -> Literal["sum", "each"]: ...
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Aggregator: ...
 
@@ -178,7 +182,9 @@ class Sum:
         bits = replies[0][1].update.bits
         for peer, reply in replies:
             if reply.update.layout != p.layout or reply.update.bits != bits:
-                raise ProtocolError(f"client {peer} answered with another model's leaves: {reply.update.layout}")
+                raise ProtocolError(
+                    f"client {peer} answered with another model's leaves: {reply.update.layout}"
+                )
         weights = [whole_weight(reply.weight, p.max_weight) for _, reply in replies]
         scales = [w * WEIGHT_UNIT for w in weights]
         limbs = 2 if p.wide and not bits else 1
@@ -206,7 +212,13 @@ class Sum:
         for name, more in b.rows.items():
             rows[name] = rows[name] + more if name in rows else more
         return Partial(
-            a.layout, sums, a.weight + b.weight, a.count + b.count, merge_all(a.metrics, b.metrics), a.bits, rows
+            a.layout,
+            sums,
+            a.weight + b.weight,
+            a.count + b.count,
+            merge_all(a.metrics, b.metrics),
+            a.bits,
+            rows,
         )
 
     def finish(self, partial: Partial) -> Total:
@@ -228,7 +240,9 @@ class Sum:
         return self.points
 
 
-def _add(sums: NDArray[Any], replies: Sequence[tuple[int, Reply]], scales: Sequence[float], p: Points) -> None:
+def _add(
+    sums: NDArray[Any], replies: Sequence[tuple[int, Reply]], scales: Sequence[float], p: Points
+) -> None:
     """Add rint(weight * values * 2**point) of every reply, a block of columns at a time.
 
     Rounding makes whole numbers first. Below 2**53 float64 adds those exactly, above int64 does;
@@ -264,13 +278,17 @@ def _refuse(replies: Sequence[tuple[int, Reply]], p: Points) -> None:
                 )
 
 
-def _add_rows(rows: dict[str, Rows], more: Mapping[str, Rows], p: Points, weight: float, peer: int) -> dict[str, Rows]:
+def _add_rows(
+    rows: dict[str, Rows], more: Mapping[str, Rows], p: Points, weight: float, peer: int
+) -> dict[str, Rows]:
     for name, r in more.items():
         if name not in p.tables:
             raise ProtocolError(f"client {peer} sent sparse rows of {name!r}, which this round does not sum")
         x = np.rint(r.values.astype(np.float64) * (weight * 2.0 ** p.tables[name]))
         if not (np.abs(x) <= p.limit * weight).all():
-            raise ProtocolError(f"client {peer}'s rows of {name!r} are not finite or beyond this round's range")
+            raise ProtocolError(
+                f"client {peer}'s rows of {name!r} are not finite or beyond this round's range"
+            )
         whole = Rows(r.ids, x.astype(np.int64))
         rows = {**rows, name: rows[name] + whole if name in rows else whole}
     return rows

@@ -14,7 +14,9 @@ from .errors import CompositionError
 from .transform import Transform, chain
 
 
-def check(algorithm: Transform, sees: Literal["sum", "each"] = "sum", shows: Literal["sum", "each"] = "each") -> None:
+def check(
+    algorithm: Transform, sees: Literal["sum", "each"] = "sum", shows: Literal["sum", "each"] = "each"
+) -> None:
     """Refuse a chain, an aggregator and an exchange that do not fit.
 
     `sees`: what the aggregator needs; `shows`: what the exchange reveals of single updates.
@@ -34,12 +36,11 @@ def _outward(parts: Sequence[Transform]) -> None:
     for part in parts:
         if part.takes != domain:
             raise CompositionError(
-                f"{part} takes {part.takes} values but {turned} gives {domain} ones: put {part} before {turned}"
+                f"{part} takes {part.takes} values but {turned} gives {domain} ones:"
+                f" put {part} before {turned}"
             )
         if part.needs_bound and bounded is None:
-            raise CompositionError(
-                f"{part} adds noise to a sum nobody bounds: put clip(...) before {part}"
-            )
+            raise CompositionError(f"{part} adds noise to a sum nobody bounds: put clip(...) before {part}")
         if part.loses_bound and bounded is not None:
             raise CompositionError(f"{part} adds back what {bounded} removed: put {part} before {bounded}")
         if part.sets_bound is not None:
@@ -64,33 +65,22 @@ def _inward(parts: Sequence[Transform], sees: Literal["sum", "each"]) -> None:
 
 
 def table(parts: Sequence[Transform]) -> list[tuple[str, str, str]]:
-    """For every ordered pair (left, right): "yes", or the reason it is refused.
+    """For every ordered pair (left, right) of different parts: "yes", or why it is refused.
 
-    Pairs that lack only a mean or a bound get one, so that the pair itself is what is judged.
+    A pair without a mean gets one where it serves both, so that the pair itself is judged.
     """
-    from_left = [p for p in parts if not p.averages]
-    rows = []
-    for left in parts:
-        for right in parts:
-            if left is right:
-                continue
-            rows.append((str(left), str(right), _verdict(left, right, from_left)))
-    return rows
+    return [(str(a), str(b), _verdict(a, b)) for a in parts for b in parts if a is not b]
 
 
-def _verdict(left: Transform, right: Transform, plain: Sequence[Transform]) -> str:
-    pair = chain(left, right)
-    if not any(p.averages for p in (left, right)):
-        # the mean stands where it helps both: after the last part that steps on the mean
-        at = 2 if right.on_mean else 1 if left.on_mean else 0
-        parts = [left, right]
-        parts.insert(at, MEAN)
-        pair = chain(*parts)
+def _verdict(left: Transform, right: Transform) -> str:
+    pair = [left, right]
+    if not (left.averages or right.averages):
+        pair.insert(2 if right.on_mean else 1 if left.on_mean else 0, _MEAN)
     try:
-        check(pair)
+        check(chain(*pair))
     except CompositionError as error:
         return str(error)
     return "yes"
 
 
-MEAN = Transform("mean()", averages=True)
+_MEAN = Transform("mean()", averages=True)

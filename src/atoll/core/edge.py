@@ -23,9 +23,10 @@ from .update import Update
 class Task:
     """What a round asks of some clients.
 
-    `key`: the round's random stream, known to all. `used[i]`: the last round whose aggregate holds clients[i]'s contribution, -1 for none; a
-    client commits the state it staged then and drops any other. `points`: the round's binary
-    points. `want`: train, or only evaluate.
+    `key`: the round's random stream, known to all. `used[i]`: the last round whose aggregate holds
+    clients[i]'s contribution, -1 for none; a client commits the state it staged then and drops any
+    other. `points`: the round's binary points. `cohort`: everybody who was asked. `want`: train, or
+    only evaluate.
     """
 
     round: int
@@ -79,7 +80,9 @@ def contribute(
     for client, c in made:
         update = c.update
         if not silent:
-            ctx = Context(key.at("out", client, task.round), task.round, c.weight, 1, len(task.cohort), c.steps)
+            ctx = Context(
+                key.at("out", client, task.round), task.round, c.weight, 1, len(task.cohort), c.steps
+            )
             state = states.get(client) or algorithm.start(task.params, "out")
             update, after[client] = algorithm.out(update, state, ctx)
         replies.append((client, Reply(update, c.weight, c.metrics)))

@@ -106,7 +106,8 @@ Op: TypeAlias = Ask | Post | Next | SendTo | Recv | Sleep | Work | Checkpoint | 
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What an ask came to. `folded`: the answers folded into one, None without any or without a
-    fold. `replied` in order of arrival, `missing` with each reason, `enough`: quorum reached."""
+    fold. `replied` in order of arrival, `missing` with each reason, `enough`: quorum reached.
+    """
 
     folded: Any
     replied: tuple[str, ...]

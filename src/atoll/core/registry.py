@@ -53,7 +53,7 @@ def parts(kind: str | None = None) -> list[Part]:
     """All parts (of one kind), sorted; loads installed plug-ins of entry point `atoll.parts` once."""
     global _plugged  # noqa: PLW0603  loaded once in a process
     if not _plugged:
-        from importlib.metadata import entry_points  # noqa: PLC0415  slow to import
+        from importlib.metadata import entry_points
 
         _plugged = True
         for plug in entry_points(group="atoll.parts"):

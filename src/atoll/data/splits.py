@@ -157,7 +157,7 @@ def natural(column: str | None = None) -> Partitioner:
     The column stays among the features. `clients` may be left out.
     """
 
-    def deal(dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Deal:  # noqa: ARG001
+    def deal(dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Deal:
         values = dataset.sites if column is None else _column(dataset, column)
         if values is None:
             raise ConfigError(

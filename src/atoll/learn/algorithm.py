@@ -70,7 +70,8 @@ def as_algorithm(given: Algorithm | Transform | Aggregator) -> Algorithm:
     if isinstance(given, (Gather, Buckets, Sum)) or hasattr(given, "sees"):
         return Algorithm(type(given).__name__.lower(), rule=given)
     raise ConfigError(
-        f"an algorithm is a named one such as fedavg(), a chain of transforms or a rule, got {type(given).__name__}"
+        "an algorithm is a named one such as fedavg(), a chain of transforms or a rule,"
+        f" got {type(given).__name__}"
     )
 
 
@@ -89,7 +90,9 @@ def fedavgm(lr: float = 1.0, momentum: float = 0.9) -> Algorithm:
 @part("algorithm")
 def fedadagrad(lr: float = 0.1, b1: float = 0.0, tau: float = 1e-3) -> Algorithm:
     """Adagrad on the server (Reddi et al. 2021, alg. 2)."""
-    return Algorithm("fedadagrad", chain(adagrad(lr, b1, tau), mean()), values={"lr": lr, "b1": b1, "tau": tau})
+    return Algorithm(
+        "fedadagrad", chain(adagrad(lr, b1, tau), mean()), values={"lr": lr, "b1": b1, "tau": tau}
+    )
 
 
 @part("algorithm")
@@ -121,6 +124,6 @@ def _gradient(learner: Any) -> Any:
         return replace(learner, lr=1.0, epochs=1, batch_size=None, momentum=0.0, decay=1.0)
     except TypeError:
         raise ConfigError(
-            f"fedsgd sets lr, epochs, batch_size, momentum and decay, which {type(learner).__name__} does not have:"
-            " use fedavg, or write fit so that its update is minus the gradient"
+            "fedsgd sets lr, epochs, batch_size, momentum and decay, which"
+            f" {type(learner).__name__} does not have: use fedavg, or write fit so that its update is minus the gradient"
         ) from None

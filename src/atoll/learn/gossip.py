@@ -35,7 +35,7 @@ from ..core.registry import part
 from ..core.rng import Rng
 from ..core.update import Update
 from .algorithm import Algorithm, Roles
-from .local import Held, Local
+from .local import Held, Local, reason
 from .rounds import Plan, Progress, add, begin, evaluate, report
 from .select import Everyone
 
@@ -125,12 +125,15 @@ def client(local: Local) -> Responder:
         if last == task.round:
             await tell(p, asked, sent)
             return Told({}, len(asked.weights) * wire(sent), model if asked.show else None)
-        made, failed = await p.work(lambda: local.contributions(replace(task, params=model), (me,)))
         sent, state = model, local.committed.get(me, Held()).learner
         metrics: dict[str, Any] = {}
-        for _, c in made:
+        failed: dict[int, str] = {}
+        try:
+            (c,) = await p.work(lambda: local.contributions(replace(task, params=model), (me,)))
             sent, state = add(model, c.update), c.state
             metrics = {name: lift(m, c.weight) for name, m in c.metrics.items()}
+        except Exception as error:  # noqa: BLE001  it can still average
+            failed[me] = reason(error)
         await tell(p, asked, sent)
         model = await hear(p, asked, sent)
         local.committed[me] = Held(state, (task.round, model, sent))

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
 from ..core.errors import AtollError
-from ..core.message import Contribution, FitContext, Learner, fit_many
+from ..core.message import FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
 from .algorithm import Algorithm
+
+CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
 
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
@@ -30,12 +32,15 @@ class Held(NamedTuple):
     chain: Any = None
 
 
+NOTHING = Held()
+
+
 @dataclass
 class Local:
     """Answers tasks for the clients in `train` (id -> data); `test` holds their own test rows.
 
-    `key`: the run's random stream. `chunk`: clients trained together; the bytes of a result may
-    depend on it for some engines, on `spread` (how chunks are run at once) never.
+    `key`: the run's random stream. Clients are trained in chunks whose updates fill CHUNK bytes,
+    or as many as the learner's own `chunk`. Results never depend on `spread`, which runs them.
     """
 
     learner: Learner
@@ -43,7 +48,6 @@ class Local:
     train: Mapping[int, Any]
     test: Mapping[int, Any]
     key: Rng
-    chunk: int = 16
     spread: Spread = map
 
     def __post_init__(self) -> None:
@@ -56,13 +60,20 @@ class Local:
             return self._evaluate(task)
         for client, used in zip(task.clients, task.used, strict=True):
             self._settle(client, used)
-        chunks = [task.clients[i : i + self.chunk] for i in range(0, len(task.clients), self.chunk)]
+        size = getattr(self.learner, "chunk", None) or max(1, CHUNK // max(task.params.buffer.nbytes, 1))
+        chunks = [task.clients[i : i + size] for i in range(0, len(task.clients), size)]
         aggregator = self._aggregator(task)
         answer = Answer((), None)
         for fresh, held in self.spread(lambda clients: self._fit(task, clients), chunks):
             self.staged |= {client: (task.round, state) for client, state in held.items()}
             answer = merge_answers(aggregator, answer, fresh)
         return answer
+
+    def contributions(self, task: Task, clients: Sequence[int]) -> list[Contribution]:
+        """What these clients learn from the task, as their learner gives it."""
+        key = self._round(task)
+        ctxs = [self._context(key, task, client) for client in clients]
+        return fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
 
     def _settle(self, client: int, used: int) -> None:
         """Commit what was staged if its round was used; drop it otherwise."""
@@ -73,36 +84,40 @@ class Local:
     def _held(self, client: int, used: int = -1) -> Held:
         """A client's state after the last of its contributions that was used, in round `used`."""
         made, held = self.staged.get(client, (None, None))
-        return held if held is not None and made == used else self.committed.get(client, Held())
+        return held if held is not None and made == used else self.committed.get(client, NOTHING)
 
     def _aggregator(self, task: Task) -> Any:
         return self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
 
     def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
-        """Train one chunk: its answer, and the state to stage for each client that has any."""
-        made, failed = self.contributions(task, clients)
-        if not made:
-            return Answer((), None, failed), {}
-        if self.algorithm.weigh == "equal":
-            for _, c in made:
-                c.weight = float(c.weight > 0)
-        states = {client: self._held(client).chain for client in clients}
-        answer, after = contribute(made, self.algorithm.chain, states, self._aggregator(task), task, self.key)
-        held = {client: Held(c.state, after.get(client)) for client, c in made}
-        return replace(answer, failed=failed), {c: h for c, h in held.items() if h.learner is not None or h.chain is not None}
+        """Train one chunk: its answer, and the state to stage for each client that has any.
 
-    def contributions(self, task: Task, clients: Sequence[int]) -> tuple[list[tuple[int, Contribution]], dict[int, str]]:
-        """The chunk's contributions. If one client fails, it is named and the others go on alone."""
-        key = self._round(task)
-        ctxs = [self._context(key, task, client) for client in clients]
+        If something goes wrong, each client is tried alone, and those at fault are named.
+        """
         try:
-            together = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
-            return list(zip(clients, together, strict=True)), {}
+            return self._together(task, clients)
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
-                return [], {clients[0]: _reason(error)}
-        alone = [self.contributions(task, (client,)) for client in clients]
-        return [c for made, _ in alone for c in made], {c: r for _, failed in alone for c, r in failed.items()}
+                return Answer((), None, {clients[0]: reason(error)}), {}
+        answer, held = Answer((), None), {}
+        for client in clients:
+            alone, its = self._fit(task, (client,))
+            answer = merge_answers(self._aggregator(task), answer, alone)
+            held |= its
+        return answer, held
+
+    def _together(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
+        made = self.contributions(task, clients)
+        if self.algorithm.weigh == "equal":
+            for c in made:
+                c.weight = float(c.weight > 0)
+        states = {client: self._held(client).chain for client in clients}
+        pairs = list(zip(clients, made, strict=True))
+        answer, after = contribute(
+            pairs, self.algorithm.chain, states, self._aggregator(task), task, self.key
+        )
+        kept = {client: Held(c.state, after.get(client)) for client, c in pairs}
+        return answer, {c: h for c, h in kept.items() if h.learner is not None or h.chain is not None}
 
     def _round(self, task: Task) -> Rng:
         return self.key.at("clients", task.round)
@@ -119,14 +134,17 @@ class Local:
             if rows is None or not len(rows):
                 continue
             try:
-                metrics = self.learner.evaluate(task.params, rows, self._context(self._round(task), task, client, used))
+                metrics = self.learner.evaluate(
+                    task.params, rows, self._context(self._round(task), task, client, used)
+                )
                 found[client] = {name: lift(m, float(len(rows))) for name, m in metrics.items()}
             except Exception as error:  # noqa: BLE001
-                failed[client] = _reason(error)
+                failed[client] = reason(error)
         return Answer(tuple(found), found, failed)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What to tell of a failure: our own errors in a line, a bug with its traceback."""
     if isinstance(error, AtollError):
         return f"{type(error).__name__}: {error}"
     return "".join(traceback.format_exception(error))

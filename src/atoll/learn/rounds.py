@@ -25,7 +25,6 @@ from .local import Local
 from .select import Choice, Cohort, Everyone
 from .stop import Stop
 
-
 PATIENCE = 3  # empty rounds in a row that a run survives
 
 
@@ -120,11 +119,22 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
     answer = await relay(
         p, task, plan.children, aggregator, quorum=_quorum(plan, cohort), deadline=plan.deadline
     )
-    record = {"round": now.round + 1, "seconds": p.now - began, "cohort": len(cohort), "failed": dict(answer.failed)}
+    record = {
+        "round": now.round + 1,
+        "seconds": p.now - began,
+        "cohort": len(cohort),
+        "failed": dict(answer.failed),
+    }
     if not answer.clients:
         return skip(now, answer), {**record, "clients": 0}
     after, train = apply(plan, now, aggregator, answer, key)
-    return after, {**record, "clients": len(answer.clients), "down": len(cohort) * wire(now.params), "up": answer.sent, "train": train}
+    return after, {
+        **record,
+        "clients": len(answer.clients),
+        "down": len(cohort) * wire(now.params),
+        "up": answer.sent,
+        "train": train,
+    }
 
 
 def _quorum(plan: Plan, cohort: Sequence[int]) -> int | None:
@@ -136,9 +146,10 @@ def _quorum(plan: Plan, cohort: Sequence[int]) -> int | None:
 def skip(now: Progress, answer: Answer) -> Progress:
     """The same model a round later."""
     if now.empty + 1 >= PATIENCE:
-        reasons = {r.strip().splitlines()[-1] for r in answer.failed.values()}
+        reasons = sorted({r.strip() for r in answer.failed.values()}, key=len) or ["nobody was asked"]
         raise QuorumError(
-            f"nobody contributed in {PATIENCE} rounds in a row, up to round {now.round + 1}: {'; '.join(sorted(reasons)[:3])}"
+            f"nobody contributed in {PATIENCE} rounds in a row, up to round {now.round + 1}."
+            f" {len(answer.failed)} clients failed; the first reason: {reasons[-1]}"
         )
     return replace(now, round=now.round + 1, empty=now.empty + 1)
 
@@ -154,7 +165,9 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
     return await plan.cohort.pick(Choice(plan.clients, plan.sizes, key.at("cohort"), losses))
 
 
-def apply(plan: Plan, now: Progress, aggregator: Aggregator, answer: Answer, key: Any) -> tuple[Progress, Any]:
+def apply(
+    plan: Plan, now: Progress, aggregator: Aggregator, answer: Answer, key: Any
+) -> tuple[Progress, Any]:
     """The model after a round: the total back through the chain, added to the params."""
     total = aggregator.finish(answer.partial)
     ctx = Context(key.at("back"), now.round, total.weight, total.count, len(plan.clients))

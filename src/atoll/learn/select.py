@@ -22,7 +22,8 @@ from ..core.rng import Rng
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What a cohort may know: who there is, their sizes in rows (None if unknown), the round's
-    random stream, and a way to ask some clients for their loss under the current model."""
+    random stream, and a way to ask some clients for their loss under the current model.
+    """
 
     clients: Sequence[int]
     sizes: Sequence[int] | None
@@ -31,7 +32,7 @@ class Choice:
 
 
 class Cohort(Protocol):
-    """`quorum(n)`: how many of the n asked must answer; None for all."""
+    """`pick(choice)`: the ids to ask; `quorum(n)`: how many of the n must answer, None for all."""
 
     async def pick(self, choice: Choice) -> tuple[int, ...]: ...
 
@@ -64,7 +65,9 @@ class Sample:
         """How many contributions a round needs, of so many clients: at least 1."""
         wanted = self.count if self.count is not None else round((self.fraction or 0.0) * clients)
         if self.count is not None and self.count > clients:
-            raise ConfigError(f"a cohort of {self.count} cannot come from {clients} clients", "$.cohort.count")
+            raise ConfigError(
+                f"a cohort of {self.count} cannot come from {clients} clients", "$.cohort.count"
+            )
         return max(1, wanted)
 
     async def pick(self, choice: Choice) -> tuple[int, ...]:
@@ -116,7 +119,9 @@ def everyone() -> Everyone:
 
 
 @part("cohort")
-def sample(fraction: float | None = None, count: int | None = None, by: str = "uniform", over: float = 1.0) -> Sample:
+def sample(
+    fraction: float | None = None, count: int | None = None, by: str = "uniform", over: float = 1.0
+) -> Sample:
     """A random `fraction` (0, 1] or `count` of the clients, uniformly or by size; at least one.
 
     `over` >= 1 asks that many times more and takes the first to answer.

@@ -101,7 +101,9 @@ class World:
     def __post_init__(self) -> None:
         for name in ("loss", "repeat", "dropout", "jitter"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is a share: it must be at least 0 and below 1, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"{name} is a share: it must be at least 0 and below 1, got {getattr(self, name)}"
+                )
         if not self.resend > 0:
             raise ConfigError(f"resend must be above 0 seconds, got {self.resend}")
 

@@ -50,7 +50,9 @@ def write(path: Path, data: bytes) -> None:
 def disk_error(error: OSError, path: Path) -> StateError:
     """What went wrong with a file, and what to do."""
     if error.errno == errno.ENOSPC:
-        return StateError(f"the disk is full: {path.name} was not written; free some space, then go on with --resume")
+        return StateError(
+            f"the disk is full: {path.name} was not written; free some space, then go on with --resume"
+        )
     return StateError(f"cannot write {path}: {error.strerror}")
 
 
@@ -64,7 +66,9 @@ class Folder:
     def begin(self, job: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Start a new run here. Raises StateError if the folder already holds one."""
         if (self.root / "job.json").exists():
-            raise StateError(f"{self.root} already holds a run: choose another folder, or go on with --resume")
+            raise StateError(
+                f"{self.root} already holds a run: choose another folder, or go on with --resume"
+            )
         write(self.root / "about.json", _json(about))
         write(self.root / "job.json", _json(job))
         write(self.root / "metrics.jsonl", b"")
@@ -76,7 +80,9 @@ class Folder:
         except FileNotFoundError:
             raise StateError(f"{self.root} holds no run: it has no job.json") from None
         except json.JSONDecodeError:
-            raise StateError(f"{self.root / 'job.json'} is damaged: start the run again in a new folder") from None
+            raise StateError(
+                f"{self.root / 'job.json'} is damaged: start the run again in a new folder"
+            ) from None
         return found
 
     def keep(self, name: str, values: Mapping[str, Any]) -> None:
@@ -99,7 +105,10 @@ class Folder:
         path = self.root / "metrics.jsonl"
         try:
             lines = path.read_text("utf-8").splitlines() if path.exists() else []
-            return [{**r, "sites": _by_id(r.get("sites", {}))} if "sites" in r else r for r in map(json.loads, lines)]
+            return [
+                {**r, "sites": _by_id(r.get("sites", {}))} if "sites" in r else r
+                for r in map(json.loads, lines)
+            ]
         except json.JSONDecodeError:
             raise StateError(f"{path} is damaged: start the run again in a new folder") from None
 
@@ -127,7 +136,10 @@ class Folder:
         history = self.history()
         write(self.root / "metrics.csv", _table(_flat(r) for r in history))
         write(self.root / "sites.csv", _table(_by_site(history)))
-        write(self.root / "model.safetensors", write_arrays({n: np.ascontiguousarray(a) for n, a in params.items()}))
+        write(
+            self.root / "model.safetensors",
+            write_arrays({n: np.ascontiguousarray(a) for n, a in params.items()}),
+        )
         write(self.root / "about.json", _json(about))
 
 

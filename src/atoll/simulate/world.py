@@ -369,7 +369,9 @@ class Simulation:
             self._at(self.now + wait, lambda on=lives: self._arrive(actor.name, peer, packet, size, on))  # type: ignore[misc]
 
     def _cut(self, a: str, b: str) -> bool:
-        return any(c.start <= self.now < c.stop and (a in c.peers) != (b in c.peers) for c in self.world.partitions)
+        return any(
+            c.start <= self.now < c.stop and (a in c.peers) != (b in c.peers) for c in self.world.partitions
+        )
 
     def _arrive(self, sender: str, name: str, packet: Packet, size: int, lives: tuple[int, int]) -> None:
         actor, origin = self._actors[name], self._actors[sender]
@@ -413,7 +415,9 @@ class Simulation:
             self._hub(other, h.Left(name, "crashed"))
             self._hang_up(other, name, f"{name} crashed")
         same = {"pace": old.pace, "requests": old.requests}
-        fresh = _Actor(name, old.key, old.main, old.responder, old.device, old.saved, old.life + 1, up=False, **same)
+        fresh = _Actor(
+            name, old.key, old.main, old.responder, old.device, old.saved, old.life + 1, up=False, **same
+        )
         self._actors[name] = fresh
 
         def restart() -> None:

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import MisuseError, StateError
+from ..core.errors import MisuseError, StateError
+from ..core.update import Update
 from .manifest import LIMITS, Limits
-from .update import Update
 
 _ORDER = "atoll.leaves"  # metadata: a JSON list of names
 

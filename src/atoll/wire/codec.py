@@ -23,8 +23,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from ..core.errors import CodecError, IntegrityError, MisuseError, ProtocolError
 from . import wire_pb2 as pb
-from .errors import CodecError, IntegrityError, MisuseError, ProtocolError
 from .manifest import ALIGN, FRAME, LIMITS, Array, Limits, Message, Section, build, check, manifest
 
 Bytes: TypeAlias = bytes | bytearray | memoryview

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.errors import CodecError, MisuseError
+from ..core.update import Layout, Leaf, Rows, Update
 from . import wire_pb2 as pb
-from .errors import CodecError, MisuseError
-from .update import Layout, Leaf, Rows, Update
 
 Array: TypeAlias = NDArray[Any]
 
@@ -101,6 +101,7 @@ def _code(array: Array) -> Any:
 
 
 def aligned(n: int) -> int:
+    """`n` bytes rounded up to the alignment."""
     return n + -n % ALIGN
 
 
@@ -155,6 +156,7 @@ class Section(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Its bytes in the buffer."""
         return self.size * self.dtype.itemsize
 
 

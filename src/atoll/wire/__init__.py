@@ -1,0 +1,1 @@
+"""Bytes of what core says: messages on a wire, models in files. Formats only, nothing decides here."""
