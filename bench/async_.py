@@ -71,10 +71,19 @@ def rows(played: Mapping[int, Mapping[str, Run]]) -> list[Row]:
     names = list(next(iter(played.values())))
     seconds = {n: median(runs[n].seconds for runs in played.values()) for n in names}
     accuracy = {n: median(runs[n].metrics["accuracy"] for runs in played.values()) for n in names}
+    sooner = {other: seconds[other] / seconds["fedbuff"] for other in GOALS}
     return [
         Row(
-            *(f"fedbuff to {TARGET:.0%}", seconds["fedbuff"], "virtual s", seconds[other] / seconds["fedbuff"]),
-            *(other, accuracy["fedbuff"], accuracy[other], goal, "world", "mnist, similarity 0.5"),
+            name=f"fedbuff to {TARGET:.0%}",
+            value=seconds["fedbuff"],
+            unit="virtual s",
+            ratio=sooner[other],
+            against=other,
+            accuracy=accuracy["fedbuff"],
+            accuracy_against=accuracy[other],
+            target=goal,
+            engine="world",
+            data="mnist, similarity 0.5",
         )
         for other, goal in GOALS.items()
     ]
@@ -90,7 +99,7 @@ def main() -> None:
         played[seed] = play(seed)
         for name, run in played[seed].items():
             updates = sum(r.get("clients", 0) for r in run.history)
-            print(f"seed {seed}  {name:15} {run.seconds:8.1f} virtual s  {len(run.history) - 1:4} steps  {updates:5} updates")
+            print(f"seed {seed}  {name:15} {run.seconds:8.1f} virtual s  {updates:5} updates")
     found = rows(played)
     for row in found:
         print(f"{row.name}: {row.ratio:.2f}x sooner than {row.against} (goal {row.target}x)")

@@ -1,5 +1,6 @@
 """The hub's laws, over any sequence of events: a request closes exactly once; replied ⊎ missing =
-asked; late, duplicate and unknown replies have no effect."""
+asked; late, duplicate and unknown replies have no effect.
+"""
 
 import pytest
 from hypothesis import given
@@ -16,17 +17,35 @@ REQUESTS = range(4)
 def histories(draw):
     """(time, event) pairs in order of time; asks get growing ids, answers name any id and peer."""
     events, now, asked = [], 0.0, 0
-    for kind in draw(st.lists(st.sampled_from(["ask", "reply", "reply", "fail", "left", "tick"]), max_size=40)):
+    for kind in draw(
+        st.lists(st.sampled_from(["ask", "reply", "reply", "fail", "left", "tick"]), max_size=40)
+    ):
         now += draw(st.sampled_from([0.0, 0.5, 1.0]))
         request, peer = draw(st.sampled_from(REQUESTS)), draw(st.sampled_from(PEERS))
         if kind == "ask":
             peers = draw(st.lists(st.sampled_from(PEERS), unique=True))
             quorum = draw(st.none() | st.integers(1, len(peers))) if peers else None
-            events.append((now, Asked(asked, dict.fromkeys(peers, "?"), quorum, draw(st.sampled_from([None, 0.0, 1.0, 3.0])))))
+            events.append(
+                (
+                    now,
+                    Asked(
+                        asked, dict.fromkeys(peers, "?"), quorum, draw(st.sampled_from([None, 0.0, 1.0, 3.0]))
+                    ),
+                )
+            )
             asked += 1
         else:
-            events.append((now, {"reply": Replied(request, peer, "!"), "fail": Failed(request, peer, "no"),
-                                 "left": Left(peer), "tick": Tick()}[kind]))
+            events.append(
+                (
+                    now,
+                    {
+                        "reply": Replied(request, peer, "!"),
+                        "fail": Failed(request, peer, "no"),
+                        "left": Left(peer),
+                        "tick": Tick(),
+                    }[kind],
+                )
+            )
     return [*events, (now + 10.0, Tick()), *((now + 10.0, Left(peer)) for peer in PEERS)]
 
 
@@ -107,10 +126,17 @@ def test_an_ask_of_nobody_is_over_at_once_and_enough():
     assert Hub().handle(0.0, Asked(0, {})) == [Closed(0, (), {}, enough=True)]
 
 
-@pytest.mark.parametrize("ask", [
-    Asked(0, {"a": 1}, 2), Asked(0, {"a": 1}, 0), Asked(0, {"a": 1}, -1), Asked(0, {}, 1),
-    Asked(0, {"a": 1}, None, -1.0), Asked(0, {"a": 1}, None, float("nan")),
-])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        Asked(0, {"a": 1}, 2),
+        Asked(0, {"a": 1}, 0),
+        Asked(0, {"a": 1}, -1),
+        Asked(0, {}, 1),
+        Asked(0, {"a": 1}, None, -1.0),
+        Asked(0, {"a": 1}, None, float("nan")),
+    ],
+)
 def test_impossible_asks_are_refused_and_leave_nothing_open(ask):
     hub = Hub()
     with pytest.raises(MisuseError):

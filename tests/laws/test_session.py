@@ -1,5 +1,6 @@
 """A session's law: whatever the net loses, repeats or reorders, every body arrives exactly once and
-in order as long as something gets through in the end; and it never hands out what was not sent."""
+in order as long as something gets through in the end; and it never hands out what was not sent.
+"""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +41,9 @@ class Net:
         self.flying[end] += self.ends[end].unacked()
 
 
-steps = st.tuples(st.sampled_from(["push", "arrive", "repeat", "lose", "resend"]), st.sampled_from("ab"), st.integers(0, 9))
+steps = st.tuples(
+    st.sampled_from(["push", "arrive", "repeat", "lose", "resend"]), st.sampled_from("ab"), st.integers(0, 9)
+)
 
 
 def play(schedule):

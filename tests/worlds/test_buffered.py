@@ -70,12 +70,19 @@ def test_fedasync_mixes_the_clients_model_with_weights_that_sum_to_one(flying):
 
 
 def test_fedasync_that_takes_everything_ends_at_the_clients_model():
-    assert end(Target(), fedasync(lr=1.0, concurrency=1), rounds=1).params["w"][0] == pytest.approx(3.0, abs=1e-9)
+    assert end(Target(), fedasync(lr=1.0, concurrency=1), rounds=1).params["w"][0] == pytest.approx(
+        3.0, abs=1e-9
+    )
 
 
-@pytest.mark.parametrize(("kind", "expected"), [
-    ("constant", [1, 1, 1, 1]), ("polynomial", [1, 4**-0.25, 5**-0.25, 10**-0.25]), ("hinge", [1, 1, 1, 1 / (0.25 * 5 + 1)]),
-])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("polynomial", [1, 4**-0.25, 5**-0.25, 10**-0.25]),
+        ("hinge", [1, 1, 1, 1 / (0.25 * 5 + 1)]),
+    ],
+)
 def test_the_weights_of_stale_updates(kind, expected):
     weight = staleness_weight(kind, 0.25, 4)
     assert [weight(tau) for tau in (0, 3, 4, 9)] == pytest.approx(expected)
@@ -104,7 +111,10 @@ def test_no_more_than_concurrency_are_ever_in_flight():
 
 
 def test_the_cohort_says_how_many_are_in_flight_unless_concurrency_does():
-    first = [end(Ones(), fedbuff(size=1, **c), cohort=sample(0.5)).history[1]["down"] // 8 for c in ({}, {"concurrency": 2})]
+    first = [
+        end(Ones(), fedbuff(size=1, **c), cohort=sample(0.5)).history[1]["down"] // 8
+        for c in ({}, {"concurrency": 2})
+    ]
     assert first == [4, 2]
 
 
@@ -112,7 +122,12 @@ def test_dead_clients_never_block():
     never = 1e9
     dead = tuple(Crash(f"client{i}", 0.5, never) for i in range(3))
     cut = (Partition(frozenset({"client3", "client4"}), 0.5, never),)
-    run = end(Drift(), fedbuff(size=3, concurrency=5), world=World(**SLOW, crashes=dead, partitions=cut), deadline=30.0)
+    run = end(
+        Drift(),
+        fedbuff(size=3, concurrency=5),
+        world=World(**SLOW, crashes=dead, partitions=cut),
+        deadline=30.0,
+    )
     assert run.history[-1]["round"] == T
     assert {"crashed", "deadline"} <= {why for r in run.history[1:] for why in r["failed"].values()}
 
@@ -128,7 +143,9 @@ def test_clients_that_all_fail_end_the_run():
 
 @pytest.mark.parametrize("world", [None, World(**SLOW)], ids=["instant", "slow"])
 def test_evaluation_takes_no_time_and_changes_nothing(world):
-    often, seldom = (end(Drift(), fedbuff(size=3, concurrency=5), world=world, every=every) for every in (1, T))
+    often, seldom = (
+        end(Drift(), fedbuff(size=3, concurrency=5), world=world, every=every) for every in (1, T)
+    )
     assert often.params == seldom.params
     assert often.seconds == seldom.seconds
     assert (often.seconds > 0) == (world is not None)
@@ -136,8 +153,14 @@ def test_evaluation_takes_no_time_and_changes_nothing(world):
 
 
 def test_edges_pass_tasks_on():
-    worlds = [end(Drift(), fedbuff(size=3, concurrency=5), world=World(**SLOW), topology=t) for t in (tree((2,)), tree((2, 2)))]
-    assert all(run.params == end(Drift(), fedbuff(size=3, concurrency=5), world=World(**SLOW)).params for run in worlds)
+    worlds = [
+        end(Drift(), fedbuff(size=3, concurrency=5), world=World(**SLOW), topology=t)
+        for t in (tree((2,)), tree((2, 2)))
+    ]
+    assert all(
+        run.params == end(Drift(), fedbuff(size=3, concurrency=5), world=World(**SLOW)).params
+        for run in worlds
+    )
 
 
 @pytest.mark.parametrize("trouble", SAME)
@@ -150,16 +173,16 @@ def test_it_goes_on_in_every_kind_of_trouble(trouble):
 @pytest.mark.parametrize("algorithm", [fedbuff(size=3, concurrency=5), fedasync(concurrency=3)], ids=str)
 @pytest.mark.parametrize("cut", [1, 3, 6])
 def test_a_cut_off_run_goes_on_bit_for_bit(tmp_path, algorithm, cut):
-    class Stop(Exception):
+    class CutError(Exception):
         pass
 
     def watch(record):
         if record["round"] == cut + 1:
-            raise Stop
+            raise CutError
 
     job = Job(Drift(), algorithm, rounds=T)
     whole = simulate(job, clients(), 1)
-    with pytest.raises(Stop):
+    with pytest.raises(CutError):
         simulate(job, clients(), 1, out=tmp_path / "run", watch=watch)
     again = simulate(job, clients(), 1, out=tmp_path / "run", resume=True)
     assert again.params == whole.params
@@ -172,11 +195,20 @@ def test_the_model_is_found_without_waiting_for_slow_clients():
     assert run.seconds == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("wrong", [
-    lambda: fedbuff(size=0), lambda: fedbuff(concurrency=0), lambda: fedbuff(lr=0.0), lambda: fedbuff(exponent=-1.0),
-    lambda: fedbuff(staleness="exponential"), lambda: fedasync(lr=1.5), lambda: fedasync(lr=0.0),
-    lambda: end(Ones(), fedbuff(size=9)), lambda: end(Ones(), fedbuff(size=2), cohort=power_of_choice(2, 4)),
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: fedbuff(size=0),
+        lambda: fedbuff(concurrency=0),
+        lambda: fedbuff(lr=0.0),
+        lambda: fedbuff(exponent=-1.0),
+        lambda: fedbuff(staleness="exponential"),
+        lambda: fedasync(lr=1.5),
+        lambda: fedasync(lr=0.0),
+        lambda: end(Ones(), fedbuff(size=9)),
+        lambda: end(Ones(), fedbuff(size=2), cohort=power_of_choice(2, 4)),
+    ],
+)
 def test_what_cannot_be_is_refused_before_anything_runs(wrong):
     with pytest.raises(ConfigError):
         wrong()

@@ -34,7 +34,9 @@ def test_an_ask_folds_answers_as_they_come_and_names_who_did_not_answer():
         raise DataError("no rows here")
 
     async def main(p):
-        return await p.ask({"a": 1, "b": 2, "c": 3}, fold=lambda so_far, peer, body: [*(so_far or []), (peer, body)])
+        return await p.ask(
+            {"a": 1, "b": 2, "c": 3}, fold=lambda so_far, peer, body: [*(so_far or []), (peer, body)]
+        )
 
     _, answers = run(main, {"a": ("answers", echo), "b": ("answers", refuse), "c": ("answers", echo)})
     assert answers.folded == [("a", 1), ("c", 3)]
@@ -64,7 +66,7 @@ def test_an_answer_that_does_not_fit_is_set_aside_and_the_others_count():
     async def main(p):
         return await p.ask({"a": 1, "b": -2, "c": 3}, fold=fold)
 
-    _, answers = run(main, {name: ("answers", echo) for name in "abc"})
+    _, answers = run(main, dict.fromkeys("abc", ("answers", echo)))
     assert answers.folded == 4
     assert answers.replied == ("a", "c")
     assert answers.missing == {"b": "ProtocolError: weights are at least 0"}
@@ -100,18 +102,26 @@ def test_posts_come_back_in_order_of_arrival_each_with_its_number():
         return [(numbers[f.number], f.body, f.reason, f.peer) for f in found]
 
     _, found = run(main, {"a": ("answers", slow), "b": ("answers", slow)})
-    assert found == [(None, None, "deadline", "b"), (1.0, 1.0, "", "a"), (2.0, 2.0, "", "a"), (3.0, 3.0, "", "a")]
+    assert found == [
+        (None, None, "deadline", "b"),
+        (1.0, 1.0, "", "a"),
+        (2.0, 2.0, "", "a"),
+        (3.0, 3.0, "", "a"),
+    ]
 
 
-@pytest.mark.parametrize(("wrong", "match"), [
-    (lambda p: p.ask({"q": 1}), "no 'q' in this world: choose from a, main"),
-    (lambda p: p.ask({"a": 1}, quorum=2), "quorum of 2"),
-    (lambda p: p.ask({"a": 1}, deadline=-1.0), "at least 0 seconds"),
-    (lambda p: p.post("nobody", 1), "no 'nobody'"),
-    (lambda p: p.send("nobody", "box", 1), "no 'nobody'"),
-    (lambda p: p.recv("nobody", "box"), "no 'nobody'"),
-    (lambda p: p.sleep(-1.0), "at least 0 seconds"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (lambda p: p.ask({"q": 1}), "no 'q' in this world: choose from a, main"),
+        (lambda p: p.ask({"a": 1}, quorum=2), "quorum of 2"),
+        (lambda p: p.ask({"a": 1}, deadline=-1.0), "at least 0 seconds"),
+        (lambda p: p.post("nobody", 1), "no 'nobody'"),
+        (lambda p: p.send("nobody", "box", 1), "no 'nobody'"),
+        (lambda p: p.recv("nobody", "box"), "no 'nobody'"),
+        (lambda p: p.sleep(-1.0), "at least 0 seconds"),
+    ],
+)
 def test_a_role_that_asks_wrongly_gets_the_error_where_it_asked_and_may_go_on(wrong, match):
     async def main(p):
         with pytest.raises(MisuseError, match=match):
@@ -131,7 +141,11 @@ def test_mail_arrives_once_and_in_order_per_sender_and_box(seed):
             await p.send("main", "even" if i % 2 == 0 else "odd", (p.name, i))
 
     async def main(p):
-        return {(peer, box): [(await p.recv(peer, box))[1] for _ in range(20)] for peer in "ab" for box in ("odd", "even")}
+        return {
+            (peer, box): [(await p.recv(peer, box))[1] for _ in range(20)]
+            for peer in "ab"
+            for box in ("odd", "even")
+        }
 
     world = World(delay=uniform(0, 3), loss=0.4, repeat=0.4, resend=2.0)
     _, got = run(main, {"a": ("main", writer), "b": ("main", writer)}, world, seed)
@@ -176,7 +190,7 @@ def test_everybody_waiting_for_ever_is_an_error_that_says_who_and_why():
     async def main(p):
         await p.ask({"b": 1})
 
-    with pytest.raises(MisuseError, match="main waits .* nobody will send.*a stopped: the columns differ"):
+    with pytest.raises(MisuseError, match=r"main waits .* nobody will send.*a stopped: the columns differ"):
         run(main, {"a": ("main", fails), "b": ("answers", waits)})
 
 
@@ -244,7 +258,9 @@ def test_a_reader_learns_once_that_its_peer_crashed_and_can_send_again(seed):
             await p.sleep(0.5)
         return gone
 
-    world = World(delay=uniform(0.0, 1.0), loss=0.2, crashes=tuple(Crash("a", at, 0.7) for at in (2.0, 5.0, 5.9, 20.0)))
+    world = World(
+        delay=uniform(0.0, 1.0), loss=0.2, crashes=tuple(Crash("a", at, 0.7) for at in (2.0, 5.0, 5.9, 20.0))
+    )
     assert 1 <= run(main, {"a": ("main", pong)}, world, seed)[1] <= 4
 
 
@@ -268,9 +284,13 @@ def test_a_crash_while_nobody_was_waiting_is_learnt_at_the_next_recv_and_only_th
     assert run(main, {"a": ("main", adder)}, World(crashes=(Crash("a", 1.0, 0.5),)))[1] == 3
 
 
-@pytest.mark.parametrize("world", [
-    World(crashes=(Crash("clent1", 1.0),)), World(partitions=(Partition(frozenset({"clent1"}), 0.0, 1.0),)),
-])
+@pytest.mark.parametrize(
+    "world",
+    [
+        World(crashes=(Crash("clent1", 1.0),)),
+        World(partitions=(Partition(frozenset({"clent1"}), 0.0, 1.0),)),
+    ],
+)
 def test_faults_of_peers_that_are_not_there_are_refused(world):
     async def main(p):
         return None
@@ -318,7 +338,7 @@ def test_work_takes_a_devices_own_time_or_a_share_of_it():
         took = {}
         for share in (1.0, 0.5, 0.0):
             began = p.now
-            took[share] = (await p.ask({"a": share}, fold=lambda so_far, peer, now: now)).folded - began  # noqa: B023
+            took[share] = (await p.ask({"a": share}, fold=lambda so_far, peer, now: now)).folded - began
         return took
 
     took = run(main, {"a": ("answers", half)}, World(compute=lognormal(0, 1)))[1]
@@ -341,8 +361,9 @@ from atoll.core.rng import Rng
 from atoll.simulate.faults import *
 from atoll.simulate.world import Simulation
 seen = []
-sim = Simulation(World(compute=lognormal(0, 1), jitter=.2, delay=uniform(0, 1), loss=.2, repeat=.2, dropout=.1,
-                       crashes=(Crash("main", 4.0), *(Crash(f"p{k}", 5.3) for k in range(4)))), Rng.of(3), on_note=lambda peer, r: seen.append(r))
+crashes = Crash("main", 4.0), *(Crash(f"p{k}", 5.3) for k in range(4))
+world = World(lognormal(0, 1), .2, uniform(0, 1), loss=.2, repeat=.2, dropout=.1, crashes=crashes)
+sim = Simulation(world, Rng.of(3), on_note=lambda peer, record: seen.append(record))
 async def answer(p, body): return await p.work(lambda: body)
 async def main(p):
     for i in range(p.restored or 0, 6):
@@ -358,8 +379,13 @@ print(seen)
 
 def test_the_trace_does_not_depend_on_the_interpreters_hash_seed():
     traces = {
-        subprocess.run([sys.executable, "-c", TRACE], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
-                       check=True, capture_output=True, text=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", TRACE],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         for seed in ("1", "2", "3")
     }
     assert len(traces) == 1

@@ -82,7 +82,12 @@ def test_whatever_the_net_does_every_model_is_the_same_bytes(trouble):
 
 def test_a_dead_or_dropped_neighbour_blocks_nobody():
     job = Job(Drift(), gossip("ring"), rounds=12, deadline=20.0)
-    world = World(**SLOW, delay=constant(0.1), dropout=0.2, crashes=(Crash("client2", 3.0, 30.0), Crash("client5", 9.0, 1.0)))
+    world = World(
+        **SLOW,
+        delay=constant(0.1),
+        dropout=0.2,
+        crashes=(Crash("client2", 3.0, 30.0), Crash("client5", 9.0, 1.0)),
+    )
     run = simulate(job, clients(), 3, world=world)
     assert run.history[-1]["round"] == 12
     assert all(r["clients"] + len(r["failed"]) == 8 for r in run.history[1:])
@@ -109,16 +114,16 @@ def test_traffic_is_what_neighbours_send():
 
 
 def test_a_cut_off_run_goes_on_bit_for_bit(tmp_path):
-    class Stop(Exception):
+    class CutError(Exception):
         pass
 
     def watch(record):
         if record["round"] == 3:
-            raise Stop
+            raise CutError
 
     job = Job(Drift(), gossip("ring"), rounds=5)
     whole = simulate(job, clients(), 1)
-    with pytest.raises(Stop):
+    with pytest.raises(CutError):
         simulate(job, clients(), 1, out=tmp_path / "run", watch=watch)
     assert simulate(job, clients(), 1, out=tmp_path / "run", resume=True).params == whole.params
 

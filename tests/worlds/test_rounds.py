@@ -1,5 +1,6 @@
 """Synchronous rounds in every kind of trouble: no contribution is lost, used twice or mixed up, and
-where everybody answers in the end the model is bit for bit that of the undisturbed run."""
+where everybody answers in the end the model is bit for bit that of the undisturbed run.
+"""
 
 import numpy as np
 import pytest
@@ -43,7 +44,9 @@ def test_a_disturbed_run_ends_with_the_model_of_the_undisturbed_one(trouble, sha
 @pytest.mark.parametrize("algorithm", [fedadam(lr=0.1), *RULES.values()], ids=["fedadam", *RULES])
 def test_flat_and_trees_are_the_same_bytes_for_every_rule(algorithm):
     runs = [simulate(drift(algorithm=algorithm, topology=shape), clients(), 5) for shape in TREES.values()]
-    runs.append(simulate(drift(algorithm=algorithm, topology=tree((3, 1, 2))), clients(), 5, world=World(**SLOW)))
+    runs.append(
+        simulate(drift(algorithm=algorithm, topology=tree((3, 1, 2))), clients(), 5, world=World(**SLOW))
+    )
     assert all(run.params == runs[0].params for run in runs)
 
 
@@ -60,7 +63,11 @@ def test_the_number_of_workers_changes_nothing(workers):
 @pytest.mark.parametrize("seed", range(25))
 def test_in_chaos_every_used_contribution_is_used_once_and_its_client_knows(seed, shape):
     names = ["coordinator", *(f"client{i}" for i in range(CLIENTS)), *EDGES[shape]]
-    count_all(Job(Tally(), chain(mean(over=1)), rounds=8, topology=TREES[shape], deadline=15.0), chaos(seed, names), seed)
+    count_all(
+        Job(Tally(), chain(mean(over=1)), rounds=8, topology=TREES[shape], deadline=15.0),
+        chaos(seed, names),
+        seed,
+    )
 
 
 @pytest.mark.parametrize("shape", TREES)
@@ -86,10 +93,18 @@ def count_all(job, world, seed):
         assert all(site["behind"] == 0 for site in record.get("sites", {}).values())
 
 
-@pytest.mark.parametrize("algorithm", [None, fedbuff(size=3, concurrency=4), fedasync(concurrency=3)], ids=["rounds", "fedbuff", "fedasync"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [None, fedbuff(size=3, concurrency=4), fedasync(concurrency=3)],
+    ids=["rounds", "fedbuff", "fedasync"],
+)
 def test_same_seed_same_trace_and_another_seed_another(algorithm):
     names = ["coordinator", *(f"client{i}" for i in range(CLIENTS))]
-    job = Job(Drift(), rounds=6, deadline=9.0) if algorithm is None else Job(Drift(), algorithm, rounds=6, deadline=9.0)
+    job = (
+        Job(Drift(), rounds=6, deadline=9.0)
+        if algorithm is None
+        else Job(Drift(), algorithm, rounds=6, deadline=9.0)
+    )
     runs = [simulate(job, clients(), seed, world=chaos(4, names)) for seed in (1, 1, 2)]
     assert runs[0].history == runs[1].history
     assert runs[0].params == runs[1].params
@@ -117,7 +132,9 @@ def test_dropped_out_clients_are_named_and_the_rest_is_averaged():
 
 def test_over_selection_takes_the_first_and_waits_for_nobody():
     job = Job(Drift(), rounds=5, cohort=sample(count=4, over=1.5), sites=False)
-    fast, slow = (simulate(j, clients(), 1, world=World(**SLOW)) for j in (job, job.replace(cohort=sample(count=6))))
+    fast, slow = (
+        simulate(j, clients(), 1, world=World(**SLOW)) for j in (job, job.replace(cohort=sample(count=6)))
+    )
     assert [r["clients"] for r in fast.history[1:]] == [4] * 5
     assert set(fast.history[1]["failed"].values()) == {"not needed"}
     assert fast.seconds < slow.seconds

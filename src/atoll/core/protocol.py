@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .errors import MisuseError
 from .rng import Rng
 
 Fold: TypeAlias = Callable[[Any, str, Any], Any]
@@ -202,7 +203,9 @@ class Party:
         return await _do(Recv(peer, name, self._within(within)))
 
     async def sleep(self, seconds: float) -> None:
-        """Let so many seconds pass."""
+        """Let so many seconds pass, at least 0."""
+        if not seconds >= 0:
+            raise MisuseError(f"a role sleeps at least 0 seconds, got {seconds}")
         await _do(Sleep(seconds))
 
     async def work(self, run: Callable[[], Any], *, share: float = 1.0) -> Any:

@@ -129,8 +129,8 @@ class Buffer:
         if rule.oldest is not None and age > rule.oldest:
             self.dropped += 1
             return True
-        assert task.points is not None
-        total = plan.algorithm.rule.at(task.points, task.cohort, task.key).finish(answer.partial)
+        rule_then = plan.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
+        total = rule_then.finish(answer.partial)
         update = total.update
         if rule.mix:
             update = update + task.params - now.params
@@ -140,12 +140,22 @@ class Buffer:
         return True
 
     def record(self, now: Progress, seconds: float) -> dict[str, Any]:
-        """The record of the step it went into; `staleness` is the mean age, `ages[k]` how many were k steps old."""
+        """The step's record; `staleness` is the mean age, `ages[k]` how many were k steps old."""
         ages = [self.ages.count(age) for age in range(max(self.ages) + 1)]
         failed = dict(self.failed)
-        record: dict[str, Any] = {"round": now.round, "seconds": seconds, "cohort": len(self.ages) + len(failed) + self.dropped}
+        record: dict[str, Any] = {
+            "round": now.round,
+            "seconds": seconds,
+            "cohort": len(self.ages) + len(failed) + self.dropped,
+        }
         record |= {"clients": len(self.ages), "failed": failed, "dropped": self.dropped}
-        return {**record, "staleness": sum(self.ages) / len(self.ages), "ages": ages, "down": self.down, "up": self.up}
+        return {
+            **record,
+            "staleness": sum(self.ages) / len(self.ages),
+            "ages": ages,
+            "down": self.down,
+            "up": self.up,
+        }
 
 
 async def coordinator(rule: Buffered, p: Party, plan: Plan) -> Progress:
@@ -192,7 +202,9 @@ def concurrency(rule: Buffered, plan: Plan) -> int:
     """How many clients are in flight. Raises ConfigError where the numbers do not fit."""
     clients = len(plan.clients)
     if rule.size > clients:
-        raise ConfigError(f"{clients} clients, once each, cannot fill a buffer of {rule.size}", "$.algorithm.size")
+        raise ConfigError(
+            f"{clients} clients, once each, cannot fill a buffer of {rule.size}", "$.algorithm.size"
+        )
     if rule.concurrency is not None:
         return min(rule.concurrency, clients)
     match plan.cohort:
@@ -200,7 +212,9 @@ def concurrency(rule: Buffered, plan: Plan) -> int:
             return clients
         case Sample(by="uniform") as cohort:
             return cohort.size(clients)
-    raise ConfigError("asynchronous learning draws clients uniformly: use sample(...) or everyone()", "$.cohort")
+    raise ConfigError(
+        "asynchronous learning draws clients uniformly: use sample(...) or everyone()", "$.cohort"
+    )
 
 
 def staleness_weight(kind: Staleness, exponent: float, after: int) -> Callable[[int], float]:
@@ -233,7 +247,13 @@ def fedbuff(
     """
     _whole(size=size, concurrency=concurrency)
     rule = Buffered(size, concurrency, staleness_weight(staleness, exponent, after), max_staleness)
-    values = {"size": size, "concurrency": concurrency, "staleness": staleness, "exponent": exponent, "after": after}
+    values = {
+        "size": size,
+        "concurrency": concurrency,
+        "staleness": staleness,
+        "exponent": exponent,
+        "after": after,
+    }
     values |= {"lr": lr, "max_staleness": max_staleness}
     return _algorithm("fedbuff", rule, lr, values)
 
@@ -247,7 +267,7 @@ def fedasync(
     after: int = 4,
     max_staleness: int | None = None,
 ) -> Algorithm:
-    """Mix every model that comes in into the server's: w = (1 - a) w + a w_k, a = lr * s(tau) (Xie et al. 2019).
+    """Mix each model that comes in: w = (1 - a) w + a w_k, a = lr * s(tau) (Xie et al. 2019).
 
     `lr`: above 0, at most 1. `concurrency`, `max_staleness`: as in fedbuff.
     """
@@ -255,7 +275,13 @@ def fedasync(
         raise ConfigError(f"fedasync mixes models: lr must be at most 1, got {lr}")
     _whole(concurrency=concurrency)
     rule = Buffered(1, concurrency, staleness_weight(staleness, exponent, after), max_staleness, mix=True)
-    values = {"lr": lr, "concurrency": concurrency, "staleness": staleness, "exponent": exponent, "after": after}
+    values = {
+        "lr": lr,
+        "concurrency": concurrency,
+        "staleness": staleness,
+        "exponent": exponent,
+        "after": after,
+    }
     return _algorithm("fedasync", rule, lr, {**values, "max_staleness": max_staleness})
 
 

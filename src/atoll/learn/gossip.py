@@ -67,7 +67,9 @@ class Told:
 async def coordinator(kind: str, degree: int, p: Party, plan: Plan) -> Progress:
     """Call the rounds, mean the models when it is time to evaluate; resumes from `p.restored`."""
     if plan.cohort != Everyone() or any(len(clients) > 1 for clients in plan.children.values()):
-        raise ConfigError("gossip knows neither cohorts nor edges: use everyone() and a flat topology", "$.algorithm")
+        raise ConfigError(
+            "gossip knows neither cohorts nor edges: use everyone() and a flat topology", "$.algorithm"
+        )
     now = p.restored or begin(plan, p)
     weights = metropolis(graph(kind, degree, plan.clients, p.key.at("graph")))
     if now.round == 0:
@@ -89,10 +91,14 @@ async def one_round(
     for c in plan.clients:
         task = Task(now.round, key, (c,), (-1,), now.params, cohort=plan.clients)
         turns[name[c]] = Turn(task, {name[other]: w for other, w in weights[c].items()}, show)
-    answers = await p.ask(turns, deadline=plan.deadline, fold=lambda so_far, peer, told: {**(so_far or {}), peer: told})
+    answers = await p.ask(
+        turns, deadline=plan.deadline, fold=lambda so_far, peer, told: {**(so_far or {}), peer: told}
+    )
     told: dict[str, Told] = {peer: answers.folded[peer] for peer in name.values() if peer in answers.replied}
     if not told:
-        raise QuorumError(f"no client took part in round {now.round + 1}: {next(iter(answers.missing.values()))}")
+        raise QuorumError(
+            f"no client took part in round {now.round + 1}: {next(iter(answers.missing.values()))}"
+        )
     failed = {c: answers.missing[peer] for c, peer in name.items() if peer in answers.missing}
     metrics: dict[str, Any] = {}
     for one in told.values():
@@ -178,7 +184,9 @@ def graph(kind: str, degree: int, clients: Sequence[int], key: Rng) -> Graph:
 
 def metropolis(near: Graph) -> dict[int, dict[int, float]]:
     """W_ij by client and neighbour, sorted; what is missing to 1 is the client's own weight."""
-    return {c: {o: 1.0 / (1 + max(len(near[c]), len(near[o]))) for o in sorted(near[c])} for c in sorted(near)}
+    return {
+        c: {o: 1.0 / (1 + max(len(near[c]), len(near[o]))) for o in sorted(near[c])} for c in sorted(near)
+    }
 
 
 @part("algorithm")
@@ -190,7 +198,9 @@ def gossip(graph: Literal["ring", "random", "complete"] = "ring", degree: int = 
     if graph not in ("ring", "random", "complete"):
         raise ConfigError(f'graph is "ring", "random" or "complete", got {graph!r}')
     if degree < 2 or degree % 2:
-        raise ConfigError(f"a random graph is made of rings: degree must be even and at least 2, got {degree}")
+        raise ConfigError(
+            f"a random graph is made of rings: degree must be even and at least 2, got {degree}"
+        )
     roles = Roles(partial(coordinator, graph, degree), client)
     values = {"graph": graph, **({"degree": degree} if graph == "random" else {})}
     return Algorithm("gossip", weigh="equal", protocol=roles, values=values)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
 from ..core.errors import AtollError
-from ..core.message import FitContext, Learner, fit_many
+from ..core.message import Contribution, FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
 from .algorithm import Algorithm
@@ -99,7 +99,8 @@ class Local:
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
                 return Answer((), None, {clients[0]: reason(error)}), {}
-        answer, held = Answer((), None), {}
+        answer = Answer((), None)
+        held: dict[int, Held] = {}
         for client in clients:
             alone, its = self._fit(task, (client,))
             answer = merge_answers(self._aggregator(task), answer, alone)

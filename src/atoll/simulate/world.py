@@ -41,7 +41,8 @@ class _Letter:
 @dataclass(slots=True)
 class _Waiting:
     """A role that asked, what it has folded so far and whose answers did not fit; or the peer a
-    post went to."""
+    post went to.
+    """
 
     role: _Role | None
     fold: op.Fold | None
@@ -53,7 +54,8 @@ class _Waiting:
 @dataclass(slots=True, eq=False)
 class _Actor:
     """One life of a peer. A crash ends it for good; a restart is a new life with the old
-    checkpoint. Request ids go on from life to life, so no answer finds a wrong question."""
+    checkpoint. Request ids go on from life to life, so no answer finds a wrong question.
+    """
 
     name: str
     key: Rng
@@ -142,7 +144,9 @@ class Simulation:
         if the world speaks of a peer that is not in it.
         """
         self._names = tuple(self._actors)
-        self._known(*(c.peer for c in self.world.crashes), *(n for c in self.world.partitions for n in c.peers))
+        self._known(
+            *(c.peer for c in self.world.crashes), *(n for c in self.world.partitions for n in c.peers)
+        )
         for actor in self._actors.values():
             self._begin(actor)
         for crash in self.world.crashes:
@@ -152,7 +156,9 @@ class Simulation:
                 raise self._errors[until]
             if not self._events:
                 why = "".join(f"; {name} stopped: {error}" for name, error in self._errors.items())
-                raise MisuseError(f"{until} waits for an answer that nobody will send, at {self.now:g} s{why}")
+                raise MisuseError(
+                    f"{until} waits for an answer that nobody will send, at {self.now:g} s{why}"
+                )
             self.now, _, act = heapq.heappop(self._events)
             act()
         return self._results[until]
@@ -163,13 +169,13 @@ class Simulation:
     # -- roles ------------------------------------------------------------------------------
 
     def _begin(self, actor: _Actor) -> None:
-        if actor.main is not None:
-            self._at(self.now, lambda: self._start(actor, lambda p: self._main(actor, p), None))
+        main = actor.main
+        if main is not None:
+            self._at(self.now, lambda: self._start(actor, lambda p: self._main(actor, main(p)), None))
 
-    async def _main(self, actor: _Actor, p: Party) -> None:
-        assert actor.main is not None
+    async def _main(self, actor: _Actor, run: Run) -> None:
         try:
-            self._results[actor.name] = await actor.main(p)
+            self._results[actor.name] = await run
         except AtollError as error:
             self._errors[actor.name] = error
             for other in self._actors.values():
@@ -200,7 +206,9 @@ class Simulation:
                 self._ask(actor, _Waiting(role, fold), messages, quorum, deadline)
             case op.Post(peer, body, deadline):
                 self._known(peer)
-                self._soon(role, self._ask(actor, _Waiting(None, _keep, posted=peer), {peer: body}, 1, deadline))
+                self._soon(
+                    role, self._ask(actor, _Waiting(None, _keep, posted=peer), {peer: body}, 1, deadline)
+                )
             case op.Next():
                 actor.nexts.append(role)
                 self._feed(actor)
@@ -212,8 +220,6 @@ class Simulation:
                 self._known(peer)
                 self._recv(actor, role, (peer, name), within)
             case op.Sleep(seconds):
-                if not seconds >= 0:
-                    raise MisuseError(f"a role sleeps at least 0 seconds, got {seconds}")
                 self._at(self.now + seconds, lambda: self._step(role, None))
             case op.Work(run, share):
                 self._work(actor, role, run, share)
@@ -228,7 +234,9 @@ class Simulation:
     def _known(self, *peers: str) -> None:
         for peer in peers:
             if peer not in self._actors:
-                advice = nearest(peer, self._actors) if len(self._actors) < 20 else "add it before it is named"
+                advice = (
+                    nearest(peer, self._actors) if len(self._actors) < 20 else "add it before it is named"
+                )
                 raise MisuseError(f"there is no {peer!r} in this world: {advice}")
 
     def _soon(self, role: _Role, value: Any, error: BaseException | None = None) -> None:

@@ -34,7 +34,9 @@ class Fit(NamedTuple):
     steps: int
 
 
-async def guest(p: Party, X: Array, y: Array, host: str, *, tol: float = 1e-12, steps: int | None = None) -> Fit:
+async def guest(
+    p: Party, X: Array, y: Array, host: str, *, tol: float = 1e-12, steps: int | None = None
+) -> Fit:
     """The guest's role: X (n, d) its columns, y (n,) the labels.
 
     Ends when |X'r| has fallen to `tol` times its first size, or after `steps` (None: four times the
