@@ -105,7 +105,8 @@ def simulate(
 
     `data`: Sites, or a sequence with one entry per client, whatever the learner takes. `world`:
     slow devices and bad networks in virtual time; None runs clients in batches as fast as this
-    machine can (a protocol that needs each client as a peer of its own runs in an instant world). `workers`: cores to use, all by default; the result does not depend on it.
+    machine can, or one by one in an instant world for a protocol of peers such as fedbuff or gossip.
+    `workers`: cores to use, all by default; the result does not depend on it.
     `out`: a folder for the run's records, checkpoints and model; with `resume` a run that was
     cut off goes on from its newest checkpoint. `watch` sees each round's record.
 

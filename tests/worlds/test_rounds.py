@@ -2,16 +2,19 @@
 where everybody answers in the end the model is bit for bit that of the undisturbed run.
 """
 
+import math
+
 import numpy as np
 import pytest
 
 from atoll.core.aggregate import Buckets, Gather
 from atoll.core.errors import QuorumError
+from atoll.core.rng import Rng
 from atoll.core.transform import chain
 from atoll.job import Job, flat, tree
 from atoll.learn.algorithm import fedadam
 from atoll.learn.buffered import fedasync, fedbuff
-from atoll.learn.select import sample
+from atoll.learn.select import Choice, sample
 from atoll.learn.server import mean
 from atoll.run import simulate
 from atoll.simulate.faults import Crash, World, lognormal
@@ -144,3 +147,43 @@ def test_over_selection_takes_the_first_and_waits_for_nobody():
 def test_over_selection_needs_no_world(topology):
     run = simulate(Job(Drift(), rounds=2, cohort=sample(count=4, over=1.5), topology=topology), clients(), 1)
     assert run.history[-1]["clients"] == 6
+
+
+@pytest.mark.parametrize("shape", TREES)
+@pytest.mark.parametrize("cut", range(6))
+def test_a_run_resumed_from_any_checkpoint_is_bit_identical(tmp_path, cut, shape):
+    class CutError(Exception):
+        pass
+
+    def watch(record):
+        if record["round"] == cut + 1:
+            raise CutError
+
+    job = drift(topology=TREES[shape], algorithm=fedadam(lr=0.1))
+    whole = simulate(job, clients(), 1)
+    with pytest.raises(CutError):
+        simulate(job, clients(), 1, out=tmp_path / "run", watch=watch)
+    again = simulate(job, clients(), 1, out=tmp_path / "run", resume=True)
+    assert again.params == whole.params
+    assert again.sites == whole.sites
+    assert [r["train"] for r in again.history[1:]] == [r["train"] for r in whole.history[1:]]
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+@pytest.mark.parametrize("over", [1.05, 1.1, 1.3, 1.5, 1.9, 2.5])
+def test_over_selection_asks_just_enough_and_needs_what_was_wanted(count, over):
+    """By count and by fraction, also where the clients are too few to ask for more."""
+    population = 40
+    for cohort in (sample(count=count, over=over), sample(count / population, over=over)):
+        asked = asked_of(cohort, population)
+        assert asked == min(population, math.ceil(round(count * over, 6)))
+        if asked < population or cohort.count:
+            assert cohort.quorum(asked) == count
+
+
+def asked_of(cohort, population):
+    """How many clients a cohort picks."""
+    choice = Choice(range(population), None, Rng.of(0), None)
+    with pytest.raises(StopIteration) as done:
+        cohort.pick(choice).send(None)
+    return len(done.value.value)
