@@ -5,6 +5,8 @@ Every public name, and nothing else. What needs a heavy library is found on firs
 
 from __future__ import annotations
 
+from .adapt.onnx import Plan, run_plan
+from .adapt.torch import torch_learner
 from .baselines import alone, cross_site, pooled, scores, spread
 from .core.aggregate import Buckets, Gather, Sum
 from .core.errors import (
@@ -23,7 +25,7 @@ from .core.errors import (
     Refused,
     StateError,
 )
-from .core.message import Contribution, FitContext, Pull
+from .core.message import Contribution, FitContext, Learner, Pull
 from .core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
 from .core.registry import part, parts
 from .core.transform import Context, Transform, chain, only, transform
@@ -32,6 +34,7 @@ from .data import (
     Dataset,
     Examples,
     Heterogeneity,
+    Partitioner,
     Sites,
     dirichlet,
     feature_skew,
@@ -77,11 +80,14 @@ __all__ = [
     "Histogram",
     "IntegrityError",
     "Job",
+    "Learner",
     "Mean",
     "MinMax",
     "MisuseError",
     "Partition",
+    "Partitioner",
     "PeerError",
+    "Plan",
     "PrivacyError",
     "ProtocolError",
     "Pull",
@@ -131,6 +137,7 @@ __all__ = [
     "pooled",
     "power_of_choice",
     "quantity",
+    "run_plan",
     "sample",
     "scores",
     "sgd",
@@ -139,6 +146,7 @@ __all__ = [
     "simulate",
     "softmax",
     "spread",
+    "torch_learner",
     "transform",
     "tree",
     "uniform",

@@ -2,7 +2,7 @@
 
 from .ai4i import ai4i2020
 from .builtin import breast_cancer, diabetes, digits, wine
-from .divide import Deal, partition
+from .divide import Deal, Partitioner, partition
 from .examples import Dataset, Examples
 from .heart import heart_disease
 from .images import fashion_mnist, mnist
@@ -17,6 +17,7 @@ __all__ = [
     "Deal",
     "Examples",
     "Heterogeneity",
+    "Partitioner",
     "Recommendation",
     "Sites",
     "ai4i2020",

@@ -1,0 +1,1 @@
+"""Learners made from other people's libraries; each is imported only where it is used."""
