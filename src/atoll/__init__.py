@@ -50,7 +50,9 @@ from .data import (
 )
 from .job import Job, flat, tree
 from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
+from .learn.buffered import fedasync, fedbuff
 from .learn.dense import linear, logistic, mlp, softmax
+from .learn.gossip import gossip
 from .learn.select import everyone, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
 from .learn.stop import early
@@ -115,11 +117,14 @@ __all__ = [
     "feature_skew",
     "fedadagrad",
     "fedadam",
+    "fedasync",
     "fedavg",
     "fedavgm",
+    "fedbuff",
     "fedsgd",
     "fedyogi",
     "flat",
+    "gossip",
     "heterogeneity",
     "iid",
     "labels",
