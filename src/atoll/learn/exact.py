@@ -25,7 +25,7 @@ from atoll.core.registry import part
 from atoll.core.transform import Transform, chain, transform
 from atoll.core.update import Update
 
-from .algorithm import Algorithm
+from .algorithm import Algorithm, Roles
 from .rounds import Plan, Progress, begin, evaluate, one_round
 
 Still: TypeAlias = Callable[[Update, Update], bool]
@@ -47,7 +47,7 @@ def exact(*steps: Transform, still: Still | None = None) -> Algorithm:
     async def role(p: Party, plan: Plan) -> Progress:
         return await until_still(p, plan, still)
 
-    return Algorithm("exact", chain(*steps, total()), weigh="equal", protocol=role)
+    return Algorithm("exact", chain(*steps, total()), weigh="equal", protocol=Roles(role, apart=False))
 
 
 def close(tol: float) -> Still:
