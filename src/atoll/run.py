@@ -140,16 +140,7 @@ def simulate(
     Same job, data and seed give the same bytes, resumed or not. Raises ConfigError for a job that
     does not fit the data, DataError for data that cannot be trained on, StateError for the folder.
     """
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise ConfigError(
-            f"data is Sites or a list with one entry a client, got {type(data).__name__}", "$.data"
-        )
-    if not isinstance(seed, (int, np.integer)):
-        raise ConfigError(f"the seed is a whole number, got {seed!r}", "$.seed")
-    if not len(data):
-        raise ConfigError("there are no clients: the data has no sites", "$.data")
-    if hasattr(data, "check"):
-        data.check()
+    _check(data, seed)
     run = Run(job, seed, prepare(job, data), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
     state = _open(folder, run, data, resume=resume) if folder else None
@@ -188,6 +179,20 @@ def simulate(
         took = round(time.perf_counter() - began, 3)
         folder.finish(dict(run.params), {**about(job), "took": took, "resumed": state is not None})
     return run
+
+
+def _check(data: Any, seed: Any) -> None:
+    """Refuse what is no data or no seed, before anything runs."""
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise ConfigError(
+            f"data is Sites or a list with one entry a client, got {type(data).__name__}", "$.data"
+        )
+    if not isinstance(seed, (int, np.integer)):
+        raise ConfigError(f"the seed is a whole number, got {seed!r}", "$.seed")
+    if not len(data):
+        raise ConfigError("there are no clients: the data has no sites", "$.data")
+    if hasattr(data, "check"):
+        data.check()
 
 
 def about(job: Job) -> dict[str, Any]:

@@ -149,11 +149,12 @@ class Local:
 
 
 def measure(learner: Learner, params: Any, rows: Any, ctx: FitContext) -> dict[str, Any]:
-    """The learner's metrics on some rows, ready to be merged. Raises MisuseError if it answers with others."""
+    """The learner's metrics on some rows, ready to be merged. Raises MisuseError if they have no names."""
     found = learner.evaluate(params, rows, ctx)
     if not isinstance(found, Mapping):
         raise MisuseError(
-            f'evaluate answers with metrics by name, as in {{"loss": 0.5}}; this one gave {type(found).__name__}'
+            'evaluate answers with metrics by name, as in {"loss": 0.5};'
+            f" this one gave {type(found).__name__}"
         )
     return {name: lift(value, float(len(rows))) for name, value in found.items()}
 
