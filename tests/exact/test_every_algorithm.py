@@ -17,7 +17,7 @@ from atoll.simulate.faults import World, uniform
 
 HEAD = {"fedper": {"head": "layer1"}, "fedrep": {"head": "layer1"}}
 # moon and fedbn need a learner that knows its layers; asynchronous protocols have tests of their own
-LEFT_OUT = {"moon", "fedbn", "fedbuff", "fedasync", "gossip"}
+LEFT_OUT = {"newton", "moon", "fedbn", "fedbuff", "fedasync", "gossip"}
 NAMES = [p.name for p in parts("algorithm") if p.name not in LEFT_OUT]
 
 
