@@ -7,7 +7,7 @@ import platform
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from .learn.rounds import Plan, Progress
 from .learn.wrapped import Kept
 from .simulate.faults import World
 from .simulate.folder import Folder, write_model
-from .simulate.lanes import lanes
 from .simulate.world import Simulation
 
 COORDINATOR = "coordinator"
@@ -141,7 +140,7 @@ def simulate(
     does not fit the data, DataError for data that cannot be trained on, StateError for the folder.
     """
     _check(data, seed)
-    run = Run(job, seed, prepare(job, data), Update.of({}))
+    run = Run(job, seed, prepare(job, data, workers), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
     state = _open(folder, run, data, resume=resume) if folder else None
     began = time.perf_counter()
@@ -153,25 +152,24 @@ def simulate(
         if watch is not None:
             watch(record)
 
-    with lanes(workers or os.cpu_count() or 1, getattr(run.learner, "parallel", None)) as spread:
-        local = _local(run, data, spread, state)
+    local = _local(run, data, state)
 
-        def checkpoint(_peer: str, progress: Any) -> None:
-            if folder is not None:
-                folder.save(progress.round, State(progress, dict(local.committed), dict(local.staged)))
+    def checkpoint(_peer: str, progress: Any) -> None:
+        if folder is not None:
+            folder.save(progress.round, State(progress, dict(local.committed), dict(local.staged)))
 
-        sim = Simulation(
-            world or World(),
-            Rng.of(seed),
-            size=_size,
-            on_note=note,
-            on_checkpoint=checkpoint,
-            restored={COORDINATOR: state.progress} if state else None,
-        )
-        roles = job.trained.protocol or rounds.ROLES
-        plan = _plan(run, data, local, _grow(sim, job, local, roles, apart=world is not None or roles.apart))
-        sim.add(COORDINATOR, main=lambda p: roles.coordinator(p, plan))
-        last: Progress = sim.run(until=COORDINATOR)
+    sim = Simulation(
+        world or World(),
+        Rng.of(seed),
+        size=_size,
+        on_note=note,
+        on_checkpoint=checkpoint,
+        restored={COORDINATOR: state.progress} if state else None,
+    )
+    roles = job.trained.protocol or rounds.ROLES
+    plan = _plan(run, data, local, _grow(sim, job, local, roles, apart=world is not None or roles.apart))
+    sim.add(COORDINATOR, main=lambda p: roles.coordinator(p, plan))
+    last: Progress = sim.run(until=COORDINATOR)
     served = getattr(run.learner, "served", lambda params: params)
     run.params = served(last.best[2] if last.best is not None else last.params)
     run.stopped = last.over
@@ -244,10 +242,10 @@ def _crc(array: Any, before: int = 0) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data, before)
 
 
-def _local(run: Run, data: Any, spread: Any, state: State | None) -> Local:
+def _local(run: Run, data: Any, state: State | None) -> Local:
     tests = getattr(data, "tests", None)
     held = dict(enumerate(tests)) if tests is not None else {}
-    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed), spread)
+    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed))
     if state is not None:
         local.committed, local.staged = dict(state.committed), dict(state.staged)
     return local
@@ -271,11 +269,13 @@ def _plan(run: Run, data: Any, local: Local, children: Mapping[str, Sequence[int
     )
 
 
-def prepare(job: Job, data: Any) -> Any:
+def prepare(job: Job, data: Any, workers: int | None = None) -> Any:
     """The learner that runs: sized for the data where it asks to be, wrapped by the algorithm."""
     learner: Any = job.learner
     if hasattr(learner, "sized") and hasattr(data, "features"):
         learner = learner.sized(data.features, data.outputs)
+    if workers is not None and hasattr(learner, "workers"):
+        learner = replace(learner, workers=workers)
     return job.trained.wrap(learner) if job.trained.wrap else learner
 
 

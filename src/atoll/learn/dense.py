@@ -42,7 +42,7 @@ class Dense:
     `hidden`: widths of the layers between. `activation`: relu or tanh. `loss`: squared, logistic
     (one output, two classes) or softmax (an output a class). `lr` > 0, times `decay` each round.
     `batch_size`: rows a step, None for all. `momentum`, `weight_decay` >= 0. `dtype`: float32 or
-    float64. `kernel`: auto, c or numpy. Raises ConfigError for a value out of its range.
+    float64. `kernel`: auto, c or numpy. `workers`: cores to use, None for all of them. Raises ConfigError for a value out of its range.
 
     Params are leaves `layer0.weight` (in, out), `layer0.bias` (out,), `layer1.weight`, ...
     Data are any object with `x` (n, features) and `y`: (n,) whole-number classes, or (n,) or
@@ -62,6 +62,7 @@ class Dense:
     decay: float = 1.0
     dtype: str = "float32"
     kernel: str = "auto"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -118,7 +119,7 @@ class Dense:
     ) -> list[Contribution]:
         """Train on each client's rows, each from `params`; the updates are views of one array.
 
-        `threads`: None for one a core; `pool` lends them, None for one kept by the engine. Neither
+        `threads`: None for `workers`; `pool` lends them, None for one kept by the engine. Neither
         changes the answer. A client without rows answers zeros with weight 0. Training that diverges
         answers what it reached, NaN included. `metrics` are means over all rows visited, each
         under the weights its batch met.
@@ -133,7 +134,7 @@ class Dense:
         work = Work(self._dims(), self.loss, self.activation, *sgd, start)
         deltas = np.empty((len(tasks), start.size), start.dtype)
         if self.engine.startswith("c "):
-            tally = kernel.train(work, tasks, deltas, threads=threads, pool=pool)
+            tally = kernel.train(work, tasks, deltas, threads=threads or self.workers, pool=pool)
         else:
             tally = batched.train(work, tasks, deltas)
         _refuse_bad(tasks, ctxs, tally)
@@ -222,6 +223,7 @@ def _check(a: Dense) -> None:
         ("momentum", 0 <= a.momentum < 1, "in [0, 1)"),
         ("weight_decay", 0 <= a.weight_decay < np.inf, "at least 0"),
         ("decay", 0 < a.decay < np.inf, "above 0"),
+        ("workers", a.workers is None or _whole(a.workers), "at least 1, or None for every core"),
         ("dtype", a.dtype in ("float32", "float64"), "float32 or float64"),
         ("kernel", a.kernel in ("auto", "c", "numpy"), "auto, c or numpy"),
         ("kernel", a.kernel != "c" or a.dtype == "float32", "auto or numpy: the C kernel is float32 only"),

@@ -22,7 +22,6 @@ from .algorithm import Algorithm
 
 CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
 
-Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 class Held(NamedTuple):
@@ -40,7 +39,7 @@ class Local:
     """Answers tasks for the clients in `train` (id -> data); `test` holds their own test rows.
 
     `key`: the run's random stream. Clients are trained in chunks whose updates fill CHUNK bytes,
-    or as many as the learner's own `chunk`. Results never depend on `spread`, which runs them.
+    or as many as the learner's own `chunk`; how many cores a chunk takes is the learner's affair.
     """
 
     learner: Learner
@@ -48,7 +47,6 @@ class Local:
     train: Mapping[int, Any]
     test: Mapping[int, Any]
     key: Rng
-    spread: Spread = map
 
     def __post_init__(self) -> None:
         self.committed: dict[int, Held] = {}
@@ -64,7 +62,8 @@ class Local:
         chunks = [task.clients[i : i + size] for i in range(0, len(task.clients), size)]
         aggregator = self._aggregator(task)
         answer = Answer((), None)
-        for fresh, held in self.spread(lambda clients: self._fit(task, clients), chunks):
+        for clients in chunks:
+            fresh, held = self._fit(task, clients)
             self.staged |= {client: (task.round, state) for client, state in held.items()}
             answer = merge_answers(aggregator, answer, fresh)
         return answer

@@ -1,7 +1,7 @@
 """A learner around a learner: what an algorithm that changes local training is made of.
 
 A wrapper says what differs, mostly by a `fit_many` that hands the inner learner other params or
-another context; what it does not say, the inner learner answers (`parallel`, `chunk`, `bounds`).
+another context; what it does not say, the inner learner answers (`chunk`, `bounds`).
 It delegates through `core.message.fit_many`, so batched engines stay batched.
 """
 

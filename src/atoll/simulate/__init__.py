@@ -1,1 +1,1 @@
-"""Drivers for one process: a world in virtual time, and lanes that batch clients."""
+"""The driver for one process: a world in virtual time, and the folder a run leaves."""
