@@ -74,8 +74,7 @@ def page(run: Seen, say: Say) -> str:
         _curves(run, say),
         _ways(run, say),
         _traffic(run, say),
-        _staleness(run, say),
-        _failures(run, say),
+        f'<div class="two">{_staleness(run, say)}{_failures(run, say)}</div>',
         _details(run, say),
     ]
     algorithm = str(run.job["job"]["algorithm"]).partition("(")[0]
@@ -102,10 +101,9 @@ def _cards(run: Seen, say: Say) -> str:
         each = f"{size(total / len(run.rounds))} {say('a round')}" if run.rounds else ""
         cards.append((say(f"sent {way}"), size(total), each))
     virtual = sum(r.get("seconds", 0.0) for r in run.rounds)
-    if virtual:
-        cards.append((say("virtual time"), _time(virtual), ""))
+    clock = f"{_time(virtual)} {say('virtual time')}" if virtual else ""
     if "took" in run.about:
-        cards.append((say("time taken"), _time(run.about["took"]), ""))
+        cards.append((say("time taken"), _time(run.about["took"]), clock))
     shown = "".join(f"<div><dt>{a}</dt><dd>{b}<small>{c}</small></dd></div>" for a, b, c in cards)
     return f'<section class="cards" role="group" aria-label="{say("summary")}">{shown}</section>'
 
