@@ -46,7 +46,8 @@ class Run:
 
     `params`: the model (the best one under a stop rule, else the last). `history`: one record per
     round. `metrics`: of the last evaluation. `sites`: the last metrics of each client by id.
-    `seconds`: on the world's clock. `stopped`: why it ended early, empty if it did not.
+    `seconds`: on the world's clock. `stopped`: why it ended early, empty if it did not. `example`:
+    two rows as the model takes them, for `export`; None where the data are no Sites.
     """
 
     job: Job
@@ -55,6 +56,7 @@ class Run:
     params: Update
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
+    example: Any = field(default=None, repr=False)
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -86,18 +88,21 @@ class Run:
     def export(self, path: str | Path, example: Any = None) -> Path:
         """Write the model to `path`: *.safetensors, or *.onnx where the learner can write itself so.
 
-        `example`: for ONNX, some rows as the model takes them. Raises ConfigError for another
-        ending or a learner that cannot, StateError where the file cannot be written.
+        `example`: for ONNX, some rows as the model takes them; by default two of the data's own.
+        Raises ConfigError for another ending, no rows or a learner that cannot, StateError where
+        the file cannot be written.
         """
-        path = Path(path)
+        path, rows = Path(path), self.example if example is None else example
         if path.suffix == ".safetensors":
             write_model(path, self.params)
-        elif path.suffix == ".onnx" and hasattr(self.learner, "export"):
-            self.learner.export(self.params, path, example)
-        elif path.suffix == ".onnx":
-            raise ConfigError(f"{type(self.learner).__name__} writes no ONNX: export to a .safetensors file")
-        else:
+        elif path.suffix != ".onnx":
             raise ConfigError(f"export to a .safetensors or .onnx file, not {path.name!r}")
+        elif not hasattr(self.learner, "export"):
+            raise ConfigError(f"{type(self.learner).__name__} writes no ONNX: export to a .safetensors file")
+        elif rows is None:
+            raise ConfigError("ONNX needs some rows to follow through the model: export(path, example=x[:2])")
+        else:
+            self.learner.export(self.params, path, rows)
         return path
 
     def _last(self, name: str) -> Mapping[Any, Any]:
@@ -173,6 +178,7 @@ def simulate(
     served = getattr(run.learner, "served", lambda params: params)
     run.params = served(last.best[2] if last.best is not None else last.params)
     run.stopped = last.over
+    run.example = data.x[:2] if hasattr(data, "x") else None
     if folder is not None:
         took = round(time.perf_counter() - began, 3)
         folder.finish(dict(run.params), {**about(job), "took": took, "resumed": state is not None})

@@ -4,6 +4,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import atoll as at
@@ -115,6 +116,28 @@ def test_a_run_shows_itself_in_python(tmp_path: Path) -> None:
     for name in ("model.onnx", "model.bin"):
         with pytest.raises(at.ConfigError, match="export to"):
             run.export(tmp_path / name)
+
+
+def test_a_learner_that_can_writes_itself_as_onnx(tmp_path: Path) -> None:
+    class Writer:
+        def init(self, rng):
+            return {"w": np.zeros(1)}
+
+        def fit(self, params, data, ctx):
+            return at.Contribution({"w": np.ones(1)}, weight=1)
+
+        def evaluate(self, params, data, ctx):
+            return {}
+
+        def export(self, params, path, example):
+            path.write_text(f"{params['w']} {np.asarray(example).tolist()}")
+
+    job = at.Job(Writer(), rounds=1)
+    run = at.simulate(job, at.Sites.of([([[0.0], [1.0], [2.0]], [0, 1, 1])]))
+    assert run.export(tmp_path / "a.onnx").read_text() == "[1.] [[0.0], [1.0]]"
+    assert run.export(tmp_path / "b.onnx", [[5.0]]).read_text() == "[1.] [[5.0]]"
+    with pytest.raises(at.ConfigError, match="needs some rows"):
+        at.simulate(job, [0]).export(tmp_path / "c.onnx")
 
 
 def test_a_run_plots_its_metrics() -> None:
