@@ -301,10 +301,11 @@ class Simulation:
             self._soon(actor.nexts.popleft(), actor.posted.popleft())
 
     def _recv(self, actor: _Actor, role: _Role, box: tuple[str, str], within: float | None) -> None:
-        peer, readers = box[0], actor.readers.setdefault(box, deque())
-        if not readers and not actor.mail.get(box) and (peer in actor.broken or peer in self._errors):
+        peer, quiet = box[0], not actor.mail.get(box) and not actor.readers.get(box)
+        if quiet and (peer in actor.broken or peer in self._errors):
             self._soon(role, None, Gone(actor.broken.pop(peer, f"{peer} stopped")))
             return
+        readers = actor.readers.setdefault(box, deque())
         readers.append(role)
         self._read(actor, box)
         if within is not None and role in readers:
@@ -319,6 +320,10 @@ class Simulation:
         readers, mail = actor.readers.get(box), actor.mail.get(box)
         while readers and mail:
             self._soon(readers.popleft(), mail.popleft())
+        if not readers:
+            actor.readers.pop(box, None)
+        if not mail:
+            actor.mail.pop(box, None)
 
     async def _answer(self, actor: _Actor, sender: str, letter: _Letter, p: Party) -> None:
         """Run the responder; whatever it raises goes back as a refusal, never silence."""
