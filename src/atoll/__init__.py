@@ -5,7 +5,10 @@ Every public name, and nothing else. What needs a heavy library is found on firs
 
 from __future__ import annotations
 
+from typing import Any
+
 from .adapt.onnx import Plan, run_plan
+from .adapt.sklearn import sklearn_learner
 from .adapt.torch import torch_learner
 from .baselines import alone, cross_site, pooled, scores, spread
 from .core.aggregate import Buckets, Gather, Sum
@@ -51,13 +54,28 @@ from .data import (
 from .job import Job, flat, tree
 from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
 from .learn.buffered import fedasync, fedbuff
+from .learn.compress import sign, topk
+from .learn.cyclic import cyclic
 from .learn.dense import linear, logistic, mlp, softmax
+from .learn.ditto import ditto, fine_tune
+from .learn.exact import close, exact
+from .learn.feddyn import feddyn
+from .learn.fednova import fednova, nova
+from .learn.fedprox import fedprox
 from .learn.gossip import gossip
+from .learn.moon import moon
+from .learn.newton import exact_newton, newton_learner
+from .learn.personal import fedbn, fedper, fedrep, stay
+from .learn.qfedavg import qfedavg
+from .learn.ring import ring
+from .learn.scaffold import scaffold
 from .learn.select import everyone, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
 from .learn.stop import early
+from .privacy.dp import clip
 from .run import Run, simulate
 from .simulate.faults import Crash, Partition, World, constant, exponential, lognormal, uniform
+from .statistics import Statistics, classes, statistics
 
 __all__ = [
     "AUC",
@@ -75,6 +93,21 @@ __all__ = [
     "DataError",
     "Dataset",
     "Examples",
+    "FederatedKMeans",
+    "FederatedLabelEncoder",
+    "FederatedLinearRegression",
+    "FederatedLogisticRegression",
+    "FederatedMaxAbsScaler",
+    "FederatedMinMaxScaler",
+    "FederatedOneHotEncoder",
+    "FederatedOrdinalEncoder",
+    "FederatedPCA",
+    "FederatedRidge",
+    "FederatedRobustScaler",
+    "FederatedSGDClassifier",
+    "FederatedSGDRegressor",
+    "FederatedSimpleImputer",
+    "FederatedStandardScaler",
     "FitContext",
     "Gather",
     "Gone",
@@ -100,6 +133,7 @@ __all__ = [
     "Run",
     "Sites",
     "StateError",
+    "Statistics",
     "Sum",
     "Transform",
     "Update",
@@ -108,11 +142,18 @@ __all__ = [
     "adam",
     "alone",
     "chain",
+    "classes",
+    "clip",
+    "close",
     "constant",
     "cross_site",
+    "cyclic",
     "dirichlet",
+    "ditto",
     "early",
     "everyone",
+    "exact",
+    "exact_newton",
     "exponential",
     "feature_skew",
     "fedadagrad",
@@ -120,9 +161,16 @@ __all__ = [
     "fedasync",
     "fedavg",
     "fedavgm",
+    "fedbn",
     "fedbuff",
+    "feddyn",
+    "fednova",
+    "fedper",
+    "fedprox",
+    "fedrep",
     "fedsgd",
     "fedyogi",
+    "fine_tune",
     "flat",
     "gossip",
     "heterogeneity",
@@ -134,26 +182,46 @@ __all__ = [
     "lognormal",
     "mean",
     "mlp",
+    "moon",
     "natural",
+    "newton_learner",
+    "nova",
     "only",
     "part",
     "partition",
     "parts",
     "pooled",
     "power_of_choice",
+    "qfedavg",
     "quantity",
+    "ring",
     "run_plan",
     "sample",
+    "scaffold",
     "scores",
     "sgd",
     "shards",
+    "sign",
     "similarity",
     "simulate",
+    "sklearn_learner",
     "softmax",
     "spread",
+    "statistics",
+    "stay",
+    "topk",
     "torch_learner",
     "transform",
     "tree",
     "uniform",
     "yogi",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The doors for scikit-learn users: found on first use, because they import scikit-learn."""
+    if name.startswith("Federated") and name in __all__:
+        from . import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module 'atoll' has no attribute {name!r}")

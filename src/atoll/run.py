@@ -22,6 +22,7 @@ from .learn import rounds
 from .learn.algorithm import Roles
 from .learn.local import Held, Local
 from .learn.rounds import Plan, Progress
+from .learn.wrapped import Kept
 from .simulate.faults import World
 from .simulate.folder import Folder
 from .simulate.lanes import lanes
@@ -87,7 +88,7 @@ class State:
     staged: Mapping[int, Any]
 
 
-RECORDS = (State, Progress, Held)
+RECORDS = (State, Progress, Held, Kept)
 
 
 def simulate(
@@ -147,7 +148,8 @@ def simulate(
         plan = _plan(run, data, local, _grow(sim, job, local, roles, apart=world is not None or roles.apart))
         sim.add(COORDINATOR, main=lambda p: roles.coordinator(p, plan))
         last: Progress = sim.run(until=COORDINATOR)
-    run.params = last.best[2] if last.best is not None else last.params
+    served = getattr(run.learner, "served", lambda params: params)
+    run.params = served(last.best[2] if last.best is not None else last.params)
     run.stopped = last.over
     if folder is not None:
         folder.finish(dict(run.params), about(job))

@@ -3,6 +3,8 @@
     check_metric(make)             make(rng) -> a metric of some random data
     check_codec(encode, decode)    as in atoll.wire.codec
     check_learner(learner, data)   data: one client's, small; fit is called about ten times
+    check_transform(part)          a transform, or a chain of them
+    check_aggregator(make)         make() -> an aggregator, before its round
 
 Each returns None, or raises AssertionError with a message that says which law broke.
 """
@@ -19,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from .core import metrics
-from .core.errors import CodecError, IntegrityError, MisuseError
+from .core.aggregate import Aggregator, Points, Reply, fold, points
+from .core.errors import CodecError, IntegrityError, MisuseError, ProtocolError
 from .core.message import Contribution, FitContext, Learner, fit_many
 from .core.rng import Rng
+from .core.transform import Context, Transform, chain
 from .core.update import Layout, Leaf, Rows, Update
 from .wire import codec
 from .wire.codec import Message
@@ -261,6 +265,125 @@ def _check_evaluate(learner: Learner, params: Update, data: Any, ctx: FitContext
 
 def _plain(made: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metrics.to_plain(metrics.lift(value)) for name, value in made.items()}
+
+
+def check_transform(part: Transform, params: Mapping[str, Any] | None = None, *, seed: int = 0) -> None:
+    """What core/transform.py promises of a part: values in, values out, and what it declares.
+
+    `params`: a model it fits; a small float64 one by default. Numbers are drawn from N(0, 1).
+    """
+    like = Update.of(params if params is not None else {"w": np.zeros((3, 2)), "b": np.zeros(5)})
+    rng = Rng.of(seed).generator()
+    drawn = [like.map(lambda v: rng.normal(size=v.shape).astype(v.dtype)) for _ in range(3)]
+    ctx = Context(Rng.of(seed).at("ctx"), weight=2.0, population=3, steps=4)
+    state, sent = part.start(like, "out"), []
+    for update in drawn:
+        out, state = _pure(part.out, update, state, ctx, f"{part}.out")
+        _check_sent(part, out, like)
+        sent.append(out)
+    total = sent[0] + sent[1] + sent[2]
+    if total.bits is None and part.gives == "real":
+        total = total.scale(ctx.weight)
+    came = dataclasses.replace(ctx, weight=3 * ctx.weight, count=3)
+    back, _ = _pure(part.back, total, part.start(like, "back"), came, f"{part}.back")
+    _law(back.layout == like.layout and not back.bits, f"{part}.back must give back the model's leaves")
+    _law(back.finite(), f"{part}.back must give finite numbers for finite ones")
+    _check_chain(part, drawn[0], like, ctx)
+
+
+def _pure(step: Any, update: Update, state: Any, ctx: Context, name: str) -> tuple[Update, Any]:
+    before = _fingerprint(update), _fingerprint(state)
+    once, again = step(update, state, ctx), step(update, state, ctx)
+    _law(
+        _fingerprint(once) == _fingerprint(again), f"{name} must answer the same to the same: no hidden state"
+    )
+    _law(
+        (_fingerprint(update), _fingerprint(state)) == before,
+        f"{name} must not change what it is given, but return a new value",
+    )
+    answer: tuple[Update, Any] = once
+    return answer
+
+
+def _check_sent(part: Transform, sent: Update, like: Update) -> None:
+    expected = part.outgoing(like).layout
+    _law(
+        sent.layout == expected,
+        f"{part}.out must send the leaves it declares by adds and drops: {expected}, got {sent.layout}",
+    )
+    ring = any(t.gives == "ring" for t in part.steps)
+    _law(
+        bool(sent.bits) == ring, f"{part}.out must give what it declares: {'ring' if ring else 'real'} values"
+    )
+    for t in part.steps:
+        for name, most in t.adds.items():
+            _law(ring or np.abs(sent[name]).max() <= most, f"{part} declares {name!r} up to {most:g}")
+    last = part.steps[-1] if part.steps else part
+    if last.sets_bound is not None:
+        _law(sent.norm() <= last.sets_bound, f"{part} declares a norm of at most {last.sets_bound:g}")
+
+
+def _check_chain(part: Transform, update: Update, like: Update, ctx: Context) -> None:
+    """chain() is neutral, and how chains are nested makes no difference."""
+    alone, _ = part.out(update, part.start(like, "out"), ctx)
+    for way in (chain(part), chain(chain(), part), chain(part, chain())):
+        _law(way == chain(part), "chain() must be neutral")
+        got, _ = way.out(update, way.start(like, "out"), ctx)
+        _law(_fingerprint(got) == _fingerprint(alone), f"chain({part}) must do what {part} does")
+
+
+def check_aggregator(make: Callable[[], Aggregator], *, examples: int = 5, seed: int = 0) -> None:
+    """Merge is a commutative monoid: any order and any tree of edges gives the same bytes.
+
+    Replies of other models, and numbers that are not finite, must be refused with ProtocolError.
+    """
+    like = Update.of({"w": np.ones((3, 2)), "b": np.ones(4)})
+    for n in range(examples):
+        rng = Rng.of(seed).at(n).generator()
+        replies = [(peer, _reply(like, rng)) for peer in range(7)]
+        ours = make().at(_round(like), range(7), Rng.of(seed).at("round", n))
+        flat = _finished(ours, fold(ours, replies))
+        for _ in range(4):
+            order = [replies[i] for i in rng.permutation(7)]
+            _law(_finished(ours, fold(ours, order)) == flat, "the order of replies must not matter")
+            _law(_finished(ours, _tree(ours, order, rng)) == flat, "a tree of edges must give the flat total")
+        again = make().at(_round(like), range(7), Rng.of(seed).at("round", n))
+        _law(_finished(again, fold(again, replies)) == flat, "the same replies must give the same total")
+    for bad in (
+        like.map(lambda v: np.where(v > 0, np.nan, v)),
+        like.map(lambda v: v * np.inf),
+        like.pick("w".__eq__),
+    ):
+        try:
+            ours.finish(ours.lift(0, Reply(bad)))
+        except ProtocolError:
+            continue
+        raise AssertionError("numbers that are not finite, or leaves of another model, must be refused")
+
+
+def _round(like: Update) -> Points:
+    return points(like, 7, 100.0)
+
+
+def _reply(like: Update, rng: np.random.Generator) -> Reply:
+    scale = 10.0 ** rng.integers(-6, 3)
+    values = like.map(lambda v: rng.normal(size=v.shape) * scale)
+    return Reply(values, float(rng.integers(1, 100)), {"loss": float(rng.random())})
+
+
+def _tree(ours: Aggregator, replies: Sequence[tuple[int, Reply]], rng: np.random.Generator) -> Any:
+    """The replies merged in a random tree."""
+    parts = [ours.lift(peer, reply) for peer, reply in replies]
+    while len(parts) > 1:
+        a = parts.pop(int(rng.integers(len(parts))))
+        b = parts.pop(int(rng.integers(len(parts))))
+        parts.append(ours.merge(a, b))
+    return parts[0]
+
+
+def _finished(ours: Aggregator, partial: Any) -> Any:
+    total = ours.finish(partial)
+    return _fingerprint([total.update, total.weight, total.count, _plain(total.metrics)])
 
 
 def _print(made: Contribution) -> Any:

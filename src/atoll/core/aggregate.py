@@ -75,16 +75,17 @@ def points(
     """Binary points for updates laid out like `params`.
 
     `bounds`: the largest magnitude of a leaf's update where it is known. For the others the
-    leaf's own largest magnitude (or the model's, or 1 for a model of zeros) times `headroom`;
-    float64 leaves get the square of that, their second int64 pays for it.
+    leaf's own largest magnitude times `headroom`; float64 leaves get the square of that, their
+    second int64 pays for it. A leaf that happens to be near zero may still move: its magnitude
+    counts as at least 2**-6 of the model's, and the model's as at least 2**-10 (1 where all is 0).
     """
     wide = params.buffer.dtype == np.float64
     room = headroom**2 if wide else headroom
     largest = {name: float(np.abs(leaf).max(initial=0.0)) for name, leaf in params.items()}
-    model = max(largest.values(), default=0.0) or 1.0
+    model = max(max(largest.values(), default=0.0) or 1.0, 2.0**-10)
     exponents = []
     for name in params:
-        scale = (bounds or {}).get(name) or room * (largest[name] or model)
+        scale = (bounds or {}).get(name) or room * max(largest[name] or model, model * 2.0**-6)
         exponents.append(_SUM_BITS - ceil(log2(scale)) - ceil(log2(max_weight * max(cohort, 1))))
     return Points(params.layout, tuple(exponents), max_weight, max(cohort, 1), wide)
 
@@ -100,7 +101,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A sum of some contributions. `sums`: (limbs, size) int64, or (1, size) uint64 in a ring."""
+    """A sum of some contributions. `sums`: (limbs, size) int64, or (1, size) uint64 in a ring.
+
+    `count`: contributions with a weight above 0.
+    """
 
     layout: Layout
     sums: NDArray[Any]
@@ -127,12 +131,16 @@ Rule: TypeAlias = Callable[[Array], Array]
 class Aggregator(Protocol):
     """The contract; `check_aggregator` of `atoll.testing` proves it for one of your own.
 
-    `sees`: "sum" if it needs only the sum of updates, "each" if it must see every one.
+    `sees`: "sum" if it needs only the sum of updates, "each" if it must see every one. `rings`:
+    whether it adds integers of a ring, which a rule over real numbers cannot.
     `at(points, cohort, key)`: the aggregator of one round.
     """
 
     @property
     def sees(self) -> Literal["sum", "each"]: ...
+
+    @property
+    def rings(self) -> bool: ...
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Aggregator: ...
 
@@ -166,6 +174,7 @@ class Sum:
     """The weighted sum, exact in any order and any tree."""
 
     sees: ClassVar[Literal["sum", "each"]] = "sum"
+    rings: ClassVar[bool] = True
     points: Points | None = None
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Sum:
@@ -199,7 +208,7 @@ class Sum:
             for (peer, reply), scale in zip(replies, scales, strict=True):
                 rows = _add_rows(rows, reply.update.rows, p, scale, peer)
         metrics = tally((reply.metrics, scale) for (_, reply), scale in zip(replies, scales, strict=True))
-        return Partial(p.layout, sums, sum(weights), len(replies), metrics, bits, rows)
+        return Partial(p.layout, sums, sum(weights), sum(w > 0 for w in weights), metrics, bits, rows)
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Both partial sums together."""
@@ -306,13 +315,19 @@ class Gather:
 
     rule: Rule
     sees: ClassVar[Literal["sum", "each"]] = "each"
+    rings: ClassVar[bool] = False
+    points: Points | None = None
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Gather:
-        """This round's; a Gather needs nothing of it."""
-        return self
+        """This round's: with the leaves that its updates must have."""
+        return Gather(self.rule, points)
 
     def lift(self, peer: int, reply: Reply) -> Kept:
-        """One kept reply."""
+        """One kept reply. Raises ProtocolError for other leaves, or numbers that are not finite."""
+        if self.points is not None and reply.update.layout != self.points.layout:
+            raise ProtocolError(f"client {peer} answered with another model's leaves: {reply.update.layout}")
+        if not reply.update.finite():
+            raise ProtocolError(f"client {peer}'s update is not finite: its training diverged")
         return ((peer, reply),)
 
     def merge(self, a: Kept, b: Kept) -> Kept:
@@ -320,11 +335,13 @@ class Gather:
         return tuple(sorted(a + b, key=lambda kept: kept[0]))
 
     def finish(self, partial: Kept) -> Total:
-        """The rule applied to all updates; MisuseError if it answers in another shape."""
-        first = partial[0][1].update
-        metrics = tally((reply.metrics, reply.weight) for _, reply in partial)
-        matrix = np.stack([reply.update.buffer for _, reply in partial]).astype(np.float64)
-        return Total(apply_rule(self.rule, matrix, first.layout), 1.0, len(partial), metrics)
+        """The rule over all updates of weight above 0; MisuseError if it answers in another shape."""
+        replies = [reply for _, reply in partial if reply.weight > 0]
+        if not replies:
+            raise MisuseError("every contribution of this round has weight 0: there is no mean to take")
+        metrics = tally((reply.metrics, reply.weight) for reply in replies)
+        matrix = np.stack([reply.update.buffer for reply in replies]).astype(np.float64)
+        return Total(apply_rule(self.rule, matrix, replies[0].update.layout), 1.0, len(replies), metrics)
 
 
 def apply_rule(rule: Rule, matrix: Array, layout: Layout) -> Update:
@@ -347,6 +364,7 @@ class Buckets:
     k: int
     rule: Rule
     sees: ClassVar[Literal["sum", "each"]] = "sum"
+    rings: ClassVar[bool] = False
     inner: Sum = field(default_factory=Sum)
     place: Mapping[int, int] = field(default_factory=dict)
 

@@ -11,15 +11,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 from .errors import CompositionError
-from .transform import Transform, chain
+from .transform import Domain, Transform, chain
+
+_WORDS = {"real": "real numbers", "ring": "integers of a ring"}
 
 
 def check(
-    algorithm: Transform, sees: Literal["sum", "each"] = "sum", shows: Literal["sum", "each"] = "each"
+    algorithm: Transform,
+    sees: Literal["sum", "each"] = "sum",
+    shows: Literal["sum", "each"] = "each",
+    *,
+    rings: bool = True,
 ) -> None:
     """Refuse a chain, an aggregator and an exchange that do not fit.
 
-    `sees`: what the aggregator needs; `shows`: what the exchange reveals of single updates.
+    `sees`: what the aggregator needs; `shows`: what the exchange reveals of single updates;
+    `rings`: whether the aggregator adds integers of a ring.
     Raises CompositionError with the order that would fit.
     """
     if sees == "each" and shows == "sum":
@@ -27,18 +34,37 @@ def check(
             "this rule must see each update and the exchange shows only their sum:"
             " use Buckets(k, rule), which applies the rule to sums of a few"
         )
+    turns = next((part for part in algorithm.steps if part.gives == "ring"), None)
+    if turns is not None and not rings:
+        raise CompositionError(
+            f"this rule compares real numbers and {turns} gives integers that mean nothing one by one:"
+            " use Sum, or leave the ring out"
+        )
     _outward(algorithm.steps)
     _inward(algorithm.steps, sees)
 
 
 def _outward(parts: Sequence[Transform]) -> None:
-    domain, turned, bounded = "real", None, None
+    domain: Domain = "real"
+    turned, bounded, added = None, None, None
+    noisy = next((part for part in parts if part.needs_bound), None)
     for part in parts:
         if part.takes != domain:
+            fix = f"put {part} before {turned}" if turned else f"put ring(...) before {part}"
+            source = turned or "the learner"
             raise CompositionError(
-                f"{part} takes {part.takes} values but {turned} gives {domain} ones:"
-                f" put {part} before {turned}"
+                f"{part} takes {_WORDS[part.takes]}, {source} gives {_WORDS[domain]}: {fix}"
             )
+        if part.adds and noisy is not None:
+            raise CompositionError(
+                f"{part} appends a number that no bound covers, so {noisy} cannot protect it:"
+                " leave out one of them"
+            )
+        if part.whole and added is not None:
+            raise CompositionError(
+                f"{part} would change the number that {added} appends: put {part} before {added}"
+            )
+        added = part if part.adds else added
         if part.needs_bound and bounded is None:
             raise CompositionError(f"{part} adds noise to a sum nobody bounds: put clip(...) before {part}")
         if part.loses_bound and bounded is not None:

@@ -64,7 +64,8 @@ class Transform:
     an update is at most this. `needs_bound`: somebody to its left must have set one.
     `loses_bound`: it may add again what a bound removed. `averages`: coming back it turns the
     sum into the model's change. `on_mean`: coming back it needs that change, not the sum.
-    `adds`: one-number leaves it appends going out and removes coming back, with their largest
+    `whole`: it looks at all leaves together (a norm, the largest of them), so nobody to its left
+    may append one. `adds`: one-number leaves it appends going out and removes coming back, with their largest
     magnitude. `drops`: names of leaves it keeps at the client, and fills with zeros coming back.
     `keeps`: the side that holds its state.
     """
@@ -78,6 +79,7 @@ class Transform:
     sets_bound: float | None = None
     needs_bound: bool = False
     loses_bound: bool = False
+    whole: bool = False
     averages: bool = False
     on_mean: bool = False
     adds: Mapping[str, float] = field(default_factory=dict)
@@ -104,9 +106,16 @@ class Transform:
                 params = params.join(Update.of({name: np.zeros(1, params.buffer.dtype) for name in t.adds}))
         return params
 
-    def start(self, params: Update, side: Literal["out", "back"]) -> tuple[State, ...]:
-        """The first state of one side: a slot for each part, None where it keeps nothing there."""
-        return tuple(t.init(params) if t.keeps == side else None for t in self.steps)
+    def start(self, params: Update, side: Literal["out", "back"]) -> State:
+        """The first state of one side, None where nothing is kept there; for a chain, one a part.
+
+        Each part begins with the leaves that reach it, after the parts to its left.
+        """
+        slots = []
+        for t in self.steps:
+            slots.append(t.init(params) if t.keeps == side else None)
+            params = t.outgoing(params)
+        return tuple(slots) if self.name == "chain" else slots[0]
 
     def __str__(self) -> str:
         return f"chain({', '.join(map(str, self.parts))})" if self.name == "chain" else self.name

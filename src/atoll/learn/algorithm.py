@@ -55,7 +55,7 @@ class Algorithm:
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check(self.chain, self.rule.sees)
+        check(self.chain, self.rule.sees, rings=getattr(self.rule, "rings", False))
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.values.items())})"
@@ -125,5 +125,6 @@ def _gradient(learner: Any) -> Any:
     except TypeError:
         raise ConfigError(
             "fedsgd sets lr, epochs, batch_size, momentum and decay, which"
-            f" {type(learner).__name__} does not have: use fedavg, or write fit so that its update is minus the gradient"
+            f" {type(learner).__name__} does not have: use fedavg, or write fit so that its update"
+            " is minus the gradient"
         ) from None

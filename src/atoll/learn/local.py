@@ -127,7 +127,12 @@ class Local:
         return FitContext(key.at(client), task.round, client, self._held(client, used).learner)
 
     def _evaluate(self, task: Task) -> Answer:
-        """Each client's metrics by its id; clients without test rows are left out."""
+        """Each client's metrics by its id; clients without test rows are left out.
+
+        A learner with `personal(params, rows, ctx)` makes its own model of the task's first, from
+        the client's training rows.
+        """
+        personal = getattr(self.learner, "personal", lambda params, rows, ctx: params)
         found: dict[int, Any] = {}
         failed: dict[int, str] = {}
         for client, used in zip(task.clients, task.used, strict=True):
@@ -135,9 +140,9 @@ class Local:
             if rows is None or not len(rows):
                 continue
             try:
-                metrics = self.learner.evaluate(
-                    task.params, rows, self._context(self._round(task), task, client, used)
-                )
+                ctx = self._context(self._round(task), task, client, used)
+                params = personal(task.params, self.train[client], ctx)
+                metrics = self.learner.evaluate(params, rows, ctx)
                 found[client] = {name: lift(m, float(len(rows))) for name, m in metrics.items()}
             except Exception as error:  # noqa: BLE001
                 failed[client] = reason(error)

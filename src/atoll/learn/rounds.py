@@ -7,10 +7,10 @@ All three roles stand here: `coordinator`, `edge` and `client`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..core.aggregate import Aggregator, Points, points
 from ..core.edge import Answer, Task, relay, wire
@@ -78,19 +78,23 @@ class Progress:
     more: Any = None
 
 
+OneRound: TypeAlias = Callable[[Party, Plan, Progress], Awaitable[tuple[Progress, dict[str, Any]]]]
+
+
 def begin(plan: Plan, p: Party) -> Progress:
     """The first state: the learner's initial params."""
     params = Update.of(plan.learner.init(p.key.at("init").generator()))
     return Progress(0, params, plan.algorithm.chain.start(params, "back"), {})
 
 
-async def coordinator(p: Party, plan: Plan) -> Progress:
-    """Run the rounds; resumes from `p.restored`."""
+async def coordinator(p: Party, plan: Plan, one: OneRound | None = None) -> Progress:
+    """Run the rounds, each by `one` (None: by `one_round`); resumes from `p.restored`."""
+    one = one or one_round
     now = p.restored or begin(plan, p)
     if now.round == 0:
         await p.note({"round": 0, **await evaluate(p, plan, now)})
     while now.round < plan.rounds and not now.over:
-        now, record = await one_round(p, plan, now)
+        now, record = await one(p, plan, now)
         now = await report(p, plan, now, record)
     return now
 
@@ -112,7 +116,13 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
     A round that nobody contributed to changes nothing; the third in a row raises QuorumError.
     """
     key = p.key.at("round", now.round)
-    cohort = await choose(p, plan, now, key)
+    return await ask(p, plan, now, await choose(p, plan, now, key), key)
+
+
+async def ask(
+    p: Party, plan: Plan, now: Progress, cohort: tuple[int, ...], key: Any
+) -> tuple[Progress, dict[str, Any]]:
+    """`one_round` for a cohort that is chosen."""
     task = replace(_task(now, key, cohort), points=update_points(plan, now.params, len(cohort)))
     aggregator = _rule(plan.algorithm, task)
     began = p.now
@@ -264,11 +274,17 @@ def _task(now: Progress, key: Any, clients: tuple[int, ...]) -> Task:
 
 
 def update_points(plan: Plan, params: Update, count: int) -> Points:
-    """Binary points for the sum of `count` updates of this model as they leave the chain."""
+    """Binary points for the sum of `count` updates of this model as they leave the chain.
+
+    A learner whose contributions are not laid out as its params (sums for a Newton step) says so
+    by `contributes(params)`: zeros in their layout.
+    """
     chain = plan.algorithm.chain
+    most = plan.max_weight if plan.algorithm.weigh == "rows" else 1.0
+    like = getattr(plan.learner, "contributes", lambda p: p)(params)
     added = {name: bound for t in chain.steps for name, bound in t.adds.items()}
     bounds = {**getattr(plan.learner, "bounds", {}), **added}
-    return points(chain.outgoing(params), count, plan.max_weight, bounds)
+    return points(chain.outgoing(like), count, most, bounds)
 
 
 def _rule(algorithm: Algorithm, task: Task) -> Any:

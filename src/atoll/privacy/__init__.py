@@ -1,0 +1,1 @@
+"""What protects clients: bounded and noised updates, and who may see what."""

@@ -1,0 +1,97 @@
+"""Two clients that disagree: where FedAvg ends is off by a known amount; corrected steps are not."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from atoll.core.errors import ConfigError
+from atoll.job import Job
+from atoll.learn.algorithm import fedavg
+from atoll.learn.feddyn import feddyn
+from atoll.learn.scaffold import CONTROL, scaffold
+from atoll.learn.select import sample
+from atoll.run import prepare, simulate
+from tests.exact.quadratic import Bowl, Quadratic, Sites, fixed_point, kept, optimum
+
+BOWLS = Sites([Bowl([1.0, 4.0], [1.0, -2.0]), Bowl([3.0, 1.0], [-1.0, 2.0]), Bowl([2.0, 2.0], [0.5, 0.25])])
+LEARNER = Quadratic(lr=0.1, steps=10)
+
+
+def where(algorithm, rounds=300, **more):
+    return simulate(Job(LEARNER, algorithm, rounds=rounds, every=rounds, **more), BOWLS).params
+
+
+def test_fedavg_ends_at_its_biased_point_and_not_at_the_optimum() -> None:
+    # after K steps client k has gone 1 - (1 - lr a_k)^K of its way to b_k
+    moved = [1 - (1 - 0.1 * np.array(c.a)) ** 10 for c in BOWLS]
+    end = where(fedavg("equal"))["w"]
+    np.testing.assert_allclose(end, fixed_point(BOWLS, moved), atol=1e-9)
+    assert np.abs(end - optimum(BOWLS)).max() > 0.1
+
+
+@pytest.mark.parametrize("algorithm", [scaffold(), feddyn(alpha=0.5)], ids=str)
+def test_corrected_steps_end_at_the_optimum(algorithm) -> None:
+    np.testing.assert_allclose(where(algorithm)["w"], optimum(BOWLS), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", [scaffold(), feddyn(alpha=0.5)], ids=str)
+def test_and_with_two_of_three_clients_a_round(algorithm) -> None:
+    end = where(algorithm, rounds=900, cohort=sample(count=2))["w"]
+    np.testing.assert_allclose(end, optimum(BOWLS), rtol=0, atol=1e-6)
+
+
+def test_scaffold_first_two_rounds_by_hand() -> None:
+    # One number, a = 1, lr = 0.5, K = 1 step, from w = 0; b = 1 and b = -3.
+    # Round 1: c = c_k = 0; gradients -1, 3; y = 0.5, -1.5; mean change -0.5.
+    #   c_k+ = (x - y) / (K lr) = -0.5 / 0.5 = -1 and 1.5 / 0.5 = 3; c = 2/2 * mean(-1, 3) = 1.
+    # Round 2: w = -0.5; g = -1.5, 2.5; g - c_k + c = 0.5, 0.5; y = -0.75 both; change -0.25.
+    # (Both steps are those of the mean objective 1/2 (w + 1)² + const: 0 -> -0.5 -> -0.75.)
+    sites = Sites([Bowl([1.0], [1.0]), Bowl([1.0], [-3.0])])
+    learner = Quadratic(lr=0.5, steps=1, size=1)
+    one = simulate(Job(learner, scaffold(), rounds=1), sites)
+    two = simulate(Job(learner, scaffold(), rounds=2), sites)
+    assert one.params["w"].tolist() == [-0.5]
+    assert two.params["w"].tolist() == [-0.75]
+
+
+def test_scaffold_with_a_decaying_rate_uses_the_rate_of_the_round() -> None:
+    learner = Quadratic(lr=0.1, steps=10, decay=0.99)
+    end = simulate(Job(learner, scaffold(), rounds=300, every=300), BOWLS).params["w"]
+    np.testing.assert_allclose(end, optimum(BOWLS), rtol=0, atol=1e-6)
+
+
+def test_the_controls_are_trained_and_sent_but_are_no_part_of_the_model() -> None:
+    job = Job(LEARNER, scaffold(), rounds=2)
+    run = simulate(job, BOWLS)
+    assert list(run.params) == ["w"]
+    assert list(prepare(job, BOWLS).init(np.random.default_rng(0))) == ["w", CONTROL + "w"]
+    plain = simulate(job.replace(algorithm=fedavg()), BOWLS)
+    assert run.traffic.up == 2 * plain.traffic.up
+
+
+def test_the_server_control_is_the_mean_of_the_clients(tmp_path) -> None:
+    # client 2 has no rows: it must count neither in the mean nor in |S|
+    sites = Sites([*BOWLS[:2], Bowl([1.0, 1.0], [0.0, 0.0], rows=0, steps=0)])
+    _, state = kept(Job(LEARNER, scaffold(), rounds=4), sites, tmp_path)
+    server = state.progress.params.pick(lambda n: n.startswith(CONTROL)).buffer
+    theirs = [state.committed[k].learner.own.buffer for k in range(3)]
+    np.testing.assert_allclose(server, np.mean(theirs, axis=0), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "learner", [Quadratic(momentum=0.9), SimpleNamespace(lr=0.1, optimizer="adam")], ids=["momentum", "adam"]
+)
+def test_scaffold_refuses_steps_whose_size_it_does_not_know(learner) -> None:
+    with pytest.raises(ConfigError, match="scaffold assumes plain SGD"):
+        scaffold().wrap(learner)
+
+
+def test_scaffold_refuses_a_learner_without_a_rate() -> None:
+    with pytest.raises(ConfigError, match="no `lr`"):
+        scaffold().wrap(object())
+
+
+def test_feddyn_needs_alpha_above_0() -> None:
+    with pytest.raises(ConfigError, match="alpha must be above 0"):
+        feddyn(0)

@@ -1,0 +1,123 @@
+"""Writes docs/reference/composition.md: which transforms, rules and exchanges fit together.
+
+    python -m tools.composition_table
+
+The page follows from what the parts declare (core/compose.py); a test compares it with the
+committed one and runs every pair it allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoll.core.aggregate import Buckets, Gather, Sum
+from atoll.core.compose import check, table
+from atoll.core.errors import CompositionError
+from atoll.core.transform import Transform, chain
+from atoll.learn.compress import sign, topk
+from atoll.learn.feddyn import settle
+from atoll.learn.fednova import nova
+from atoll.learn.personal import stay
+from atoll.learn.ring import ring
+from atoll.learn.server import adam, mean, sgd
+from atoll.privacy.dp import clip
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "composition.md"
+PARTS: Sequence[tuple[Transform, str]] = (
+    (adam(), "Adam on the server; adagrad and yogi are like it"),
+    (sgd(lr=1.0, momentum=0.9), "SGD with momentum on the server"),
+    (settle(0.1), "FedDyn's step on the server"),
+    (mean(), "divides the sum by the total weight"),
+    (nova(), "FedNova: per local step at the client, times the mean number of steps on the server"),
+    (stay(), "leaves that never leave their client"),
+    (topk(0.1), "the largest entries, with error feedback"),
+    (sign(), "signs, with error feedback"),
+    (clip(1.0), "bounds the L2 norm of an update"),
+    (ring(32), "fixed point modulo 2**32, for masks and exact sums"),
+)
+RULES: Mapping[str, Any] = {
+    "`Sum()`": Sum(),
+    "`Gather(rule)`": Gather(lambda U: np.median(U, axis=0)),
+    "`Buckets(k, rule)`": Buckets(2, lambda U: np.median(U, axis=0)),
+}
+
+HEAD = """\
+# What combines with what
+
+<!-- written by tools/composition_table.py: change the parts' declarations, not this page -->
+
+A chain reads from the model (left) to the wire (right). Going out a client runs it left to right; coming back
+the server runs it right to left, once, on the aggregate. Each part declares what it does to the numbers, and
+a job with an order that breaks a declaration is refused before anything runs, with the order that works. This
+page is made from the same declarations.
+
+## Parts
+
+| part | what it does |
+|---|---|
+"""
+PAIRS = """
+## Pairs
+
+The row stands left of the column. A tick means that the pair runs; where neither part divides the sum, a
+`mean()` stands where it serves both. A number names the reason of the refusal below.
+
+"""
+RULED = """
+## Rules and exchanges
+
+Whether an aggregator works where the exchange shows each update or, as under secure summation, only their
+sum; and whether a chain that ends in a `ring` may feed it.
+
+| aggregator | shows each update | shows only the sum | after `ring` |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = "".join(f"| `{part}` | {what} |\n" for part, what in PARTS)
+    return HEAD + parts + PAIRS + _pairs() + RULED + _rules()
+
+
+def _pairs() -> str:
+    names = [str(part) for part, _ in PARTS]
+    found = {(left, right): verdict for left, right, verdict in table([part for part, _ in PARTS])}
+    reasons = list(dict.fromkeys(v for v in found.values() if v != "yes"))
+
+    def cell(left: str, right: str) -> str:
+        verdict = found.get((left, right), "")  # nothing stands beside itself
+        return "✓" if verdict == "yes" else str(reasons.index(verdict) + 1) if verdict else ""
+
+    lines = ["| | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| `{a}` | " + " | ".join(cell(a, b) for b in names) + " |" for a in names]
+    lines += ["", *(f"{n}. {reason}" for n, reason in enumerate(reasons, 1))]
+    return "\n".join(lines) + "\n"
+
+
+def _rules() -> str:
+    lines = ""
+    for name, rule in RULES.items():
+        verdicts = [
+            _verdict(chain(mean()), rule, "each"),
+            _verdict(chain(mean()), rule, "sum"),
+            _verdict(chain(mean(), ring(32)), rule, "each"),
+        ]
+        lines += f"| {name} | " + " | ".join(verdicts) + " |\n"
+    return lines
+
+
+def _verdict(algorithm: Transform, rule: Any, shows: Any) -> str:
+    try:
+        check(algorithm, rule.sees, shows, rings=rule.rings)
+    except CompositionError as error:
+        return str(error)
+    return "✓"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
