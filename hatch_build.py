@@ -1,4 +1,4 @@
-"""Compiles src/atoll/learn/kernel.c into the wheel, editable ones too, where there is a C compiler.
+"""Compiles src/atoll/learn/kernel.c into the wheel and into editable installs, where there is a C compiler.
 
 Without one, or where compiling fails, the wheel is pure Python and the learners run on numpy.
 The same file is compiled once per instruction set and the best one is chosen when it runs, so a
@@ -53,7 +53,7 @@ def build(root: Path) -> Path | None:
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  our own command
+    subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  the builder's own compiler
 
 
 def _skipped(reason: str) -> None:

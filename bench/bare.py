@@ -6,7 +6,7 @@ thread. It visits rows in our orders, drawn for all clients at once, so both sid
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def module(learner: Dense) -> nn.Sequential:
     """The learner's network as PyTorch layers."""
     widths = (learner.features, *learner.hidden, learner.outputs)
     layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a or 0, b or 0), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -74,8 +74,10 @@ def race(sides: Mapping[str, Side], rounds: int, closeness: float) -> dict[str, 
 def agree(sides: Mapping[str, Side], start: NDArray[np.float32], closeness: float) -> None:
     """Raise Disagreement where a side is further than `closeness` times the first side's step from it.
 
-    The norm is over all weights: a relu whose input is within rounding of zero may open on one
-    side only, which moves that unit's few weights by more than rounding.
+    Sums in another order part by about 1e-6. But a relu whose input is within rounding of zero may
+    open on one side only, which happens once in some rounds of W1 (2.4 million relus) and
+    moved float32 and float64 of one and the same loop apart by 0.02. Another order of rows or
+    another rate shows as 0.1 or more.
     """
     (first, bare), *others = sides.items()
     reference = bare.weights()

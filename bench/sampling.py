@@ -20,7 +20,8 @@ def cohort(work: Workload, r: int) -> list[int]:
 
 def streams(clients: list[int], r: int) -> list[Rng]:
     """Each client's own stream in round r."""
-    return [Rng.of(SEED).at("client", client, "round", r) for client in clients]
+    here = Rng.of(SEED).at("round", r, "client")
+    return [here.at(client) for client in clients]
 
 
 def keys(clients: list[int], r: int) -> NDArray[np.uint64]:

@@ -76,8 +76,11 @@ def standardised() -> Set:
     """The same images with mean 0 and deviation 1 over the whole set."""
     train, test, name = images()
     mean, deviation = train.x.mean(dtype=np.float64), train.x.std(dtype=np.float64)
-    scaled = [Rows(((rows.x - mean) / deviation).astype(np.float32), rows.y) for rows in (train, test)]
-    return Set(*scaled, f"{name}, standardised")
+
+    def scale(rows: Rows) -> Rows:
+        return Rows(((rows.x - mean) / deviation).astype(np.float32), rows.y)
+
+    return Set(scale(train), scale(test), f"{name}, standardised")
 
 
 def _mnist(folder: Path, part: str) -> Rows:
@@ -88,22 +91,19 @@ def _mnist(folder: Path, part: str) -> Rows:
 
 
 def _digits() -> Set:
-    """Each 8 x 8 digit three times as large, somewhere in 28 x 28, with a little noise on its ink."""
+    """Each 8 x 8 digit three times as large, somewhere in 28 x 28, some fainter than others."""
     from sklearn.datasets import load_digits
 
     rng = np.random.default_rng(0)
     small, labels = load_digits(return_X_y=True)
     picked = rng.integers(0, len(small), 70_000)
-    ink = np.kron(small[picked].reshape(-1, 8, 8) / 16, np.ones((1, 3, 3)))  # (70000, 24, 24)
-    ink *= rng.uniform(0.8, 1.2, ink.shape)
+    ink = (small[picked] / 16 * rng.uniform(0.6, 1, (70_000, 1))).astype(np.float32).reshape(-1, 8, 8)
     x = np.zeros((70_000, 28, 28), np.float32)
-    for shift in np.ndindex(5, 5):
-        here = rng.permutation(70_000)[: 70_000 // 25]
-        x[here, shift[0] : shift[0] + 24, shift[1] : shift[1] + 24] = ink[here]
-    blank = ~x.any(axis=(1, 2))
-    x[blank, 2:26, 2:26] = ink[blank]
-    y = labels[picked].astype(np.int64)
-    flat = x.reshape(-1, 784)
+    place = rng.integers(0, 5, (70_000, 2))
+    for down, right in np.ndindex(5, 5):
+        here = np.flatnonzero((place == (down, right)).all(axis=1))
+        x[here, down : down + 24, right : right + 24] = ink[here].repeat(3, axis=1).repeat(3, axis=2)
+    flat, y = x.reshape(-1, 784), labels[picked].astype(np.int64)
     return Set(Rows(flat[:60_000], y[:60_000]), Rows(flat[60_000:], y[60_000:]), "digits enlarged")
 
 

@@ -50,6 +50,7 @@ from .data import (
 )
 from .job import Job, flat, tree
 from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
+from .learn.buffered import fedasync, fedbuff
 from .learn.compress import sign, topk
 from .learn.cyclic import cyclic
 from .learn.dense import linear, logistic, mlp, softmax
@@ -57,6 +58,7 @@ from .learn.ditto import ditto, fine_tune
 from .learn.feddyn import feddyn
 from .learn.fednova import fednova, nova
 from .learn.fedprox import fedprox
+from .learn.gossip import gossip
 from .learn.moon import moon
 from .learn.personal import fedbn, fedper, fedrep, stay
 from .learn.qfedavg import qfedavg
@@ -130,9 +132,11 @@ __all__ = [
     "feature_skew",
     "fedadagrad",
     "fedadam",
+    "fedasync",
     "fedavg",
     "fedavgm",
     "fedbn",
+    "fedbuff",
     "feddyn",
     "fednova",
     "fedper",
@@ -142,6 +146,7 @@ __all__ = [
     "fedyogi",
     "fine_tune",
     "flat",
+    "gossip",
     "heterogeneity",
     "iid",
     "labels",

@@ -19,6 +19,7 @@ from .core.rng import Rng
 from .core.update import Update
 from .job import Job
 from .learn import rounds
+from .learn.algorithm import Roles
 from .learn.local import Held, Local
 from .learn.rounds import Plan, Progress
 from .learn.wrapped import Kept
@@ -105,7 +106,8 @@ def simulate(
 
     `data`: Sites, or a sequence with one entry per client, whatever the learner takes. `world`:
     slow devices and bad networks in virtual time; None runs clients in batches as fast as this
-    machine can. `workers`: cores to use, all by default; the result does not depend on it.
+    machine can, or one by one in an instant world for a protocol of peers such as fedbuff or gossip.
+    `workers`: cores to use, all by default; the result does not depend on it.
     `out`: a folder for the run's records, checkpoints and model; with `resume` a run that was
     cut off goes on from its newest checkpoint. `watch` sees each round's record.
 
@@ -142,9 +144,9 @@ def simulate(
             on_checkpoint=checkpoint,
             restored={COORDINATOR: state.progress} if state else None,
         )
-        plan = _plan(run, data, local, _grow(sim, job, local, apart=world is not None))
-        role = job.trained.protocol or rounds.coordinator
-        sim.add(COORDINATOR, main=lambda p: role(p, plan))
+        roles = job.trained.protocol or rounds.ROLES
+        plan = _plan(run, data, local, _grow(sim, job, local, roles, apart=world is not None or roles.apart))
+        sim.add(COORDINATOR, main=lambda p: roles.coordinator(p, plan))
         last: Progress = sim.run(until=COORDINATOR)
     served = getattr(run.learner, "served", lambda params: params)
     run.params = served(last.best[2] if last.best is not None else last.params)
@@ -220,7 +222,7 @@ def prepare(job: Job, data: Any) -> Any:
     return job.trained.wrap(learner) if job.trained.wrap else learner
 
 
-def _grow(sim: Simulation, job: Job, local: Local, *, apart: bool) -> dict[str, list[int]]:
+def _grow(sim: Simulation, job: Job, local: Local, roles: Roles, *, apart: bool) -> dict[str, list[int]]:
     """Add the clients and the edges above them; the coordinator's children and whom they answer for.
 
     `apart`: every client is a peer of its own; otherwise a lane answers for all below one edge.
@@ -235,7 +237,7 @@ def _grow(sim: Simulation, job: Job, local: Local, *, apart: bool) -> dict[str, 
             return groups
         peers = {f"client{c}": [c] for c in members} if apart else {f"lane{name}": list(members)}
         for peer in peers:
-            sim.add(peer, answers=rounds.client(local), device=True)
+            sim.add(peer, answers=(roles.client or rounds.client)(local), device=True)
         return peers
 
     return below("", sorted(local.train), job.topology.fanout)
@@ -258,5 +260,7 @@ def _size(body: Any) -> int:
             return wire(body.params)
         case Answer():
             return body.sent
+        case Update():
+            return wire(body)
         case _:
             return 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ def by_torch(learner: Dense, start: Update, data: Rows, ctx: FitContext) -> tupl
     torch = pytest.importorskip("torch")
     widths = (learner.features, *learner.hidden, learner.outputs)
     kind = getattr(torch, learner.dtype)
-    layers = [torch.nn.Linear(a, b, dtype=kind) for a, b in itertools.pairwise(widths)]
+    layers = [torch.nn.Linear(a, b, dtype=kind) for a, b in pairwise(widths)]
     params = [p for layer in layers for p in (layer.weight, layer.bias)]
     with torch.no_grad():
         for p, leaf in zip(params, start.values(), strict=True):
@@ -93,6 +93,7 @@ CASES = {
     "softmax, all rows": softmax(20, 5, epochs=4, batch_size=None),
     "mlp": mlp((33, 17), features=20, outputs=5, epochs=2, batch_size=8, decay=0.5),
     "mlp tanh": mlp((16,), "tanh", "logistic", 9, 1, epochs=3, batch_size=7, momentum=0.5, weight_decay=0.01),
+    "mlp widening": mlp((2, 9), "tanh", "softmax", 1, 40, epochs=2, batch_size=6),
     "mlp squared": mlp((6, 5, 4), loss="squared", features=3, outputs=2, lr=0.02, epochs=3, batch_size=9),
 }
 

@@ -13,7 +13,7 @@ from tests.house.sources import PACKAGE, imports, is_stdlib, module_name, python
 ALGORITHMS = {"learn", "vertical", "recommend", "data", "adapt", "serve"}
 DRIVERS = {"transport", "simulate"}
 BELOW = {"core", "privacy", "wire"}
-TOP = {"job", "run", "baselines", "estimators", "attack"}
+TOP = {"job", "run", "baselines", "statistics", "estimators", "attack"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "job": BELOW | ALGORITHMS,  # values: it names algorithms, and no driver
     "run": BELOW | ALGORITHMS | DRIVERS | {"job"},  # the one file that knows both
     "baselines": BELOW | ALGORITHMS | {"job", "run"},
-    "estimators": BELOW | ALGORITHMS | {"job", "run"},
+    "statistics": BELOW | ALGORITHMS | {"job", "run"},
+    "estimators": BELOW | ALGORITHMS | {"job", "run", "statistics"},
     "attack": BELOW | ALGORITHMS | {"job", "run"},
     "control": BELOW | ALGORITHMS | DRIVERS | TOP | {"testing"},
 }
@@ -35,7 +36,7 @@ CORE_LINES = 1600  # about 1,500: one sitting
 # The inner modules of an adapter, as in adapt/torch_net.py: imported only inside functions of adapt/torch.py,
 # so they may name their library at the top. That nothing else loads them is tested below.
 # So are what the command line shows with rich, and scikit-learn's doors, which subclass its classes.
-INSIDE = re.compile(r"atoll\.(adapt\.(torch|sklearn|onnx|xgboost)_\w+|control\.show|estimators)")
+INSIDE = re.compile(r"atoll\.(adapt\.(torch|sklearn|onnx|xgboost)_\w+|control\.show|estimators(\.\w+)?)")
 
 
 def part_of(dotted: str) -> str:

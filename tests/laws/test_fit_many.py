@@ -84,7 +84,7 @@ learners = st.builds(
 
 
 @needs_kernel
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(learners, st.lists(st.integers(0, 45), min_size=1, max_size=5), st.booleans(), st.integers(0, 2))
 def test_the_kernel_does_what_numpy_does(learner: Dense, counts: list[int], pulled: bool, isa: int) -> None:
     params, datas, ctxs = scene(learner, counts, pulled=pulled)

@@ -26,7 +26,7 @@ from .errors import MisuseError
 class Asked:
     """Somebody asks `messages` (peer -> body). Done when `quorum` answered, or `deadline` seconds passed.
 
-    `quorum` None: all of them; `deadline` None: as long as it takes.
+    `quorum`: from 1 to all of them, None for all; `deadline`: at least 0, None for as long as it takes.
     """
 
     request: int
@@ -150,8 +150,10 @@ class Hub:
         if ask.request <= self._last:
             raise MisuseError(f"request ids grow: {ask.request} came after {self._last}")
         quorum = len(ask.messages) if ask.quorum is None else ask.quorum
-        if not 0 <= quorum <= len(ask.messages):
+        if not min(1, len(ask.messages)) <= quorum <= len(ask.messages):
             raise MisuseError(f"a quorum of {quorum} cannot come from {len(ask.messages)} peers")
+        if ask.deadline is not None and not ask.deadline >= 0:
+            raise MisuseError(f"a deadline is at least 0 seconds from now, got {ask.deadline}")
         self._last = ask.request
         until = None if ask.deadline is None else now + ask.deadline
         self._open[ask.request] = _Open(set(ask.messages), quorum, until)

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .errors import MisuseError
 from .rng import Rng
 
 Fold: TypeAlias = Callable[[Any, str, Any], Any]
@@ -38,7 +39,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """Ask one peer and go on; the answer comes through Next."""
+    """Ask one peer and go on; resumes with a number, the answer comes through Next."""
 
     peer: str
     body: Any
@@ -61,10 +62,11 @@ class SendTo:
 
 @dataclass(frozen=True, slots=True)
 class Recv:
-    """Take the next value of a mailbox."""
+    """Take the next value of a mailbox, if one comes `within` so many seconds."""
 
     peer: str
     name: str
+    within: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,13 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Run a heavy function off the event loop; resumes with its result."""
+    """Run a heavy function off the event loop; resumes with its result.
+
+    `share`: in virtual time it takes so many times what the device needs for a task.
+    """
 
     run: Callable[[], Any]
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +118,9 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """The answer to a post: `body`, or None and the `reason` it failed."""
+    """The answer to the post of that `number`: `body`, or None and the `reason` it failed."""
 
+    number: int
     peer: str
     body: Any
     reason: str = ""
@@ -128,13 +135,16 @@ def _do(op: Op) -> Generator[Op, Any, Any]:
 class Party:
     """A role's only window on the world.
 
-    `name`: its own; `peers`: those it may address; `key`: its random stream; `restored`: its last
+    `name`: its own; `names`: of all who take part; `key`: its random stream; `restored`: its last
     checkpoint, None on a first start; `deadline`: absolute seconds by which an answer is due,
     None for no limit; `clock`: reads the driver's time in seconds.
+
+    Inside an answer that has a deadline, whatever the role waits for ends with nine tenths of
+    the time left, so that it can still answer.
     """
 
     name: str
-    peers: tuple[str, ...]
+    names: tuple[str, ...]
     key: Rng
     clock: Callable[[], float]
     restored: Any = None
@@ -144,6 +154,16 @@ class Party:
     def now(self) -> float:
         """Seconds on the driver's clock, virtual in a simulation."""
         return self.clock()
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Everybody else."""
+        return tuple(name for name in self.names if name != self.name)
+
+    def _within(self, seconds: float | None) -> float | None:
+        if seconds is None and self.deadline is not None:
+            return 0.9 * max(self.deadline - self.now, 0.0)
+        return seconds
 
     async def ask(
         self,
@@ -155,17 +175,16 @@ class Party:
     ) -> Answers:
         """Ask several peers at once; back when `quorum` (all) answered or `deadline` seconds passed.
 
-        Without a deadline of its own an ask inside an answer ends with nine tenths of the time left.
-        `fold(so_far, peer, body)` joins answers as they arrive; the first `so_far` is None.
+        `fold(so_far, peer, body)` joins answers as they arrive; the first `so_far` is None. An
+        answer on which it raises an AtollError is set aside and counts as missing.
         """
-        if deadline is None and self.deadline is not None:
-            deadline = 0.9 * max(self.deadline - self.now, 0.0)
-        answers: Answers = await _do(Ask(messages, quorum, deadline, fold))
+        answers: Answers = await _do(Ask(messages, quorum, self._within(deadline), fold))
         return answers
 
-    async def post(self, peer: str, body: Any, *, deadline: float | None = None) -> None:
-        """Ask one peer without waiting; `next` brings the answer."""
-        await _do(Post(peer, body, deadline))
+    async def post(self, peer: str, body: Any, *, deadline: float | None = None) -> int:
+        """Ask one peer without waiting; `next` brings the answer, with the number returned here."""
+        number: int = await _do(Post(peer, body, self._within(deadline)))
+        return number
 
     async def next(self) -> Posted:
         """The next answer to any post, in order of arrival."""
@@ -176,17 +195,25 @@ class Party:
         """Send a value to the mailbox `name` of a peer; arrives once and in order, or not at all."""
         await _do(SendTo(peer, name, value))
 
-    async def recv(self, peer: str, name: str) -> Any:
-        """The next value that `peer` sent to our mailbox `name`. Raises Gone if it left."""
-        return await _do(Recv(peer, name))
+    async def recv(self, peer: str, name: str, *, within: float | None = None) -> Any:
+        """The next value that `peer` sent to our mailbox `name`.
+
+        Raises Gone if it left or stopped, or sent nothing `within` so many seconds.
+        """
+        return await _do(Recv(peer, name, self._within(within)))
 
     async def sleep(self, seconds: float) -> None:
-        """Let so many seconds pass."""
+        """Let so many seconds pass, at least 0."""
+        if not seconds >= 0:
+            raise MisuseError(f"a role sleeps at least 0 seconds, got {seconds}")
         await _do(Sleep(seconds))
 
-    async def work(self, run: Callable[[], Any]) -> Any:
-        """The result of `run()`, computed where it does not hold up messages."""
-        return await _do(Work(run))
+    async def work(self, run: Callable[[], Any], *, share: float = 1.0) -> Any:
+        """The result of `run()`, computed where it does not hold up messages.
+
+        In virtual time it takes `share` of the device's time for a task, 0 for nothing.
+        """
+        return await _do(Work(run, share))
 
     async def checkpoint(self, state: Any) -> None:
         """Make `state` the point at which a restart of this role begins."""

@@ -69,4 +69,4 @@ def shuffles(keys: NDArray[np.uint64], epochs: int, n: int) -> NDArray[np.int64]
     """
     steps = np.arange(1, epochs * n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     draws = _mix_many(np.asarray(keys, np.uint64)[:, None] + steps)  # (m, epochs * n)
-    return draws.reshape(-1, epochs, n).argsort(axis=-1, kind="stable")
+    return draws.reshape(len(draws), epochs, n).argsort(axis=-1, kind="stable")

@@ -30,6 +30,7 @@ class Session:
         self._sent: dict[int, Any] = {}
         self._early: dict[int, Any] = {}
         self._number = 0
+        self._known = 0
         self._seen = 0
 
     def push(self, body: Any) -> Packet:
@@ -40,8 +41,9 @@ class Session:
 
     def arrived(self, packet: Packet) -> list[Any]:
         """Take a packet in; the bodies that are now complete up to here, in order."""
-        for number in [n for n in self._sent if n <= packet.seen]:
-            del self._sent[number]
+        while self._known < min(packet.seen, self._number):
+            self._known += 1
+            del self._sent[self._known]
         if packet.number > self._seen:
             self._early[packet.number] = packet.body
         ready = []

@@ -8,7 +8,7 @@ several of them under one name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +16,7 @@ from ..core.aggregate import Aggregator, Buckets, Gather, Sum
 from ..core.compose import check
 from ..core.errors import ConfigError
 from ..core.message import Learner
+from ..core.protocol import Responder
 from ..core.registry import part
 from ..core.transform import Transform, chain
 from .server import adagrad, adam, mean, sgd, yogi
@@ -24,12 +25,25 @@ Wrap: TypeAlias = Callable[[Learner], Any]
 
 
 @dataclass(frozen=True)
+class Roles:
+    """A protocol of its own instead of synchronous rounds: `coordinator(p, plan) -> Progress`.
+
+    `client(local)`: what a client answers, None for its contribution as in learn/rounds.py.
+    `apart`: every client is a peer of its own; otherwise one peer may hold many and batch them.
+    """
+
+    coordinator: Callable[..., Coroutine[Any, Any, Any]]
+    client: Callable[..., Responder] | None = None
+    apart: bool = True
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """What happens to updates between learner and model.
 
     `chain`: the two-sided transforms. `wrap`: changes how a client trains. `rule`: how replies
-    become a total. `weigh`: "rows" (by each contribution's weight) or "equal". `protocol`: the
-    coordinator's role; None for synchronous rounds. `values`: its parameters, for reports.
+    become a total. `weigh`: "rows" (by each contribution's weight) or "equal". `protocol`: its
+    own roles; None for synchronous rounds. `values`: its parameters, for reports.
     """
 
     name: str
@@ -37,7 +51,7 @@ class Algorithm:
     wrap: Wrap | None = None
     rule: Aggregator = field(default_factory=Sum)
     weigh: Literal["rows", "equal"] = "rows"
-    protocol: Any = None
+    protocol: Roles | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,5 +125,6 @@ def _gradient(learner: Any) -> Any:
     except TypeError:
         raise ConfigError(
             "fedsgd sets lr, epochs, batch_size, momentum and decay, which"
-            f" {type(learner).__name__} does not have: use fedavg, or write fit so that its update is minus the gradient"
+            f" {type(learner).__name__} does not have: use fedavg, or write fit so that its update"
+            " is minus the gradient"
         ) from None

@@ -13,7 +13,7 @@ from typing import Any
 from ..core.edge import Answer
 from ..core.protocol import Party
 from ..core.registry import part
-from .algorithm import Algorithm
+from .algorithm import Algorithm, Roles
 from .rounds import Plan, Progress, ask, choose, skip
 from .rounds import coordinator as rounds
 
@@ -54,4 +54,4 @@ def joined(record: dict[str, Any], visit: dict[str, Any]) -> dict[str, Any]:
 @part("algorithm")
 def cyclic() -> Algorithm:
     """Train client after client, each from where the last one stopped (Chang et al. 2018, §2)."""
-    return Algorithm("cyclic", protocol=coordinator)
+    return Algorithm("cyclic", protocol=Roles(coordinator, apart=False))

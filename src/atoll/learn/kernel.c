@@ -8,8 +8,8 @@
    - The rank-B update is added to W in place (`grow`): no gradient is stored, unless momentum,
      weight decay or a pull need one.
    - Features are read where they lie, by row number: nothing is gathered or copied.
-   - A feature that is zero in the whole batch (a third of MNIST's pixels) changes nothing, so its
-     row of W is not read.
+   - Zeros are skipped: a feature that is zero in the whole batch is not read, and an input that is
+     zero (four in five of MNIST's pixels, half of what a relu gives) adds nothing to W.
    - Out-dimensions are padded to whole vectors, so no inner loop has a tail.
 
    Threads call `atoll_train` with one Job and take the next client from its counter. A client is
@@ -22,22 +22,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Tiles: `dot` keeps ROWS x ACROSS vectors in registers (and ROWS addresses: 12 spilled, at a third
+   of the speed), `grow` SPAN vectors of one row of W or TALL x 2. */
 #if defined(__AVX512F__)
-enum { LANES = 16, ROWS = 12 }; /* ROWS x 2 accumulators must fit the registers */
+enum { LANES = 16, ROWS = 6, ACROSS = 4, SPAN = 14 };
 #define TRAIN train_avx512
 #elif defined(__AVX2__)
-enum { LANES = 8, ROWS = 6 };
+enum { LANES = 8, ROWS = 6, ACROSS = 2, SPAN = 12 };
 #define TRAIN train_avx2
 #else
-enum { LANES = 4, ROWS = 6 };
+enum { LANES = 4, ROWS = 6, ACROSS = 2, SPAN = 12 };
 #define TRAIN train_plain
 #endif
-enum { HALF = LANES / 2, TALL = 8 }; /* TALL: rows of W that one pass of `grow` holds */
+enum { TALL = 4 };
 enum { SQUARED, LOGISTIC, SOFTMAX };
 enum { RELU, TANH };
 
 typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
-typedef int32_t bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* at any address */
+typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct { /* mirrored by CLIENT in kernel.py */
@@ -69,14 +72,24 @@ typedef struct {
     int64_t w, b, end;     /* where W, b and the next layer begin in a padded buffer */
 } Layer;
 
+enum { BAND = 32 }; /* rows of a batch that share a mark, one bit each */
+typedef struct { /* the rows a layer reads */
+    const float **rows; /* (B,) where each begins */
+    uint32_t *marks;    /* (bands, in): bit r of marks[k] says that row r of the band is not 0 in column k */
+    int32_t *cols;      /* (used,) the columns that are not zero in every row; all, where none is marked */
+    int64_t used;
+} Input;
+
 typedef struct { /* one thread's memory */
     Layer *layer;
     int64_t size;                       /* of a padded buffer */
     float *w, *g, *m, *anchor, *slope;  /* (size,) padded */
     float **h;                          /* h[l]: (batch_max, wide) what layer l gave */
     float *d, *d_below;                 /* (batch_max, widest) gradients at a layer's two sides */
-    const float **rows;                 /* (batch_max,) where each row that a layer reads begins */
-    int32_t *all, *some;                /* column numbers: every one; those in use */
+    float *turned, *zero;               /* a layer's W'; (widest,) zeros */
+    const float **d_rows;               /* (batch_max,) where each row of d begins */
+    Input *input;                       /* what each layer reads */
+    int32_t *all;                       /* (tallest,) column numbers 0, 1, ... of any d */
 } Desk;
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -106,9 +119,6 @@ INLINE void dot_rows(const int V, int64_t R, const float *const *x, const int32_
 #define CASE(r) case r: dot_tile(r, V, x, cols, used, w, b, z, wide); break;
     switch (R) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if defined(__AVX512F__)
-        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
     }
 #undef CASE
 }
@@ -117,13 +127,15 @@ INLINE void dot_rows(const int V, int64_t R, const float *const *x, const int32_
 static void dot(const float *const *x, int64_t B, const int32_t *cols, int64_t used, const float *w,
                 const float *b, float *z, int64_t wide) {
     const int64_t tiles = (B + ROWS - 1) / ROWS; /* of nearly equal heights: 5 + 5, not 6 + 4 */
-    for (int64_t j = 0; j < wide; j += 2 * LANES)
+    for (int64_t j = 0; j < wide; j += ACROSS * LANES)
         for (int64_t t = 0; t < tiles; t++) {
-            const int64_t from = B * t / tiles, R = B * (t + 1) / tiles - from;
-            if (j + 2 * LANES <= wide)
-                dot_rows(2, R, x + from, cols, used, w + j, b + j, z + from * wide + j, wide);
-            else
-                dot_rows(1, R, x + from, cols, used, w + j, b + j, z + from * wide + j, wide);
+            const int64_t from = B * t / tiles, R = B * (t + 1) / tiles - from, V = (wide - j) / LANES;
+#define ACROSS_IS(v) dot_rows(v, R, x + from, cols, used, w + j, b + j, z + from * wide + j, wide)
+            if (V >= ACROSS) ACROSS_IS(ACROSS);
+            else if (V == 3) ACROSS_IS(3);
+            else if (V == 2) ACROSS_IS(2);
+            else ACROSS_IS(1);
+#undef ACROSS_IS
         }
 }
 
@@ -145,78 +157,109 @@ INLINE void grow_tile(const int R, const int V, const float *const *x, const int
         for (int v = 0; v < V; v++) ((vec *)(w + k[r] * wide))[v] = sum[r][v];
 }
 
-/* W += x' d, for the rows of W in `cols`; d (B, wide). */
-static void grow(const float *const *x, int64_t B, const int32_t *cols, int64_t used, const float *d,
-                 float *w, int64_t wide) {
-    int64_t i = 0;
-    for (; i + TALL <= used; i += TALL) {
-        int64_t j = 0;
-        for (; j + 2 * LANES <= wide; j += 2 * LANES) grow_tile(TALL, 2, x, cols + i, d + j, B, w + j, wide);
-        for (; j < wide; j += LANES) grow_tile(TALL, 1, x, cols + i, d + j, B, w + j, wide);
+INLINE void grow_span(const int V, const float *const *x, int64_t k, uint32_t marks, const float *d, float *w,
+                      int64_t wide) {
+    vec sum[V];
+    for (int v = 0; v < V; v++) sum[v] = ((const vec *)w)[v];
+    for (; marks; marks &= marks - 1) {
+        const int64_t i = __builtin_ctz(marks);
+        const vec *di = (const vec *)(d + i * wide);
+        for (int v = 0; v < V; v++) sum[v] += x[i][k] * di[v];
     }
-    for (; i < used; i++)
-        for (int64_t j = 0; j < wide; j += LANES) grow_tile(1, 1, x, cols + i, d + j, B, w + j, wide);
+    for (int v = 0; v < V; v++) ((vec *)w)[v] = sum[v];
 }
 
-/* Lane i of the answer is the sum over the lanes of s[i]: log2(LANES) rounds of interleave and add. */
-INLINE vec sum_lanes(vec s[LANES]) {
-    for (int n = HALF; n; n /= 2)
-        for (int i = 0; i < n; i++) {
-            const vec a = s[i], b = s[i + n];
+/* W += x' d for a wide W: each of its rows once, met by those rows of d whose x is not zero. */
+static void grow_wide(const Input *x, int64_t B, int64_t in, const float *d, float *w, int64_t wide) {
+    const int64_t vecs = wide / LANES, spans = (vecs + SPAN - 1) / SPAN;
+    for (int64_t band = 0; band * BAND < B; band++)
+        for (int64_t c = 0; c < x->used; c++) {
+            const int64_t k = x->cols[c];
+            const uint32_t marks = x->marks[band * in + k];
+            if (c + 2 < x->used) /* the next rows but one come from the L2 cache meanwhile */
+                for (int64_t j = 0; j < wide; j += 16) __builtin_prefetch(w + x->cols[c + 2] * wide + j, 1);
+            const float *const *rows = (const float *const *)x->rows + band * BAND, *db = d + band * BAND * wide;
+            for (int64_t s = 0; s < spans && marks; s++) {
+                const int64_t v = vecs * s / spans, V = vecs * (s + 1) / spans - v;
+#define CASE(n) case n: grow_span(n, rows, k, marks, db + v * LANES, w + k * wide + v * LANES, wide); break;
+                switch (V) {
+                    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #if defined(__AVX512F__)
-            s[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23) +
-                   __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+                    CASE(13) CASE(14)
+#endif
+                }
+#undef CASE
+            }
+        }
+}
+
+/* The same for a W of one or two vectors: TALL of its rows at once, to keep the adders busy. */
+static void grow_narrow(const Input *x, int64_t B, const float *d, float *w, int64_t wide) {
+    const float *const *rows = (const float *const *)x->rows;
+    int64_t c = 0;
+    for (; c + TALL <= x->used; c += TALL)
+        if (wide == LANES) grow_tile(TALL, 1, rows, x->cols + c, d, B, w, wide);
+        else grow_tile(TALL, 2, rows, x->cols + c, d, B, w, wide);
+    for (; c < x->used; c++)
+        for (int64_t j = 0; j < wide; j += LANES) grow_tile(1, 1, rows, x->cols + c, d + j, B, w + j, wide);
+}
+
+/* Columns for rows, one square of LANES x LANES: each round interleaves the halves. */
+INLINE void turn_square(const float *from, int64_t wide, float *to, int64_t wide_to) {
+    vec s[LANES], t[LANES];
+    for (int i = 0; i < LANES; i++) s[i] = *(const vec *)(from + i * wide);
+    for (int round = 1; round < LANES; round *= 2) {
+        for (int i = 0; i < LANES / 2; i++) {
+            const vec a = s[i], b = s[i + LANES / 2];
+#if defined(__AVX512F__)
+            t[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            t[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #elif defined(__AVX2__)
-            s[i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11) +
-                   __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+            t[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+            t[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 #else
-            s[i] = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            t[2 * i] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+            t[2 * i + 1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
 #endif
         }
-    return s[0];
+        for (int i = 0; i < LANES; i++) s[i] = t[i];
+    }
+    for (int i = 0; i < LANES; i++) *(vec *)(to + i * wide_to) = s[i];
 }
 
-/* below (B, wide_below) = d W'; W has wide_below rows, zeros past the layer's own. Two rows of d meet HALF rows of W, so W is read B / 2 times, from L1. */
-static void back(const float *d, int64_t B, const float *w, int64_t wide, float *below, int64_t wide_below) {
-    for (int64_t k = 0; k < wide_below; k += HALF)
-        for (int64_t i = 0; i < B; i += 2) {
-            vec s[LANES];
-            memset(s, 0, sizeof s);
-            for (int64_t j = 0; j < wide; j += LANES) {
-                const vec d0 = *(const vec *)(d + i * wide + j), d1 = *(const vec *)(d + (i + 1) * wide + j);
-                for (int r = 0; r < HALF; r++) {
-                    const vec wr = *(const vec *)(w + (k + r) * wide + j);
-                    s[r] += d0 * wr;
-                    s[HALF + r] += d1 * wr;
-                }
-            }
-            const vec both = sum_lanes(s);
-            memcpy(below + i * wide_below + k, &both, sizeof both / 2);
-            memcpy(below + (i + 1) * wide_below + k, (const float *)&both + HALF, sizeof both / 2);
-        }
+/* turned (wide, high) = W', for W of `high` rows, both whole vectors. Then d W' is a `dot` at full
+   speed; summing products across lanes instead took twice as long. */
+static void turn(const float *w, int64_t high, int64_t wide, float *turned) {
+    for (int64_t j = 0; j < wide; j += LANES)
+        for (int64_t k = 0; k < high; k += LANES) turn_square(w + k * wide + j, wide, turned + j * high + k, high);
 }
 
 /* ---- one step of SGD ---- */
 
-/* The columns that are not zero in every row; how many. */
-static int64_t in_use(const float *const *x, int64_t B, int64_t in, int32_t *cols) {
-    int64_t used = 0, k = 0;
-    for (; k + LANES <= in; k += LANES) {
-        bits any = {0};
-        for (int64_t i = 0; i < B; i++) any |= *(const bits *)(x[i] + k);
-        any &= INT32_MAX; /* minus zero is zero */
-        for (int lane = 0; lane < LANES; lane++) {
-            cols[used] = (int32_t)k + lane;
-            used += any[lane] != 0;
+/* Marks what is not zero, a NaN and an infinity included; x->rows are set. */
+static void mark(Input *x, int64_t B, int64_t in) {
+    for (int64_t from = 0; from < B; from += BAND) {
+        uint32_t *marks = x->marks + from / BAND * in;
+        const int64_t to = from + BAND < B ? from + BAND : B;
+        int64_t k = 0;
+        for (; k + LANES <= in; k += LANES) {
+            bits seen = {0};
+            for (int64_t i = from; i < to; i++)
+                seen |= (*(const loose *)(x->rows[i] + k) != 0) & (int32_t)(1u << (i - from));
+            memcpy(marks + k, &seen, sizeof seen);
+        }
+        for (; k < in; k++) {
+            marks[k] = 0;
+            for (int64_t i = from; i < to; i++) marks[k] |= (uint32_t)(x->rows[i][k] != 0) << (i - from);
         }
     }
-    for (; k < in; k++) {
-        int any = 0;
-        for (int64_t i = 0; i < B; i++) any |= x[i][k] != 0;
-        cols[used] = (int32_t)k;
-        used += any;
+    x->used = 0;
+    for (int64_t k = 0; k < in; k++) {
+        uint32_t any = x->marks[k];
+        for (int64_t from = BAND; from < B; from += BAND) any |= x->marks[from / BAND * in + k];
+        x->cols[x->used] = (int32_t)k;
+        x->used += any != 0;
     }
-    return used;
 }
 
 /* Written so that a NaN stays a NaN: divergence and bad data must show in the loss. */
@@ -278,33 +321,36 @@ static int lose(const Job *job, Client *c, const int64_t *row, int64_t B, const 
     return 0;
 }
 
+/* Whether zeros are looked for in what layer l reads: always in features, elsewhere where it pays. */
+static int marked(const Layer *layer, int64_t l) { return l == 0 || layer[l].wide > 2 * LANES; }
+
 /* Adds d(loss)/dw * scale to `to`, which is w itself where SGD is plain. Returns 1 for a bad label. */
-static int step(const Job *job, Client *c, Desk *desk, const int64_t *row, int64_t B, int sparse, float scale,
-                float *to) {
+static int step(const Job *job, Client *c, Desk *desk, const int64_t *row, int64_t B, float scale, float *to) {
     const int64_t last = job->layers - 1;
     const Layer *layer = desk->layer;
-    const int32_t *cols = desk->all;
-    int64_t used = layer[0].in;
-    for (int64_t i = 0; i < B; i++) desk->rows[i] = c->x + row[i] * c->stride;
-    if (sparse) used = in_use(desk->rows, B, layer[0].in, desk->some), cols = desk->some;
     for (int64_t l = 0; l <= last; l++) {
         const Layer *a = layer + l;
-        dot(desk->rows, B, l ? desk->all : cols, l ? a->in : used, desk->w + a->w, desk->w + a->b, desk->h[l], a->wide);
-        if (l == last) break;
-        activate(desk->h[l], B * a->wide, job->activation);
-        for (int64_t i = 0; i < B; i++) desk->rows[i] = desk->h[l] + i * a->wide;
+        Input *x = desk->input + l;
+        for (int64_t i = 0; i < B; i++)
+            x->rows[i] = l ? desk->h[l - 1] + i * layer[l - 1].wide : c->x + row[i] * c->stride;
+        if (marked(layer, l)) mark(x, B, a->in);
+        dot(x->rows, B, x->cols, x->used, desk->w + a->w, desk->w + a->b, desk->h[l], a->wide);
+        if (l < last) activate(desk->h[l], B * a->wide, job->activation);
     }
     if (lose(job, c, row, B, layer + last, desk->h[last], scale, desk->d)) return 1;
     for (int64_t l = last; l >= 0; l--) {
         const Layer *a = layer + l;
-        for (int64_t i = 0; i < B; i++)
-            desk->rows[i] = l ? desk->h[l - 1] + i * layer[l - 1].wide : c->x + row[i] * c->stride;
         if (l) {
-            back(desk->d, B, desk->w + a->w, a->wide, desk->d_below, layer[l - 1].wide);
-            slope_at(desk->d_below, desk->h[l - 1], B * layer[l - 1].wide, job->activation);
+            const int64_t below = layer[l - 1].wide;
+            turn(desk->w + a->w, below, a->wide, desk->turned);
+            for (int64_t i = 0; i < B; i++) desk->d_rows[i] = desk->d + i * a->wide;
+            dot(desk->d_rows, B, desk->all, a->out, desk->turned, desk->zero, desk->d_below, below);
+            slope_at(desk->d_below, desk->h[l - 1], B * below, job->activation);
         }
-        if (c->moves >> (2 * l) & 1)
-            grow(desk->rows, B, l ? desk->all : cols, l ? a->in : used, desk->d, to + a->w, a->wide);
+        if (c->moves >> (2 * l) & 1) {
+            if (a->wide > 2 * LANES) grow_wide(desk->input + l, B, a->in, desk->d, to + a->w, a->wide);
+            else grow_narrow(desk->input + l, B, desk->d, to + a->w, a->wide);
+        }
         if (c->moves >> (2 * l + 1) & 1)
             for (int64_t i = 0; i < B; i++)
                 for (int64_t j = 0; j < a->wide; j++) to[a->b + j] += desk->d[i * a->wide + j];
@@ -371,19 +417,13 @@ static void client(const Job *job, Client *c, Desk *desk) {
     if (c->slope) pad(job, desk, c->slope, desk->slope);
     if (!at_once) memset(desk->m, 0, (size_t)desk->size * sizeof *desk->m);
     c->loss = 0, c->hits = 0, c->fault = 0;
-    int sparse = 1; /* until the first batch turns out to use most columns */
-    const int64_t in = job->dims[0];
     for (int64_t e = 0; e < job->epochs; e++)
         for (int64_t at = 0; at < c->n; at += job->batch) {
             const int64_t B = c->n - at < job->batch ? c->n - at : job->batch;
             const int64_t *row = c->order + e * c->n + at;
-            if (e == 0 && at == 0) {
-                for (int64_t i = 0; i < B; i++) desk->rows[i] = c->x + row[i] * c->stride;
-                sparse = in_use(desk->rows, B, in, desk->some) * 8 < in * 7;
-            }
             if (!at_once) memset(desk->g, 0, (size_t)desk->size * sizeof *desk->g);
             const float scale = at_once ? (float)(-c->lr / (double)B) : 1 / (float)B;
-            if (step(job, c, desk, row, B, sparse, scale, at_once ? desk->w : desk->g)) {
+            if (step(job, c, desk, row, B, scale, at_once ? desk->w : desk->g)) {
                 c->fault = 1;
                 return;
             }
@@ -401,18 +441,25 @@ static void *take(char *memory, int64_t *used, int64_t count, int64_t each) {
 
 /* Lays a desk out in zeroed memory and returns the bytes it needs. */
 static int64_t furnish(const Job *job, Desk *desk, char *memory) {
-    const int64_t L = job->layers, B = round_up(job->batch_max, 2);
-    int64_t used = 0, widest = 0, tallest = 0, at = 0;
+    const int64_t L = job->layers, B = job->batch_max;
+    int64_t used = 0, widest = 0, tallest = 0, largest = 0, at = 0;
     desk->layer = take(memory, &used, L, sizeof(Layer));
     desk->h = take(memory, &used, L, sizeof(float *));
+    desk->input = take(memory, &used, L, sizeof(Input));
     for (int64_t l = 0; l < L; l++) {
         const int64_t in = job->dims[l], out = job->dims[l + 1], wide = round_up(out, LANES);
         const int64_t b = at + round_up(in, LANES) * wide;
         float *h = take(memory, &used, B * wide, sizeof(float));
-        if (memory) desk->layer[l] = (Layer){in, out, wide, at, b, b + wide}, desk->h[l] = h;
+        const Input x = {
+            take(memory, &used, B, sizeof(float *)), take(memory, &used, (B + BAND - 1) / BAND * in, sizeof(uint32_t)),
+            take(memory, &used, in + 1, sizeof(int32_t)), in,
+        };
+        for (int64_t k = 0; memory && k < in; k++) x.cols[k] = (int32_t)k;
+        if (memory) desk->input[l] = x, desk->layer[l] = (Layer){in, out, wide, at, b, b + wide}, desk->h[l] = h;
         at = b + wide;
         widest = wide > widest ? wide : widest;
-        tallest = in > tallest ? in : tallest;
+        tallest = out > tallest ? out : tallest;
+        if (l && round_up(in, LANES) * wide > largest) largest = round_up(in, LANES) * wide;
     }
     desk->size = at;
     int simple = 1;
@@ -421,9 +468,10 @@ static int64_t furnish(const Job *job, Desk *desk, char *memory) {
     for (int i = 0; i < (simple ? 1 : 5); i++) *padded[i] = take(memory, &used, at, sizeof(float));
     desk->d = take(memory, &used, B * widest, sizeof(float));
     desk->d_below = take(memory, &used, B * widest, sizeof(float));
-    desk->rows = take(memory, &used, B, sizeof(float *));
+    desk->turned = take(memory, &used, largest, sizeof(float));
+    desk->zero = take(memory, &used, widest, sizeof(float));
+    desk->d_rows = take(memory, &used, B, sizeof(float *));
     desk->all = take(memory, &used, tallest, sizeof(int32_t));
-    desk->some = take(memory, &used, tallest + LANES, sizeof(int32_t));
     for (int64_t k = 0; memory && k < tallest; k++) desk->all[k] = (int32_t)k;
     return used;
 }

@@ -1,8 +1,9 @@
 """Where clients' data are: trains those a task names, keeps what must stay with each of them.
 
 A client's own state (error feedback, SCAFFOLD's control, a personal head) is staged when its
-contribution leaves and committed only when a later task says the contribution was used. So a
-client that was too late, or whose round was lost, goes on from what the server believes.
+contribution leaves and committed only when a later task to train says the contribution was used. So
+a client that was too late, or whose round was lost, goes on from what the server believes. A request
+to evaluate commits and drops nothing: the coordinator may yet restart at an earlier round.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
 from ..core.errors import AtollError
-from ..core.message import FitContext, Learner, fit_many
+from ..core.message import Contribution, FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
 from .algorithm import Algorithm
@@ -55,10 +56,10 @@ class Local:
 
     def answer(self, task: Task) -> Answer:
         """What these clients contribute to the round, or how the model does on their data."""
-        for client, used in zip(task.clients, task.used, strict=True):
-            self._settle(client, used)
         if task.want == "evaluate":
             return self._evaluate(task)
+        for client, used in zip(task.clients, task.used, strict=True):
+            self._settle(client, used)
         size = getattr(self.learner, "chunk", None) or max(1, CHUNK // max(task.params.buffer.nbytes, 1))
         chunks = [task.clients[i : i + size] for i in range(0, len(task.clients), size)]
         aggregator = self._aggregator(task)
@@ -68,12 +69,22 @@ class Local:
             answer = merge_answers(aggregator, answer, fresh)
         return answer
 
+    def contributions(self, task: Task, clients: Sequence[int]) -> list[Contribution]:
+        """What these clients learn from the task, as their learner gives it."""
+        key = self._round(task)
+        ctxs = [self._context(key, task, client) for client in clients]
+        return fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
+
     def _settle(self, client: int, used: int) -> None:
         """Commit what was staged if its round was used; drop it otherwise."""
         if client in self.staged:
-            made, held = self.staged.pop(client)
-            if used == made:
-                self.committed[client] = held
+            self.committed[client] = self._held(client, used)
+            del self.staged[client]
+
+    def _held(self, client: int, used: int = -1) -> Held:
+        """A client's state after the last of its contributions that was used, in round `used`."""
+        made, held = self.staged.get(client, (None, None))
+        return held if held is not None and made == used else self.committed.get(client, NOTHING)
 
     def _aggregator(self, task: Task) -> Any:
         return self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
@@ -87,8 +98,9 @@ class Local:
             return self._together(task, clients)
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
-                return Answer((), None, {clients[0]: _reason(error)}), {}
-        answer, held = Answer((), None), {}
+                return Answer((), None, {clients[0]: reason(error)}), {}
+        answer = Answer((), None)
+        held: dict[int, Held] = {}
         for client in clients:
             alone, its = self._fit(task, (client,))
             answer = merge_answers(self._aggregator(task), answer, alone)
@@ -96,9 +108,7 @@ class Local:
         return answer, held
 
     def _together(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
-        key = self._round(task)
-        ctxs = [self._context(key, task, client) for client in clients]
-        made = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
+        made = self.contributions(task, clients)
         if self.algorithm.weigh == "equal":
             for c in made:
                 c.weight = float(c.weight > 0)
@@ -110,14 +120,11 @@ class Local:
         kept = {client: Held(c.state, after.get(client)) for client, c in pairs}
         return answer, {c: h for c, h in kept.items() if h.learner is not None or h.chain is not None}
 
-    def _held(self, client: int) -> Held:
-        return self.committed.get(client, NOTHING)
-
     def _round(self, task: Task) -> Rng:
         return self.key.at("clients", task.round)
 
-    def _context(self, key: Rng, task: Task, client: int) -> FitContext:
-        return FitContext(key.at(client), task.round, client, self._held(client).learner)
+    def _context(self, key: Rng, task: Task, client: int, used: int = -1) -> FitContext:
+        return FitContext(key.at(client), task.round, client, self._held(client, used).learner)
 
     def _evaluate(self, task: Task) -> Answer:
         """Each client's metrics by its id; clients without test rows are left out.
@@ -128,21 +135,22 @@ class Local:
         personal = getattr(self.learner, "personal", lambda params, rows, ctx: params)
         found: dict[int, Any] = {}
         failed: dict[int, str] = {}
-        for client in task.clients:
+        for client, used in zip(task.clients, task.used, strict=True):
             rows = self.test.get(client)
             if rows is None or not len(rows):
                 continue
             try:
-                ctx = self._context(self._round(task), task, client)
+                ctx = self._context(self._round(task), task, client, used)
                 params = personal(task.params, self.train[client], ctx)
                 metrics = self.learner.evaluate(params, rows, ctx)
                 found[client] = {name: lift(m, float(len(rows))) for name, m in metrics.items()}
             except Exception as error:  # noqa: BLE001
-                failed[client] = _reason(error)
+                failed[client] = reason(error)
         return Answer(tuple(found), found, failed)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What to tell of a failure: our own errors in a line, a bug with its traceback."""
     if isinstance(error, AtollError):
         return f"{type(error).__name__}: {error}"
     return "".join(traceback.format_exception(error))

@@ -20,7 +20,7 @@ from ..core.metrics import merge_all
 from ..core.protocol import Party, Responder
 from ..core.transform import Context
 from ..core.update import Update
-from .algorithm import Algorithm
+from .algorithm import Algorithm, Roles
 from .local import Local
 from .select import Choice, Cohort, Everyone
 from .stop import Stop
@@ -64,6 +64,7 @@ class Progress:
     `round`: rounds done. `params`: the model. `server`: state of the chain's server side. `used`:
     each client's last used round. `best`: the best evaluation's value, round and model. `without`:
     evaluations since. `empty`: rounds in a row that nobody contributed to. `over`: why it ended.
+    `more`: what a protocol other than synchronous rounds keeps besides.
     """
 
     round: int
@@ -74,6 +75,7 @@ class Progress:
     without: int = 0
     empty: int = 0
     over: str = ""
+    more: Any = None
 
 
 OneRound: TypeAlias = Callable[[Party, Plan, Progress], Awaitable[tuple[Progress, dict[str, Any]]]]
@@ -93,12 +95,18 @@ async def coordinator(p: Party, plan: Plan, one: OneRound | None = None) -> Prog
         await p.note({"round": 0, **await evaluate(p, plan, now)})
     while now.round < plan.rounds and not now.over:
         now, record = await one(p, plan, now)
-        if now.round % plan.every == 0 or now.round == plan.rounds:
-            seen = await evaluate(p, plan, now)
-            record |= seen
-            now = judge(plan.stop, now, seen["metrics"])
-        await p.note({**record, "stop": now.over} if now.over else record)
-        await p.checkpoint(now)  # after its record: a restart takes back records, never lacks one
+        now = await report(p, plan, now, record)
+    return now
+
+
+async def report(p: Party, plan: Plan, now: Progress, record: dict[str, Any]) -> Progress:
+    """Evaluate the model if it is time to, publish the round's record, keep a checkpoint."""
+    if now.round % plan.every == 0 or now.round == plan.rounds:
+        seen = await evaluate(p, plan, now)
+        record = {**record, **seen}
+        now = judge(plan.stop, now, seen["metrics"])
+    await p.note({**record, "stop": now.over} if now.over else record)
+    await p.checkpoint(now)  # after its record: a restart takes back records, never lacks one
     return now
 
 
@@ -115,11 +123,11 @@ async def ask(
     p: Party, plan: Plan, now: Progress, cohort: tuple[int, ...], key: Any
 ) -> tuple[Progress, dict[str, Any]]:
     """`one_round` for a cohort that is chosen."""
-    task = replace(_task(now, key, cohort), points=_points(plan, now, cohort))
+    task = replace(_task(now, key, cohort), points=update_points(plan, now.params, len(cohort)))
     aggregator = _rule(plan.algorithm, task)
     began = p.now
     answer = await relay(
-        p, task, plan.children, aggregator, quorum=plan.cohort.quorum(len(cohort)), deadline=plan.deadline
+        p, task, plan.children, aggregator, quorum=_quorum(plan, cohort), deadline=plan.deadline
     )
     record = {
         "round": now.round + 1,
@@ -139,6 +147,12 @@ async def ask(
     }
 
 
+def _quorum(plan: Plan, cohort: Sequence[int]) -> int | None:
+    """How many answers are enough; only a coordinator that asks each client itself can count them."""
+    alone = all(len(clients) == 1 for clients in plan.children.values())
+    return plan.cohort.quorum(len(cohort)) if alone else None
+
+
 def skip(now: Progress, answer: Answer) -> Progress:
     """The same model a round later."""
     if now.empty + 1 >= PATIENCE:
@@ -155,7 +169,7 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
 
     async def losses(clients: Sequence[int]) -> dict[int, float]:
         task = replace(_task(now, key, tuple(clients)), want="evaluate")
-        found = (await relay(p, task, plan.children, SITES)).partial or {}
+        found = (await relay(p, task, plan.children, SITES, deadline=plan.deadline)).partial or {}
         return {c: float(m["loss"].value) for c, m in found.items() if "loss" in m}
 
     return await plan.cohort.pick(Choice(plan.clients, plan.sizes, key.at("cohort"), losses))
@@ -197,7 +211,7 @@ async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
     merged: Mapping[str, Any] = {}
     if plan.sites:
         task = replace(_task(now, p.key.at("evaluate"), plan.clients), want="evaluate")
-        found = (await relay(p, task, plan.children, SITES)).partial or {}
+        found = (await relay(p, task, plan.children, SITES, deadline=plan.deadline)).partial or {}
         seen["sites"] = {c: {n: m.value for n, m in found[c].items()} for c in sorted(found)}
         for c in sorted(found):
             merged = merge_all(merged, found[c])
@@ -232,10 +246,14 @@ def client(local: Local) -> Responder:
     """A client's answer, or a lane's that holds many: train and fold, off the event loop."""
 
     async def answer(p: Party, task: Task) -> Answer:
-        done: Answer = await p.work(lambda: local.answer(task))
+        share = 1.0 if task.want == "fit" else 0.0  # to be measured costs no virtual time
+        done: Answer = await p.work(lambda: local.answer(task), share=share)
         return done
 
     return answer
+
+
+ROLES = Roles(coordinator, client, apart=False)
 
 
 class _Sites:
@@ -255,13 +273,18 @@ def _task(now: Progress, key: Any, clients: tuple[int, ...]) -> Task:
     return Task(now.round, key, clients, used, now.params, cohort=clients)
 
 
-def _points(plan: Plan, now: Progress, cohort: Sequence[int]) -> Points:
-    """Binary points for updates as they leave the chain."""
+def update_points(plan: Plan, params: Update, count: int) -> Points:
+    """Binary points for the sum of `count` updates of this model as they leave the chain.
+
+    A learner whose contributions are not laid out as its params (sums for a Newton step) says so
+    by `contributes(params)`: zeros in their layout.
+    """
     chain = plan.algorithm.chain
     most = plan.max_weight if plan.algorithm.weigh == "rows" else 1.0
+    like = getattr(plan.learner, "contributes", lambda p: p)(params)
     added = {name: bound for t in chain.steps for name, bound in t.adds.items()}
     bounds = {**getattr(plan.learner, "bounds", {}), **added}
-    return points(chain.outgoing(now.params), len(cohort), most, bounds)
+    return points(chain.outgoing(like), count, most, bounds)
 
 
 def _rule(algorithm: Algorithm, task: Task) -> Any:

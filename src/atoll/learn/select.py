@@ -73,7 +73,7 @@ class Sample:
     async def pick(self, choice: Choice) -> tuple[int, ...]:
         """Drawn from the round's own stream."""
         clients = np.array(choice.clients)
-        asked = min(len(clients), ceil(self.over * self.size(len(clients))))
+        asked = min(len(clients), ceil(round(self.over * self.size(len(clients)), 6)))
         odds = None
         if self.by == "size":
             if choice.sizes is None:
@@ -85,7 +85,9 @@ class Sample:
 
     def quorum(self, asked: int) -> int | None:
         """Without over-selection all, with it the number that was wanted."""
-        return None if self.over == 1 else max(1, int(asked / self.over))
+        if self.over == 1:
+            return None
+        return min(self.count, asked) if self.count is not None else max(1, int(asked / self.over + 1e-6))
 
 
 @dataclass(frozen=True)

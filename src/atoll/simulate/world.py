@@ -20,11 +20,12 @@ from ..core import hub as h
 from ..core import protocol as op
 from ..core.errors import AtollError, Gone, MisuseError
 from ..core.protocol import Party, Responder
+from ..core.registry import nearest
 from ..core.rng import Rng
 from ..core.session import Packet, Session
 from .faults import World
 
-Role = Coroutine[op.Op, Any, Any]
+Run = Coroutine[op.Op, Any, Any]
 
 
 @dataclass(slots=True)
@@ -39,20 +40,26 @@ class _Letter:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A role that asked, what it has folded so far, or the peer a post went to."""
+    """A role that asked, what it has folded so far and whose answers did not fit; or the peer a
+    post went to.
+    """
 
-    role: Role | None
+    role: _Role | None
     fold: op.Fold | None
     folded: Any = None
     posted: str = ""
+    bad: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Actor:
-    """A peer: lives until `alive` changes; a restart is a new life with the old checkpoint."""
+    """One life of a peer. A crash ends it for good; a restart is a new life with the old
+    checkpoint. Request ids go on from life to life, so no answer finds a wrong question.
+    """
 
     name: str
-    main: Callable[[Party], Role] | None
+    key: Rng
+    main: Callable[[Party], Run] | None
     responder: Responder | None
     device: bool = False
     saved: Any = None
@@ -62,12 +69,21 @@ class _Actor:
     requests: Any = field(default_factory=count)
     asks: dict[int, _Waiting] = field(default_factory=dict)
     posted: deque[op.Posted] = field(default_factory=deque)
-    nexts: deque[Role] = field(default_factory=deque)
+    nexts: deque[_Role] = field(default_factory=deque)
     mail: dict[tuple[str, str], deque[Any]] = field(default_factory=dict)
-    readers: dict[tuple[str, str], deque[Role]] = field(default_factory=dict)
+    readers: dict[tuple[str, str], deque[_Role]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
     resending: set[str] = field(default_factory=set)
     pace: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Role:
+    """A running coroutine and the life it belongs to; it stops where that ends."""
+
+    actor: _Actor
+    run: Run
 
 
 class Simulation:
@@ -102,13 +118,15 @@ class Simulation:
         self._net = key.at("network").generator()
         self._results: dict[str, Any] = {}
         self._errors: dict[str, BaseException] = {}
-        self._parties: dict[int, tuple[_Actor, int, Party]] = {}
+        self._names: tuple[str, ...] = ()
+        # only where packets can vanish does it take acknowledgements
+        self._lossy = bool(world.loss or world.partitions or world.crashes)
 
     def add(
         self,
         name: str,
         *,
-        main: Callable[[Party], Role] | None = None,
+        main: Callable[[Party], Run] | None = None,
         answers: Responder | None = None,
         device: bool = False,
     ) -> None:
@@ -116,13 +134,19 @@ class Simulation:
 
         A `device` needs the world's compute time for its work and may drop out of a task.
         """
-        self._actors[name] = _Actor(name, main, answers, device, self._restored.get(name))
+        key = self._key.at(name)
+        self._actors[name] = _Actor(name, key, main, answers, device, self._restored.get(name))
 
     def run(self, until: str) -> Any:
         """Let time pass until the role of `until` returns; its result.
 
-        Raises what the role raised, or MisuseError if everybody waits for ever.
+        Raises what the role raised; MisuseError if everybody waits for ever, or
+        if the world speaks of a peer that is not in it.
         """
+        self._names = tuple(self._actors)
+        self._known(
+            *(c.peer for c in self.world.crashes), *(n for c in self.world.partitions for n in c.peers)
+        )
         for actor in self._actors.values():
             self._begin(actor)
         for crash in self.world.crashes:
@@ -131,71 +155,74 @@ class Simulation:
             if until in self._errors:
                 raise self._errors[until]
             if not self._events:
-                raise MisuseError(f"{until} waits for an answer that nobody will send, at {self.now:g} s")
+                why = "".join(f"; {name} stopped: {error}" for name, error in self._errors.items())
+                raise MisuseError(
+                    f"{until} waits for an answer that nobody will send, at {self.now:g} s{why}"
+                )
             self.now, _, act = heapq.heappop(self._events)
             act()
         return self._results[until]
 
+    def _clock(self) -> float:
+        return self.now
+
     # -- roles ------------------------------------------------------------------------------
 
     def _begin(self, actor: _Actor) -> None:
-        if actor.main is not None:
-            role = self._role(actor, lambda p: self._main(actor, p), None)
-            self._soon(role, None)
+        main = actor.main
+        if main is not None:
+            self._at(self.now, lambda: self._start(actor, lambda p: self._main(actor, main(p)), None))
 
-    async def _main(self, actor: _Actor, p: Party) -> None:
-        assert actor.main is not None
+    async def _main(self, actor: _Actor, run: Run) -> None:
         try:
-            self._results[actor.name] = await actor.main(p)
+            self._results[actor.name] = await run
         except AtollError as error:
             self._errors[actor.name] = error
+            for other in self._actors.values():
+                self._hang_up(other, actor.name, f"{actor.name} stopped: {error}")
 
-    def _role(self, actor: _Actor, make: Callable[[Party], Role], deadline: float | None) -> Role:
-        others = tuple(n for n in self._actors if n != actor.name)
-        key = self._key.at(actor.name)
-        party = Party(actor.name, others, key, lambda: self.now, actor.saved, deadline)
-        role = make(party)
-        self._parties[id(role)] = (actor, actor.life, party)
-        return role
+    def _start(self, actor: _Actor, make: Callable[[Party], Run], deadline: float | None) -> None:
+        if actor.up:
+            party = Party(actor.name, self._names, actor.key, self._clock, actor.saved, deadline)
+            self._step(_Role(actor, make(party)), None)
 
-    def _step(self, role: Role, value: Any, error: BaseException | None = None) -> None:
-        """Resume a role; drop it if its actor has died since."""
-        actor, life, _ = self._parties[id(role)]
-        if not actor.up or actor.life != life:
-            del self._parties[id(role)]
-            role.close()
+    def _step(self, role: _Role, value: Any, error: BaseException | None = None) -> None:
+        """Resume a role, unless its life has ended since; what it asks wrongly is its own error."""
+        if not role.actor.up:
             return
         try:
-            asked = role.send(value) if error is None else role.throw(error)
+            asked = role.run.send(value) if error is None else role.run.throw(error)
         except StopIteration:
-            del self._parties[id(role)]
             return
-        self._perform(actor, role, asked)
+        try:
+            self._perform(role.actor, role, asked)
+        except MisuseError as misuse:
+            self._soon(role, None, misuse)
 
-    def _perform(self, actor: _Actor, role: Role, asked: op.Op) -> None:
+    def _perform(self, actor: _Actor, role: _Role, asked: op.Op) -> None:
         match asked:
             case op.Ask(messages, quorum, deadline, fold):
-                request = next(actor.requests)
-                actor.asks[request] = _Waiting(role, fold)
-                self._hub(actor, h.Asked(request, messages, quorum, deadline))
+                self._known(*messages)
+                self._ask(actor, _Waiting(role, fold), messages, quorum, deadline)
             case op.Post(peer, body, deadline):
-                request = next(actor.requests)
-                actor.asks[request] = _Waiting(None, lambda _, __, b: b, posted=peer)
-                self._hub(actor, h.Asked(request, {peer: body}, 1, deadline))
-                self._soon(role, None)
+                self._known(peer)
+                self._soon(
+                    role, self._ask(actor, _Waiting(None, _keep, posted=peer), {peer: body}, 1, deadline)
+                )
             case op.Next():
                 actor.nexts.append(role)
                 self._feed(actor)
             case op.SendTo(peer, name, value):
+                self._known(peer)
                 self._send(actor, peer, _Letter("mail", name, value))
                 self._soon(role, None)
-            case op.Recv(peer, name):
-                actor.readers.setdefault((peer, name), deque()).append(role)
-                self._read(actor, (peer, name))
+            case op.Recv(peer, name, within):
+                self._known(peer)
+                self._recv(actor, role, (peer, name), within)
             case op.Sleep(seconds):
                 self._at(self.now + seconds, lambda: self._step(role, None))
-            case op.Work(run):
-                self._work(actor, role, run)
+            case op.Work(run, share):
+                self._work(actor, role, run, share)
             case op.Checkpoint(state):
                 actor.saved = state
                 self._on_checkpoint(actor.name, state)
@@ -204,20 +231,25 @@ class Simulation:
                 self._on_note(actor.name, record)
                 self._soon(role, None)
 
-    def _soon(self, role: Role, value: Any, error: BaseException | None = None) -> None:
+    def _known(self, *peers: str) -> None:
+        for peer in peers:
+            if peer not in self._actors:
+                advice = (
+                    nearest(peer, self._actors) if len(self._actors) < 20 else "add it before it is named"
+                )
+                raise MisuseError(f"there is no {peer!r} in this world: {advice}")
+
+    def _soon(self, role: _Role, value: Any, error: BaseException | None = None) -> None:
         """Resume at this moment, but from the event loop: roles may loop without end."""
         self._at(self.now, lambda: self._step(role, value, error))
 
-    def _work(self, actor: _Actor, role: Role, run: Callable[[], Any]) -> None:
-        took = self._seconds(actor)
+    def _work(self, actor: _Actor, role: _Role, run: Callable[[], Any], share: float) -> None:
+        took = share * self._seconds(actor) if share else 0.0
         try:
             result, error = run(), None
         except Exception as broke:  # noqa: BLE001  the role decides what a failure means
             result, error = None, broke
-        if took:
-            self._at(self.now + took, lambda: self._step(role, result, error))
-        else:
-            self._soon(role, result, error)
+        self._at(self.now + took, lambda: self._step(role, result, error))
 
     def _seconds(self, actor: _Actor) -> float:
         """How long this actor's next task takes."""
@@ -230,42 +262,67 @@ class Simulation:
 
     # -- asks and answers -------------------------------------------------------------------
 
+    def _ask(self, actor: _Actor, waiting: _Waiting, *ask: Any) -> int:
+        request: int = next(actor.requests)
+        actor.asks[request] = waiting
+        self._hub(actor, h.Asked(request, *ask))
+        return request
+
     def _hub(self, actor: _Actor, event: h.Event) -> None:
         for effect in actor.hub.handle(self.now, event):
             match effect:
                 case h.Send(request, peer, body, deadline):
                     self._send(actor, peer, _Letter("ask", request, body, deadline))
                 case h.Accept(request, peer, body):
-                    waiting = actor.asks[request]
-                    if waiting.fold is not None:
-                        waiting.folded = waiting.fold(waiting.folded, peer, body)
+                    self._fold(actor.asks[request], peer, body)
                 case h.Wake(at):
-                    life = actor.life
-                    self._at(at, lambda: self._hub(actor, h.Tick()) if actor.life == life else None)
-                case h.Closed(request, replied, missing, enough):
-                    self._closed(actor, request, op.Answers(None, replied, missing, enough))
+                    self._at(at, lambda: self._hub(actor, h.Tick()) if actor.up else None)
+                case h.Closed():
+                    self._closed(actor, effect)
 
-    def _closed(self, actor: _Actor, request: int, answers: op.Answers) -> None:
-        waiting = actor.asks.pop(request)
+    def _fold(self, waiting: _Waiting, peer: str, body: Any) -> None:
+        """Fold an answer in; one that does not fit is set aside and counts as missing."""
+        if waiting.fold is not None:
+            try:
+                waiting.folded = waiting.fold(waiting.folded, peer, body)
+            except AtollError as error:
+                waiting.bad[peer] = f"{type(error).__name__}: {error}"
+
+    def _closed(self, actor: _Actor, closed: h.Closed) -> None:
+        waiting = actor.asks.pop(closed.request)
+        missing = {**closed.missing, **waiting.bad}
         if waiting.role is None:
-            reason = next(iter(answers.missing.values()), "")
-            actor.posted.append(op.Posted(waiting.posted, waiting.folded, reason))
+            reason = next(iter(missing.values()), "")
+            actor.posted.append(op.Posted(closed.request, waiting.posted, waiting.folded, reason))
             self._feed(actor)
         else:
-            done = op.Answers(waiting.folded, answers.replied, answers.missing, answers.enough)
-            role = waiting.role
-            self._soon(role, done)
+            replied = tuple(peer for peer in closed.replied if peer not in waiting.bad)
+            answers = op.Answers(waiting.folded, replied, missing, closed.enough and not waiting.bad)
+            self._soon(waiting.role, answers)
 
     def _feed(self, actor: _Actor) -> None:
         while actor.nexts and actor.posted:
-            role, posted = actor.nexts.popleft(), actor.posted.popleft()
-            self._soon(role, posted)
+            self._soon(actor.nexts.popleft(), actor.posted.popleft())
+
+    def _recv(self, actor: _Actor, role: _Role, box: tuple[str, str], within: float | None) -> None:
+        peer, readers = box[0], actor.readers.setdefault(box, deque())
+        if not readers and not actor.mail.get(box) and (peer in actor.broken or peer in self._errors):
+            self._soon(role, None, Gone(actor.broken.pop(peer, f"{peer} stopped")))
+            return
+        readers.append(role)
+        self._read(actor, box)
+        if within is not None and role in readers:
+            self._at(self.now + max(within, 0.0), lambda: self._expire(readers, role, box))
+
+    def _expire(self, readers: deque[_Role], role: _Role, box: tuple[str, str]) -> None:
+        if role in readers:
+            readers.remove(role)
+            self._soon(role, None, Gone(f"{box[0]} sent no {box[1]!r} in time"))
 
     def _read(self, actor: _Actor, box: tuple[str, str]) -> None:
         readers, mail = actor.readers.get(box), actor.mail.get(box)
         while readers and mail:
-            role, value = readers.popleft(), mail.popleft()
-            self._soon(role, value)
+            self._soon(readers.popleft(), mail.popleft())
 
     async def _answer(self, actor: _Actor, sender: str, letter: _Letter, p: Party) -> None:
         """Run the responder; whatever it raises goes back as a refusal, never silence."""
@@ -285,31 +342,27 @@ class Simulation:
     # -- packets ----------------------------------------------------------------------------
 
     def _send(self, actor: _Actor, peer: str, letter: _Letter) -> None:
-        if peer not in self._actors:
-            raise MisuseError(f"{actor.name} wrote to {peer!r}, which is not in this world")
         session = actor.sessions.setdefault(peer, Session())
         self._transmit(actor, peer, session.push(letter))
-        self._watch(actor, peer)
+        if self._lossy and peer not in actor.resending:
+            actor.resending.add(peer)
+            self._watch(actor, peer, session)
 
-    def _watch(self, actor: _Actor, peer: str) -> None:
-        """Send again what is not acknowledged; needed only where packets can vanish."""
-        w = self.world
-        if peer in actor.resending or not (w.loss or w.partitions or w.crashes):
-            return
-        actor.resending.add(peer)
-        life = actor.life
+    def _watch(self, actor: _Actor, peer: str, session: Session) -> None:
+        """Send again what is not acknowledged after a while."""
 
         def again() -> None:
-            if actor.life != life or not actor.up:
-                return
-            actor.resending.discard(peer)
-            packets = actor.sessions[peer].unacked()
+            if not actor.up or actor.sessions.get(peer) is not session:
+                return  # one side has died: the connection is gone
+            packets = session.unacked()
             for packet in packets:
                 self._transmit(actor, peer, packet)
             if packets:
-                self._watch(actor, peer)
+                self._watch(actor, peer, session)
+            else:
+                actor.resending.discard(peer)
 
-        self._at(self.now + w.resend, again)
+        self._at(self.now + self.world.resend, again)
 
     def _transmit(self, actor: _Actor, peer: str, packet: Packet) -> None:
         size = self._size(packet.body.body) if packet.body is not None else 0
@@ -317,11 +370,11 @@ class Simulation:
         w = self.world
         copies = 1 + (w.repeat > 0 and self._net.random() < w.repeat)
         for _ in range(copies):
-            if (w.loss and self._net.random() < w.loss) or self._cut(actor.name, peer):
+            if (w.loss and self._net.random() < w.loss) or (w.partitions and self._cut(actor.name, peer)):
                 continue
             wait = w.delay.draw(self._net) + (size / w.bandwidth if w.bandwidth else 0.0)
             lives = actor.life, self._actors[peer].life
-            self._at(self.now + wait, lambda: self._arrive(actor.name, peer, packet, size, lives))
+            self._at(self.now + wait, lambda on=lives: self._arrive(actor.name, peer, packet, size, on))  # type: ignore[misc]
 
     def _cut(self, a: str, b: str) -> bool:
         return any(
@@ -335,7 +388,7 @@ class Simulation:
         self.received[name] = self.received.get(name, 0) + size
         session = actor.sessions.setdefault(sender, Session())
         letters = session.arrived(packet)
-        if packet.number and (self.world.loss or self.world.partitions or self.world.crashes):
+        if packet.number and self._lossy:
             self._transmit(actor, sender, session.ack())
         for letter in letters:
             self._deliver(actor, sender, letter)
@@ -343,8 +396,7 @@ class Simulation:
     def _deliver(self, actor: _Actor, sender: str, letter: _Letter) -> None:
         match letter.kind:
             case "ask":
-                role = self._role(actor, lambda p: self._answer(actor, sender, letter, p), letter.deadline)
-                self._step(role, None)
+                self._start(actor, lambda p: self._answer(actor, sender, letter, p), letter.deadline)
             case "reply":
                 self._hub(actor, h.Replied(letter.ref, sender, letter.body))
             case "fail":
@@ -361,17 +413,18 @@ class Simulation:
     def _crash(self, name: str, down: float) -> None:
         """Everything but the checkpoint is lost; the others see the connection break."""
         old = self._actors[name]
+        if not old.up:
+            return  # dead already
         old.up = False
         for other in self._actors.values():
-            other.sessions.pop(name, None)
-            other.resending.discard(name)
+            if other.sessions.pop(name, None) is not None:
+                other.resending.discard(name)
+                other.broken[name] = f"{name} crashed"
             self._hub(other, h.Left(name, "crashed"))
-            for box, readers in other.readers.items():
-                while box[0] == name and readers:
-                    role = readers.popleft()
-                    self._soon(role, None, Gone(f"{name} is gone"))
+            self._hang_up(other, name, f"{name} crashed")
+        same = {"pace": old.pace, "requests": old.requests}
         fresh = _Actor(
-            name, old.main, old.responder, old.device, old.saved, old.life + 1, up=False, pace=old.pace
+            name, old.key, old.main, old.responder, old.device, old.saved, old.life + 1, up=False, **same
         )
         self._actors[name] = fresh
 
@@ -380,3 +433,14 @@ class Simulation:
             self._begin(fresh)
 
         self._at(self.now + down, restart)
+
+    def _hang_up(self, actor: _Actor, name: str, reason: str) -> None:
+        """Whoever waits for mail from `name` waits in vain."""
+        for box, readers in actor.readers.items():
+            while box[0] == name and readers:
+                actor.broken.pop(name, None)
+                self._soon(readers.popleft(), None, Gone(reason))
+
+
+def _keep(_so_far: Any, _peer: str, body: Any) -> Any:
+    return body

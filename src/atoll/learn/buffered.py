@@ -1,0 +1,296 @@
+"""Asynchronous learning: clients are always at work, the model moves when enough have come back.
+
+FedBuff: Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba 2022, "Federated learning with
+buffered asynchronous aggregation", alg. 1:
+
+    w += lr / K * Σ s(tau_i) D_i       K updates D_i; tau_i steps passed since i got its model
+
+FedAsync: Xie, Koyejo, Gupta 2019, "Asynchronous federated optimization", alg. 1, §5.2:
+
+    w = (1 - a_t) w + a_t w_k          a_t = a * s(tau), w_k the client's model
+
+    s(tau) = (1 + tau)**-exponent                        polynomial
+    s(tau) = 1 / (exponent * (tau - after) + 1), tau > after, else 1    hinge
+    s(tau) = 1                                           constant
+
+`concurrency` clients are in flight; when one comes back, another is drawn uniformly from those
+who are idle. Nobody is twice in a buffer, so what a client keeps for itself is committed exactly
+when its update is. A dead client costs its place only until its deadline. Server steps count as
+rounds. A client's role is that of learn/rounds.py.
+
+A run cut off goes on with the same clients in flight, each with the model it had. Without a world
+that gives the bytes of the undisturbed run; with one, the clock of those in flight starts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+from ..core.aggregate import Reply, fold
+from ..core.edge import Answer, Task, wire
+from ..core.errors import ConfigError, QuorumError
+from ..core.protocol import Party
+from ..core.registry import part
+from ..core.transform import chain
+from .algorithm import Algorithm, Roles
+from .rounds import PATIENCE, Plan, Progress, apply, begin, evaluate, report, update_points
+from .select import Everyone, Sample
+from .server import mean, positive, sgd
+
+Staleness: TypeAlias = Literal["polynomial", "hinge", "constant"]
+
+
+@dataclass(frozen=True)
+class Buffered:
+    """`size`: updates a step takes. `concurrency`: clients in flight, None for the cohort's size.
+
+    `say(tau)`: an update's weight. `oldest`: the largest tau that is taken, None for any. `mix`:
+    move towards the client's model (FedAsync), not along its update.
+    """
+
+    size: int
+    concurrency: int | None
+    say: Callable[[int], float]
+    oldest: int | None
+    mix: bool = False
+
+
+@dataclass
+class Fleet:
+    """Clients at work: `flights` are their tasks by the number of the post, `turn` counts the draws."""
+
+    p: Party
+    plan: Plan
+    rule: Buffered
+    turn: int = 0
+    flights: dict[int, Task] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.holder = {c: peer for peer, clients in self.plan.children.items() for c in clients}
+
+    async def fill(self, now: Progress, buffer: Buffer) -> None:
+        """Draw clients, uniformly from the idle ones, until enough are in flight."""
+        busy = {task.clients[0] for task in self.flights.values()} | buffer.used.keys()
+        idle = [c for c in self.plan.clients if c not in busy]
+        enough = concurrency(self.rule, self.plan)
+        while idle and len(self.flights) < enough:
+            draw = self.p.key.at("draw", self.turn).generator().integers(len(idle))
+            self.turn += 1
+            await self.send(now, idle.pop(int(draw)))
+            buffer.down += wire(now.params)
+
+    async def send(self, now: Progress, client: int) -> None:
+        """Post the model to a client."""
+        points = update_points(self.plan, now.params, self.rule.size)
+        key, used = self.p.key.at("round", now.round), (now.used.get(client, -1),)
+        task = Task(now.round, key, (client,), used, now.params, points, (client,))
+        self.flights[await self.p.post(self.holder[client], task, deadline=self.plan.deadline)] = task
+
+    async def landed(self) -> tuple[Task, Answer]:
+        """The next client to come back, with what it brings."""
+        posted = await self.p.next()
+        task = self.flights.pop(posted.number)
+        return task, posted.body or Answer((), None, {task.clients[0]: posted.reason})
+
+    def saved(self) -> Any:
+        """All that `resume` needs: draws so far, who has which version, and those versions."""
+        out = [(task.clients[0], task.round) for task in self.flights.values()]
+        return self.turn, out, {task.round: task.params for task in self.flights.values()}
+
+    async def resume(self, now: Progress) -> None:
+        """After a restart: the same clients again, each with the model it had."""
+        self.turn, out, models = now.more
+        for client, version in out:
+            await self.send(replace(now, round=version, params=models[version]), client)
+
+
+@dataclass
+class Buffer:
+    """What has come in since the last step. `used`: whose updates, and of which version."""
+
+    replies: list[tuple[int, Reply]] = field(default_factory=list)
+    used: dict[int, int] = field(default_factory=dict)
+    ages: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    dropped: int = 0
+    up: int = 0
+    down: int = 0
+
+    def take(self, rule: Buffered, plan: Plan, now: Progress, task: Task, answer: Answer) -> bool:
+        """Put an update in, weighed by its age, or count it as too old; False if there is none."""
+        self.failed.update(answer.failed)
+        self.up += answer.sent
+        if not answer.clients:
+            return False
+        client, age = task.clients[0], now.round - task.round
+        if rule.oldest is not None and age > rule.oldest:
+            self.dropped += 1
+            return True
+        rule_then = plan.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
+        total = rule_then.finish(answer.partial)
+        update = total.update
+        if rule.mix:
+            update = update + task.params - now.params
+        self.replies.append((client, Reply(update, rule.say(age) * min(total.weight, 1.0), total.metrics)))
+        self.used[client] = task.round
+        self.ages.append(age)
+        return True
+
+    def record(self, now: Progress, seconds: float) -> dict[str, Any]:
+        """The step's record; `staleness` is the mean age, `ages[k]` how many were k steps old."""
+        ages = [self.ages.count(age) for age in range(max(self.ages) + 1)]
+        failed = dict(self.failed)
+        record: dict[str, Any] = {
+            "round": now.round,
+            "seconds": seconds,
+            "cohort": len(self.ages) + len(failed) + self.dropped,
+        }
+        record |= {"clients": len(self.ages), "failed": failed, "dropped": self.dropped}
+        return {
+            **record,
+            "staleness": sum(self.ages) / len(self.ages),
+            "ages": ages,
+            "down": self.down,
+            "up": self.up,
+        }
+
+
+async def coordinator(rule: Buffered, p: Party, plan: Plan) -> Progress:
+    """Keep clients at work and step whenever the buffer is full; resumes from `p.restored`."""
+    concurrency(rule, plan)
+    now = p.restored or begin(plan, p)
+    fleet = Fleet(p, replace(plan, max_weight=1.0), rule)
+    if now.round == 0:
+        await p.note({"round": 0, **await evaluate(p, plan, now)})
+    else:
+        await fleet.resume(now)
+    while now.round < plan.rounds and not now.over:
+        began = p.now
+        buffer = await collect(fleet, now)
+        now, train = step(fleet, now, buffer)
+        record = {**buffer.record(now, p.now - began), "train": train}
+        now = await report(p, plan, replace(now, more=fleet.saved()), record)
+    return now
+
+
+async def collect(fleet: Fleet, now: Progress) -> Buffer:
+    """A full buffer. Raises QuorumError if clients fail again and again."""
+    buffer, failures = Buffer(), 0
+    while len(buffer.replies) < fleet.rule.size:
+        await fleet.fill(now, buffer)
+        task, answer = await fleet.landed()
+        failures = 0 if buffer.take(fleet.rule, fleet.plan, now, task, answer) else failures + 1
+        if failures >= PATIENCE * len(fleet.plan.clients):
+            reasons = sorted({reason.strip().splitlines()[-1] for reason in buffer.failed.values()})
+            raise QuorumError(f"{failures} clients in a row contributed nothing: {'; '.join(reasons[:3])}")
+    return buffer
+
+
+def step(fleet: Fleet, now: Progress, buffer: Buffer) -> tuple[Progress, Any]:
+    """The buffer's sum, in fixed point and so in any order, back through the chain onto the model."""
+    plan, cohort = fleet.plan, tuple(sorted(buffer.used))
+    key = fleet.p.key.at("round", now.round)
+    rule = plan.algorithm.rule.at(update_points(plan, now.params, fleet.rule.size), cohort, key)
+    after, train = apply(plan, now, rule, Answer(cohort, fold(rule, buffer.replies)), key)
+    return replace(after, used={**now.used, **buffer.used}), train
+
+
+def concurrency(rule: Buffered, plan: Plan) -> int:
+    """How many clients are in flight. Raises ConfigError where the numbers do not fit."""
+    clients = len(plan.clients)
+    if rule.size > clients:
+        raise ConfigError(
+            f"{clients} clients, once each, cannot fill a buffer of {rule.size}", "$.algorithm.size"
+        )
+    if rule.concurrency is not None:
+        return min(rule.concurrency, clients)
+    match plan.cohort:
+        case Everyone():
+            return clients
+        case Sample(by="uniform") as cohort:
+            return cohort.size(clients)
+    raise ConfigError(
+        "asynchronous learning draws clients uniformly: use sample(...) or everyone()", "$.cohort"
+    )
+
+
+def staleness_weight(kind: Staleness, exponent: float, after: int) -> Callable[[int], float]:
+    """s(tau) as at the top of this file. Raises ConfigError for an unknown kind."""
+    positive(exponent=exponent)
+    match kind:
+        case "polynomial":
+            return lambda tau: float((1 + tau) ** -exponent)
+        case "hinge":
+            return lambda tau: 1.0 if tau <= after else 1 / (exponent * (tau - after) + 1)
+        case "constant":
+            return lambda tau: 1.0
+    raise ConfigError(f"staleness is polynomial, hinge or constant, got {kind!r}")
+
+
+@part("algorithm")
+def fedbuff(
+    size: int = 10,
+    concurrency: int | None = None,
+    staleness: Staleness = "polynomial",
+    exponent: float = 0.5,
+    after: int = 4,
+    lr: float = 1.0,
+    max_staleness: int | None = None,
+) -> Algorithm:
+    """Step whenever `size` updates came in, stale ones weigh less (Nguyen et al. 2022).
+
+    `concurrency`: clients at work at once, None for the size of the job's cohort; half of it is a
+    good `size`. `max_staleness`: older updates are dropped. A job's `deadline` is for each task.
+    """
+    _whole(size=size, concurrency=concurrency)
+    rule = Buffered(size, concurrency, staleness_weight(staleness, exponent, after), max_staleness)
+    values = {
+        "size": size,
+        "concurrency": concurrency,
+        "staleness": staleness,
+        "exponent": exponent,
+        "after": after,
+    }
+    values |= {"lr": lr, "max_staleness": max_staleness}
+    return _algorithm("fedbuff", rule, lr, values)
+
+
+@part("algorithm")
+def fedasync(
+    lr: float = 0.6,
+    concurrency: int | None = None,
+    staleness: Staleness = "polynomial",
+    exponent: float = 0.5,
+    after: int = 4,
+    max_staleness: int | None = None,
+) -> Algorithm:
+    """Mix each model that comes in: w = (1 - a) w + a w_k, a = lr * s(tau) (Xie et al. 2019).
+
+    `lr`: above 0, at most 1. `concurrency`, `max_staleness`: as in fedbuff.
+    """
+    if not lr <= 1:
+        raise ConfigError(f"fedasync mixes models: lr must be at most 1, got {lr}")
+    _whole(concurrency=concurrency)
+    rule = Buffered(1, concurrency, staleness_weight(staleness, exponent, after), max_staleness, mix=True)
+    values = {
+        "lr": lr,
+        "concurrency": concurrency,
+        "staleness": staleness,
+        "exponent": exponent,
+        "after": after,
+    }
+    return _algorithm("fedasync", rule, lr, {**values, "max_staleness": max_staleness})
+
+
+def _algorithm(name: str, rule: Buffered, lr: float, values: dict[str, Any]) -> Algorithm:
+    steps = chain(sgd(lr), mean(over=rule.size))
+    return Algorithm(name, steps, weigh="equal", protocol=Roles(partial(coordinator, rule)), values=values)
+
+
+def _whole(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")

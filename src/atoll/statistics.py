@@ -1,0 +1,181 @@
+"""Exact statistics of a federation: what `describe` says of pooled rows, without pooling them.
+
+    print(at.statistics(sites))
+    at.statistics(sites, quantiles=(0.5,), bins=20).histogram
+
+Counts, means, variances and covariances equal the pooled ones to rounding (learn/moments.py);
+quantiles, smallest and largest values are exact, with a rank error of 0 (learn/order.py). All of
+it comes from sums over sites, asked through ordinary jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .core.errors import ConfigError, DataError
+from .core.transform import Transform
+from .job import Job
+from .learn.categories import Categories
+from .learn.exact import Still, exact
+from .learn.histogram import Bins
+from .learn.moments import Magnitude, Moments, Pooled
+from .learn.order import DIGITS, Order, descend
+from .run import Run, simulate
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Columns of a federation; arrays are (d,) in the order of `names` unless said otherwise.
+
+    `count`, `missing`: cells with and without a value. `covariance`, `correlation`: (d, d), over
+    the rows that have both columns. `quantiles`: share -> (d,). `edges` (d, bins + 1) and
+    `histogram` (d, bins): bins as in numpy. `std`, `variance`, `covariance` divide by n - 1.
+    A figure of a column without values is NaN.
+    """
+
+    names: tuple[str, ...]
+    count: Floats
+    missing: Floats
+    mean: Floats
+    covariance: Floats
+    min: Floats
+    max: Floats
+    quantiles: dict[float, Floats]
+    edges: Floats
+    histogram: Floats
+    runs: tuple[Run, ...] = field(default=(), repr=False)
+
+    @property
+    def variance(self) -> Floats:
+        """The diagonal of the covariance."""
+        return self.covariance.diagonal()
+
+    @property
+    def std(self) -> Floats:
+        """The root of the variance."""
+        return np.sqrt(self.variance)
+
+    @property
+    def correlation(self) -> Floats:
+        """(d, d), Pearson's; NaN for a column that does not vary."""
+        spread = np.where(self.std > 0, self.std, np.nan)
+        return np.asarray(np.clip(self.covariance / spread[:, None] / spread, -1.0, 1.0))
+
+    def __str__(self) -> str:
+        """A table with one line for each column."""
+        shares = {q: f"p{100 * q:g}" for q in self.quantiles}
+        titles = ["", "count", "missing", "mean", "std", "min", *shares.values(), "max"]
+        figures = [self.mean, self.std, self.min, *self.quantiles.values(), self.max]
+        lines = [titles]
+        for j, name in enumerate(self.names):
+            counts = [f"{self.count[j]:.0f}", f"{self.missing[j]:.0f}"]
+            lines.append([name, *counts, *(f"{figure[j]:.5g}" for figure in figures)])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
+        )
+
+
+def statistics(
+    sites: Any,
+    names: Sequence[str] = (),
+    *,
+    quantiles: Sequence[float] = (0.25, 0.5, 0.75),
+    bins: int = 10,
+) -> Statistics:
+    """Pooled statistics of the columns of `sites`: Sites, or a sequence of Examples or (n, d) arrays.
+
+    `names`: of the columns; the data's own by default. `quantiles`: shares in 0..1. `bins`: of
+    the histogram, 0 for none. NaN is missing. Of Sites the training rows are taken.
+    Raises ConfigError for a wrong share or number of bins, DataError for names that do not fit, and
+    QuorumError, with the site's reason, where cells are infinite or columns differ.
+    """
+    columns, names = _columns(sites, names)
+    if bins < 0:
+        raise ConfigError(f"bins must be at least 0, got {bins}")
+    shares = (0.0, *quantiles, 1.0)
+    order, ordered = order_statistics(sites, columns, shares)
+    pooled, looks = moments(sites, columns)
+    low, high = order[:, 0], order[:, -1]
+    edges = np.stack([_edges(a, b, bins) for a, b in zip(low, high, strict=True)])
+    counted = [ask(Bins(edges), sites)] if bins else []
+    return Statistics(
+        names,
+        ordered.params["count"],
+        ordered.params["missing"],
+        pooled.mean,
+        pooled.covariance(),
+        low,
+        high,
+        {q: order[:, i + 1] for i, q in enumerate(quantiles)},
+        edges,
+        counted[0].params["counts"] if counted else np.zeros((columns, 0)),
+        (ordered, *looks, *counted),
+    )
+
+
+def ask(
+    learner: Any, sites: Any, *steps: Transform, rounds: int = 1, seed: int = 0, still: Still | None = None
+) -> Run:
+    """The run of an exact method: sums of all sites, stepped on by `steps`, for some rounds."""
+    return simulate(
+        Job(learner, exact(*steps, still=still), rounds=rounds, max_weight=1.0), list(sites), seed
+    )
+
+
+def order_statistics(sites: Any, columns: int, quantiles: Sequence[float]) -> tuple[Floats, Run]:
+    """The exact quantiles of each column, (columns, quantiles)."""
+    learner = Order(columns, tuple(quantiles))
+    run = ask(learner, sites, descend(quantiles), rounds=DIGITS)
+    return learner.values(run.params), run
+
+
+def moments(sites: Any, columns: int) -> tuple[Pooled, tuple[Run, ...]]:
+    """Counts, means and covariances in three looks: how large, roughly where, exactly."""
+    size = ask(Magnitude(columns), sites)
+    rough = Moments(columns, scale=Magnitude.scale(size.params), cross=False)
+    looked = ask(rough, sites)
+    fine = Moments(columns, *rough.spread(looked.params))
+    last = ask(fine, sites)
+    return fine.pooled(last.params), (size, looked, last)
+
+
+def tallies(sites: Any, columns: int) -> tuple[list[dict[Any, int]], Run]:
+    """For each column how many rows hold each of its values."""
+    run = ask(Categories(columns), sites)
+    found = run.history[-1]["train"]
+    return [found[str(j)] for j in range(columns)], run
+
+
+def classes(sites: Any) -> tuple[Any, ...]:
+    """Every label that some site has, in order, told by one round of tallies of `y`."""
+    (tally,), _ = tallies([np.asarray(site.y)[:, None] for site in sites], 1)
+    return tuple(tally)
+
+
+def _columns(sites: Any, names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+    """How many columns the first site has, and their names. Raises DataError for another number of names."""
+    if not len(sites):
+        raise ConfigError("there are no clients: the data has no sites", "$.data")
+    x = np.asarray(getattr(sites[0], "x", sites[0]))
+    columns = int(np.prod(x.shape[1:], dtype=np.int64))
+    own = tuple(names) or tuple(getattr(sites[0], "names", ())) or tuple(f"x{j}" for j in range(columns))
+    if len(own) != columns:
+        raise DataError(f"{len(own)} names for {columns} columns")
+    return columns, own
+
+
+def _edges(low: float, high: float, bins: int) -> Floats:
+    """(bins + 1,) as numpy.histogram draws them; around a single value, 0..1 without any."""
+    if np.isnan(low):
+        low, high = 0.0, 1.0
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, bins + 1)
