@@ -5,7 +5,7 @@ context's pull and moves exactly; F_k's optimum is b, that of Σ F_k is Σ a b /
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,9 @@ def kept(job: Job, sites: list[Bowl], folder: Path) -> tuple[Run, State]:
     run = simulate(job, sites, out=folder)
     state = Folder(folder, RECORDS).resume()
     assert state is not None
-    return run, state
+    # a client commits what it staged when its next task says that it was used
+    used = {k: held for k, (made, held) in state.staged.items() if state.progress.used[k] == made}
+    return run, replace(state, committed={**state.committed, **used})
 
 
 def optimum(bowls: list[Bowl], *, by_rows: bool = False) -> Any:
