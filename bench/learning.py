@@ -110,7 +110,7 @@ def main(words: list[str] | None = None) -> int:
             rows.append(row(task))
             r = rows[-1]
             print(
-                f"{r.name:40}{r.value:8.4g} {r.unit:9} goal {r.target and task.most or task.target}",
+                f"{r.name:40}{r.value:8.4g} {r.unit:9} goal {(r.target and task.most) or task.target}",
                 flush=True,
             )
     if asked.json:

@@ -5,7 +5,10 @@ Every public name, and nothing else. What needs a heavy library is found on firs
 
 from __future__ import annotations
 
+from typing import Any
+
 from .adapt.onnx import Plan, run_plan
+from .adapt.sklearn import sklearn_learner
 from .adapt.torch import torch_learner
 from .baselines import alone, cross_site, pooled, scores, spread
 from .core.aggregate import Buckets, Gather, Sum
@@ -55,11 +58,13 @@ from .learn.compress import sign, topk
 from .learn.cyclic import cyclic
 from .learn.dense import linear, logistic, mlp, softmax
 from .learn.ditto import ditto, fine_tune
+from .learn.exact import close, exact
 from .learn.feddyn import feddyn
 from .learn.fednova import fednova, nova
 from .learn.fedprox import fedprox
 from .learn.gossip import gossip
 from .learn.moon import moon
+from .learn.newton import exact_newton, newton_learner
 from .learn.personal import fedbn, fedper, fedrep, stay
 from .learn.qfedavg import qfedavg
 from .learn.ring import ring
@@ -70,6 +75,7 @@ from .learn.stop import early
 from .privacy.dp import clip
 from .run import Run, simulate
 from .simulate.faults import Crash, Partition, World, constant, exponential, lognormal, uniform
+from .statistics import Statistics, classes, statistics
 
 __all__ = [
     "AUC",
@@ -87,6 +93,21 @@ __all__ = [
     "DataError",
     "Dataset",
     "Examples",
+    "FederatedKMeans",
+    "FederatedLabelEncoder",
+    "FederatedLinearRegression",
+    "FederatedLogisticRegression",
+    "FederatedMaxAbsScaler",
+    "FederatedMinMaxScaler",
+    "FederatedOneHotEncoder",
+    "FederatedOrdinalEncoder",
+    "FederatedPCA",
+    "FederatedRidge",
+    "FederatedRobustScaler",
+    "FederatedSGDClassifier",
+    "FederatedSGDRegressor",
+    "FederatedSimpleImputer",
+    "FederatedStandardScaler",
     "FitContext",
     "Gather",
     "Gone",
@@ -112,6 +133,7 @@ __all__ = [
     "Run",
     "Sites",
     "StateError",
+    "Statistics",
     "Sum",
     "Transform",
     "Update",
@@ -120,7 +142,9 @@ __all__ = [
     "adam",
     "alone",
     "chain",
+    "classes",
     "clip",
+    "close",
     "constant",
     "cross_site",
     "cyclic",
@@ -128,6 +152,8 @@ __all__ = [
     "ditto",
     "early",
     "everyone",
+    "exact",
+    "exact_newton",
     "exponential",
     "feature_skew",
     "fedadagrad",
@@ -158,6 +184,7 @@ __all__ = [
     "mlp",
     "moon",
     "natural",
+    "newton_learner",
     "nova",
     "only",
     "part",
@@ -177,8 +204,10 @@ __all__ = [
     "sign",
     "similarity",
     "simulate",
+    "sklearn_learner",
     "softmax",
     "spread",
+    "statistics",
     "stay",
     "topk",
     "torch_learner",
@@ -187,3 +216,12 @@ __all__ = [
     "uniform",
     "yogi",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The doors for scikit-learn users: found on first use, because they import scikit-learn."""
+    if name.startswith("Federated") and name in __all__:
+        from . import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module 'atoll' has no attribute {name!r}")

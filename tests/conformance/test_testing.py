@@ -14,6 +14,7 @@ from atoll.core.errors import CodecError
 from atoll.core.message import Contribution, FitContext
 from atoll.core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
 from atoll.core.update import Rows, Update
+from atoll.learn.categories import Tally
 from atoll.testing import check_codec, check_learner, check_metric
 from atoll.wire import codec
 from atoll.wire.codec import Message
@@ -27,6 +28,7 @@ OURS = {
     "histogram": lambda r: Histogram([-1, 0, 1], r.normal(size=9)),
     "confusion": lambda r: Confusion(3, r.integers(0, 3, 9), r.integers(0, 3, 9)),
     "quantiles": lambda r: Quantiles(r.lognormal(0, 9, 1500)),
+    "tally": lambda r: Tally(r.integers(0, 9, 20).tolist()),
     "auc": lambda r: AUC(r.integers(0, 2, 1500), r.normal(size=1500)),
 }
 

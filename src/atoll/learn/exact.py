@@ -73,8 +73,8 @@ async def until_still(p: Party, plan: Plan, still: Still | None) -> Progress:
             now = replace(now, over="the model stands still")
         if now.over or now.round == plan.rounds:
             record |= await evaluate(p, plan, now)
-        await p.checkpoint(now)
         await p.note({**record, "stop": now.over} if now.over else record)
+        await p.checkpoint(now)
     return now
 
 
