@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from atoll.core.rng import shuffles
 from atoll.learn.dense import Dense
 
-from .sampling import SEED, cohort, keys
+from .sampling import cohort, keys, start
 from .workloads import Rows, Workload
 
 
@@ -39,10 +39,9 @@ class Bare:
         torch.set_num_threads(threads)
         self.work, learner = work, work.learner
         self.net = module(learner)
-        start = learner.init(np.random.default_rng(SEED))
         self.params = list(self.net.parameters())
         with torch.no_grad():
-            for p, leaf in zip(self.params, start.values(), strict=True):
+            for p, leaf in zip(self.params, start(work).values(), strict=True):
                 p.copy_(torch.tensor(leaf.T.copy()))
         self.model = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.SGD(self.params, lr=learner.lr)

@@ -101,4 +101,4 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-Maker = Callable[[Any, int], Side]  # (workload, threads) -> a side at its start
+Maker = Callable[[Any, int, int], Side]  # (workload, threads, rounds) -> a side at its start

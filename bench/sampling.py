@@ -1,4 +1,4 @@
-"""Who takes part in a round and from which stream each draws: the same for every side."""
+"""Who takes part in a round and from which stream each draws: what `simulate` itself does."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.core.rng import Rng
+from atoll.core.update import Update
 
 from .workloads import Workload
 
 SEED = 7
+COORDINATOR = Rng.of(SEED).at("coordinator")
+
+
+def start(work: Workload) -> Update:
+    """The first model."""
+    return work.learner.init(COORDINATOR.at("init").generator())
 
 
 def cohort(work: Workload, r: int) -> list[int]:
     """The clients of round r."""
-    rng = Rng.of(SEED).at("cohort", r).generator()
+    rng = COORDINATOR.at("round", r).at("cohort").generator()
     return sorted(rng.choice(work.clients, work.cohort, replace=False).tolist())
 
 
-def streams(clients: list[int], r: int) -> list[Rng]:
-    """Each client's own stream in round r."""
-    here = Rng.of(SEED).at("round", r, "client")
-    return [here.at(client) for client in clients]
-
-
 def keys(clients: list[int], r: int) -> NDArray[np.uint64]:
-    """The streams as numbers."""
-    return np.array([stream.key for stream in streams(clients, r)], np.uint64)
+    """The streams from which the clients draw their orders."""
+    here = Rng.of(SEED).at("clients", r)
+    return np.array([here.at(client).key for client in clients], np.uint64)

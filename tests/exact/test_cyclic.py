@@ -70,6 +70,19 @@ def test_a_client_that_fails_is_left_out() -> None:
     assert all("no rows today" in r["failed"][1] for r in run.history[1:])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_one_missing_client_says_nothing_about_a_round(seed) -> None:
+    class Late(Quadratic):
+        def fit(self, params, data, ctx):
+            if ctx.round < 2 or ctx.client != 1:
+                raise ValueError("not yet")
+            return super().fit(params, data, ctx)
+
+    # two rounds without anybody, then one with a single client, wherever it stands in the order
+    run = simulate(Job(Late(), cyclic(), rounds=4), SITES, seed=seed)
+    assert [r["clients"] for r in run.history[1:]] == [0, 0, 1, 1]
+
+
 def test_three_rounds_without_anybody_end_it() -> None:
     class Never(Quadratic):
         def fit(self, params, data, ctx):

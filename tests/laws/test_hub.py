@@ -10,7 +10,6 @@ from atoll.core.errors import MisuseError
 from atoll.core.hub import Accept, Asked, Closed, Failed, Hub, Left, Replied, Send, Tick, Wake
 
 PEERS = ["a", "b", "c", "d"]
-REQUESTS = range(4)
 
 
 @st.composite
@@ -18,10 +17,10 @@ def histories(draw):
     """(time, event) pairs in order of time; asks get growing ids, answers name any id and peer."""
     events, now, asked = [], 0.0, 0
     for kind in draw(
-        st.lists(st.sampled_from(["ask", "reply", "reply", "fail", "left", "tick"]), max_size=40)
+        st.lists(st.sampled_from(["ask", "reply", "reply", "reply", "fail", "left", "tick"]), max_size=40)
     ):
         now += draw(st.sampled_from([0.0, 0.5, 1.0]))
-        request, peer = draw(st.sampled_from(REQUESTS)), draw(st.sampled_from(PEERS))
+        request, peer = draw(st.integers(0, asked)), draw(st.sampled_from(PEERS))
         if kind == "ask":
             peers = draw(st.lists(st.sampled_from(PEERS), unique=True))
             quorum = draw(st.none() | st.integers(1, len(peers))) if peers else None
@@ -120,6 +119,17 @@ def test_repeated_late_and_unknown_answers_have_no_effect(events, data):
 def test_an_ask_tells_everybody_when_it_ends_and_wakes_the_driver_then():
     effects = Hub().handle(5.0, Asked(0, {"a": 1, "b": 2}, None, 3.0))
     assert effects == [Send(0, "a", 1, 8.0), Send(0, "b", 2, 8.0), Wake(8.0)]
+
+
+def test_it_closes_at_the_quorum_and_at_the_very_second_of_its_deadline():
+    hub = Hub()
+    hub.handle(0.0, Asked(0, {"a": 1, "b": 2, "c": 3}, 2, 4.0))
+    assert hub.handle(1.0, Replied(0, "c")) == [Accept(0, "c", None)]
+    over = Closed(0, ("c", "a"), {"b": "not needed"}, enough=True)
+    assert hub.handle(2.0, Replied(0, "a")) == [Accept(0, "a", None), over]
+    hub.handle(2.0, Asked(1, {"a": 1, "b": 2}, None, 4.0))
+    assert hub.handle(5.9, Tick()) == []
+    assert hub.handle(6.0, Tick()) == [Closed(1, (), {"a": "deadline", "b": "deadline"}, enough=False)]
 
 
 def test_an_ask_of_nobody_is_over_at_once_and_enough():

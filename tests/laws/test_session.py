@@ -80,6 +80,15 @@ def test_once_packets_get_through_everything_arrives_and_nothing_is_kept(schedul
     assert not net.ends["a"].unacked() + net.ends["b"].unacked()
 
 
+@given(st.permutations(range(6)))
+def test_what_arrives_in_any_order_is_complete_without_being_sent_again(order):
+    a, b = Session(), Session()
+    packets = [a.push(i) for i in range(6)]
+    assert [body for i in order for body in b.arrived(packets[i])] == list(range(6))
+    a.arrived(b.ack())
+    assert a.unacked() == []
+
+
 @given(st.integers(1, 10**9), st.integers(1, 10**9))
 def test_a_packet_that_acknowledges_more_than_was_sent_does_no_harm(number, seen):
     session = Session()

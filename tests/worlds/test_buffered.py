@@ -132,6 +132,16 @@ def test_dead_clients_never_block():
     assert {"crashed", "deadline"} <= {why for r in run.history[1:] for why in r["failed"].values()}
 
 
+def test_clients_without_rows_take_no_place_in_the_buffer():
+    class Sparse(Ones):
+        def fit(self, params, data, ctx):
+            return Contribution({"w": np.ones(1)}, weight=float(ctx.client > 2))
+
+    run = end(Sparse(), fedbuff(size=3, concurrency=8, staleness="constant"))
+    assert run.params["w"][0] == pytest.approx(T, abs=1e-9)
+    assert {why for r in run.history[1:] for why in r["failed"].values()} == {"its contribution has weight 0"}
+
+
 def test_clients_that_all_fail_end_the_run():
     class Broken(Ones):
         def fit(self, params, data, ctx):

@@ -353,7 +353,7 @@ def test_bytes_are_counted_on_both_sides_and_take_their_time():
 
     sim, (_, now) = run(main, {"a": ("answers", echo)}, World(bandwidth=500.0), size=len)
     assert now == pytest.approx(4.0)
-    assert sim.sent == sim.received == {"main": 1000, "a": 1000}
+    assert sim.net.sent == sim.net.received == {"main": 1000, "a": 1000}
 
 
 TRACE = """

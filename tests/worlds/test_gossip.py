@@ -80,6 +80,14 @@ def test_whatever_the_net_does_every_model_is_the_same_bytes(trouble):
     assert last_records(run.history)[-1]["spread"] == calm.history[-1]["spread"]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_coordinator_that_restarts_in_mid_round_finds_some_done_and_some_still_waiting(seed):
+    job = Job(Drift(), gossip("ring"), rounds=6, every=3)
+    crashes = tuple(Crash("coordinator", 0.1 + 1.3 * i, 0.4) for i in range(12))
+    run = simulate(job, clients(), seed, world=World(**SLOW, delay=constant(0.05), crashes=crashes))
+    assert run.params == simulate(job, clients(), seed).params
+
+
 def test_a_dead_or_dropped_neighbour_blocks_nobody():
     job = Job(Drift(), gossip("ring"), rounds=12, deadline=20.0)
     world = World(

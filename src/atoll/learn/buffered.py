@@ -129,12 +129,15 @@ class Buffer:
         if rule.oldest is not None and age > rule.oldest:
             self.dropped += 1
             return True
-        rule_then = plan.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
-        total = rule_then.finish(answer.partial)
+        then = plan.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
+        total = then.finish(answer.partial)
+        if not total.weight:
+            self.failed[client] = "its contribution has weight 0"
+            return False
         update = total.update
         if rule.mix:
             update = update + task.params - now.params
-        self.replies.append((client, Reply(update, rule.say(age) * min(total.weight, 1.0), total.metrics)))
+        self.replies.append((client, Reply(update, rule.say(age), total.metrics)))
         self.used[client] = task.round
         self.ages.append(age)
         return True

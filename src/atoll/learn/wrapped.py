@@ -78,7 +78,7 @@ def placed(params: Update, leaves: Update) -> Update:
 
 
 def starting(prefix: str) -> Callable[[str], bool]:
-    """Whether a name starts with `prefix`; equal for equal prefixes is not promised."""
+    """Whether a name starts with `prefix`."""
     return lambda name: name.startswith(prefix)
 
 

@@ -1,9 +1,9 @@
 """A whole federation in one thread and virtual time, reproducible from one seed.
 
-Every peer is an actor: roles (coroutines of `core.protocol`), a hub, and a session with each
-peer it talks to. The world interprets their operations, and decides by the seed which packets
-are late, lost or doubled and which peers crash. Time jumps from event to event, so an hour of
-waiting costs nothing. FoundationDB's simulation is the model.
+Every peer is an actor: roles (coroutines of `core.protocol`), a hub and mailboxes. The world
+interprets their operations and crashes peers; its net (net.py) decides by the seed which packets
+are late, lost or doubled. Time jumps from event to event, so an hour of waiting costs nothing.
+FoundationDB's simulation is the model.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..core.errors import AtollError, Gone, MisuseError
 from ..core.protocol import Party, Responder
 from ..core.registry import nearest
 from ..core.rng import Rng
-from ..core.session import Packet, Session
 from .faults import World
+from .net import Net
 
 Run = Coroutine[op.Op, Any, Any]
 
@@ -63,7 +63,6 @@ class _Actor:
     responder: Responder | None
     device: bool = False
     saved: Any = None
-    life: int = 0
     up: bool = True
     hub: h.Hub = field(default_factory=h.Hub)
     requests: Any = field(default_factory=count)
@@ -73,8 +72,6 @@ class _Actor:
     mail: dict[tuple[str, str], deque[Any]] = field(default_factory=dict)
     readers: dict[tuple[str, str], deque[_Role]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
-    sessions: dict[str, Session] = field(default_factory=dict)
-    resending: set[str] = field(default_factory=set)
     pace: float | None = None
 
 
@@ -90,7 +87,8 @@ class Simulation:
     """The driver. Add peers, then `run` until the named role returns.
 
     `size(body)`: bytes of a body on the wire, for traffic and bandwidth. `on_note(peer, record)`
-    and `on_checkpoint(peer, state)` see what roles publish. `restored`: checkpoints by peer.
+    and `on_checkpoint(peer, state)` see what roles publish. `restored`: checkpoints by peer. `now`:
+    seconds since it began. `net`: knows the bytes that each peer sent and received.
     """
 
     def __init__(
@@ -105,22 +103,20 @@ class Simulation:
     ) -> None:
         self.now = 0.0
         self.world = world
-        self.sent: dict[str, int] = {}
-        self.received: dict[str, int] = {}
         self._key = key
-        self._size = size
         self._on_note = on_note
         self._on_checkpoint = on_checkpoint
         self._restored = dict(restored or {})
         self._actors: dict[str, _Actor] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._net = key.at("network").generator()
+        self._luck = key.at("network").generator()
+        self.net = Net(
+            world, self._luck, self._clock, self._after, lambda letter: size(letter.body), self._deliver
+        )
         self._results: dict[str, Any] = {}
         self._errors: dict[str, BaseException] = {}
         self._names: tuple[str, ...] = ()
-        # only where packets can vanish does it take acknowledgements
-        self._lossy = bool(world.loss or world.partitions or world.crashes)
 
     def add(
         self,
@@ -214,13 +210,13 @@ class Simulation:
                 self._feed(actor)
             case op.SendTo(peer, name, value):
                 self._known(peer)
-                self._send(actor, peer, _Letter("mail", name, value))
+                self.net.send(actor.name, peer, _Letter("mail", name, value))
                 self._soon(role, None)
             case op.Recv(peer, name, within):
                 self._known(peer)
                 self._recv(actor, role, (peer, name), within)
             case op.Sleep(seconds):
-                self._at(self.now + seconds, lambda: self._step(role, None))
+                self._after(seconds, lambda: self._step(role, None))
             case op.Work(run, share):
                 self._work(actor, role, run, share)
             case op.Checkpoint(state):
@@ -249,7 +245,7 @@ class Simulation:
             result, error = run(), None
         except Exception as broke:  # noqa: BLE001  the role decides what a failure means
             result, error = None, broke
-        self._at(self.now + took, lambda: self._step(role, result, error))
+        self._after(took, lambda: self._step(role, result, error))
 
     def _seconds(self, actor: _Actor) -> float:
         """How long this actor's next task takes."""
@@ -257,7 +253,7 @@ class Simulation:
             return 0.0
         if actor.pace is None:
             actor.pace = self.world.compute.draw(self._key.at("pace", actor.name).generator())
-        wobble = 1 + self.world.jitter * (2 * self._net.random() - 1) if self.world.jitter else 1.0
+        wobble = 1 + self.world.jitter * (2 * self._luck.random() - 1) if self.world.jitter else 1.0
         return actor.pace * wobble
 
     # -- asks and answers -------------------------------------------------------------------
@@ -272,7 +268,7 @@ class Simulation:
         for effect in actor.hub.handle(self.now, event):
             match effect:
                 case h.Send(request, peer, body, deadline):
-                    self._send(actor, peer, _Letter("ask", request, body, deadline))
+                    self.net.send(actor.name, peer, _Letter("ask", request, body, deadline))
                 case h.Accept(request, peer, body):
                     self._fold(actor.asks[request], peer, body)
                 case h.Wake(at):
@@ -305,14 +301,15 @@ class Simulation:
             self._soon(actor.nexts.popleft(), actor.posted.popleft())
 
     def _recv(self, actor: _Actor, role: _Role, box: tuple[str, str], within: float | None) -> None:
-        peer, readers = box[0], actor.readers.setdefault(box, deque())
-        if not readers and not actor.mail.get(box) and (peer in actor.broken or peer in self._errors):
+        peer, quiet = box[0], not actor.mail.get(box) and not actor.readers.get(box)
+        if quiet and (peer in actor.broken or peer in self._errors):
             self._soon(role, None, Gone(actor.broken.pop(peer, f"{peer} stopped")))
             return
+        readers = actor.readers.setdefault(box, deque())
         readers.append(role)
         self._read(actor, box)
         if within is not None and role in readers:
-            self._at(self.now + max(within, 0.0), lambda: self._expire(readers, role, box))
+            self._after(max(within, 0.0), lambda: self._expire(readers, role, box))
 
     def _expire(self, readers: deque[_Role], role: _Role, box: tuple[str, str]) -> None:
         if role in readers:
@@ -323,12 +320,16 @@ class Simulation:
         readers, mail = actor.readers.get(box), actor.mail.get(box)
         while readers and mail:
             self._soon(readers.popleft(), mail.popleft())
+        if not readers:
+            actor.readers.pop(box, None)
+        if not mail:
+            actor.mail.pop(box, None)
 
     async def _answer(self, actor: _Actor, sender: str, letter: _Letter, p: Party) -> None:
         """Run the responder; whatever it raises goes back as a refusal, never silence."""
         if actor.responder is None:
             reason, body = f"{actor.name} answers nothing", None
-        elif actor.device and self.world.dropout and self._net.random() < self.world.dropout:
+        elif actor.device and self.world.dropout and self._luck.random() < self.world.dropout:
             reason, body = "dropped out", None
         else:
             try:
@@ -337,63 +338,10 @@ class Simulation:
                 reason, body = f"{type(error).__name__}: {error}", None
             except Exception:  # noqa: BLE001  a bug at a site reaches the operator with its traceback
                 reason, body = traceback.format_exc(), None
-        self._send(actor, sender, _Letter("fail" if reason else "reply", letter.ref, reason or body))
+        self.net.send(actor.name, sender, _Letter("fail" if reason else "reply", letter.ref, reason or body))
 
-    # -- packets ----------------------------------------------------------------------------
-
-    def _send(self, actor: _Actor, peer: str, letter: _Letter) -> None:
-        session = actor.sessions.setdefault(peer, Session())
-        self._transmit(actor, peer, session.push(letter))
-        if self._lossy and peer not in actor.resending:
-            actor.resending.add(peer)
-            self._watch(actor, peer, session)
-
-    def _watch(self, actor: _Actor, peer: str, session: Session) -> None:
-        """Send again what is not acknowledged after a while."""
-
-        def again() -> None:
-            if not actor.up or actor.sessions.get(peer) is not session:
-                return  # one side has died: the connection is gone
-            packets = session.unacked()
-            for packet in packets:
-                self._transmit(actor, peer, packet)
-            if packets:
-                self._watch(actor, peer, session)
-            else:
-                actor.resending.discard(peer)
-
-        self._at(self.now + self.world.resend, again)
-
-    def _transmit(self, actor: _Actor, peer: str, packet: Packet) -> None:
-        size = self._size(packet.body.body) if packet.body is not None else 0
-        self.sent[actor.name] = self.sent.get(actor.name, 0) + size
-        w = self.world
-        copies = 1 + (w.repeat > 0 and self._net.random() < w.repeat)
-        for _ in range(copies):
-            if (w.loss and self._net.random() < w.loss) or (w.partitions and self._cut(actor.name, peer)):
-                continue
-            wait = w.delay.draw(self._net) + (size / w.bandwidth if w.bandwidth else 0.0)
-            lives = actor.life, self._actors[peer].life
-            self._at(self.now + wait, lambda on=lives: self._arrive(actor.name, peer, packet, size, on))  # type: ignore[misc]
-
-    def _cut(self, a: str, b: str) -> bool:
-        return any(
-            c.start <= self.now < c.stop and (a in c.peers) != (b in c.peers) for c in self.world.partitions
-        )
-
-    def _arrive(self, sender: str, name: str, packet: Packet, size: int, lives: tuple[int, int]) -> None:
-        actor, origin = self._actors[name], self._actors[sender]
-        if not actor.up or lives != (origin.life, actor.life):
-            return  # a packet of an earlier life: the connection it came on is gone
-        self.received[name] = self.received.get(name, 0) + size
-        session = actor.sessions.setdefault(sender, Session())
-        letters = session.arrived(packet)
-        if packet.number and self._lossy:
-            self._transmit(actor, sender, session.ack())
-        for letter in letters:
-            self._deliver(actor, sender, letter)
-
-    def _deliver(self, actor: _Actor, sender: str, letter: _Letter) -> None:
+    def _deliver(self, name: str, sender: str, letter: _Letter) -> None:
+        actor = self._actors[name]
         match letter.kind:
             case "ask":
                 self._start(actor, lambda p: self._answer(actor, sender, letter, p), letter.deadline)
@@ -407,6 +355,9 @@ class Simulation:
 
     # -- time and crashes -------------------------------------------------------------------
 
+    def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        self._at(self.now + seconds, act)
+
     def _at(self, when: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), act))
 
@@ -416,23 +367,21 @@ class Simulation:
         if not old.up:
             return  # dead already
         old.up = False
+        for peer in self.net.fall(name):
+            self._actors[peer].broken[name] = f"{name} crashed"
         for other in self._actors.values():
-            if other.sessions.pop(name, None) is not None:
-                other.resending.discard(name)
-                other.broken[name] = f"{name} crashed"
             self._hub(other, h.Left(name, "crashed"))
             self._hang_up(other, name, f"{name} crashed")
-        same = {"pace": old.pace, "requests": old.requests}
-        fresh = _Actor(
-            name, old.key, old.main, old.responder, old.device, old.saved, old.life + 1, up=False, **same
-        )
+        fresh = _Actor(name, old.key, old.main, old.responder, old.device, old.saved, up=False)
+        fresh.pace, fresh.requests = old.pace, old.requests
         self._actors[name] = fresh
 
         def restart() -> None:
             fresh.up = True
+            self.net.rise(name)
             self._begin(fresh)
 
-        self._at(self.now + down, restart)
+        self._after(down, restart)
 
     def _hang_up(self, actor: _Actor, name: str, reason: str) -> None:
         """Whoever waits for mail from `name` waits in vain."""
