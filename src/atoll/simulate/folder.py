@@ -116,6 +116,8 @@ class Folder:
         try:
             with path.open("ab") as file:
                 file.write(_line(record))
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint that survives a power cut needs its records
         except OSError as error:
             os.truncate(path, size)
             raise disk_error(error, path) from None
