@@ -48,6 +48,8 @@ JOBS = [
     ({"stop": {"name": "early", "patience": 0}}, "$.stop", "patience"),
     ({"world": {"compute": {"name": "lognorm"}}}, "$.world.compute.name", "did you mean 'lognormal'"),
     ({"world": {"loss": 1.5}}, "$.world", "below 1"),
+    ({"world": {"compute": 3}}, "$.world.compute", "expected a delay"),
+    ({"name": "../up"}, "$.name", "without slashes"),
     ({"rounds": 0}, "$.rounds", "at least 1"),
     ({"seed": "x"}, "$.seed", "whole number"),
     ({"workers": 0}, "$.workers", "at least 1"),
@@ -189,6 +191,14 @@ def test_a_learner_that_breaks_the_contract_is_told_so() -> None:
     sites = at.Sites.of([rows(3)], tests=[rows(3)])
     with pytest.raises(at.MisuseError, match="metrics by name"):
         at.simulate(job(learner=Fixed(metrics=0.5)), sites)
+
+
+def test_a_stop_rule_on_a_metric_that_nobody_evaluates() -> None:
+    stop = at.early(metric="acuracy")
+    with pytest.raises(at.ConfigError, match="did you mean 'accuracy'"):
+        at.simulate(job(stop=stop), at.Sites.of([rows(5)], tests=[rows(3)]))
+    with pytest.raises(at.ConfigError, match="no rows are kept to test on"):
+        at.simulate(job(stop=stop), at.Sites.of([rows(5)]))
 
 
 def test_a_learner_that_always_fails_ends_the_run_with_its_reason() -> None:

@@ -99,6 +99,9 @@ def parse(table: Mapping[str, Any]) -> JobFile:
     for key in (*_PARTS, "data", "world"):
         if key in table and not isinstance(table[key], (str, Mapping)):
             raise ConfigError(f"expected a table or a name, got {table[key]!r}", f"$.{key}")
+    name = table.get("name", "job")
+    if not isinstance(name, str) or not name.strip(". ") or {"/", "\\"} & set(name):
+        raise ConfigError(f"a name is text that can name a folder, without slashes, got {name!r}", "$.name")
     made = {key: build(key, table[key], f"$.{key}") for key in _PARTS if key in table}
     made |= {key: table[key] for key in _VALUES if key in table}
     world = build("world", {"name": "world", **table["world"]}, "$.world") if "world" in table else None

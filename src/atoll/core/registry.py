@@ -117,6 +117,8 @@ def _read(value: Any, hint: Any, path: str) -> Any:
     kind = _kind(hint)
     if kind is not None and isinstance(value, (str, Mapping)):
         return build(kind, value, path)
+    if kind is not None and not _plain_fits(value, hint):
+        raise ConfigError(f"expected a {kind}, as in {{ name = ... }}, got {value!r}", path)
     if not _fits(value, hint):
         raise ConfigError(f"expected {getattr(hint, '__name__', hint)}, got {value!r}", path)
     return tuple(value) if isinstance(value, list) and tuple in (get_origin(hint), hint) else value
@@ -127,6 +129,12 @@ def _kind(hint: Any) -> str | None:
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     made = {get_type_hints(p.make).get("return"): p.kind for p in parts()}
     return next((made[o] for o in options if isinstance(o, type) and o in made and o not in _PLAIN), None)
+
+
+def _plain_fits(value: Any, hint: Any) -> bool:
+    """Whether a parameter that takes a part, and maybe plain values too, takes this one."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return type(value) not in _PLAIN or any(_fits(value, o) for o in options if o in _PLAIN)
 
 
 _PLAIN = (str, int, float, bool, type(None), dict, list, tuple)

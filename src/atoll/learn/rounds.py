@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 
 from ..core.aggregate import Aggregator, Points, points
 from ..core.edge import Answer, Task, relay, wire
-from ..core.errors import ProtocolError, QuorumError
+from ..core.errors import ConfigError, ProtocolError, QuorumError
 from ..core.message import Learner
 from ..core.metrics import merge_all
 from ..core.protocol import Party, Responder
+from ..core.registry import nearest
 from ..core.transform import Context
 from ..core.update import Update
 from .algorithm import Algorithm, Roles
@@ -222,9 +223,17 @@ async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
 
 
 def judge(stop: Stop | None, now: Progress, metrics: Mapping[str, float]) -> Progress:
-    """Keep the best model so far and say whether the stated rule ends the run."""
-    if stop is None or stop.metric not in metrics:
+    """Keep the best model so far and say whether the stated rule ends the run.
+
+    Raises ConfigError where the rule reads a metric that nobody evaluates.
+    """
+    if stop is None:
         return now
+    if stop.metric not in metrics:
+        fix = nearest(stop.metric, metrics) if metrics else "no rows are kept to test on: set holdout"
+        raise ConfigError(
+            f"the stop rule reads {stop.metric!r}, which nobody evaluates: {fix}", "$.stop.metric"
+        )
     value = metrics[stop.metric]
     if stop.better(value, None if now.best is None else now.best[0]):
         now = replace(now, best=(value, now.round, now.params), without=0)
