@@ -9,7 +9,7 @@ to evaluate commits and drops nothing: the coordinator may yet restart at an ear
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from ..core.rng import Rng
 from .algorithm import Algorithm
 
 CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
-
 
 
 class Held(NamedTuple):
