@@ -2,7 +2,7 @@
 #
 # It needs Python 3.11 or newer, pip and make. Packages go into .venv, never into your system.
 # There is one environment with three sizes, each a stamp file in it:
-#   demo  the package, scikit-learn and matplotlib: small, so that the first run starts soon
+#   demo  the package and scikit-learn: small, so that the first run starts soon
 #   dev   what tests and checks need, PyTorch included
 #   docs  what builds the documentation
 # A size is installed once, and again when pyproject.toml or constraints.txt change.
@@ -29,8 +29,8 @@ help: ## say what there is
 	@echo "PYTHON=python3.12 chooses the interpreter, WORKERS=4 the test processes,"
 	@echo "ATOLL_DATA=folder where the data sets are that some tests and benchmarks read."
 
-demo: $(DEMO) ## train on 20 simulated clients in under a minute, without PyTorch
-	$(BIN)/atoll simulate examples/digits.toml
+demo: $(DEMO) ## train on 20 simulated clients, compare, write a report: under a minute, no PyTorch
+	$(BIN)/atoll simulate examples/digits.toml --baselines
 
 test: $(DEV) ## run every test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
@@ -62,7 +62,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(DEMO): pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable '.[sklearn,plots]'
+	$(INSTALL) --editable '.[sklearn]'
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from .core.message import FitContext
-from .core.metrics import lift
 from .core.rng import Rng
 from .core.update import Update
 from .job import Job
 from .learn.algorithm import fedavg
+from .learn.local import measure
 from .learn.select import Everyone
+from .learn.stop import lower_is_better
 from .run import Run, simulate
 
 
@@ -33,7 +34,8 @@ class Scores:
 
     def over_sites(self, metric: str) -> Spread:
         """How `metric` is spread over the sites."""
-        return spread([m[metric] for m in self.sites.values() if metric in m])
+        values = [m[metric] for m in self.sites.values() if metric in m]
+        return spread(values, lower_is_better=lower_is_better(metric))
 
 
 @dataclass(frozen=True)
@@ -103,5 +105,5 @@ def _sized(job: Job, data: Any) -> Job:
 
 
 def _metrics(run: Run, params: Update, rows: Any, seed: int) -> dict[str, float]:
-    found = run.learner.evaluate(params, rows, FitContext(Rng.of(seed).at("test"), client=-1))
-    return {name: lift(value, float(len(rows))).value for name, value in found.items()}
+    found = measure(run.learner, params, rows, FitContext(Rng.of(seed).at("test"), client=-1))
+    return {name: metric.value for name, metric in found.items()}

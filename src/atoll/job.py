@@ -67,6 +67,7 @@ class Job:
                     "$.learner",
                 )
         object.__setattr__(self, "algorithm", as_algorithm(self.algorithm))
+        self._check_slots()
         for name, least in (("rounds", 1), ("every", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -77,6 +78,17 @@ class Job:
             raise ConfigError(f"deadline must be above 0 seconds, got {self.deadline}", "$.deadline")
         if not self.max_weight > 0:
             raise ConfigError(f"max_weight must be above 0, got {self.max_weight}", "$.max_weight")
+
+    def _check_slots(self) -> None:
+        """A name where a value is needed is the usual mistake: "everyone" for everyone()."""
+        slots = (
+            ("cohort", hasattr(self.cohort, "pick"), "everyone(), sample(...) or power_of_choice(...)"),
+            ("stop", self.stop is None or isinstance(self.stop, Stop), "early(...) or None"),
+            ("topology", isinstance(self.topology, Tree), "flat() or tree(...)"),
+        )
+        for name, fits, makers in slots:
+            if not fits:
+                raise ConfigError(f"{name} is made by {makers}, got {getattr(self, name)!r}", f"$.{name}")
 
     def replace(self, **values: Any) -> Job:
         """The same job with other values. Raises ConfigError for a name it does not have."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,20 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from . import notebook
 from .core.edge import Answer, Task, wire
 from .core.errors import ConfigError, StateError
 from .core.message import FitContext, Learner
-from .core.metrics import lift
 from .core.rng import Rng
 from .core.update import Update
 from .job import Job
 from .learn import rounds
 from .learn.algorithm import Roles
-from .learn.local import Held, Local
+from .learn.local import Held, Local, measure
 from .learn.rounds import Plan, Progress
 from .learn.wrapped import Kept
 from .simulate.faults import World
-from .simulate.folder import Folder
+from .simulate.folder import Folder, write_model
 from .simulate.world import Simulation
 
 COORDINATOR = "coordinator"
@@ -44,7 +46,8 @@ class Run:
 
     `params`: the model (the best one under a stop rule, else the last). `history`: one record per
     round. `metrics`: of the last evaluation. `sites`: the last metrics of each client by id.
-    `seconds`: on the world's clock. `stopped`: why it ended early, empty if it did not.
+    `seconds`: on the world's clock. `stopped`: why it ended early, empty if it did not. `example`:
+    two rows as the model takes them, for `export`; None where the data are no Sites.
     """
 
     job: Job
@@ -53,6 +56,7 @@ class Run:
     params: Update
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
+    example: Any = field(default=None, repr=False)
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -73,6 +77,33 @@ class Run:
     def seconds(self) -> float:
         """Seconds of all rounds on the world's clock: virtual in a simulation."""
         return float(sum(r.get("seconds", 0.0) for r in self.history))
+
+    def plot(self) -> Any:
+        """The metrics over rounds as a matplotlib Figure; needs `pip install 'atoll-fl[plots]'`."""
+        return notebook.figure(self.history)
+
+    def _repr_html_(self) -> str:
+        return notebook.summary(self)
+
+    def export(self, path: str | Path, example: Any = None) -> Path:
+        """Write the model to `path`: *.safetensors, or *.onnx where the learner can write itself so.
+
+        `example`: for ONNX, some rows as the model takes them; by default two of the data's own.
+        Raises ConfigError for another ending, no rows or a learner that cannot, StateError where
+        the file cannot be written.
+        """
+        path, rows = Path(path), self.example if example is None else example
+        if path.suffix == ".safetensors":
+            write_model(path, self.params)
+        elif path.suffix != ".onnx":
+            raise ConfigError(f"export to a .safetensors or .onnx file, not {path.name!r}")
+        elif not hasattr(self.learner, "export"):
+            raise ConfigError(f"{type(self.learner).__name__} writes no ONNX: export to a .safetensors file")
+        elif rows is None:
+            raise ConfigError("ONNX needs some rows to follow through the model: export(path, example=x[:2])")
+        else:
+            self.learner.export(self.params, path, rows)
+        return path
 
     def _last(self, name: str) -> Mapping[Any, Any]:
         return next((r[name] for r in reversed(self.history) if name in r), {})
@@ -113,13 +144,11 @@ def simulate(
     Same job, data and seed give the same bytes, resumed or not. Raises ConfigError for a job that
     does not fit the data, DataError for data that cannot be trained on, StateError for the folder.
     """
-    if not len(data):
-        raise ConfigError("there are no clients: the data has no sites", "$.data")
-    if hasattr(data, "check"):
-        data.check()
+    _check(data, seed)
     run = Run(job, seed, prepare(job, data, workers), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
-    state = _open(folder, run, resume=resume) if folder else None
+    state = _open(folder, run, data, resume=resume) if folder else None
+    began = time.perf_counter()
 
     def note(_peer: str, record: dict[str, Any]) -> None:
         run.history.append(record)
@@ -149,9 +178,25 @@ def simulate(
     served = getattr(run.learner, "served", lambda params: params)
     run.params = served(last.best[2] if last.best is not None else last.params)
     run.stopped = last.over
+    run.example = data.x[:2] if hasattr(data, "x") else None
     if folder is not None:
-        folder.finish(dict(run.params), about(job))
+        took = round(time.perf_counter() - began, 3)
+        folder.finish(dict(run.params), {**about(job), "took": took, "resumed": state is not None})
     return run
+
+
+def _check(data: Any, seed: Any) -> None:
+    """Refuse what is no data or no seed, before anything runs."""
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise ConfigError(
+            f"data is Sites or a list with one entry a client, got {type(data).__name__}", "$.data"
+        )
+    if not isinstance(seed, (int, np.integer)):
+        raise ConfigError(f"the seed is a whole number, got {seed!r}", "$.seed")
+    if not len(data):
+        raise ConfigError("there are no clients: the data has no sites", "$.data")
+    if hasattr(data, "check"):
+        data.check()
 
 
 def about(job: Job) -> dict[str, Any]:
@@ -169,20 +214,38 @@ def about(job: Job) -> dict[str, Any]:
     }
 
 
-def _open(folder: Folder, run: Run, *, resume: bool) -> State | None:
+def _open(folder: Folder, run: Run, data: Any, *, resume: bool) -> State | None:
     """Begin a run folder, or take up the one that is there."""
-    described = {"job": run.job.describe(), "seed": run.seed}
+    described = {"job": run.job.describe(), "seed": run.seed, "data": census(data)}
     if not resume:
         folder.begin(described, about(run.job))
         return None
-    if folder.job() != described:
+    before = folder.job()
+    other = [name for name, value in described.items() if before.get(name) != value]
+    if other:
         raise StateError(
-            f"{folder.root} holds another job or seed: resume with the job it was made for,"
+            f"{folder.root} was made with another {' and '.join(other)}: resume with the same,"
             " or choose another folder"
         )
     state: State | None = folder.resume()
     run.history = folder.history()
     return state
+
+
+def census(data: Any) -> dict[str, Any]:
+    """What tells two federations' data apart: clients, rows, site names, and a checksum of all rows."""
+    found: dict[str, Any] = {"clients": len(data)}
+    if all(hasattr(d, "__len__") for d in data):
+        found["rows"] = sum(len(d) for d in data)
+    if hasattr(data, "names"):
+        found["names"] = list(data.names)
+    if isinstance(getattr(data, "x", None), np.ndarray):
+        found["crc32"] = _crc(data.y, _crc(data.x))
+    return found
+
+
+def _crc(array: Any, before: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data, before)
 
 
 def _local(run: Run, data: Any, state: State | None) -> Local:
@@ -248,8 +311,7 @@ def _central(learner: Any, test: Any, key: Rng) -> Callable[[Update], Mapping[st
         return None
 
     def metrics(params: Update) -> Mapping[str, Any]:
-        found = learner.evaluate(params, test, FitContext(key.at("test"), client=-1))
-        return {name: lift(value, float(len(test))) for name, value in found.items()}
+        return measure(learner, params, test, FitContext(key.at("test"), client=-1))
 
     return metrics
 

@@ -13,7 +13,7 @@ from tests.house.sources import PACKAGE, imports, is_stdlib, module_name, python
 ALGORITHMS = {"learn", "vertical", "recommend", "data", "adapt", "serve"}
 DRIVERS = {"transport", "simulate"}
 BELOW = {"core", "privacy", "wire"}
-TOP = {"job", "run", "baselines", "statistics", "estimators", "attack"}
+TOP = {"job", "run", "baselines", "statistics", "estimators", "attack", "draw", "notebook"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -22,7 +22,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(ALGORITHMS | DRIVERS, BELOW),
     "testing": BELOW,
     "job": BELOW | ALGORITHMS,  # values: it names algorithms, and no driver
-    "run": BELOW | ALGORITHMS | DRIVERS | {"job"},  # the one file that knows both
+    "__main__": {"control"},
+    "draw": set(),  # charts: standard library only
+    "notebook": BELOW | ALGORITHMS | {"draw"},
+    "run": BELOW | ALGORITHMS | DRIVERS | {"job", "notebook"},  # the one file that knows both
     "baselines": BELOW | ALGORITHMS | {"job", "run"},
     "statistics": BELOW | ALGORITHMS | {"job", "run"},
     "estimators": BELOW | ALGORITHMS | {"job", "run", "statistics"},

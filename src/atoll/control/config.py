@@ -13,14 +13,16 @@ name = "fedavg"
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.registry import build, nearest
+from ..core.registry import build, nearest, parts
 from ..data import Sites, load_data, partition
 from ..job import Job
 from ..simulate.faults import World
@@ -48,10 +50,25 @@ class JobFile:
         split = {k: table.pop(k) for k in _SPLIT if k in table}
         if "name" not in table:
             raise ConfigError('name the data, as in name = "digits"', "$.data.name")
-        dataset = load_data(table.pop("name"), **table)
-        if "by" in split:
-            split["by"] = build("partition", split["by"], "$.data.by")
-        return partition(dataset, seed=self.seed, **split)
+        _known(table)
+        try:
+            dataset = load_data(table.pop("name"), **table)
+            if "by" in split:
+                split["by"] = build("partition", split["by"], "$.by")
+            return partition(dataset, seed=self.seed, **split)
+        except ConfigError as error:  # its path starts at the data
+            text = str(error).removeprefix(f"{error.path}: ")
+            raise ConfigError(text, f"$.data{error.path.removeprefix('$')}") from None
+
+
+def _known(table: Mapping[str, Any]) -> None:
+    """Refuse a key that neither the data set nor the division among clients takes."""
+    for part in parts("data"):
+        if part.name == table["name"]:
+            takes = [*signature(part.make).parameters, *_SPLIT]
+            for key in table:
+                if key != "name" and key not in takes:
+                    raise ConfigError(f"unknown key {key!r}: {nearest(key, takes)}", f"$.data.{key}")
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> JobFile:
@@ -96,19 +113,46 @@ def parse(table: Mapping[str, Any]) -> JobFile:
     )
 
 
-def override(table: dict[str, Any], change: str) -> None:
-    """Set `a.b.c=value` in a nested table; a value that is not TOML is taken as text."""
+def override(table: dict[str, Any], change: str, where: str = "--set") -> None:
+    """Set `a.b.c=value` in a nested table; a value that is not TOML is taken as text.
+
+    Raises ConfigError, naming `where` the change came from, if it is none.
+    """
     path, found, text = change.partition("=")
     if not found or not path:
-        raise ConfigError(f"--set takes key=value, as in algorithm.mu=0.01, got {change!r}")
+        raise ConfigError(f"{where} takes key=value, as in algorithm.mu=0.01, got {change!r}")
     *above, last = path.strip().split(".")
     for key in above:
         inner = table.setdefault(key, {})
+        if not isinstance(inner, (str, dict)):
+            raise ConfigError(f"{where} {change}: {key} is a value and has nothing inside")
         table[key] = table = {"name": inner} if isinstance(inner, str) else inner
     try:
         table[last] = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         table[last] = text.strip()
+
+
+def flat(table: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """(key.path, value as TOML) of every value of a nested table, in its order."""
+    found = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found += flat(value, f"{above}{key}.")
+        else:
+            found.append((above + key, _toml(value)))
+    return found
+
+
+def dump(table: Mapping[str, Any]) -> str:
+    """The table as a TOML file of dotted keys: `override` reads each line again."""
+    return "".join(f"{key} = {value}\n" for key, value in flat(table))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def _whole(table: Mapping[str, Any], key: str, default: int | None, least: int) -> int | None:

@@ -109,6 +109,10 @@ class Update(Mapping[str, Array]):
         """Copy named arrays (or Rows) into one buffer; float64 if any leaf is, else float32."""
         if isinstance(leaves, Update):
             return leaves
+        if not isinstance(leaves, Mapping):
+            raise MisuseError(
+                f'a model or update is named arrays, as in {{"w": array}}, got {type(leaves).__name__}'
+            )
         rows = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Rows)}
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items() if name not in rows}
         for name, array in arrays.items():

@@ -91,7 +91,7 @@ class Sites(Sequence[Examples]):
         pool = join(parts)
         pooled = _examples(test, columns) if test is not None else join(list(own.values())) if own else None
         classes = pool.y.dtype.kind == "i"
-        width = (outputs or int(pool.y.max()) + 1) if classes else 1
+        width = (outputs or max(int(pool.y.max()), 0) + 1) if classes else 1
         if classes:
             for name, rows in [*named.items(), *own.items(), *([("test", pooled)] if pooled else [])]:
                 check_labels(rows.y, width, f"site {name!r}")

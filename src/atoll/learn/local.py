@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
-from ..core.errors import AtollError
+from ..core.errors import AtollError, MisuseError
 from ..core.message import Contribution, FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
@@ -140,11 +140,21 @@ class Local:
             try:
                 ctx = self._context(self._round(task), task, client, used)
                 params = personal(task.params, self.train[client], ctx)
-                metrics = self.learner.evaluate(params, rows, ctx)
-                found[client] = {name: lift(m, float(len(rows))) for name, m in metrics.items()}
+                found[client] = measure(self.learner, params, rows, ctx)
             except Exception as error:  # noqa: BLE001
                 failed[client] = reason(error)
         return Answer(tuple(found), found, failed)
+
+
+def measure(learner: Learner, params: Any, rows: Any, ctx: FitContext) -> dict[str, Any]:
+    """The learner's metrics on some rows, ready to be merged. Raises MisuseError if they have no names."""
+    found = learner.evaluate(params, rows, ctx)
+    if not isinstance(found, Mapping):
+        raise MisuseError(
+            'evaluate answers with metrics by name, as in {"loss": 0.5};'
+            f" this one gave {type(found).__name__}"
+        )
+    return {name: lift(value, float(len(rows))) for name, value in found.items()}
 
 
 def reason(error: Exception) -> str:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError
 from ..core.registry import part
 
 _DOWN = ("loss", "error", "mse", "mae", "rmse")
+_FIRST = ("accuracy", "auc", "r2", "mse", "loss")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Losses and errors fall, everything else rises."""
+    return metric.endswith(_DOWN)
+
+
+def main_metric(metrics: Iterable[str]) -> str:
+    """The metric a person asks for first."""
+    names = list(metrics)
+    return next((n for n in _FIRST if n in names), next(iter(names), "loss"))
 
 
 @dataclass(frozen=True)
@@ -21,8 +34,8 @@ class Stop:
 
     @property
     def lower_is_better(self) -> bool:
-        """Losses and errors fall, everything else rises."""
-        return self.metric.endswith(_DOWN)
+        """As the function of that name says of its metric."""
+        return lower_is_better(self.metric)
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether `value` improves on `best` by more than the margin; NaN never does."""

@@ -1,6 +1,7 @@
 """A run folder: everything a run was, in files that other tools can read.
 
     job.json            the job file's values and the seed
+    job.toml            the same as a job file to run again, where there was one
     about.json          engine, versions, machine, times: what may differ between equal runs
     metrics.jsonl       one record per round
     metrics.csv         the same as a table: round, seconds, bytes, metrics
@@ -19,7 +20,9 @@ import errno
 import io
 import json
 import os
+import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +46,14 @@ def write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no such folder either
+            beside.unlink()
         raise disk_error(error, path) from None
+
+
+def write_model(path: Path, params: Mapping[str, Any]) -> None:
+    """Put named arrays at `path` as safetensors."""
+    write(path, write_arrays({name: np.ascontiguousarray(a) for name, a in params.items()}))
 
 
 def disk_error(error: OSError, path: Path) -> StateError:
@@ -63,12 +72,18 @@ class Folder:
         self.root = root
         self._records = records
 
-    def begin(self, job: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Start a new run here. Raises StateError if the folder already holds one."""
+    def free(self) -> None:
+        """Raise StateError if the folder already holds a run, or is a file."""
+        if self.root.exists() and not self.root.is_dir():
+            raise StateError(f"{self.root} is a file: choose a folder for the run")
         if (self.root / "job.json").exists():
             raise StateError(
                 f"{self.root} already holds a run: choose another folder, or go on with --resume"
             )
+
+    def begin(self, job: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Start a new run here. Raises StateError as `free` does, or if the disk takes no files."""
+        self.free()
         write(self.root / "about.json", _json(about))
         write(self.root / "job.json", _json(job))
         write(self.root / "metrics.jsonl", b"")
@@ -85,9 +100,14 @@ class Folder:
             ) from None
         return found
 
-    def keep(self, name: str, values: Mapping[str, Any]) -> None:
-        """One more JSON file beside the others."""
-        write(self.root / name, _json(values))
+    def keep(self, name: str, values: Mapping[str, Any] | str) -> None:
+        """One more file beside the others: text as it is, values as JSON."""
+        write(self.root / name, values.encode() if isinstance(values, str) else _json(values))
+
+    def values(self) -> dict[str, Any]:
+        """The job file's values; empty where the job came from Python."""
+        path = self.root / "job.toml"
+        return tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Append one round's record."""
@@ -96,6 +116,8 @@ class Folder:
         try:
             with path.open("ab") as file:
                 file.write(_line(record))
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint that survives a power cut needs its records
         except OSError as error:
             os.truncate(path, size)
             raise disk_error(error, path) from None
@@ -136,10 +158,7 @@ class Folder:
         history = self.history()
         write(self.root / "metrics.csv", _table(_flat(r) for r in history))
         write(self.root / "sites.csv", _table(_by_site(history)))
-        write(
-            self.root / "model.safetensors",
-            write_arrays({n: np.ascontiguousarray(a) for n, a in params.items()}),
-        )
+        write_model(self.root / "model.safetensors", params)
         write(self.root / "about.json", _json(about))
 
 

@@ -1,0 +1,57 @@
+"""How a run goes: a bar with the time left on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Record = dict[str, Any]
+Watch = Callable[[Record], None]
+LINES = 20  # a long run prints no more where there is no terminal
+
+
+@contextmanager
+def progress(rounds: int, say: Callable[[str], str], *, quiet: bool) -> Iterator[Watch]:
+    """What `simulate(watch=...)` takes: shows each round's record on standard error."""
+    if quiet:
+        yield lambda record: None
+    elif sys.stderr.isatty():
+        with _bar(rounds, say) as watch:
+            yield watch
+    else:
+        yield _lines(rounds, say)
+
+
+def _lines(rounds: int, say: Callable[[str], str]) -> Watch:
+    every = max(1, rounds // LINES)
+
+    def watch(record: Record) -> None:
+        done = record["round"]
+        if record.get("metrics") and (done % every == 0 or done == rounds or record.get("stop")):
+            print(f"{say('round')} {done:>4}/{rounds}  {_metrics(record)}", file=sys.stderr, flush=True)
+
+    return watch
+
+
+@contextmanager
+def _bar(rounds: int, say: Callable[[str], str]) -> Iterator[Watch]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    metrics = TextColumn("{task.fields[metrics]}", style="cyan")
+    with Progress(*columns, metrics, console=Console(stderr=True)) as bar:
+        task = bar.add_task(say("round"), total=rounds, metrics="")
+
+        def watch(record: Record) -> None:
+            bar.update(task, completed=record["round"])
+            if record.get("metrics"):
+                bar.update(task, metrics=_metrics(record))
+
+        yield watch
+
+
+def _metrics(record: Record) -> str:
+    return "  ".join(f"{n} {v:.4f}" for n, v in record["metrics"].items() if isinstance(v, float))
