@@ -46,7 +46,9 @@ class Ours:
             self._go.acquire()
 
     def _trained(self, rounds: int, **options: Any) -> Run:
-        job = Job(self.work.learner, cohort=sample(count=self.work.cohort), rounds=rounds, every=rounds, sites=False)
+        job = Job(
+            self.work.learner, cohort=sample(count=self.work.cohort), rounds=rounds, every=rounds, sites=False
+        )
         return simulate(job, self._data, SEED, workers=self.workers, **options)
 
     def play(self, r: int) -> None:

@@ -7,7 +7,7 @@ context's pull and moves exactly; F_k's optimum is b, that of Σ F_k is Σ a b /
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Quadratic:
     names: tuple[str, ...] = ("w",)
     decay: float = 1.0
     momentum: float = 0.0
+    obeys: ClassVar[frozenset[str]] = frozenset({"pull", "moves"})
 
     def init(self, rng: np.random.Generator) -> dict[str, Any]:
         return {name: np.zeros(self.size) for name in self.names}

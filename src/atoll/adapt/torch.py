@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -63,6 +63,7 @@ class TorchLearner:
     engine: str
     workers: int | None
     moon: tuple[float, float] | None = None
+    obeys: ClassVar[frozenset[str]] = frozenset({"pull", "moves"})
 
     def __post_init__(self) -> None:
         _check(self)

@@ -7,7 +7,8 @@ A learner is any object with three methods; no base class:
     evaluate(params, data, ctx) -> metrics  a mapping of names to numbers or mergeable metrics
 
 It may offer `fit_many(params, datas, ctxs) -> list[Contribution]` for a batch of clients; the
-law is fit_many == [fit(...) for each] to 1e-5, checked by `atoll.testing.check_learner`.
+law is fit_many == [fit(...) for each] to 1e-5, checked by `atoll.testing.check_learner`. Algorithms
+that steer local training take learners that say they follow it: `obeys = {"pull", "moves"}`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,8 @@ class Dense:
     `hidden`: widths of the layers between. `activation`: relu or tanh. `loss`: squared, logistic
     (one output, two classes) or softmax (an output a class). `lr` > 0, times `decay` each round.
     `batch_size`: rows a step, None for all. `momentum`, `weight_decay` >= 0. `dtype`: float32 or
-    float64. `kernel`: auto, c or numpy. `workers`: cores to use, None for all of them. Raises ConfigError for a value out of its range.
+    float64. `kernel`: auto, c or numpy. `workers`: cores to use, None for all
+    of them. Raises ConfigError for a value out of its range.
 
     Params are leaves `layer0.weight` (in, out), `layer0.bias` (out,), `layer1.weight`, ...
     Data are any object with `x` (n, features) and `y`: (n,) whole-number classes, or (n,) or
@@ -63,6 +64,7 @@ class Dense:
     dtype: str = "float32"
     kernel: str = "auto"
     workers: int | None = None
+    obeys: ClassVar[frozenset[str]] = frozenset({"pull", "moves"})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -93,6 +95,10 @@ class Dense:
         if kernel.level() < 0:
             return "numpy (this installation has no compiled kernel: it was built without a C compiler)"
         return f"c ({kernel.LEVELS[kernel.level()]})"
+
+    def head_leaves(self) -> frozenset[str]:
+        """The names of the last layer's leaves."""
+        return frozenset(leaf.name for leaf in leaves(self._dims())[-2:])
 
     def init(self, rng: np.random.Generator) -> Update:
         """Zeros for a model without hidden layers; else uniform in ±1/sqrt(in), as PyTorch's Linear."""

@@ -19,7 +19,7 @@ from ..core.message import Contribution, FitContext, Pull, fit_many
 from ..core.registry import part
 from ..core.update import Update
 from .algorithm import Algorithm
-from .wrapped import Wrapped, inside, kept, own
+from .wrapped import Wrapped, inside, kept, obeying, own
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ def ditto(lam: float = 1.0) -> Algorithm:
     """
     if not lam >= 0:
         raise ConfigError(f"lam must be at least 0, got {lam}")
-    return Algorithm("ditto", wrap=lambda learner: Beside(learner, lam), values={"lam": lam})
+    return Algorithm(
+        "ditto", wrap=lambda learner: Beside(obeying(learner, "pull", "ditto"), lam), values={"lam": lam}
+    )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..core.transform import Context, State, Transform, chain, transform
 from ..core.update import Update
 from .algorithm import Algorithm
 from .server import mean, positive
-from .wrapped import Wrapped, inside, kept, own
+from .wrapped import Wrapped, inside, kept, obeying, own
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def feddyn(alpha: float = 0.1) -> Algorithm:
     return Algorithm(
         "feddyn",
         chain(settle(alpha), mean()),
-        lambda learner: Dynamic(learner, alpha),
+        lambda learner: Dynamic(obeying(learner, "pull", "feddyn"), alpha),
         weigh="equal",
         values={"alpha": alpha},
     )

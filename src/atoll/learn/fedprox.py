@@ -16,7 +16,7 @@ from ..core.message import Contribution, FitContext, Pull, fit_many
 from ..core.registry import part
 from ..core.update import Update
 from .algorithm import Algorithm
-from .wrapped import Wrapped
+from .wrapped import Wrapped, obeying
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,5 @@ def fedprox(mu: float = 0.01) -> Algorithm:
     """Keep local models near the one they started from; mu >= 0 (Li et al. 2020, alg. 2)."""
     if not mu >= 0:
         raise ConfigError(f"mu must be at least 0, got {mu}")
-    wrap = (lambda learner: Proximal(learner, mu)) if mu else None
+    wrap = (lambda learner: Proximal(obeying(learner, "pull", "fedprox"), mu)) if mu else None
     return Algorithm("fedprox", wrap=wrap, values={"mu": mu})

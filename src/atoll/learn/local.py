@@ -23,7 +23,6 @@ from .algorithm import Algorithm
 CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
 
 
-
 class Held(NamedTuple):
     """One client's state: of its learner, and of its side of the chain."""
 

@@ -27,7 +27,7 @@ from ..core.transform import Context, State, Transform, chain, transform
 from ..core.update import Update
 from .algorithm import Algorithm
 from .server import mean
-from .wrapped import Wrapped, inside, kept, own, placed, starting
+from .wrapped import Wrapped, inside, kept, obeying, own, placed, starting
 
 OWN = "own/"
 
@@ -140,7 +140,11 @@ def fedrep(head: str | None = None) -> Algorithm:
     `head`: how its leaves' names start; None asks the learner's `head_leaves()`. Each of the two
     takes the learner's whole local training, so a round costs two.
     """
-    return _personal("fedrep", lambda learner: _head(learner, head, "fedrep"), values={"head": head})
+    return _personal(
+        "fedrep",
+        lambda learner: _head(obeying(learner, "moves", "fedrep"), head, "fedrep"),
+        values={"head": head},
+    )
 
 
 def _head(learner: Any, head: str | None, algorithm: str) -> Callable[[str], bool]:

@@ -25,7 +25,7 @@ from ..core.transform import Context, State, Transform, chain, only, transform
 from ..core.update import Update
 from .algorithm import Algorithm
 from .server import mean
-from .wrapped import Wrapped, inside, kept, own, plain_sgd, step_size
+from .wrapped import Wrapped, inside, kept, obeying, own, plain_sgd, step_size
 
 CONTROL = "control/"
 
@@ -85,5 +85,8 @@ def scaffold() -> Algorithm:
     """
     steps = chain(only(CONTROL, share()), mean())
     return Algorithm(
-        "scaffold", steps, lambda learner: Controlled(plain_sgd(learner, "scaffold")), weigh="equal"
+        "scaffold",
+        steps,
+        lambda learner: Controlled(obeying(plain_sgd(learner, "scaffold"), "pull", "scaffold")),
+        weigh="equal",
     )

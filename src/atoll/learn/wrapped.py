@@ -87,6 +87,19 @@ def step_size(learner: Any, ctx: FitContext) -> float:
     return float(learner.lr * getattr(learner, "decay", 1.0) ** ctx.round)
 
 
+def obeying(learner: Any, what: str, algorithm: str) -> Any:
+    """The learner, if it says by `obeys` that its fit follows ctx.`what`, "pull" or "moves".
+
+    Raises ConfigError for any other: it would ignore the algorithm in silence.
+    """
+    if what in getattr(learner, "obeys", ()):
+        return learner
+    raise ConfigError(
+        f"{algorithm} steers local training by ctx.{what}, and {type(learner).__name__} does not say that"
+        f' its fit follows it: do what FitContext describes and set obeys = {{"{what}"}}'
+    )
+
+
 def plain_sgd(learner: Any, algorithm: str) -> Any:
     """The learner, if its local steps are SGD of one known rate; else ConfigError.
 
