@@ -98,7 +98,12 @@ def _deal(args: argparse.Namespace) -> Sites:
         for value in values:
             override(by, value, "--by")
     made = build("partition", by, "--by") if by else None
-    return partition(_load(args), clients=args.clients, by=made, seed=args.seed)
+    dataset = _load(args)
+    try:
+        return partition(dataset, clients=args.clients, by=made, seed=args.seed)
+    except ConfigError as error:  # a key of a job file is an option here
+        text = str(error).removeprefix(f"{error.path}: ")
+        raise ConfigError(text, error.path.replace("$.", "--")) from None
 
 
 def _labels(sites: Sites, k: int) -> dict[str, int]:
