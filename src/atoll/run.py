@@ -41,7 +41,7 @@ class Traffic:
     up: int = 0
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """What came out of a job.
 
@@ -57,7 +57,12 @@ class Run:
     params: Update
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
-    example: Any = field(default=None, repr=False)
+    example: Any = None
+
+    def __repr__(self) -> str:
+        rounds = self.history[-1]["round"] if self.history else 0
+        found = "".join(f", {n} {v:.4f}" for n, v in self.metrics.items() if isinstance(v, float))
+        return f"Run({self.job.algorithm}, {rounds} rounds{found})"
 
     @property
     def metrics(self) -> Mapping[str, float]:

@@ -87,6 +87,21 @@ def test_wrong_data_in_a_job_names_the_place(data, path: str, says: str) -> None
     assert says in str(wrong.value)
 
 
+OPTIONS = [
+    (("partition", "digits"), "--clients: say how many"),
+    (("partition", "digits", "--clients", 3, "--by", "dirichlet,alpha=-1"), "--by.alpha: alpha must be"),
+    (("describe", "digitz"), "DATA: no data is called 'digitz': did you mean 'digits'"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), OPTIONS, ids=[o[1] for o in OPTIONS])
+def test_a_wrong_option_is_called_as_on_the_command_line(atoll, words, says: str) -> None:
+    pytest.importorskip("sklearn")
+    said = atoll("data", *words)
+    assert said.code == 2
+    assert says in said.err
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(at.DataError, match=r"gone\.csv: no such file"):
         at.load_data(tmp_path / "gone.csv", target="y")
