@@ -15,10 +15,11 @@ import numpy as np
 
 from . import notebook
 from .core.edge import Answer, Task, wire
-from .core.errors import ConfigError, StateError
+from .core.errors import ConfigError, QuorumError, StateError
 from .core.message import FitContext, Learner
 from .core.rng import Rng
 from .core.update import Update
+from .data.examples import Dataset
 from .job import Job
 from .learn import rounds
 from .learn.algorithm import Roles
@@ -40,7 +41,7 @@ class Traffic:
     up: int = 0
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """What came out of a job.
 
@@ -56,7 +57,12 @@ class Run:
     params: Update
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
-    example: Any = field(default=None, repr=False)
+    example: Any = None
+
+    def __repr__(self) -> str:
+        rounds = self.history[-1]["round"] if self.history else 0
+        found = "".join(f", {n} {v:.4f}" for n, v in self.metrics.items() if isinstance(v, float))
+        return f"Run({self.job.algorithm}, {rounds} rounds{found})"
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -142,9 +148,10 @@ def simulate(
     cut off goes on from its newest checkpoint. `watch` sees each round's record.
 
     Same job, data and seed give the same bytes, resumed or not. Raises ConfigError for a job that
-    does not fit the data, DataError for data that cannot be trained on, StateError for the folder.
+    does not fit the data, DataError for data that cannot be trained on, StateError for the folder,
+    QuorumError where nobody can train or evaluate.
     """
-    _check(data, seed)
+    _check(data, seed, world)
     run = Run(job, seed, prepare(job, data, workers), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
     state = _open(folder, run, data, resume=resume) if folder else None
@@ -152,6 +159,7 @@ def simulate(
 
     def note(_peer: str, record: dict[str, Any]) -> None:
         run.history.append(record)
+        _evaluated(run.history, 1 if world is None else rounds.PATIENCE)
         if folder is not None:
             folder.record(record)
         if watch is not None:
@@ -185,8 +193,12 @@ def simulate(
     return run
 
 
-def _check(data: Any, seed: Any) -> None:
-    """Refuse what is no data or no seed, before anything runs."""
+def _check(data: Any, seed: Any, world: Any) -> None:
+    """Refuse what is no data, no seed or no world, before anything runs."""
+    if world is not None and not isinstance(world, World):
+        raise ConfigError(f"a world is World(loss=0.1, ...), got {type(world).__name__}", "$.world")
+    if isinstance(data, Dataset):
+        raise ConfigError("a data set is not divided yet: give partition(data, clients=20)", "$.data")
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise ConfigError(
             f"data is Sites or a list with one entry a client, got {type(data).__name__}", "$.data"
@@ -197,6 +209,19 @@ def _check(data: Any, seed: Any) -> None:
         raise ConfigError("there are no clients: the data has no sites", "$.data")
     if hasattr(data, "check"):
         data.check()
+
+
+def _evaluated(history: Sequence[Mapping[str, Any]], patience: int) -> None:
+    """Raise QuorumError where nobody could evaluate the model, `patience` times in a row.
+
+    Without a world no site is merely out of reach: once is enough.
+    """
+    last = [r for r in history if "metrics" in r][-patience:]
+    if len(last) == patience and all(r.get("sites_failed") and not r["metrics"] for r in last):
+        raise QuorumError(
+            f"nobody could evaluate the model of round {last[-1]['round']}."
+            f" {rounds.why(last[-1]['sites_failed'])}"
+        )
 
 
 def about(job: Job) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 import atoll as at
 from atoll.control import config
+from atoll.data import arrays
 
 RNG = np.random.default_rng(0)
 
@@ -39,8 +40,9 @@ JOBS = [
     ({"rouns": 3}, "$.rouns", "did you mean 'rounds'"),
     ({"learner": {"name": "mpl"}}, "$.learner.name", "did you mean 'mlp'"),
     ({"learner": {"name": "mlp", "hiden": [3]}}, "$.learner.hiden", "did you mean 'hidden'"),
-    ({"learner": {"name": "mlp", "lr": "fast"}}, "$.learner.lr", "expected float"),
+    ({"learner": {"name": "mlp", "lr": "fast"}}, "$.learner.lr", "expected a number, got 'fast'"),
     ({"learner": {"name": "mlp", "lr": -1.0}}, "$.learner", "lr"),
+    ({"learner": {"name": "mlp", "hidden": 64}}, "$.learner.hidden", "expected a list, each a whole number"),
     ({"learner": 3}, "$.learner", "expected a table or a name"),
     ({"algorithm": "fedagv"}, "$.algorithm.name", "did you mean 'fedavg'"),
     ({"cohort": {"name": "sample", "fraction": 2.0}}, "$.cohort", "at most 1"),
@@ -68,6 +70,8 @@ DATA = [
     ({"name": "digitz"}, "$.data.name", "did you mean 'digits'"),
     ({"name": "wine", "client": 3}, "$.data.client", "did you mean 'clients'"),
     ({"name": "wine", "clients": 5, "by": {"name": "dirichlet", "alpa": 1}}, "$.data.by.alpa", "'alpha'"),
+    ({"name": "wine", "clients": 5, "by": {"name": "dirichlet", "alpha": 0}}, "$.data.by.alpha", "above 0"),
+    ({"name": "wine", "clients": 2.5}, "$.data.clients", "whole number"),
     ({"name": "wine", "clients": 500}, "$.data.clients", "use fewer clients"),
     ({"name": "wine", "holdout": 1.0}, "$.data.holdout", "[0, 1)"),
     ({}, "$.data.name", "name the data"),
@@ -81,6 +85,21 @@ def test_wrong_data_in_a_job_names_the_place(data, path: str, says: str) -> None
         config.parse({"learner": "softmax", "data": data}).sites()
     assert wrong.value.path == path
     assert says in str(wrong.value)
+
+
+OPTIONS = [
+    (("partition", "digits"), "--clients: say how many"),
+    (("partition", "digits", "--clients", 3, "--by", "dirichlet,alpha=-1"), "--by.alpha: alpha must be"),
+    (("describe", "digitz"), "DATA: no data is called 'digitz': did you mean 'digits'"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), OPTIONS, ids=[o[1] for o in OPTIONS])
+def test_a_wrong_option_is_called_as_on_the_command_line(atoll, words, says: str) -> None:
+    pytest.importorskip("sklearn")
+    said = atoll("data", *words)
+    assert said.code == 2
+    assert says in said.err
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -207,3 +226,75 @@ def test_a_learner_that_always_fails_ends_the_run_with_its_reason() -> None:
 
     with pytest.raises(at.QuorumError, match="the disk is on fire"):
         at.simulate(job(learner=Fixed(broken), rounds=5), [0, 1])
+
+
+class Sites(list):
+    """Clients with test rows of their own, and none that the coordinator holds."""
+
+    def __init__(self, clients) -> None:
+        super().__init__(clients)
+        self.tests = self
+
+
+class Unseen(Fixed):
+    """Trains; evaluating fails at the clients in `at`."""
+
+    def __init__(self, fails) -> None:
+        super().__init__(lambda _: at.Contribution({"w": np.ones(2)}))
+        self.fails = fails
+
+    def evaluate(self, params, data, ctx):
+        if ctx.client in self.fails:
+            raise KeyError("temperature")
+        return {"loss": 0.5}
+
+
+def test_a_site_that_cannot_evaluate_stands_in_the_record_with_its_reason(tmp_path: Path) -> None:
+    clients, faulty = Sites([[0], [1], [2]]), job(learner=Unseen({1}))
+    run = at.simulate(faulty, clients, out=tmp_path / "a")
+    for record in run.history:
+        assert record["sites"] == {0: {"loss": 0.5}, 2: {"loss": 0.5}}
+        assert list(record["sites_failed"]) == [1]
+        assert "KeyError: 'temperature'" in record["sites_failed"][1]
+    assert at.simulate(faulty, clients, out=tmp_path / "a", resume=True).history == run.history
+
+
+@pytest.mark.parametrize(("world", "when"), [(None, 0), (at.World(delay=at.constant(0.1)), 2)])
+def test_a_model_that_nobody_can_evaluate_ends_the_run_with_the_reason(world, when: int) -> None:
+    with pytest.raises(at.QuorumError, match=rf"(?s)the model of round {when}.*in evaluate.*'temperature'"):
+        at.simulate(job(learner=Unseen({0, 1}), rounds=5), Sites([[0], [1]]), world=world)
+
+
+def test_a_traceback_begins_where_the_users_code_does() -> None:
+    def broken(_):
+        raise ValueError("no")
+
+    with pytest.raises(at.QuorumError) as ended:
+        at.simulate(job(learner=Fixed(broken), rounds=1), [0])
+    lines = str(ended.value).splitlines()
+    assert "nobody contributed in round 1." in lines[0]
+    assert __file__ in lines[1] and not any("learn/local.py" in line for line in lines)
+
+
+def test_an_answer_of_fit_that_is_none_and_leaves_of_another_shape_are_told() -> None:
+    answers = {"fit answers with Contribution": {"w": np.ones(2)}}
+    answers |= {r"w\[3\] where the model has w\[2\]": at.Contribution({"w": np.ones(3)})}
+    answers |= {r"v\[2\] where the model has w\[2\]": at.Contribution({"v": np.ones(2)})}
+    for says, answer in answers.items():
+        with pytest.raises(at.QuorumError, match=says):
+            at.simulate(job(learner=Fixed(lambda _, a=answer: a)), [0])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: at.softmax(lr="fast"), "lr must be a number"),
+        (lambda: at.mlp(hidden=64), "a list of widths"),
+        (lambda: at.World(compute=3), "compute is a delay"),
+        (lambda: at.simulate(job(), at.Sites.of([rows(5)]), world={"loss": 0.1}), "World"),
+        (lambda: at.simulate(job(), arrays(*rows(5))), "give partition"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_what_was_expected(call, says: str) -> None:
+    with pytest.raises(at.ConfigError, match=says):
+        call()

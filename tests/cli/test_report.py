@@ -107,6 +107,15 @@ def test_numbers_that_are_none_are_left_out() -> None:
     assert draw.dots([], title="t") == draw.bars([], [], title="t", x="x") == ""
 
 
+def test_a_run_is_one_line_at_the_prompt() -> None:
+    sites = at.Sites.of([([[0.0], [1.0]], [0, 1])], tests=[([[0.0]], [0])])
+    run = at.simulate(at.Job(at.softmax(), rounds=2), sites)
+    accuracy = run.metrics["accuracy"]
+    assert repr(run).startswith("Run(fedavg")
+    assert "2 rounds, " in repr(run) and f"accuracy {accuracy:.4f}" in repr(run)
+    assert len(repr(run)) < 100
+
+
 def test_a_run_shows_itself_in_python(tmp_path: Path) -> None:
     sites = at.Sites.of([([[0.0], [1.0]], [0, 1])], tests=[([[0.0], [1.0]], [0, 1])])
     run = at.simulate(at.Job(at.softmax(), rounds=2, name="<x>"), sites)

@@ -181,3 +181,11 @@ def test_a_written_job_reads_as_the_same_job(tmp_path: Path) -> None:
     }
     (tmp_path / "job.toml").write_text(config.dump(table))
     assert tomllib.loads((tmp_path / "job.toml").read_text()) == table
+
+
+def test_failures_are_counted_and_named_below_the_result(atoll, project: Path) -> None:
+    said = atoll("simulate", "job.toml", "--out", "a", "--set", "world.dropout=0.5", "rounds=12")
+    assert said.code == 0
+    assert "tasks brought nothing: " in said.out and "evaluations at sites failed: " in said.out
+    assert said.out.count("dropped out") == 2
+    assert "evaluations at sites failed" in Path("a/report.html").read_text("utf-8")

@@ -83,6 +83,16 @@ def test_one_missing_client_says_nothing_about_a_round(seed) -> None:
     assert [r["clients"] for r in run.history[1:]] == [0, 0, 1, 1]
 
 
+def test_one_missing_client_does_not_end_a_run_of_one_round() -> None:
+    class Odd(Quadratic):
+        def fit(self, params, data, ctx):
+            if ctx.client == 1:
+                raise ValueError("no")
+            return super().fit(params, data, ctx)
+
+    assert list(simulate(Job(Odd(), cyclic(), rounds=1), SITES).history[1]["failed"]) == [1]
+
+
 def test_three_rounds_without_anybody_end_it() -> None:
     class Never(Quadratic):
         def fit(self, params, data, ctx):

@@ -166,3 +166,8 @@ def test_wrapped_learners_answer_for_their_inner_ones() -> None:
     wrapped = prepare(Job(learner, fedper("head")), SITES)
     assert wrapped.parallel == "threads"
     assert not hasattr(wrapped, "chunk")
+
+
+def test_a_head_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no leaf stays at its client: choose from body, norm, head"):
+        simulate(Job(Net(), fedper("tail"), rounds=1), SITES)

@@ -49,8 +49,8 @@ def test_a_table_given_to_build_is_left_as_it_was():
         ({"name": 3}, "$.d.name", "name the delay"),
         ({"name": "constant", "second": 1.0}, "$.d.second", "did you mean 'seconds'?"),
         ({"name": "constant"}, "$.d.seconds", "needed"),
-        ({"name": "constant", "seconds": "1"}, "$.d.seconds", "expected float, got '1'"),
-        ({"name": "constant", "seconds": True}, "$.d.seconds", "expected float, got True"),
+        ({"name": "constant", "seconds": "1"}, "$.d.seconds", "expected a number, got '1'"),
+        ({"name": "constant", "seconds": True}, "$.d.seconds", "expected a number, got True"),
         ({"name": "constant", "seconds": -1.0}, "$.d", "at least 0"),
     ],
 )

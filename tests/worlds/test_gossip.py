@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atoll.core.errors import ConfigError
+from atoll.core.errors import ConfigError, QuorumError
 from atoll.core.message import Contribution
 from atoll.core.rng import Rng
 from atoll.job import Job, tree
@@ -146,3 +146,21 @@ def test_cohorts_and_edges_are_refused(wrong):
 def test_impossible_graphs_are_refused(wrong):
     with pytest.raises(ConfigError):
         gossip(**wrong)
+
+
+@pytest.mark.parametrize("shape", GRAPHS)
+@pytest.mark.parametrize("seed", range(5))
+def test_nobody_waits_for_a_neighbour_that_dropped_out(shape, seed):
+    world = World(**SLOW, delay=constant(0.3), loss=0.2, dropout=0.4)
+    run = simulate(Job(Drift(), GRAPHS[shape], rounds=8), clients(), seed, world=world)
+    assert run.history[-1]["round"] == 8
+    assert {why for r in run.history[1:] for why in r["failed"].values()} == {"dropped out"}
+
+
+def test_training_that_fails_everywhere_ends_the_run():
+    class Broken(Quadratic):
+        def fit(self, params, data, ctx):
+            raise ValueError("no")
+
+    with pytest.raises(QuorumError, match=r"(?s)nobody contributed in 3 rounds.*ValueError: no"):
+        simulate(Job(Broken(), gossip("ring"), rounds=9), quadratics()[0])

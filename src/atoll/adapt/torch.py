@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -240,6 +241,9 @@ def _check(a: TorchLearner) -> None:
 
 
 def _check_ranges(a: TorchLearner) -> None:
+    for name in ("lr", "momentum", "weight_decay", "decay"):
+        if not isinstance(getattr(a, name), Real):
+            raise ConfigError(f"{name} must be a number, got {getattr(a, name)!r}")
     limits = (
         ("lr", a.lr > 0, "above 0"),
         ("epochs", a.epochs >= 1, "at least 1"),

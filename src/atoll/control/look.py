@@ -6,7 +6,8 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def unlike(args: argparse.Namespace, say: Say) -> int:
 
 def _load(args: argparse.Namespace) -> Dataset:
     options = {k: v for k, v in (("target", args.target), ("site", args.site)) if v is not None}
-    return load_data(args.source, **options)
+    with _options():
+        return load_data(args.source, **options)
 
 
 def _deal(args: argparse.Namespace) -> Sites:
@@ -98,7 +100,19 @@ def _deal(args: argparse.Namespace) -> Sites:
         for value in values:
             override(by, value, "--by")
     made = build("partition", by, "--by") if by else None
-    return partition(_load(args), clients=args.clients, by=made, seed=args.seed)
+    dataset = _load(args)
+    with _options():
+        return partition(dataset, clients=args.clients, by=made, seed=args.seed)
+
+
+@contextmanager
+def _options() -> Iterator[None]:
+    """Errors name options, where in a job file they would name keys."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error).removeprefix(f"{error.path}: ")
+        raise ConfigError(text, error.path.replace("$.name", "DATA").replace("$.", "--")) from None
 
 
 def _labels(sites: Sites, k: int) -> dict[str, int]:

@@ -208,17 +208,25 @@ def _staleness(run: Seen, say: Say) -> str:
 
 
 def _failures(run: Seen, say: Say) -> str:
-    """Why clients that were asked contributed nothing."""
-    reasons: Counter[str] = Counter()
-    for r in run.rounds:
-        reasons.update(reason.strip().rpartition("\n")[2] for reason in r.get("failed", {}).values())
-    if not reasons:
+    """Why clients that were asked contributed nothing, or could not evaluate."""
+    reasons, unseen = failures(run.history), failures(run.history, "sites_failed")
+    if not reasons and not unseen:
         return ""
     asked = sum(r.get("cohort", 0) for r in run.rounds)
-    note = f"{sum(reasons.values())} / {asked} {say('tasks brought nothing')}"
-    rows = [(str(n), escape(reason)) for reason, n in reasons.most_common(20)]
-    table = html.table([say("times"), say("reason")], rows, "text")
-    return f"<section><h2>{say('Failures')}</h2><p>{note}</p>{table}</section>"
+    shown = f"<h2>{say('Failures')}</h2>"
+    for counted, note in (
+        (reasons, f"{sum(reasons.values())} / {asked} {say('tasks brought nothing')}"),
+        (unseen, f"{sum(unseen.values())} {say('evaluations at sites failed')}"),
+    ):
+        rows = [(str(n), escape(reason)) for reason, n in counted.most_common(20)]
+        heads = [say("times"), say("reason")]
+        shown += f"<p>{note}</p>{html.table(heads, rows, 'text')}" if rows else ""
+    return f"<section>{shown}</section>"
+
+
+def failures(history: Sequence[Record], key: str = "failed") -> Counter[str]:
+    """How often each reason occurs under `key`: the last line of each, which of a traceback says what."""
+    return Counter(reason.strip().rpartition("\n")[2] for r in history for reason in r.get(key, {}).values())
 
 
 def _details(run: Seen, say: Say) -> str:

@@ -91,6 +91,11 @@ def _conclude(run: Run, ways: dict[str, baselines.Scores], took: float, say: Say
     table(heads, rows)
     sent = f"{say('sent up')} {size(run.traffic.up)}, {say('sent down')} {size(run.traffic.down)}"
     print(f"{run.history[-1]['round']} {say('rounds')}, {took:.1f} {say('seconds')}, {sent}")
+    for key, what in (("failed", "tasks brought nothing"), ("sites_failed", "evaluations at sites failed")):
+        reasons = report.failures(run.history, key)
+        if reasons:
+            often, times = reasons.most_common(1)[0]
+            print(f"{sum(reasons.values())} {say(what)}: {times} × {often}")
     if run.stopped:
         print(f"{say('stopped early')}: {run.stopped}")
 

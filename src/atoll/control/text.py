@@ -112,6 +112,7 @@ ZH = {
     "updates": "更新数",
     "Failures": "失败",
     "tasks brought nothing": "个任务没有贡献",
+    "evaluations at sites failed": "次站点评估失败",
     "times": "次数",
     "reason": "原因",
     "The job": "作业",

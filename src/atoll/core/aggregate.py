@@ -191,9 +191,7 @@ class Sum:
         bits = replies[0][1].update.bits
         for peer, reply in replies:
             if reply.update.layout != p.layout or reply.update.bits != bits:
-                raise ProtocolError(
-                    f"client {peer} answered with another model's leaves: {reply.update.layout}"
-                )
+                raise _other_leaves(peer, reply.update, p.layout)
         weights = [whole_weight(reply.weight, p.max_weight) for _, reply in replies]
         scales = [w * WEIGHT_UNIT for w in weights]
         limbs = 2 if p.wide and not bits else 1
@@ -277,6 +275,15 @@ def _add(
             sums[1, block] += np.rint(x).astype(np.int64).sum(axis=0)
 
 
+def _other_leaves(peer: int, got: Update, layout: Layout) -> ProtocolError:
+    """The first leaf of either side that the other lacks in that shape."""
+    pairs = ((got.layout.leaves, layout.leaves), (layout.leaves, got.layout.leaves))
+    first = [next((f"{n}{list(shape)}" for n, shape in a if (n, shape) not in b), "none") for a, b in pairs]
+    return ProtocolError(
+        f"client {peer} answered with another model's leaves: {first[0]} where the model has {first[1]}"
+    )
+
+
 def _refuse(replies: Sequence[tuple[int, Reply]], p: Points) -> None:
     for peer, reply in replies:
         for name, s in p.layout.slices.items():
@@ -325,7 +332,7 @@ class Gather:
     def lift(self, peer: int, reply: Reply) -> Kept:
         """One kept reply. Raises ProtocolError for other leaves, or numbers that are not finite."""
         if self.points is not None and reply.update.layout != self.points.layout:
-            raise ProtocolError(f"client {peer} answered with another model's leaves: {reply.update.layout}")
+            raise _other_leaves(peer, reply.update, self.points.layout)
         if not reply.update.finite():
             raise ProtocolError(f"client {peer}'s update is not finite: its training diverged")
         return ((peer, reply),)

@@ -108,8 +108,9 @@ def call(make: Callable[..., Any], table: Mapping[str, Any], path: str = "$") ->
             raise ConfigError("this value is needed and has no default", f"{path}.{key}")
     try:
         return make(**values)
-    except ConfigError as error:
-        raise error if error.path else type(error)(str(error), path) from None
+    except ConfigError as error:  # its path, if any, starts at this part
+        text = str(error).removeprefix(f"{error.path}: ")
+        raise type(error)(text, path + error.path.removeprefix("$")) from None
 
 
 def _read(value: Any, hint: Any, path: str) -> Any:
@@ -120,8 +121,31 @@ def _read(value: Any, hint: Any, path: str) -> Any:
     if kind is not None and not _plain_fits(value, hint):
         raise ConfigError(f"expected a {kind}, as in {{ name = ... }}, got {value!r}", path)
     if not _fits(value, hint):
-        raise ConfigError(f"expected {getattr(hint, '__name__', hint)}, got {value!r}", path)
+        raise ConfigError(f"expected {_words(hint)}, got {value!r}", path)
     return tuple(value) if isinstance(value, list) and tuple in (get_origin(hint), hint) else value
+
+
+def _words(hint: Any) -> str:
+    """A type as a job file's writer knows it: "a number", "a list, each a whole number"."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(a) for a in args if a is not type(None))
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin in (list, tuple, Sequence):
+        return f"a list, each {_words(args[0])}"
+    return _NAMES.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a table",
+    list: "a list",
+    tuple: "a list",
+}
 
 
 def _kind(hint: Any) -> str | None:

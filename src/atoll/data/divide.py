@@ -62,8 +62,8 @@ def partition(
     the site of its test rows too and is divided by those sites, each client gets its own.
     Raises ConfigError for values out of range, or more clients than rows.
     """
-    if clients is not None and clients < 1:
-        raise ConfigError(f"clients must be at least 1, got {clients}", "$.clients")
+    if clients is not None and not (isinstance(clients, (int, np.integer)) and clients >= 1):
+        raise ConfigError(f"clients must be a whole number of at least 1, got {clients!r}", "$.clients")
     share = holdout if holdout is not None else 0.2 if dataset.test is None else 0.0
     if not 0 <= share < 1:
         raise ConfigError(f"holdout must lie in [0, 1), got {holdout}", "$.holdout")

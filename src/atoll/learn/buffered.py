@@ -36,7 +36,7 @@ from ..core.protocol import Party
 from ..core.registry import part
 from ..core.transform import chain
 from .algorithm import Algorithm, Roles
-from .rounds import PATIENCE, Plan, Progress, apply, begin, evaluate, report, update_points
+from .rounds import PATIENCE, Plan, Progress, apply, begin, evaluate, report, update_points, why
 from .select import Everyone, Sample
 from .server import mean, positive, sgd
 
@@ -187,8 +187,7 @@ async def collect(fleet: Fleet, now: Progress) -> Buffer:
         task, answer = await fleet.landed()
         failures = 0 if buffer.take(fleet.rule, fleet.plan, now, task, answer) else failures + 1
         if failures >= PATIENCE * len(fleet.plan.clients):
-            reasons = sorted({reason.strip().splitlines()[-1] for reason in buffer.failed.values()})
-            raise QuorumError(f"{failures} clients in a row contributed nothing: {'; '.join(reasons[:3])}")
+            raise QuorumError(f"{failures} answers in a row contributed nothing. {why(buffer.failed)}")
     return buffer
 
 

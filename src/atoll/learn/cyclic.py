@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..core.edge import Answer
 from ..core.protocol import Party
 from ..core.registry import part
 from .algorithm import Algorithm, Roles
@@ -35,12 +34,12 @@ async def one_cycle(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
     record |= dict.fromkeys(("seconds", "clients", "down", "up"), 0)
     after = now
     for client in map(int, order):
-        # empty=0: that one client is missing says nothing about the round
-        before = replace(after, round=now.round, empty=0)
+        # empty=-1: that one client is missing says nothing about the round
+        before = replace(after, round=now.round, empty=-1)
         after, visit = await ask(p, plan, before, (client,), key.at("visit", client))
         record = joined(record, visit)
     if not record["clients"]:
-        return skip(now, Answer((), None, record["failed"])), record
+        return skip(plan, now, record["failed"]), record
     return replace(after, empty=0), record
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cache
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -67,6 +68,8 @@ class Dense:
     obeys: ClassVar[frozenset[str]] = frozenset({"pull", "moves"})
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hidden, (list, tuple)):
+            raise ConfigError(f"hidden must be a list of widths, as in [200, 100], got {self.hidden!r}")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if self.loss == "logistic" and self.outputs == 2:
             object.__setattr__(self, "outputs", 1)
@@ -214,7 +217,10 @@ def _layout(dims: tuple[int, ...]) -> Layout:
 
 
 def _check(a: Dense) -> None:
-    """Raises ConfigError for the first value out of its range."""
+    """Raises ConfigError for the first value that is of another type or out of its range."""
+    for name in ("lr", "momentum", "weight_decay", "decay"):
+        if not isinstance(getattr(a, name), Real):
+            raise ConfigError(f"{name} must be a number, got {getattr(a, name)!r}")
     for name, right, wanted in (
         ("hidden", all(map(_whole, a.hidden)), "widths of at least 1, as in (200, 100)"),
         ("hidden", len(a.hidden) < MOST_LAYERS, f"fewer than {MOST_LAYERS} layers"),

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.edge import Task, wire
-from ..core.errors import ConfigError, Gone, QuorumError
+from ..core.errors import ConfigError, Gone
 from ..core.metrics import lift, merge_all
 from ..core.protocol import Party, Responder
 from ..core.registry import part
@@ -36,7 +36,7 @@ from ..core.rng import Rng
 from ..core.update import Update
 from .algorithm import Algorithm, Roles
 from .local import Held, Local, reason
-from .rounds import Plan, Progress, add, begin, evaluate, report
+from .rounds import Plan, Progress, add, begin, evaluate, report, skip
 from .select import Everyone
 
 Graph = Mapping[int, frozenset[int]]
@@ -95,10 +95,6 @@ async def one_round(
         turns, deadline=plan.deadline, fold=lambda so_far, peer, told: {**(so_far or {}), peer: told}
     )
     told: dict[str, Told] = {peer: answers.folded[peer] for peer in name.values() if peer in answers.replied}
-    if not told:
-        raise QuorumError(
-            f"no client took part in round {now.round + 1}: {next(iter(answers.missing.values()))}"
-        )
     failed = {c: answers.missing[peer] for c, peer in name.items() if peer in answers.missing}
     metrics: dict[str, Any] = {}
     for one in told.values():
@@ -108,7 +104,8 @@ async def one_round(
     record |= {"clients": len(name) - len(failed), "failed": failed}
     record |= {"down": 0, "up": sum(one.sent for one in told.values())}
     record["train"] = {n: m.value for n, m in metrics.items()}
-    now = replace(now, round=now.round + 1)
+    everybody = len(failed) == len(name)
+    now = skip(plan, now, failed) if everybody else replace(now, round=now.round + 1, empty=0)
     models = [one.model for one in told.values() if one.model is not None]
     if models:
         centre = np.mean([m.buffer for m in models], axis=0, dtype=np.float64)

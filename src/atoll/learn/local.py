@@ -71,7 +71,13 @@ class Local:
         """What these clients learn from the task, as their learner gives it."""
         key = self._round(task)
         ctxs = [self._context(key, task, client) for client in clients]
-        return fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
+        made = fit_many(self.learner, task.params, [self.train[c] for c in clients], ctxs)
+        for c in made:
+            if not isinstance(c, Contribution):
+                raise MisuseError(
+                    f"fit answers with Contribution(change, weight=rows), this one gave {type(c).__name__}"
+                )
+        return made
 
     def _settle(self, client: int, used: int) -> None:
         """Commit what was staged if its round was used; drop it otherwise."""
@@ -158,7 +164,12 @@ def measure(learner: Learner, params: Any, rows: Any, ctx: FitContext) -> dict[s
 
 
 def reason(error: Exception) -> str:
-    """What to tell of a failure: our own errors in a line, a bug with its traceback."""
+    """What to tell of a failure: our own errors in a line, a bug with its traceback from where it
+    leaves this package.
+    """
     if isinstance(error, AtollError):
         return f"{type(error).__name__}: {error}"
-    return "".join(traceback.format_exception(error))
+    first = error.__traceback__
+    while first is not None and first.tb_frame.f_globals.get("__name__", "").startswith("atoll."):
+        first = first.tb_next
+    return "".join(traceback.format_exception(type(error), error, first or error.__traceback__))

@@ -43,7 +43,10 @@ class Private(Wrapped):
     turns: tuple[Callable[[str], bool] | None, ...] = (None,)
 
     def init(self, rng: np.random.Generator) -> Update:
-        return Update.of(self.learner.init(rng)).rename(lambda name: OWN + name if self.stays(name) else name)
+        first = Update.of(self.learner.init(rng))
+        if not any(map(self.stays, first)):
+            raise ConfigError(f"no leaf stays at its client: choose from {', '.join(first)}", "$.algorithm")
+        return first.rename(lambda name: OWN + name if self.stays(name) else name)
 
     def fit_many(
         self, params: Update, datas: Sequence[Any], ctxs: Sequence[FitContext]

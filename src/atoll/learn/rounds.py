@@ -114,7 +114,8 @@ async def report(p: Party, plan: Plan, now: Progress, record: dict[str, Any]) ->
 async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict[str, Any]]:
     """One cohort's contributions, through the chain, onto the model; and the round's record.
 
-    A round that nobody contributed to changes nothing; the third in a row raises QuorumError.
+    A round that nobody contributed to changes nothing; the third in a row, or the last of a shorter
+    run, raises QuorumError.
     """
     key = p.key.at("round", now.round)
     return await ask(p, plan, now, await choose(p, plan, now, key), key)
@@ -137,7 +138,7 @@ async def ask(
         "failed": dict(answer.failed),
     }
     if not answer.clients:
-        return skip(now, answer), {**record, "clients": 0}
+        return skip(plan, now, answer.failed), {**record, "clients": 0}
     after, train = apply(plan, now, aggregator, answer, key)
     return after, {
         **record,
@@ -154,15 +155,19 @@ def _quorum(plan: Plan, cohort: Sequence[int]) -> int | None:
     return plan.cohort.quorum(len(cohort)) if alone else None
 
 
-def skip(now: Progress, answer: Answer) -> Progress:
+def skip(plan: Plan, now: Progress, failed: Mapping[int, str]) -> Progress:
     """The same model a round later."""
-    if now.empty + 1 >= PATIENCE:
-        reasons = sorted({r.strip() for r in answer.failed.values()}, key=len) or ["nobody was asked"]
-        raise QuorumError(
-            f"nobody contributed in {PATIENCE} rounds in a row, up to round {now.round + 1}."
-            f" {len(answer.failed)} clients failed; the first reason: {reasons[-1]}"
-        )
+    patience = min(PATIENCE, plan.rounds)
+    if now.empty + 1 >= patience:
+        rounds = f"in {patience} rounds in a row, up to" if patience > 1 else "in"
+        raise QuorumError(f"nobody contributed {rounds} round {now.round + 1}. {why(failed)}")
     return replace(now, round=now.round + 1, empty=now.empty + 1)
+
+
+def why(failed: Mapping[int, str]) -> str:
+    """How many clients failed, and the longest of their reasons: a traceback says more than "too late"."""
+    reason = max((r.strip() for r in failed.values()), key=len, default="nobody was asked")
+    return f"{len(failed)} clients failed; one of them says: {reason}"
 
 
 async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ...]:
@@ -202,7 +207,8 @@ def add(params: Update, step: Update) -> Update:
 async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
     """Metrics on the coordinator's own test rows and on every site's.
 
-    `metrics` are the coordinator's where it has rows, else the sites' merged.
+    `metrics` are the coordinator's where it has rows, else the sites' merged. `sites_failed`: the
+    sites that could not evaluate, with the reason.
     """
     seen: dict[str, Any] = {}
     central: Mapping[str, Any] = {}
@@ -212,7 +218,10 @@ async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
     merged: Mapping[str, Any] = {}
     if plan.sites:
         task = replace(_task(now, p.key.at("evaluate"), plan.clients), want="evaluate")
-        found = (await relay(p, task, plan.children, SITES, deadline=plan.deadline)).partial or {}
+        answer = await relay(p, task, plan.children, SITES, deadline=plan.deadline)
+        found = answer.partial or {}
+        if answer.failed:
+            seen["sites_failed"] = dict(answer.failed)
         seen["sites"] = {c: {n: m.value for n, m in found[c].items()} for c in sorted(found)}
         for c in sorted(found):
             merged = merge_all(merged, found[c])

@@ -99,6 +99,11 @@ class World:
     resend: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("compute", "delay"):
+            if not isinstance(getattr(self, name), Delay):
+                raise ConfigError(
+                    f"{name} is a delay, as in constant(0.1) or lognormal(), got {getattr(self, name)!r}"
+                )
         for name in ("loss", "repeat", "dropout", "jitter"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(

@@ -33,6 +33,7 @@ from ..core.errors import StateError
 from . import checkpoint
 
 KEPT = 2
+BY_CLIENT = ("sites", "sites_failed", "failed")  # by client number in a record; JSON makes text of them
 
 
 def write(path: Path, data: bytes) -> None:
@@ -128,7 +129,7 @@ class Folder:
         try:
             lines = path.read_text("utf-8").splitlines() if path.exists() else []
             return [
-                {**r, "sites": _by_id(r.get("sites", {}))} if "sites" in r else r
+                {**r, **{name: _by_id(r[name]) for name in BY_CLIENT if name in r}}
                 for r in map(json.loads, lines)
             ]
         except json.JSONDecodeError:
@@ -171,8 +172,8 @@ def _number(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
 
 
-def _by_id(sites: Mapping[str, Any]) -> dict[int, Any]:
-    return {int(site): metrics for site, metrics in sites.items()}
+def _by_id(found: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(client): value for client, value in found.items()}
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,7 @@ class Simulation:
         self._results: dict[str, Any] = {}
         self._errors: dict[str, BaseException] = {}
         self._names: tuple[str, ...] = ()
+        self._absent: set[str] = set()  # dropped out of their last task: nobody waits for their mail
 
     def add(
         self,
@@ -302,8 +303,9 @@ class Simulation:
 
     def _recv(self, actor: _Actor, role: _Role, box: tuple[str, str], within: float | None) -> None:
         peer, quiet = box[0], not actor.mail.get(box) and not actor.readers.get(box)
-        if quiet and (peer in actor.broken or peer in self._errors):
-            self._soon(role, None, Gone(actor.broken.pop(peer, f"{peer} stopped")))
+        if quiet and (peer in actor.broken or peer in self._errors or peer in self._absent):
+            reason = "dropped out" if peer in self._absent else "stopped"
+            self._soon(role, None, Gone(actor.broken.pop(peer, f"{peer} {reason}")))
             return
         readers = actor.readers.setdefault(box, deque())
         readers.append(role)
@@ -331,7 +333,11 @@ class Simulation:
             reason, body = f"{actor.name} answers nothing", None
         elif actor.device and self.world.dropout and self._luck.random() < self.world.dropout:
             reason, body = "dropped out", None
+            self._absent.add(actor.name)
+            for other in self._actors.values():
+                self._hang_up(other, actor.name, f"{actor.name} dropped out")
         else:
+            self._absent.discard(actor.name)
             try:
                 reason, body = "", await actor.responder(p, letter.body)
             except AtollError as error:
