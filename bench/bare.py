@@ -6,12 +6,9 @@ thread. It visits rows in our orders, drawn for all clients at once, so both sid
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional as F
 
 from atoll.core.rng import shuffles
@@ -19,15 +16,6 @@ from atoll.learn.dense import Dense
 
 from .sampling import cohort, keys, start
 from .workloads import Rows, Workload
-
-
-def module(learner: Dense) -> nn.Sequential:
-    """The learner's network as PyTorch layers."""
-    widths = (learner.features, *learner.hidden, learner.outputs)
-    layers: list[nn.Module] = []
-    for a, b in pairwise(widths):
-        layers += [nn.Linear(a or 0, b or 0), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 class Bare:
@@ -38,15 +26,17 @@ class Bare:
     def __init__(self, work: Workload, threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.work, learner = work, work.learner
-        self.net = module(learner)
+        self.net = work.module()
+        self.turned = isinstance(learner, Dense)  # its weights are (in, out), PyTorch's (out, in)
         self.params = list(self.net.parameters())
         with torch.no_grad():
             for p, leaf in zip(self.params, start(work).values(), strict=True):
-                p.copy_(torch.tensor(leaf.T.copy()))
+                p.copy_(torch.tensor(leaf.T.copy() if self.turned else leaf))
         self.model = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.SGD(self.params, lr=learner.lr)
         self.shards = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in work.shards()]
-        if learner.loss == "logistic":
+        self.logistic = learner.loss == "logistic"
+        if self.logistic:
             self.shards = [(x, y.float()) for x, y in self.shards]
 
     def play(self, r: int) -> None:
@@ -68,7 +58,7 @@ class Bare:
         self.model = [t / rows for t in total]
 
     def _train(self, x: torch.Tensor, y: torch.Tensor, order: torch.Tensor) -> None:
-        logistic, batch = self.work.learner.loss == "logistic", self.work.learner.batch_size or len(x)
+        logistic, batch = self.logistic, self.work.learner.batch_size or len(x)
         for epoch in order:
             for at in range(0, len(x), batch):
                 row = epoch[at : at + batch]
@@ -83,8 +73,8 @@ class Bare:
                 self.optimizer.step()
 
     def weights(self) -> NDArray[np.float32]:
-        """The global model in the order of our leaves: each W as (in, out)."""
-        return np.concatenate([g.numpy().T.reshape(-1) for g in self.model])
+        """The global model in the order of our leaves."""
+        return np.concatenate([(g.numpy().T if self.turned else g.numpy()).reshape(-1) for g in self.model])
 
     def accuracy(self) -> float:
         """On the test rows, of the global model."""

@@ -1,7 +1,8 @@
 """How many rounds learning takes on MNIST: `python -m bench.learning [--json FILE] [--only WORD]`.
 
 100 clients, a tenth of them a round, one local epoch in batches of 10, the 784-200-200-10 network
-of McMahan et al. 2017, table 2; and one label per client, where published baselines fail. Medians
+of McMahan et al. 2017, table 2; and one label per client, where published baselines fail (10 clients,
+all of them, 50 rounds of 10 epochs in batches of 64, pixels in pooled units). Medians
 over three seeds; the seed chooses the partition, the cohorts, the start and every shuffle. Needs MNIST.
 """
 
@@ -19,7 +20,7 @@ import atoll as at
 
 from .rows import Row
 
-SEEDS = (0, 1, 2)
+SEEDS = (3, 4, 5)  # rates were chosen on seeds 0, 1 and 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Task:
     paper: int | None = None
     clients: int = 100
     share: float = 0.1
+    standardise: bool = False
     against: str = "FedAvg, McMahan et al. 2017, table 2"
 
 
@@ -50,6 +52,20 @@ def net(lr: float, epochs: int = 1, batch: int = 10, decay: float = 1.0) -> Call
 TASKS = (
     Task("IID to 97 %, FedAvg", at.iid, net(0.2), at.fedavg(), 0.97, 100, 45, 87),
     Task("two shards to 97 %, FedAvg", at.shards, net(0.15), at.fedavg(), 0.97, 400, 330, 664),
+    Task("two shards to 97 %, FedDyn", at.shards, net(0.1), at.feddyn(alpha=0.02), 0.97, 200, 150, 664),
+    Task("two shards to 95 %, SCAFFOLD", at.shards, net(0.12), at.scaffold(), 0.95, 120, 80),
+    Task(
+        "one label a client, SCAFFOLD",
+        lambda: at.labels(1),
+        lambda: at.mlp(hidden=(100,), lr=0.003, epochs=10, batch_size=64),
+        at.scaffold(),
+        0.95,
+        50,
+        clients=10,
+        share=1,
+        standardise=True,
+        against="FedAvg, SCAFFOLD, FedProx, FedNova as published by Flower: 0.193, 0.099, 0.518, 0.526",
+    ),
 )
 
 
@@ -57,6 +73,8 @@ def once(task: Task, seed: int) -> tuple[int | None, float]:
     """The round that first reached the target (None if none did), and the last round's accuracy."""
     dataset = at.load_data("mnist")
     sites = at.partition(dataset, clients=task.clients, by=task.by(), seed=seed, holdout=0)
+    if task.standardise:
+        sites = at.standardise(sites, by="all")
     stop = at.early("accuracy", patience=task.rounds, target=task.target) if task.most else None
     cohort = at.everyone() if task.share == 1 else at.sample(task.share)
     job = at.Job(task.learner(), task.algorithm, cohort, rounds=task.rounds, stop=stop, sites=False)

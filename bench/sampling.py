@@ -16,7 +16,7 @@ COORDINATOR = Rng.of(SEED).at("coordinator")
 
 def start(work: Workload) -> Update:
     """The first model."""
-    return work.learner.init(COORDINATOR.at("init").generator())
+    return Update.of(work.learner.init(COORDINATOR.at("init").generator()))
 
 
 def cohort(work: Workload, r: int) -> list[int]:

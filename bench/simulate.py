@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll import Examples, Job, Run, sample, simulate
+from atoll.core.message import FitContext
+from atoll.core.rng import Rng
 from atoll.core.update import Update
 
 from .rows import Disagreement, Maker, Row, Side, race
@@ -19,6 +21,7 @@ from .workloads import WORKLOADS, Workload
 CLOSE = 0.05  # of the first round's step; 1e-6 is usual, see rows.agree
 SAME = 0.005  # accuracy after all rounds
 AGAINST = "bare PyTorch loop, one thread"
+CTX = FitContext(Rng.of(SEED))
 
 
 class Ours:
@@ -30,7 +33,7 @@ class Ours:
 
     def __init__(self, work: Workload, workers: int, rounds: int) -> None:
         self.work, self.workers, self.rounds, self.played = work, workers, rounds, 0
-        self.engine = work.learner.engine
+        self.engine = getattr(work.learner, "chosen", work.learner.engine)
         self._data = [Examples(*shard) for shard in work.shards()]
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._all = threading.Thread(target=self._simulate, daemon=True)
@@ -69,7 +72,7 @@ class Ours:
 
     def accuracy(self) -> float:
         """On the test rows."""
-        return float(self.work.learner.evaluate(self._model(), self.work.load().test)["accuracy"])
+        return float(self.work.learner.evaluate(self._model(), self.work.load().test, CTX)["accuracy"])
 
 
 def rows(
@@ -77,7 +80,6 @@ def rows(
 ) -> list[Row]:
     """Every workload whose name contains `only`, on each number of cores.
 
-    `ours` makes the side that is timed: a later step puts the whole simulator there.
     Raises Disagreement where two sides did not learn the same.
     """
     from .bare import Bare

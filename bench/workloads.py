@@ -1,10 +1,11 @@
 """What is trained: the workloads of the speed bench and their data.
 
     W1  784-200-200-10       100 clients x 600,  10 a round, E 1, B 10
+    W2  the FedAvg paper's CNN, 1,663,370 numbers, as W1
     W3  softmax 784-10     1,000 clients x  60, 100 a round, E 1, B 10
     W4  30-32-16-1         1,000 clients x  50, 100 a round, E 5, B 16
 
-W1 and W3 read MNIST from $ATOLL_DATA, else scikit-learn's digits enlarged to 28 x 28; pixels are
+W1, W2 and W3 read MNIST from $ATOLL_DATA, else scikit-learn's digits enlarged to 28 x 28; pixels are
 in 0..1. "W1 standardised" reads the same pixels with mean 0 and deviation 1 over the set, where no
 pixel is zero and the kernel has nothing to skip. W4 reads breast_cancer, resampled with noise.
 """
@@ -16,13 +17,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from atoll.learn.dense import Dense, mlp, softmax
+from atoll.adapt.torch import torch_learner
+from atoll.learn.dense import mlp, softmax
 
 Array = NDArray[Any]
 
@@ -44,10 +48,14 @@ class Set(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """`clients` of `each` rows, `cohort` of them a round; `goals` are ratios for 1 and 2 cores."""
+    """`clients` of `each` rows, `cohort` of them a round; `goals` are ratios for 1 and 2 cores.
+
+    `module`: the same network in PyTorch, for the bare loop.
+    """
 
     name: str
-    learner: Dense
+    learner: Any
+    module: Callable[[], nn.Module]
     load: Callable[[], Set]
     clients: int
     each: int
@@ -123,13 +131,38 @@ def tumours() -> Set:
     )
 
 
+@cache
+def pictures() -> Set:
+    """The images as (n, 1, 28, 28)."""
+    train, test, name = images()
+    square = [Rows(rows.x.reshape(-1, 1, 28, 28), rows.y) for rows in (train, test)]
+    return Set(square[0], square[1], name)
+
+
+def cnn() -> nn.Module:
+    """conv 5x5-32, pool, conv 5x5-64, pool, 512, 10: McMahan et al. 2017, section 3."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+def dense(*widths: int) -> Callable[[], nn.Module]:
+    """Linear layers of these widths, with ReLU between."""
+    pairs = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
+    return lambda: nn.Sequential(*[layer for pair in pairs for layer in pair][:-1])
+
+
+_paper = torch_learner(cnn, lr=0.05, batch_size=10)
 _two = mlp((200, 200), features=784, outputs=10, lr=0.1, batch_size=10)
 _flat = softmax(features=784, outputs=10, lr=0.1, batch_size=10)
 _tiny = mlp((32, 16), loss="logistic", features=30, outputs=1, lr=0.1, epochs=5, batch_size=16)
 
 WORKLOADS = (
-    Workload("W1 mlp 784-200-200-10", _two, images, 100, 600, 10, 20, (2.2, 4.0)),
-    Workload("W1 standardised", _two, standardised, 100, 600, 10, 20, (None, None)),
-    Workload("W3 softmax 784-10", _flat, images, 1000, 60, 100, 40, (None, 6.0)),
-    Workload("W4 mlp 30-32-16-1", _tiny, tumours, 1000, 50, 100, 20, (None, 40.0)),
+    Workload("W1 mlp 784-200-200-10", _two, dense(784, 200, 200, 10), images, 100, 600, 10, 20, (2.2, 4.0)),
+    Workload("W1 standardised", _two, dense(784, 200, 200, 10), standardised, 100, 600, 10, 20, (None, None)),
+    Workload("W2 cnn 1.66M", _paper, cnn, pictures, 100, 600, 10, 4, (1.2, 2.15)),
+    Workload("W3 softmax 784-10", _flat, dense(784, 10), images, 1000, 60, 100, 40, (None, 6.0)),
+    Workload("W4 mlp 30-32-16-1", _tiny, dense(30, 32, 16, 1), tumours, 1000, 50, 100, 20, (None, 40.0)),
 )

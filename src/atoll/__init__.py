@@ -75,7 +75,7 @@ from .learn.stop import early
 from .privacy.dp import clip
 from .run import Run, simulate
 from .simulate.faults import Crash, Partition, World, constant, exponential, lognormal, uniform
-from .statistics import Statistics, classes, statistics
+from .statistics import Statistics, classes, standardise, statistics
 
 __all__ = [
     "AUC",
@@ -207,6 +207,7 @@ __all__ = [
     "sklearn_learner",
     "softmax",
     "spread",
+    "standardise",
     "statistics",
     "stay",
     "topk",

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.preprocessing import StandardScaler
 
+import atoll as at
 from atoll import data
 from atoll.core.errors import ConfigError, DataError, QuorumError
 from atoll.statistics import moments, statistics, tallies
@@ -110,6 +112,24 @@ def test_names_and_a_table_to_read():
     text = str(statistics(sites))
     assert [line.split()[0] for line in text.splitlines()] == ["count", "age", "sex", "pulse"]
     assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_standardised_sites_are_scikit_learns():
+    rng = np.random.default_rng(3)
+    parts = [(rng.normal(5 * k, 1 + k, (20 + k, 4)), np.zeros(20 + k, np.int64)) for k in range(3)]
+    sites = at.Sites.of(
+        [(np.c_[x, np.ones(len(x))], y) for x, y in parts],
+        tests=[(x[:2] @ np.eye(4, 5), y[:2]) for x, y in parts],
+    )
+    theirs = StandardScaler().fit(sites.pooled().x)
+    for ours, before in zip(at.standardise(sites), sites, strict=True):
+        np.testing.assert_allclose(ours.x, theirs.transform(before.x), atol=1e-9)
+    np.testing.assert_allclose(
+        at.standardise(sites).tests[1].x, theirs.transform(sites.tests[1].x), atol=1e-9
+    )
+    together = at.standardise(sites, by="all")
+    np.testing.assert_allclose(together.pooled().x.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(together.pooled().x.var(axis=0).mean(), 1)
 
 
 def test_a_site_with_other_columns_is_named_as_the_reason():

@@ -139,6 +139,7 @@ PUBLIC: list[str] = [
     "sklearn_learner",
     "softmax",
     "spread",
+    "standardise",
     "statistics",
     "stay",
     "topk",

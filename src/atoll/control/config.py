@@ -26,11 +26,13 @@ from ..core.registry import build, nearest, parts
 from ..data import Sites, load_data, partition
 from ..job import Job
 from ..simulate.faults import World
+from ..statistics import standardise
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology")
 _VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name")
 _KEYS = (*_PARTS, *_VALUES, "data", "world", "seed", "workers")
-_SPLIT = ("clients", "by", "holdout")
+_SPLIT = ("clients", "by", "holdout", "standardise")
+_SCALES = ("column", "all")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ class JobFile:
             dataset = load_data(table.pop("name"), **table)
             if "by" in split:
                 split["by"] = build("partition", split["by"], "$.by")
-            return partition(dataset, seed=self.seed, **split)
+            scale = split.pop("standardise", None)
+            if scale not in (None, *_SCALES):
+                raise ConfigError(f'expected "column" or "all", got {scale!r}', "$.standardise")
+            dealt = partition(dataset, seed=self.seed, **split)
+            return dealt if scale is None else standardise(dealt, scale)
         except ConfigError as error:  # its path starts at the data
             text = str(error).removeprefix(f"{error.path}: ")
             raise ConfigError(text, f"$.data{error.path.removeprefix('$')}") from None

@@ -123,6 +123,15 @@ class Moments:
         unit = np.ones(self.columns) if self.scale is None else self.scale
         return mean * unit, unit * np.exp2(np.ceil(np.log2(root)))
 
+    def each(self, params: Mapping[str, Any]) -> tuple[Floats, Floats]:
+        """Each column's pooled mean and standard deviation (over n), from a look without cross products."""
+        n, half, product = (np.asarray(params[name]) for name in ("pairs", "half", "product"))
+        unit = np.ones(self.columns) if self.scale is None else self.scale
+        shift = np.zeros(self.columns) if self.shift is None else self.shift
+        mean = half / np.maximum(n, 1)
+        variance = np.maximum(product / np.maximum(n, 1) - mean**2, 0)
+        return shift + unit * mean, unit * np.sqrt(variance)
+
     def pooled(self, params: Mapping[str, Any]) -> Pooled:
         """The federation's moments from a look with cross products."""
         n, half, product = (np.asarray(params[name]) for name in ("pairs", "half", "product"))

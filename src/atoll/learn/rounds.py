@@ -199,7 +199,7 @@ def apply(
 
 
 def add(params: Update, step: Update) -> Update:
-    """params + step in float64, back in the params' own precision; rows land in their tables."""
+    """params + step in float64, back in the params' own precision."""
     total = params.buffer + step.buffer
     return Update(params.layout, total.astype(params.buffer.dtype))
 
