@@ -147,3 +147,9 @@ def test_arrays_with_groups() -> None:
     assert partition(data, holdout=0).names == ("1", "2")
     with pytest.raises(DataError, match="expected x"):
         arrays(np.eye(4), [1, 2, 3])
+
+
+def test_infinite_cells_are_filled_like_missing_ones() -> None:
+    x = np.array([[1.0], [np.inf], [3.0], [np.nan]])
+    data = arrays(x, [0, 1, 0, 1], missing="mean")
+    assert data.train.x[:, 0].tolist() == [1.0, 2.0, 3.0, 2.0]

@@ -39,7 +39,7 @@ def csv(
     `target`: the column to predict. `site`: the column that names each row's client, or "file" for
     one client per file (the default where there are several files). `features`: the columns to
     learn from, by default all the others; they must be numbers.
-    `missing`: "keep" NaN cells (training then refuses), "drop" their rows, or put the "mean" of
+    `missing`: "keep" NaN and infinite cells (training then refuses), "drop" their rows, or put the "mean" of
     that column at the row's own site, so that no site learns from another by it.
     Raises DataError, naming file, column and line and never a cell, if the data do not fit;
     ConfigError for an unknown option.
@@ -201,18 +201,18 @@ def _few_whole(target: Array) -> bool:
 
 
 def _mean_filled(x: Array, sites: Array, columns: Sequence[str]) -> Array:
-    """A copy of x (n, d) with each NaN replaced by its column's mean at its own site."""
+    """A copy of x (n, d) with each NaN or infinity replaced by its column's finite mean at its own site."""
     if x.ndim != 2:
         raise DataError('missing="mean" needs x of two dimensions: fill images in yourself')
     filled = x.astype(np.float64 if x.dtype != np.float32 else np.float32)
     for site in np.unique(sites):
         here = np.flatnonzero(sites == site)
-        gaps = np.isnan(filled[here])
+        gaps = ~np.isfinite(filled[here])
         for j in np.flatnonzero(gaps.any(axis=0)):
             column = columns[int(j)] if columns else str(j)
             if gaps[:, j].all():
                 raise DataError(
                     f"site {str(site)!r} has no value in column {column!r}: leave that column out"
                 )
-            filled[here[gaps[:, j]], j] = np.nanmean(filled[here, j])
+            filled[here[gaps[:, j]], j] = filled[here[~gaps[:, j]], j].mean()
     return filled

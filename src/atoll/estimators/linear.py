@@ -123,8 +123,8 @@ class FederatedLogisticRegression(ClassifierMixin, _Linear):  # type: ignore[mis
 
     def fit(self, X: Any, y: Any = None, groups: Any = None) -> Self:
         """Fit to rows X (n, d) and labels y (n,), with `groups` (n,) naming the site of each row."""
-        if not self.C > 0:
-            raise ValueError(f"C must be above 0, got {self.C}")
+        if not (isinstance(self.C, Real) and self.C > 0):
+            raise ValueError(f"C must be a number above 0, got {self.C!r}")
         X, y, rows = self._sites(X, y, groups, dtype=[np.float64, np.float32])
         y = self._classes(y, rows)
         k = len(self.classes_)
