@@ -73,6 +73,7 @@ PUBLIC: list[str] = [
     "adagrad",
     "adam",
     "alone",
+    "arrays",
     "chain",
     "classes",
     "clip",
