@@ -74,6 +74,8 @@ class Job:
                 raise ConfigError(
                     f"{name} must be a whole number of at least {least}, got {value!r}", f"$.{name}"
                 )
+        if not isinstance(self.sites, bool):
+            raise ConfigError(f"sites is true or false, got {self.sites!r}", "$.sites")
         if self.deadline is not None and not self.deadline > 0:
             raise ConfigError(f"deadline must be above 0 seconds, got {self.deadline}", "$.deadline")
         if not self.max_weight > 0:

@@ -185,6 +185,7 @@ def test_chains_in_a_wrong_order_say_the_right_one() -> None:
         ({"topology": (2,)}, "$.topology"),
         ({"learner": at.softmax}, "$.learner"),
         ({"rounds": 2.5}, "$.rounds"),
+        ({"sites": 3}, "$.sites"),
         ({"deadline": 0}, "$.deadline"),
         ({"max_weight": 0}, "$.max_weight"),
     ],

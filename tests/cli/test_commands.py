@@ -87,7 +87,6 @@ def test_the_starter_is_the_same_for_everyone(atoll, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        ((), 2, "required"),
         (("simulat", "job.toml"), 2, "simulat"),
         (("simulate", "none.toml"), 2, "there is no file none.toml"),
         (("simulate", "job.toml", "--set", "rounds"), 2, "--set takes key=value"),
@@ -147,3 +146,9 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     process.stdout.close()
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
+
+
+def test_no_command_prints_the_help(atoll) -> None:
+    said = atoll()
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("usage: atoll")

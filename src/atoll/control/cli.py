@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     say = Texts(language(argv))
     try:
-        args = _parser(say).parse_args(argv)
+        args = _parser(say).parse_args(argv or ["--help"])
         if args.parts is not None:
             _own_parts(args.parts)
         code: int = args.run(args, say)
