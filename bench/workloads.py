@@ -12,7 +12,6 @@ pixel is zero and the kernel has nothing to skip. W4 reads breast_cancer, resamp
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from atoll.adapt.torch import torch_learner
+from atoll.data import mnist
 from atoll.learn.dense import mlp, softmax
 
 Array = NDArray[Any]
@@ -75,7 +75,9 @@ def images() -> Set:
     """MNIST, or the enlarged digits; 60,000 and 10,000 rows of 784."""
     folder = Path(os.environ.get("ATOLL_DATA", "")) / "mnist"
     if os.environ.get("ATOLL_DATA") and folder.is_dir():
-        return Set(_mnist(folder, "train"), _mnist(folder, "t10k"), "mnist")
+        found = mnist()
+        test = found.test or found.train  # it has test rows of its own
+        return Set(Rows(found.train.x, found.train.y), Rows(test.x, test.y), "mnist")
     return _digits()
 
 
@@ -89,13 +91,6 @@ def standardised() -> Set:
         return Rows(((rows.x - mean) / deviation).astype(np.float32), rows.y)
 
     return Set(scale(train), scale(test), f"{name}, standardised")
-
-
-def _mnist(folder: Path, part: str) -> Rows:
-    pixels = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-    x = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 784).astype(np.float32) / 255
-    return Rows(x, np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))
 
 
 def _digits() -> Set:

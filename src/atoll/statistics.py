@@ -140,12 +140,18 @@ def order_statistics(sites: Any, columns: int, quantiles: Sequence[float]) -> tu
 
 def moments(sites: Any, columns: int) -> tuple[Pooled, tuple[Run, ...]]:
     """Counts, means and covariances in three looks: how large, roughly where, exactly."""
+    frame, looks = _frame(sites, columns)
+    fine = Moments(columns, *frame)
+    last = ask(fine, sites)
+    return fine.pooled(last.params), (*looks, last)
+
+
+def _frame(sites: Any, columns: int) -> tuple[tuple[Floats, Floats], tuple[Run, ...]]:
+    """A shift near each column's mean and a scale above its spread, from two looks."""
     size = ask(Magnitude(columns), sites)
     rough = Moments(columns, scale=Magnitude.scale(size.params), cross=False)
     looked = ask(rough, sites)
-    fine = Moments(columns, *rough.spread(looked.params))
-    last = ask(fine, sites)
-    return fine.pooled(last.params), (size, looked, last)
+    return rough.spread(looked.params), (size, looked)
 
 
 def standardise(sites: Sites, by: Literal["column", "all"] = "column") -> Sites:
@@ -154,12 +160,13 @@ def standardise(sites: Sites, by: Literal["column", "all"] = "column") -> Sites:
     Each column less its pooled mean, in units of its pooled standard deviation ("column"; one that
     does not vary becomes 0), or of one deviation for all columns ("all", for pixels). Test rows
     are changed alike, by what training rows say. Centring helps most where clients see different
-    labels: it takes out the direction in which all of them agree.
+    labels: it takes out the direction in which all of them agree. Raises ConfigError for another `by`.
     """
+    if by not in ("column", "all"):
+        raise ConfigError(f'expected "column" or "all", got {by!r}', "$.standardise")
     columns, _ = _columns(sites, ())
-    size = ask(Magnitude(columns), sites)
-    rough = Moments(columns, scale=Magnitude.scale(size.params), cross=False)
-    fine = Moments(columns, *rough.spread(ask(rough, sites).params), cross=False)
+    frame, _ = _frame(sites, columns)
+    fine = Moments(columns, *frame, cross=False)
     mean, deviation = fine.each(ask(fine, sites).params)
     if by == "all":
         deviation = np.full(columns, np.sqrt(np.mean(deviation**2)))

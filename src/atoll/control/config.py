@@ -32,7 +32,6 @@ _PARTS = ("learner", "algorithm", "cohort", "stop", "topology")
 _VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name")
 _KEYS = (*_PARTS, *_VALUES, "data", "world", "seed", "workers")
 _SPLIT = ("clients", "by", "holdout", "standardise")
-_SCALES = ("column", "all")
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,6 @@ class JobFile:
             if "by" in split:
                 split["by"] = build("partition", split["by"], "$.by")
             scale = split.pop("standardise", None)
-            if scale not in (None, *_SCALES):
-                raise ConfigError(f'expected "column" or "all", got {scale!r}', "$.standardise")
             dealt = partition(dataset, seed=self.seed, **split)
             return dealt if scale is None else standardise(dealt, scale)
         except ConfigError as error:  # its path starts at the data

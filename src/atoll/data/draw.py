@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atoll.core.errors import ConfigError
+from atoll.wire.files import whole
 
 from .examples import Array
-from .fetch import whole
 
 if TYPE_CHECKING:
     from .skew import Heterogeneity

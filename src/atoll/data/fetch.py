@@ -12,16 +12,15 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import secrets
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from atoll.core.errors import DataError
+from atoll.wire.files import whole
 
 _BLOCK = 1 << 16
 
@@ -71,21 +70,6 @@ def download(file: File, path: Path, timeout: float = 30.0) -> Path:
             error.close()  # it holds the connection open
         raise DataError(f"{file.url}: {error}") from error
     return path
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only when the block ends well, on disk by then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("xb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _copy(answer: BinaryIO, out: BinaryIO, file: File) -> None:

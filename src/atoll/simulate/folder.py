@@ -22,7 +22,6 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import numpy as np
 from safetensors.numpy import save as write_arrays
 
 from ..core.errors import StateError
+from ..wire.files import whole
 from . import checkpoint
 
 KEPT = 2
@@ -38,17 +38,10 @@ BY_CLIENT = ("sites", "sites_failed", "failed")  # by client number in a record;
 
 def write(path: Path, data: bytes) -> None:
     """Put `data` at `path`, whole or not at all. Raises StateError where the disk is full or closed."""
-    beside = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
+        with whole(path, beside=path.name + ".part") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
     except OSError as error:
-        with suppress(OSError):  # there may be no such folder either
-            beside.unlink()
         raise disk_error(error, path) from None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.errors import MisuseError, StateError
 from ..core.update import Update
+from .files import whole
 from .manifest import LIMITS, Limits
 
 _ORDER = "atoll.leaves"  # metadata: a JSON list of names
@@ -77,16 +78,8 @@ def _order(f: Any, file: Path, limits: Limits) -> list[str]:
 
 def _write(path: Path, data: bytes) -> None:
     """All of `data` at `path`, or what was there before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with whole(path) as file:
+        file.write(data)
     if os.name == "posix":  # the rename itself lasts only once the folder is on disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:
