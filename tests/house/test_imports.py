@@ -42,6 +42,14 @@ CORE_LINES = 1600  # about 1,500: one sitting
 INSIDE = re.compile(r"atoll\.(adapt\.(torch|sklearn|onnx|xgboost)_\w+|control\.show|estimators(\.\w+)?)")
 
 
+# Whoever serves or dials needs these: their modules name them at the top, `import atoll` loads none of them.
+SERVICE = {
+    *("aiohttp", "alembic", "cryptography", "fastapi", "grpc", "prometheus_client"),
+    *("psutil", "sqlalchemy", "uvicorn", "zstandard"),
+}
+SERVING = re.compile(r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(keys|token)|serve\.\w+)")
+
+
 def part_of(dotted: str) -> str:
     """`atoll.learn.robust` belongs to `learn`; `atoll` itself to the empty part."""
     return [*dotted.split("."), ""][1]
@@ -80,11 +88,12 @@ def heavy(module: ast.Module, name: str, *, is_package: bool = False) -> list[st
     """Imports of other libraries that run when this module is imported."""
     if INSIDE.fullmatch(name):
         return []
+    free = BASE | {"atoll"} | (SERVICE if SERVING.fullmatch(name) else set())
     return [
         f"{name}:{line} imports {dotted} at its top"
         for node in at_top(module)
         for line, dotted in imports(node, name, is_package=is_package)
-        if dotted.split(".")[0] not in BASE | {"atoll"} and not is_stdlib(dotted)
+        if dotted.split(".")[0] not in free and not is_stdlib(dotted)
     ]
 
 
@@ -196,7 +205,7 @@ def loaded_by(code: str) -> set[str]:
 def test_importing_atoll_stays_light() -> None:
     loaded = loaded_by("import atoll")
     assert "atoll" in loaded
-    assert loaded & (HEAVY | {"pyarrow", "rich", "typer"}) == set()
+    assert loaded & (HEAVY | SERVICE | {"pyarrow", "rich", "typer"}) == set()
 
 
 def test_importing_every_module_loads_no_heavy_library() -> None:
