@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from .errors import MisuseError, ProtocolError
 from .metrics import merge_all, tally
 from .rng import Rng
-from .update import Array, Layout, Rows, Update
+from .update import Array, Layout, Rows, Update, add_rows
 
 WEIGHT_UNIT = 2.0**-32  # weights are whole multiples of this, so that their sums are exact too
 _SUM_BITS = 62
@@ -215,18 +215,8 @@ class Sum:
         sums = a.sums + b.sums
         if a.bits and a.bits < 64:
             sums &= np.uint64((1 << a.bits) - 1)
-        rows = dict(a.rows)
-        for name, more in b.rows.items():
-            rows[name] = rows[name] + more if name in rows else more
-        return Partial(
-            a.layout,
-            sums,
-            a.weight + b.weight,
-            a.count + b.count,
-            merge_all(a.metrics, b.metrics),
-            a.bits,
-            rows,
-        )
+        metrics, rows = merge_all(a.metrics, b.metrics), add_rows(a.rows, b.rows)
+        return Partial(a.layout, sums, a.weight + b.weight, a.count + b.count, metrics, a.bits, rows)
 
     def finish(self, partial: Partial) -> Total:
         """The sum as an update: float64, or in its ring."""
@@ -305,8 +295,7 @@ def _add_rows(
             raise ProtocolError(
                 f"client {peer}'s rows of {name!r} are not finite or beyond this round's range"
             )
-        whole = Rows(r.ids, x.astype(np.int64))
-        rows = {**rows, name: rows[name] + whole if name in rows else whole}
+        rows = add_rows(rows, {name: Rows(r.ids, x.astype(np.int64))})
     return rows
 
 

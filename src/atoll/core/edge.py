@@ -1,8 +1,9 @@
 """From one task to one answer, wherever it happens: a device, a lane of the simulator, an edge.
 
 A task names the clients it is for. Whoever holds their data trains them (`contribute`); whoever
-stands above asks its children and merges (`relay`). Both answer with the same kind of partial,
-so a tree of any depth gives the bytes of a flat federation.
+stands above asks its children and merges (`relay`). A device alone answers with its reply as it
+is, a float32 number in 4 bytes; whoever receives it lifts it. Everybody else answers with a
+partial. Lifting here or there is the same, so a tree of any depth gives the bytes of a flat federation.
 """
 
 from __future__ import annotations
@@ -46,15 +47,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A partial and the clients in it; `failed` names those that could not, with the reason.
+    """A partial and the clients in it, or their `replies` as they left each; never both.
 
-    `sent`: bytes these clients put on the wire as updates, whoever merged them since.
+    `failed` names those that could not, with the reason. `sent`: bytes these clients put on the
+    wire as updates, whoever merged them since. An answer is given away: who merges it may write into it.
     """
 
     clients: tuple[int, ...]
-    partial: Any
+    partial: Any = None
     failed: Mapping[int, str] = field(default_factory=dict)
     sent: int = 0
+    replies: tuple[tuple[int, Reply], ...] = ()
 
 
 def wire(update: Update) -> int:
@@ -67,11 +70,12 @@ def contribute(
     made: Sequence[tuple[int, Contribution]],
     algorithm: Transform,
     states: Mapping[int, Any],
-    aggregator: Aggregator,
+    aggregator: Aggregator | None,
     task: Task,
     key: Rng,
 ) -> tuple[Answer, dict[int, Any]]:
-    """Take contributions (at least one) out through the chain and fold them.
+    """Take contributions (at least one) out through the chain and fold them; without an aggregator
+    they stay replies.
 
     Returns the answer and each client's next chain state, where the chain keeps one.
     """
@@ -86,15 +90,29 @@ def contribute(
             state = states.get(client) or algorithm.start(task.params, "out")
             update, after[client] = algorithm.out(update, state, ctx)
         replies.append((client, Reply(update, c.weight, c.metrics)))
-    clients = tuple(client for client, _ in made)
-    return Answer(clients, fold(aggregator, replies), {}, sum(wire(r.update) for _, r in replies)), after
+    clients, sent = tuple(client for client, _ in made), sum(wire(r.update) for _, r in replies)
+    answer = Answer(clients, None, {}, sent, tuple(replies))
+    return answer if aggregator is None else lifted(aggregator, answer), after
 
 
-def merge_answers(aggregator: Aggregator, a: Answer, b: Answer) -> Answer:
-    """Both answers as one; an answer nobody is in has no partial to merge."""
-    partials = [answer.partial for answer in (a, b) if answer.clients]
+def lifted(aggregator: Aggregator, answer: Answer) -> Answer:
+    """The answer as a partial, whichever form it came in. Raises what `lift` raises."""
+    if not answer.replies:
+        return answer
+    return replace(answer, partial=fold(aggregator, answer.replies), replies=())
+
+
+def merge_answers(aggregator: Aggregator | None, a: Answer, b: Answer) -> Answer:
+    """Both answers as one partial; without an aggregator both hold replies, and keep them.
+
+    An answer nobody is in has nothing to merge.
+    """
+    failed, sent = {**a.failed, **b.failed}, a.sent + b.sent
+    if aggregator is None:
+        return Answer(a.clients + b.clients, None, failed, sent, a.replies + b.replies)
+    partials = [lifted(aggregator, answer).partial for answer in (a, b) if answer.clients]
     partial = aggregator.merge(*partials) if len(partials) > 1 else next(iter(partials), None)
-    return Answer(a.clients + b.clients, partial, {**a.failed, **b.failed}, a.sent + b.sent)
+    return Answer(a.clients + b.clients, partial, failed, sent)
 
 
 async def relay(
@@ -118,9 +136,9 @@ async def relay(
             messages[child] = task.only(mine)
 
     def join(so_far: Answer | None, _peer: str, body: Answer) -> Answer:
-        return body if so_far is None else merge_answers(aggregator, so_far, body)
+        return merge_answers(aggregator, so_far or Answer(()), body)
 
     answers = await p.ask(messages, quorum=quorum, deadline=deadline, fold=join)
-    answer: Answer = answers.folded or Answer((), None)
+    answer: Answer = answers.folded or Answer(())
     lost = {c: reason for child, reason in answers.missing.items() for c in messages[child].clients}
     return replace(answer, failed={**answer.failed, **lost})

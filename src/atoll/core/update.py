@@ -73,6 +73,11 @@ class Rows(NamedTuple):
         return Rows(ids, values)
 
 
+def add_rows(a: Mapping[str, Rows], b: Mapping[str, Rows]) -> dict[str, Rows]:
+    """Sparse leaves added by name; one that stands on one side only is kept."""
+    return {**a, **{name: a[name] + more if name in a else more for name, more in b.items()}}
+
+
 def _frozen(array: Array) -> Array:
     view = array.view()
     view.flags.writeable = False
@@ -158,10 +163,7 @@ class Update(Mapping[str, Array]):
         total = self.buffer + other.buffer
         if self.bits and self.bits < 64:
             total &= np.uint64((1 << self.bits) - 1)
-        rows = dict(self.rows)
-        for name, more in other.rows.items():
-            rows[name] = rows[name] + more if name in rows else more
-        return Update(self.layout, total, bits=self.bits, rows=rows)
+        return Update(self.layout, total, bits=self.bits, rows=add_rows(self.rows, other.rows))
 
     def __sub__(self, other: Update) -> Update:
         self._same(other)

@@ -30,7 +30,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from ..core.aggregate import Reply, fold
-from ..core.edge import Answer, Task, wire
+from ..core.edge import Answer, Task, lifted, wire
 from ..core.errors import ConfigError, QuorumError
 from ..core.protocol import Party
 from ..core.registry import part
@@ -93,7 +93,7 @@ class Fleet:
         """The next client to come back, with what it brings."""
         posted = await self.p.next()
         task = self.flights.pop(posted.number)
-        return task, posted.body or Answer((), None, {task.clients[0]: posted.reason})
+        return task, posted.body or Answer((), failed={task.clients[0]: posted.reason})
 
     def saved(self) -> Any:
         """All that `resume` needs: draws so far, who has which version, and those versions."""
@@ -130,7 +130,7 @@ class Buffer:
             self.dropped += 1
             return True
         then = plan.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
-        total = then.finish(answer.partial)
+        total = then.finish(lifted(then, answer).partial)
         if not total.weight:
             self.failed[client] = "its contribution has weight 0"
             return False
