@@ -10,7 +10,8 @@ same questions; those the journal knows are answered from it, the first it does 
     hub: closed ──► journal.closed ──► the role goes on
 
 Roles are deterministic but for what they are told, so the replayed role stands where the killed one
-stood; sums do not depend on order, so the model has the same bits (tests/drive).
+stood; sums do not depend on order, so the model has the same bits (tests/drive). Posts may be in flight
+over a checkpoint: the role posts them again when it goes on, and they are taken for the ones that were.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Resumed:
     """What a journal holds since the last checkpoint, in the order it was written.
 
     `state`: the checkpoint, None before the first. `requests`, `notes`: how many there were by then.
+    Requests below `requests` are posts that were in flight at the checkpoint.
     """
 
     state: bytes | None = None
@@ -65,7 +67,10 @@ class Resumed:
 
 
 class Journal(Protocol):
-    """What makes a role durable. Every method blocks until its record is on disk."""
+    """What makes a role durable. Every method blocks until its record is on disk.
+
+    A checkpoint forgets every request before it but those in `keep`.
+    """
 
     def resume(self) -> Any: ...
 
@@ -79,7 +84,7 @@ class Journal(Protocol):
 
     def note(self, number: int, record: Mapping[str, Any]) -> bool: ...
 
-    def checkpoint(self, state: bytes, requests: int, notes: int) -> None: ...
+    def checkpoint(self, state: bytes, requests: int, notes: int, keep: Sequence[int]) -> None: ...
 
 
 class Net(Protocol):
@@ -121,7 +126,7 @@ class Memory:
         """Not kept."""
         return True
 
-    def checkpoint(self, state: bytes, requests: int, notes: int) -> None:
+    def checkpoint(self, state: bytes, requests: int, notes: int, keep: Sequence[int]) -> None:
         """Not kept."""
 
 
@@ -187,6 +192,8 @@ class Drive:
         self._arrived = asyncio.Event()
         self._past = Resumed()
         self._replay: list[op.Posted] = []
+        self._flying: dict[int, str] = {}  # posts whose answers the role has not taken yet
+        self._adopt: dict[int, str] = {}  # of those, the ones an earlier life made before its checkpoint
         self._broken: BaseException | None = None
         self._requests = 0
         self._notes = 0
@@ -201,6 +208,11 @@ class Drive:
         """The role's result; raises what it raises. Cancelling withdraws what it asked."""
         self._past = await self._durable(self._journal.resume)
         self._requests, self._notes = self._past.requests, self._past.notes
+        self._adopt = {
+            request: detail["peers"][0]
+            for request, detail in sorted(self._past.asked.items())
+            if request < self._requests
+        }
         state = None if self._past.state is None else await self._work(lambda: self._load(self._past.state))
         party = Party(self.name, self._names, self._key, self.clock, state, self._deadline)
         try:
@@ -384,7 +396,7 @@ class Drive:
         self, o: _Open, messages: Mapping[str, Any], quorum: int | None, deadline: float | None
     ) -> int:
         """Ask anew, or go on with what the journal knows of this request."""
-        request, self._requests = self._requests, self._requests + 1
+        request = self._number(o.posted)
         was = self._past.closed.get(request)
         if was is not None:
             await self._again(request, o, was, len(messages), quorum)
@@ -402,6 +414,15 @@ class Drive:
         until = None if deadline is None else self.clock() + deadline
         for peer in sorted(o.waiting):
             self._net.ask(request, peer, letters[peer], until)
+        return request
+
+    def _number(self, posted: str) -> int:
+        """The next request's; a role that goes on from a checkpoint posts again what was in flight then."""
+        request = next((r for r, peer in self._adopt.items() if posted and peer == posted), self._requests)
+        if self._adopt.pop(request, None) is None:
+            self._requests += 1
+        if posted:
+            self._flying[request] = posted
         return request
 
     async def _again(self, request: int, o: _Open, was: Closed, asked: int, quorum: int | None) -> None:
@@ -422,18 +443,21 @@ class Drive:
             order = {request: place for place, request in enumerate(self._past.closed)}
             first = min(self._replay, key=lambda posted: order[posted.number])
             self._replay.remove(first)
+            del self._flying[first.number]
             return first
         while not self._posted:
             if self._broken is not None:
                 raise self._broken
             self._arrived.clear()
             await self._arrived.wait()
-        return self._posted.popleft()
+        landed = self._posted.popleft()
+        del self._flying[landed.number]
+        return landed
 
     async def _save(self, state: Any) -> None:
-        requests, notes = self._requests, self._notes
+        requests, notes, keep = self._requests, self._notes, sorted(self._flying)
         data = await self._work(lambda: self._dump(state))
-        await self._durable(lambda: self._journal.checkpoint(data, requests, notes))
+        await self._durable(lambda: self._journal.checkpoint(data, requests, notes, keep))
 
     async def _note(self, record: Mapping[str, Any]) -> None:
         number, self._notes = self._notes, self._notes + 1
