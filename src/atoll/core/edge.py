@@ -46,15 +46,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A partial and the clients in it; `failed` names those that could not, with the reason.
+    """A partial and the clients in it, or their `replies` as they left each; never both.
 
-    `sent`: bytes these clients put on the wire as updates, whoever merged them since.
+    `failed` names those that could not, with the reason. `sent`: bytes these clients put on the
+    wire as updates, whoever merged them since. An answer is given away: who merges it may write into it.
     """
 
     clients: tuple[int, ...]
-    partial: Any
+    partial: Any = None
     failed: Mapping[int, str] = field(default_factory=dict)
     sent: int = 0
+    replies: tuple[tuple[int, Reply], ...] = ()
 
 
 def wire(update: Update) -> int:
