@@ -12,8 +12,8 @@ from atoll.learn import rounds
 from atoll.learn.local import Local
 from atoll.learn.rounds import Plan
 from atoll.run import RECORDS, prepare
-from atoll.simulate import checkpoint
 from atoll.transport.drive import Answered, Closed, Drive, Resumed
+from atoll.wire import checkpoint
 
 
 @dataclass
