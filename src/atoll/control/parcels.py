@@ -1,0 +1,52 @@
+"""Models as blobs: a message's frames in one file, encoded once and read by all who need it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import IntegrityError
+from ..wire.codec import Decoder, Message, encode
+from ..wire.manifest import Limits
+from .store import Store
+
+_PIECE = 1 << 20  # bytes read at a time
+WHOLE = Limits(bytes=1 << 36, elements=1 << 34)  # what a blob that was verified on its way may hold
+
+
+def write_frames(store: Store, message: Message) -> str:
+    """Put a message into the store's blobs; its name, the SHA-256 of its first frame."""
+    frames = encode(message, WHOLE)
+    first = next(frames)
+    name = hashlib.sha256(first).hexdigest()
+    if store.blobs.exists(name):
+        return name
+    partial = store.spool / f"{name}.parcel"
+    with partial.open("wb") as out:
+        out.write(first)
+        out.writelines(frames)
+    store.blobs.adopt(partial, name)
+    return name
+
+
+def read_frames(path: Path, *, finite: bool = True) -> Message:
+    """The message in a blob, read piece by piece: in memory once. Raises IntegrityError or CodecError."""
+    decoder = Decoder(WHOLE, finite=finite)
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            for message in decoder.feed(piece):
+                return message
+    raise IntegrityError(f"{path.name} ends before its message does: fetch it again")
+
+
+def keep_frames(path: Path, message: Message) -> dict[str, Any]:
+    """Write a message's frames to `path`, whole or not at all; its size and number of frames."""
+    from ..wire.files import whole
+
+    size = count = 0
+    with whole(path) as out:
+        for frame in encode(message, WHOLE):
+            out.write(frame)
+            size, count = size + len(frame), count + 1
+    return {"size": size, "frames": count}
