@@ -1,0 +1,1 @@
+"""Links between members: sessions, uploads, downloads, and who may speak."""
