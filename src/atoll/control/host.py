@@ -32,7 +32,7 @@ from .admission import Want, want
 from .fleet import Fleet
 from .gate import Gate
 from .parcels import write_frames
-from .store import Store
+from .store.store import Store
 
 log = logging.getLogger("atoll.host")
 T = TypeVar("T")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import IntegrityError
 from ..wire.codec import Decoder, Message, encode
+from ..wire.files import whole
 from ..wire.manifest import Limits
-from .store import Store
+from .store.store import Store
 
 _PIECE = 1 << 20  # bytes read at a time
 WHOLE = Limits(bytes=1 << 36, elements=1 << 34)  # what a blob that was verified on its way may hold
@@ -19,15 +21,7 @@ def write_frames(store: Store, message: Message) -> str:
     """Put a message into the store's blobs; its name, the SHA-256 of its first frame."""
     frames = encode(message, WHOLE)
     first = next(frames)
-    name = hashlib.sha256(first).hexdigest()
-    if store.blobs.exists(name):
-        return name
-    partial = store.spool / f"{name}.parcel"
-    with partial.open("wb") as out:
-        out.write(first)
-        out.writelines(frames)
-    store.blobs.adopt(partial, name)
-    return name
+    return store.blobs.put(chain([first], frames), hashlib.sha256(first).hexdigest())
 
 
 def read_frames(path: Path, *, finite: bool = True) -> Message:
@@ -42,8 +36,6 @@ def read_frames(path: Path, *, finite: bool = True) -> Message:
 
 def keep_frames(path: Path, message: Message) -> dict[str, Any]:
     """Write a message's frames to `path`, whole or not at all; its size and number of frames."""
-    from ..wire.files import whole
-
     size = count = 0
     with whole(path) as out:
         for frame in encode(message, WHOLE):

@@ -89,7 +89,8 @@ class Blobs:
                 with self._files.create(temp) as out:
                     for piece in pieces:
                         out.write(piece)
-                        digest.update(piece)
+                        if not name:
+                            digest.update(piece)
                     self._files.sync(out)
                 name = name or digest.hexdigest()
                 self._settle(temp, name)

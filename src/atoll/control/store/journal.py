@@ -14,13 +14,13 @@ what a checkpoint holds is not replayed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from ...core.errors import StateError
+from ...transport.drive import Answered, Closed, Resumed
 from . import schema as t
 from .blobs import Blobs
 from .database import Database, Tx, transition
@@ -30,42 +30,6 @@ from .upsert import insert_new, insert_or_set
 MAIN = "main"  # the scope whose notes are a run's history
 _ASKED, _ANSWERED, _CLOSED = transition("asked"), transition("answered"), transition("closed")
 _NOTE, _CHECKPOINT, _DROP = transition("note"), transition("checkpoint"), transition("drop")
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """`peer` answered: its update lies in `blob`, or there is none and `reason` says why."""
-
-    request: int
-    peer: str
-    blob: str | None = None
-    reason: str = ""
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """A request is over: who counts, in order, and why each other does not."""
-
-    replied: tuple[str, ...]
-    missing: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """A journal since its last checkpoint.
-
-    `state`: the checkpoint, None before the first; `blob`: the name of its blob. `requests`, `notes`:
-    how many of each it holds. `asked` by request; `answers` in the order recorded; `closed` by request.
-    """
-
-    state: bytes | None
-    requests: int
-    notes: int
-    asked: Mapping[int, dict[str, Any]]
-    answers: Sequence[Answered]
-    closed: Mapping[int, Closed]
-    blob: str | None = None
 
 
 def _here(table: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -81,19 +45,21 @@ _ASK = select(t.asks.c.closed, t.asks.c.replied, t.asks.c.missing).where(*_this(
 _ONE = select(t.answers.c.seq).where(*_this(t.answers), t.answers.c.peer == bindparam("p"))
 _CLOSE = (
     update(t.asks)
-    .where(*_this(t.asks), t.asks.c.closed.is_(False))
-    .values(closed=True, replied=bindparam("yes"), missing=bindparam("no"))
+    .where(*_this(t.asks), t.asks.c.closed == 0)
+    .values(closed=bindparam("n"), replied=bindparam("yes"), missing=bindparam("no"))
 )
-_ASKS = select(t.asks).where(*_here(t.asks), t.asks.c.request >= bindparam("q")).order_by(t.asks.c.request)
-_ANSWERS = (
-    select(t.answers)
-    .where(*_here(t.answers), t.answers.c.request >= bindparam("q"))
-    .order_by(t.answers.c.seq)
-)
+_ASKS = select(t.asks).where(*_here(t.asks)).order_by(t.asks.c.request)
+_ANSWERS = select(t.answers).where(*_here(t.answers)).order_by(t.answers.c.seq)
+_ANSWER = select(t.answers).where(*_this(t.answers), t.answers.c.peer == bindparam("p"))
 _COUNT_ROUND = update(t.runs).where(t.runs.c.id == bindparam("r")).values(rounds=t.runs.c.rounds + 1)
 _NOTES = select(t.notes.c.number, t.notes.c.record).where(*_here(t.notes)).order_by(t.notes.c.number)
-_FORGET_ANSWERS = delete(t.answers).where(*_here(t.answers), t.answers.c.request < bindparam("q"))
-_FORGET_ASKS = delete(t.asks).where(*_here(t.asks), t.asks.c.request < bindparam("q"))
+_KEPT = bindparam("keep", expanding=True)
+_FORGET_ANSWERS = delete(t.answers).where(
+    *_here(t.answers), t.answers.c.request < bindparam("q"), t.answers.c.request.not_in(_KEPT)
+)
+_FORGET_ASKS = delete(t.asks).where(
+    *_here(t.asks), t.asks.c.request < bindparam("q"), t.asks.c.request.not_in(_KEPT)
+)
 
 
 class Journal:
@@ -112,25 +78,29 @@ class Journal:
         with self._db.read() as conn:
             found = conn.execute(_SCOPE, self._at).one_or_none()
             state, requests, notes = found or ("", 0, 0)
-            at = {**self._at, "q": requests}
-            asks = conn.execute(_ASKS, at).all()
-            answers = conn.execute(_ANSWERS, at).all()
+            asks = conn.execute(_ASKS, self._at).all()
+            answers = conn.execute(_ANSWERS, self._at).all()
+        over = sorted((a for a in asks if a.closed), key=lambda a: a.closed)
         return Resumed(
             self._blobs.read(state) if state else None,
             requests,
             notes,
             {a.request: parsed(a.detail) for a in asks},
             [Answered(a.request, a.peer, a.blob, a.reason, parsed(a.info)) for a in answers],
-            {a.request: Closed(tuple(parsed(a.replied)), parsed(a.missing)) for a in asks if a.closed},
-            state or None,
+            {a.request: Closed(tuple(parsed(a.replied)), parsed(a.missing)) for a in over},
         )
+
+    def answer(self, request: int, peer: str) -> Answered | None:
+        """What `peer` answered, None if nothing is recorded, or no longer."""
+        found = self._db.rows(_ANSWER, {**self._at, "q": request, "p": peer})
+        return next((Answered(a.request, a.peer, a.blob, a.reason, parsed(a.info)) for a in found), None)
 
     def asked(self, request: int, detail: Mapping[str, Any]) -> None:
         """A request goes out. Again: nothing. Raises StateError for one before the last checkpoint."""
         with self._db.write(_ASKED) as tx:
             self._not_before_checkpoint(tx, request)
             text = canonical(dict(detail))
-            row = {**self._key, "request": request, "detail": text, "closed": False}
+            row = {**self._key, "request": request, "detail": text, "closed": 0}
             new = tx.run(insert_new(t.asks, self._db.dialect), {**row, "replied": "[]", "missing": "{}"})
             if new.rowcount:
                 body = {"scope": self.scope, "request": request, "detail": digest(text)}
@@ -177,7 +147,7 @@ class Journal:
             at = {**self._at, "q": request}
             yes = canonical(list(replied))
             no = canonical({peer: clean(reason) for peer, reason in missing.items()})
-            if tx.run(_CLOSE, {**at, "yes": yes, "no": no}).rowcount:
+            if tx.run(_CLOSE, {**at, "n": tx.seq + 1, "yes": yes, "no": no}).rowcount:
                 body = {"scope": self.scope, "request": request, "replied": list(replied)}
                 tx.event("closed", {**body, "missing": parsed(no)}, run=self.run)
                 return
@@ -205,8 +175,11 @@ class Journal:
         """All records of this scope, by number."""
         return [parsed(row.record) for row in self._db.rows(_NOTES, self._at)]
 
-    def checkpoint(self, state: bytes | str, requests: int, notes: int) -> None:
-        """All before `requests` is in `state`, bytes or the name of a blob with them: forget it.
+    def checkpoint(
+        self, state: bytes | str, requests: int, notes: int, keep: Sequence[int] = ()
+    ) -> None:
+        """All before `requests` is in `state`, bytes or the name of a blob with them: forget it, but for
+        the requests in `keep`, which are still under way.
 
         The blobs of what is forgotten are released. Raises StateError where the counts go back.
         """
@@ -223,7 +196,7 @@ class Journal:
             row = {**self._key, "state": name, "requests": requests, "notes": notes}
             columns = ("state", "requests", "notes")
             tx.run(insert_or_set(t.scopes, self._db.dialect, *columns), row)
-            self._forget(tx, requests)
+            self._forget(tx, requests, keep)
             body = {"scope": self.scope, "requests": requests, "notes": notes, "blob": name}
             tx.event("checkpoint", body, run=self.run)
 
@@ -231,14 +204,14 @@ class Journal:
         """The scope is over: forget all of it, its notes too."""
         with self._db.write(_DROP) as tx:
             top = tx.run(select(func.max(t.asks.c.request)).where(*_here(t.asks)), self._at).scalar()
-            gone = 0 if top is None else self._forget(tx, top + 1)
+            gone = 0 if top is None else self._forget(tx, top + 1, ())
             for table in (t.notes, t.scopes):
                 gone += tx.run(delete(table).where(*_here(table)), self._at).rowcount
             if gone:
                 tx.event("dropped", {"scope": self.scope}, run=self.run)
 
-    def _forget(self, tx: Tx, requests: int) -> int:
-        at = {**self._at, "q": requests}
+    def _forget(self, tx: Tx, requests: int, keep: Sequence[int]) -> int:
+        at = {**self._at, "q": requests, "keep": list(keep)}
         tx.run(_FORGET_ANSWERS, at)
         return tx.run(_FORGET_ASKS, at).rowcount
 

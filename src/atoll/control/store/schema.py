@@ -103,7 +103,7 @@ asks = Table(
     _text("scope", key=True),
     Column("request", BigInteger, primary_key=True, autoincrement=False),
     _text("detail"),
-    Column("closed", Boolean, nullable=False),
+    Column("closed", BigInteger, nullable=False),  # 0 while open, then its event's: the order they closed in
     _text("replied"),
     _text("missing"),
 )

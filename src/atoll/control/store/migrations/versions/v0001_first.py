@@ -17,7 +17,7 @@ def upgrade() -> None:
         sa.Column("scope", sa.Text(), nullable=False),
         sa.Column("request", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("detail", sa.Text(), nullable=False),
-        sa.Column("closed", sa.Boolean(), nullable=False),
+        sa.Column("closed", sa.BigInteger(), nullable=False),
         sa.Column("replied", sa.Text(), nullable=False),
         sa.Column("missing", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("run", "scope", "request"),
