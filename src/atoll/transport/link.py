@@ -93,7 +93,9 @@ def read(data: bytes, limits: Limits = DOWN) -> Message:
 
 def pack(packet: Packet) -> bytes:
     """A packet of core/session.py, its body a letter's bytes or None, as it travels."""
-    made: bytes = pb.Packet(number=packet.number, seen=packet.seen, letter=packet.body or b"").SerializeToString()
+    made: bytes = pb.Packet(
+        number=packet.number, seen=packet.seen, letter=packet.body or b""
+    ).SerializeToString()
     return made
 
 
@@ -127,5 +129,7 @@ def agreed(theirs: Any, what: str) -> tuple[int, int]:
             f"upgrade Atoll on this side, or install a version of Atoll on {what} that speaks {PROTOCOL[0]}.x"
         )
     if major < PROTOCOL[0]:
-        raise ProtocolError(f"{what} speaks protocol {major}.{minor}, this side {ours}: upgrade Atoll on {what}")
+        raise ProtocolError(
+            f"{what} speaks protocol {major}.{minor}, this side {ours}: upgrade Atoll on {what}"
+        )
     return major, min(minor, PROTOCOL[1])

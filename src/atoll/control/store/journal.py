@@ -175,9 +175,7 @@ class Journal:
         """All records of this scope, by number."""
         return [parsed(row.record) for row in self._db.rows(_NOTES, self._at)]
 
-    def checkpoint(
-        self, state: bytes | str, requests: int, notes: int, keep: Sequence[int] = ()
-    ) -> None:
+    def checkpoint(self, state: bytes | str, requests: int, notes: int, keep: Sequence[int] = ()) -> None:
         """All before `requests` is in `state`, bytes or the name of a blob with them: forget it, but for
         the requests in `keep`, which are still under way.
 
