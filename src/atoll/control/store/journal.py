@@ -131,7 +131,7 @@ class Journal:
                 raise StateError(f"request {request} of {self.run}/{self.scope} is closed")
             if blob is not None and not self._blobs.exists(blob):
                 raise StateError(f"blob {blob} is missing: put it before the answer that names it")
-            reason, kept = clean(reason), canonical(dict(info or {}))
+            peer, reason, kept = clean(peer), clean(reason), canonical(dict(info or {}))
             body = {"scope": self.scope, "request": request, "blob": blob, "reason": reason}
             seq = tx.event("answered", {**body, "info": digest(kept)}, run=self.run, node=peer)
             row = {**self._key, "request": request, "peer": peer, "seq": seq, "blob": blob}
