@@ -47,7 +47,9 @@ SERVICE = {
     *("aiohttp", "alembic", "cryptography", "fastapi", "grpc", "prometheus_client"),
     *("psutil", "sqlalchemy", "uvicorn", "zstandard"),
 }
-SERVING = re.compile(r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(keys|token)|serve\.\w+)")
+SERVING = re.compile(
+    r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(authority|certificate|identity|keys|models|token)|serve\.\w+)"
+)
 
 
 def part_of(dotted: str) -> str:
