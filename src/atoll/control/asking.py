@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from ..core.edge import Answer, Task
 from ..core.update import Update
 from ..learn.algorithm import Algorithm
@@ -15,6 +13,7 @@ from ..transport.drive import Answered, Drive
 from ..wire import body
 from .admission import want
 from .host import Host, Sent
+from .kept import kept_plain
 from .parcels import write_frames
 
 
@@ -84,7 +83,7 @@ class Asking:
 
     def body(self, answered: Answered) -> Answer:
         """A recorded answer, its arrays still in the file."""
-        checked = body.Checked.of(msgspec.json.decode(answered.info["checked"]))
+        checked = kept_plain(str(answered.info["checked"]))
         return body.answer_of(checked, self.host.store.blobs.path(str(answered.blob)))
 
     def _ask(self, request: int) -> str:

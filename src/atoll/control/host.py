@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from ..core.errors import ProtocolError, Refused, StateError
 from ..privacy.keys import Member
 from ..transport.drive import Drive
@@ -27,6 +25,7 @@ from ..transport.service import Offer, Service
 from .admission import Want
 from .fleet import Fleet
 from .gate import Gate
+from .kept import plain_kept
 from .store.store import Store
 
 log = logging.getLogger("atoll.host")
@@ -310,7 +309,7 @@ class Host:
             raise
         blob = hashlib.sha256(head).hexdigest()
         await self.work(lambda: self.store.blobs.adopt(path, blob))
-        info = {"checked": msgspec.json.encode(checked.plain()).decode()}
+        info = {"checked": plain_kept(checked)}
         counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
         return self._keep(upload, counted=counted)
 
