@@ -1,6 +1,7 @@
 """Stores on each database."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 
@@ -23,3 +24,14 @@ def url(request: pytest.FixtureRequest) -> str:
         return ""
     made: str = request.getfixturevalue("postgres_database")()
     return made
+
+
+Urls = Callable[[str], str]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def urls(request: pytest.FixtureRequest) -> Urls:
+    """The URL of the database called so, empty the first time it is asked for."""
+    if request.param == "sqlite":
+        return lambda _name: ""
+    return cache(lambda _name: request.getfixturevalue("postgres_database")())

@@ -52,9 +52,7 @@ def server() -> Iterator[Callable[[], str]]:
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
 
     data = folder / "data"
-    settings = (
-        f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c max_connections=50"
-    )
+    settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
     try:
         call("initdb", "-D", str(data), "-U", "atoll", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
         log = ["-l", str(folder / "log")]

@@ -75,7 +75,10 @@ class Fleet:
         return {
             seen.name: seen.about["data"][data]
             for _, seen in sorted(self.clients.items())
-            if seen.present and seen.name not in out and seen.via not in out and data in seen.about.get("data", {})
+            if seen.present
+            and seen.name not in out
+            and seen.via not in out
+            and data in seen.about.get("data", {})
         }
 
     def reachable(self) -> dict[str, dict[str, Any]]:

@@ -13,25 +13,19 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
-from ..core.edge import Answer, Task
-from ..core.errors import Gone, ProtocolError, Refused, StateError
-from ..core.update import Update
-from ..learn.algorithm import Algorithm
+from ..core.errors import ProtocolError, Refused, StateError
 from ..privacy.keys import Member
-from ..transport.drive import Answered, Drive
+from ..transport.drive import Drive
 from ..transport.service import Offer, Service
-from ..wire import body
-from .admission import Want, want
+from .admission import Want
 from .fleet import Fleet
 from .gate import Gate
-from .parcels import write_frames
+from .kept import plain_kept
 from .store.store import Store
 
 log = logging.getLogger("atoll.host")
@@ -142,10 +136,16 @@ class Host:
 
     async def _remember(self, name: str, role: str, about: Mapping[str, Any]) -> None:
         way = next((s for s in self.service.sessions() if s.get("name") == name), {})
-        live = {"parent": "", "version": str(about.get("version", "")), "address": str(way.get("address", ""))}
+        live = {
+            "parent": "",
+            "version": str(about.get("version", "")),
+            "address": str(way.get("address", "")),
+        }
         kept = {k: v for k, v in about.items() if k not in ("below", "version")}
         await self.durable(
-            lambda: self.store.node_seen(name, role, {**kept, **live, "transport": str(way.get("transport", ""))})
+            lambda: self.store.node_seen(
+                name, role, {**kept, **live, "transport": str(way.get("transport", ""))}
+            )
         )
         await self._remember_below(name, about.get("below", {}))
 
@@ -231,6 +231,17 @@ class Host:
         elif before in self.fleet.children and before != client:
             self.service.send(before, "moved", {"client": client})
 
+    async def moved_away(self, client: str) -> None:
+        """Another parent has this client now: nothing of it is waited for here."""
+        if client not in self.fleet.children:
+            self._lost(client, "it moved to another parent")
+
+    def serve_model(self, letter: dict[str, Any]) -> None:
+        """Tell every member which model to serve, now and whenever one comes."""
+        self.models[str(letter.get("name", ""))] = letter
+        for name in self.fleet.children:
+            self.service.send(name, "model", letter)
+
     async def _log(self, run: str, node: str, level: str, text: str) -> None:
         await self.durable(lambda: self.store.log_add(run, node, level, text))
 
@@ -298,7 +309,7 @@ class Host:
             raise
         blob = hashlib.sha256(head).hexdigest()
         await self.work(lambda: self.store.blobs.adopt(path, blob))
-        info = {"checked": msgspec.json.encode(checked.plain()).decode()}
+        info = {"checked": plain_kept(checked)}
         counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
         return self._keep(upload, counted=counted)
 
@@ -331,83 +342,9 @@ class Host:
         return None
 
 
-@dataclass
-class Asking:
-    """One drive's net: tasks of one run out as letters, answers back as values to fold.
-
-    `scope`: the journal's. `job`: the signed job every letter carries. `names`: of clients, by id.
-    `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for.
-    """
-
-    host: Host
-    run: str
-    scope: str
-    job: Mapping[str, Any]
-    algorithm: Algorithm
-    names: Mapping[int, str]
-    bits: int | None = None
-    drive: Drive | None = None
-    parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
-
-    async def prepare(self, messages: Mapping[str, Task]) -> Mapping[str, Any]:
-        """Each task with the blob of its model."""
-        letters = {}
-        for peer, task in messages.items():
-            letters[peer] = (task, await self._parcel(task.params))
-        return letters
-
-    async def _parcel(self, params: Update) -> str:
-        known = self.parcels.get(id(params))
-        if known is not None and known[0] is params:
-            return known[1]
-        blob = await self.host.work(lambda: write_frames(self.host.store, body.params_message(params)))
-        while len(self.parcels) > 1:
-            self.parcels.pop(next(iter(self.parcels)))
-        self.parcels[id(params)] = (params, blob)
-        return blob
-
-    def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
-        """Hand a task over, with all its member needs to know."""
-        task, blob = letter
-        edge = self.host.roles.get(peer) == "edge"
-        head = {"run": self.run, "task": body.ask_head(task), "params": blob, "job": dict(self.job)}
-        if edge:
-            head["names"] = {self.names[c]: c for c in task.clients}
-        rule = None
-        if task.want == "fit":
-            rule = self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
-        layout = task.points.layout if task.points is not None else task.params.layout
-        asked = want(
-            task, rule, layout, member=peer, run=self._ask(request), request=request, edge=edge, bits=self.bits
-        )
-        assert self.drive is not None  # noqa: S101  set when the drive was made
-        sent = Sent(self.drive, request, self.run, until=deadline)
-        self.host.sent(self._ask(request), sent, peer, head, asked)
-
-    def cancel(self, request: int, peers: Sequence[str]) -> None:
-        """They need not answer any more."""
-        self.host.withdraw(self._ask(request), peers)
-
-    def body(self, answered: Answered) -> Answer:
-        """A recorded answer, its arrays still in the file."""
-        checked = body.Checked.of(msgspec.json.decode(answered.info["checked"]))
-        return body.answer_of(checked, self.host.store.blobs.path(str(answered.blob)))
-
-    def _ask(self, request: int) -> str:
-        return f"{self.run}.{self.scope}.{request}"
-
-
 def _about(hello: Mapping[str, Any]) -> dict[str, Any]:
     """What a member says about itself. Raises Refused for what is none."""
     about = hello.get("about", {})
     if not isinstance(about, Mapping):
         raise Refused("a hello tells about its member in a table")
     return dict(about)
-
-
-def gone(reason: str) -> Gone:
-    """For members: not now."""
-    return Gone(reason)
-
-
-Later = Callable[[], Awaitable[None]]

@@ -1,7 +1,7 @@
 """What a member needs of a transport: one session of packets, uploads and downloads that resume.
 
     link = open_link("grpcs://hub:8443", identity)       # or https://, wss://; the only line that differs
-    channel = await link.session(hello)                   # hello and welcome are its first packets
+    channel = await link.session(name, hello)             # hello and welcome are its first packets
     receipt = await link.upload("r1.3.bank-a.0", frames, await link.offset("r1.3.bank-a.0"))
 
 A letter is a wire message without arrays: a kind and plain values. A packet carries one under its
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
-from ..core.errors import CodecError, ProtocolError
+from ..core.errors import AtollError, CodecError, Gone, ProtocolError, Refused, StateError
 from ..core.session import Packet
 from ..wire.codec import HEADER, Limits, Message, decode, encode
 from . import atoll_pb2 as pb
@@ -33,6 +33,7 @@ CAPABILITIES = ("delta",)  # what may be used if both sides have it
 UP = Limits(bytes=0, head=256 << 10, leaves=1 << 12, values=1 << 14)
 DOWN = Limits(bytes=0, head=1 << 20)
 PACKET = DOWN.head + HEADER + 32  # bytes of the longest packet
+KEPT = 0xFFFFFFFF  # the offset of an upload that has its receipt: send no frame, take it
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")  # of a member
 UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -58,10 +59,10 @@ class Link(Protocol):
 
     url: str
 
-    async def session(self, hello: Mapping[str, Any]) -> Channel:
-        """Open a connection whose first packet is `hello`; the first to come back is the welcome.
+    async def session(self, name: str, hello: bytes) -> Channel:
+        """Open a connection of the session called `name`, 32 hexadecimal digits; its first packet is `hello`.
 
-        `hello["session"]` (32 hexadecimal digits) names the session in all later calls.
+        The first to come back is the welcome. All later calls are of this session.
         """
 
     async def offset(self, upload: str) -> int:
@@ -93,7 +94,9 @@ def read(data: bytes, limits: Limits = DOWN) -> Message:
 
 def pack(packet: Packet) -> bytes:
     """A packet of core/session.py, its body a letter's bytes or None, as it travels."""
-    made: bytes = pb.Packet(number=packet.number, seen=packet.seen, letter=packet.body or b"").SerializeToString()
+    made: bytes = pb.Packet(
+        number=packet.number, seen=packet.seen, letter=packet.body or b""
+    ).SerializeToString()
     return made
 
 
@@ -127,5 +130,26 @@ def agreed(theirs: Any, what: str) -> tuple[int, int]:
             f"upgrade Atoll on this side, or install a version of Atoll on {what} that speaks {PROTOCOL[0]}.x"
         )
     if major < PROTOCOL[0]:
-        raise ProtocolError(f"{what} speaks protocol {major}.{minor}, this side {ours}: upgrade Atoll on {what}")
+        raise ProtocolError(
+            f"{what} speaks protocol {major}.{minor}, this side {ours}: upgrade Atoll on {what}"
+        )
     return major, min(minor, PROTOCOL[1])
+
+
+def word(error: BaseException) -> tuple[str, str]:
+    """How a server says an error: refused, protocol or gone (later, maybe), and its reason in words."""
+    match error:
+        case Refused():
+            return "refused", str(error)
+        case ProtocolError():
+            return "protocol", str(error)
+        case Gone() | StateError():
+            return "gone", str(error)
+        case OSError():
+            return "gone", f"the server cannot use its disk: {error.strerror or type(error).__name__}"
+    return "gone", "the server failed: see its log"
+
+
+def fault(said: str, reason: str) -> AtollError:
+    """The error that `word` said; an unknown word may pass."""
+    return {"refused": Refused, "protocol": ProtocolError}.get(said, Gone)(reason)

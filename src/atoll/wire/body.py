@@ -14,7 +14,7 @@ An answer's plain values stand in a section of their own (values.py), its arrays
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..core.aggregate import Partial, Points, Reply
 from ..core.edge import Answer, Task
-from ..core.errors import AtollError, CodecError
+from ..core.errors import AtollError, CodecError, MisuseError
 from ..core.rng import Rng
 from ..core.update import Layout, Leaf, Rows, Update
 from .manifest import Limits, Message
@@ -174,7 +174,7 @@ def answer_message(answer: Answer, *, run: str, request: int, most: float | None
         [(client, reason(text)) for client, text in answer.failed.items()],
         answer.sent,
     )
-    arrays: dict[str, Array | Update] = {}
+    arrays: dict[str, Array] = {}
     match answer.partial:
         case None if answer.replies:
             values.form = "raw"
@@ -196,6 +196,11 @@ def answer_message(answer: Answer, *, run: str, request: int, most: float | None
         case dict() as table:
             values.form = "sites"
             values.sites = [(client, metrics_out(found)) for client, found in table.items()]
+        case other:
+            raise MisuseError(
+                f"a partial of type {type(other).__name__} cannot travel:"
+                " below edges use Sum, Gather or Buckets"
+            )
     return Message(
         "answer",
         {"run": run, "request": request, "form": values.form},
@@ -209,8 +214,7 @@ def read_answer(message: Message) -> Answer:
     Says nothing about whether its meaning is in order: a server asks its gate (control/gate.py).
     """
     values, arrays = opened(message)
-    real = next((a.layout for a in message.arrays.values() if isinstance(a, Update)), None)
-    return assemble(values, arrays, real or layout_of(values.leaves))
+    return assemble(values, arrays, layout_of(values.leaves))
 
 
 def answer_of(checked: Checked, path: Path) -> Answer:
@@ -226,15 +230,15 @@ def answer_of(checked: Checked, path: Path) -> Answer:
 
 
 def opened(message: Message, most: int = 1 << 20) -> tuple[Values, dict[str, Array]]:
-    """An answer's plain values, and its arrays flat by name: an Update's buffer, ids and rows apart.
-
-    `most`: how many plain values are read. Raises CodecError.
-    """
+    """An answer's plain values, at most `most` of them, and its arrays by name. Raises CodecError."""
     if message.kind != "answer":
         raise CodecError(f"expected a message of kind 'answer', got {message.kind[:40]!r}")
     arrays = dict(message.arrays)
     values = values_in(arrays.pop(VALUES, None), most)
-    return values, dict(_flat(arrays, values.tables))
+    flat = {name: array for name, array in arrays.items() if not isinstance(array, Update)}
+    if len(flat) < len(arrays):
+        raise CodecError("an answer holds plain arrays, and no updates")
+    return values, flat
 
 
 def assemble(values: Values, arrays: Mapping[str, Array], layout: Layout) -> Answer:
@@ -276,18 +280,20 @@ def _leaves(layout: Layout) -> list[tuple[str, list[int]]]:
 
 
 def _put_replies(
-    replies: Sequence[tuple[int, Reply]], most: float | None, values: Values, arrays: dict[str, Any]
+    replies: Sequence[tuple[int, Reply]], most: float | None, values: Values, arrays: dict[str, Array]
 ) -> None:
     values.tables = sorted({name for _, r in replies for name in r.update.rows})
+    values.leaves = _leaves(replies[0][1].update.layout) if replies else []
     for i, (client, r) in enumerate(replies):
+        if r.update.layout != replies[0][1].update.layout:
+            raise MisuseError(f"client {client}'s update has other leaves than client {replies[0][0]}'s")
         weight = r.weight if most is None else min(r.weight, most)
         bits = r.update.bits
         values.replies.append(Said(client, float(weight), metrics_out(r.metrics, weight), bits))
-        if bits:
-            values.leaves = _leaves(r.update.layout)
-            arrays[str(i)] = pack(r.update.buffer, -(-bits // 8))
-        else:
-            arrays[str(i)] = r.update
+        arrays[str(i)] = pack(r.update.buffer, -(-bits // 8)) if bits else r.update.buffer
+        for name, rows in r.update.rows.items():
+            t = values.tables.index(name)
+            arrays[f"{i}.ids.{t}"], arrays[f"{i}.rows.{t}"] = rows.ids, rows.values
 
 
 def _reply(i: int, said: Said, arrays: Mapping[str, Array], layout: Layout, tables: Sequence[str]) -> Reply:
@@ -302,7 +308,7 @@ def _reply(i: int, said: Said, arrays: Mapping[str, Array], layout: Layout, tabl
     return Reply(Update(layout, buffer, bits=said.bits, rows=rows), said.weight, metrics_in(said.metrics))
 
 
-def _put_part(place: int, partial: Partial, values: Values, arrays: dict[str, Any]) -> None:
+def _put_part(place: int, partial: Partial, values: Values, arrays: dict[str, Array]) -> None:
     k, slices = len(values.parts), list(partial.layout.slices.values())
     for limb, sums in enumerate(partial.sums):
         for leaf, where in enumerate(slices):
@@ -340,20 +346,3 @@ def _planes(packed: Array) -> Array:
     if packed.dtype != np.uint8 or packed.ndim != 2 or len(packed) > 8:
         raise CodecError("expected packed numbers of at most 8 bytes")
     return packed
-
-
-def _flat(arrays: Mapping[str, Array | Update], tables: Sequence[str]) -> Iterator[tuple[str, Array]]:
-    layouts = {a.layout for a in arrays.values() if isinstance(a, Update)}
-    if len(layouts) > 1:
-        raise CodecError("expected updates of one model, got different leaves")
-    for name, array in arrays.items():
-        if not isinstance(array, Update):
-            yield name, array
-            continue
-        yield name, array.buffer
-        for table, rows in array.rows.items():
-            if table not in tables:
-                raise CodecError(f"sparse rows of {table[:40]!r} are not among the answer's tables")
-            t = tables.index(table)
-            yield f"{name}.ids.{t}", rows.ids
-            yield f"{name}.rows.{t}", rows.values

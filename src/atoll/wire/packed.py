@@ -23,8 +23,12 @@ def width(x: Array) -> int:
     """Bytes the largest magnitude of `x` (int64 or uint64) needs, 0 where all are 0."""
     if not x.size:
         return 0
-    low, high = int(x.min()), int(x.max())
-    if x.dtype.kind == "u":
+    return narrowest(int(x.min()), int(x.max()), signed=x.dtype.kind == "i")
+
+
+def narrowest(low: int, high: int, *, signed: bool) -> int:
+    """Bytes that hold every integer from `low` to `high`; 0 if both are 0."""
+    if not signed:
         return -(-high.bit_length() // 8)
     return -(-(max(high, ~low).bit_length() + 1) // 8) if low or high else 0
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..core.errors import CodecError, MisuseError
 from ..core.metrics import Mean, from_plain, to_plain
 from . import wire_pb2 as pb
-from .manifest import Limits, Message, build, check, manifest
+from .manifest import Limits, Message, Section, build, check, manifest
 
 Form: TypeAlias = Literal["none", "raw", "gather", "sum", "buckets", "sites"]
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Part(msgspec.Struct):
 class Values(msgspec.Struct):
     """All of an answer but its arrays. `tables`: names of sparse leaves, which sections number.
 
-    `leaves`: of partial sums and ring replies; a real reply's stand in its Update.
+    `leaves`: names and shapes of every update and sum in it, which the sections hold end to end.
     """
 
     form: Form
@@ -83,15 +83,17 @@ def values_in(section: Any, most: int) -> Values:
     """The inverse of `values_out`; at most `most` plain values. Raises CodecError."""
     if not isinstance(section, np.ndarray) or section.dtype != np.uint8 or section.ndim != 1:
         raise CodecError(f"expected the answer's plain values as bytes in {VALUES!r}")
-    head = head_of(section.tobytes(), Limits(bytes=0, values=most))
+    head, _ = head_of(section.tobytes(), Limits(bytes=0, values=most))
     plain = build(head, [], np.empty(0, np.uint8), 0, finite=True).head
     if head.kind != VALUES or head.arrays or head.updates:
         raise CodecError(f"expected plain values only in {VALUES!r}")
     return convert(plain, Values, "an answer's plain values")
 
 
-def head_of(payload: bytes, limits: Limits) -> pb.Head:
-    """A head within the limits, every field known and in its shortest form. Raises CodecError."""
+def head_of(payload: bytes, limits: Limits) -> tuple[pb.Head, list[Section]]:
+    """A head within the limits, every field known and in its shortest form, and the sections of its
+    buffer. Raises CodecError.
+    """
     try:
         head = pb.Head.FromString(payload)
     except DecodeError:
@@ -99,8 +101,7 @@ def head_of(payload: bytes, limits: Limits) -> pb.Head:
     head.DiscardUnknownFields()
     if head.ByteSize() != len(payload):
         raise CodecError("the head has fields unknown here, or not in their shortest form")
-    check(head, limits)
-    return head
+    return head, check(head, limits)
 
 
 def metrics_out(found: Mapping[str, Any], weight: float = 1.0) -> dict[str, Any]:
@@ -128,8 +129,8 @@ def metrics_in(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reason(text: str) -> str:
-    """The end of a reason, as text that can travel."""
-    return text[-REASON:].encode("utf-8", "replace").decode()
+    """The end of a reason, without what a terminal, a page or a database would trip over."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text[-REASON:])
 
 
 def convert(plain: Any, to: type[T], what: str) -> T:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import insert, select
 
 from . import schema as t
 from .chain import link
 from .database import Database, transition
 from .plain import canonical, parsed
+from .told import Told
 
 _SEAL = transition("seal")
 _MANY = 5_000  # events read at a time
@@ -71,6 +72,7 @@ class Audit(Database):
             seals = {row.seq: row for row in conn.execute(select(t.seals))}
             seq, digest, count = kept.base_seq, kept.base_hash, 0
             seen = {seq: digest}
+            told = Told(whole=not seq)
             wanted = set(seals) | ({head[0]} if head else set())
             page = select(t.events).order_by(t.events.c.seq).limit(_MANY)
             while rows := conn.execute(page.where(t.events.c.seq > seq)).all():
@@ -79,6 +81,7 @@ class Audit(Database):
                     if fault:
                         return Verdict(ok=False, events=count, fault=fault, seq=seq + 1)
                     seq, digest, count = row.seq, row.hash, count + 1
+                    told.tell(row._mapping)
                     if seq in wanted:
                         seen[seq] = digest
             fault = (
@@ -88,7 +91,7 @@ class Audit(Database):
             )
             if fault:
                 return Verdict(ok=False, events=count, fault=fault, seq=seq + 1)
-            fault = _projected(conn)
+            fault = told.fault(conn)
             return Verdict(ok=not fault, events=count, fault=fault)
 
 
@@ -128,9 +131,4 @@ def _sealed(seals: Any, seen: Any, base: int, check: Callable[[bytes, bytes], bo
 def _known(head: tuple[int, str] | None, seen: Any, base: int) -> str:
     if head and head[0] >= base and seen.get(head[0]) != head[1]:
         return f"event {head[0]} is not the one seen before: the chain was cut or written again"
-    return ""
-
-
-def _projected(conn: Connection) -> str:
-    """Rows that events tell of must say the same; the first that does not, in words."""
     return ""

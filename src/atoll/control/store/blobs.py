@@ -19,8 +19,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import select, union
+from sqlalchemy import CompoundSelect, select, union
 
 from ...core.errors import MisuseError, StateError
 from ...wire.failpoint import declare, hit
@@ -40,6 +41,13 @@ _NAMED = union(
     select(t.models.c.blob),
     select(t.pins.c.blob),
 )
+
+
+def named_by() -> CompoundSelect[Any]:
+    """The query for the blobs that some row names."""
+    return _NAMED
+
+
 _live: set[str] = set()  # temps this process is writing
 
 
@@ -81,7 +89,7 @@ class Blobs:
         with self._db.disk.watch():
             if whole and not name:
                 name = hashlib.sha256(data).hexdigest()  # type: ignore[arg-type]
-            if name and self._touch(name):
+            if name and self.touch(name):
                 return name
             temp = self._new()
             try:
@@ -110,7 +118,7 @@ class Blobs:
         with self._db.disk.watch():
             target = self.path(name)
             head = path.with_name(path.name + ".head")
-            if self._touch(name):
+            if self.touch(name):
                 self._files.unlink(path)
                 self._files.unlink(head)
                 return target
@@ -203,8 +211,8 @@ class Blobs:
         self._files.replace(temp, target)
         self._files.sync_folder(target.parent)
 
-    def _touch(self, name: str) -> bool:
-        """Whether the blob is here; if so it counts as new, so that it is not collected meanwhile."""
+    def touch(self, name: str) -> bool:
+        """Whether the blob is here; if so it counts as young, and is not collected for a while."""
         with self._lock:
             try:
                 os.utime(self.path(name))

@@ -131,7 +131,7 @@ class Journal:
                 raise StateError(f"request {request} of {self.run}/{self.scope} is closed")
             if blob is not None and not self._blobs.exists(blob):
                 raise StateError(f"blob {blob} is missing: put it before the answer that names it")
-            reason, kept = clean(reason), canonical(dict(info or {}))
+            peer, reason, kept = clean(peer), clean(reason), canonical(dict(info or {}))
             body = {"scope": self.scope, "request": request, "blob": blob, "reason": reason}
             seq = tx.event("answered", {**body, "info": digest(kept)}, run=self.run, node=peer)
             row = {**self._key, "request": request, "peer": peer, "seq": seq, "blob": blob}
@@ -175,9 +175,7 @@ class Journal:
         """All records of this scope, by number."""
         return [parsed(row.record) for row in self._db.rows(_NOTES, self._at)]
 
-    def checkpoint(
-        self, state: bytes | str, requests: int, notes: int, keep: Sequence[int] = ()
-    ) -> None:
+    def checkpoint(self, state: bytes | str, requests: int, notes: int, keep: Sequence[int] = ()) -> None:
         """All before `requests` is in `state`, bytes or the name of a blob with them: forget it, but for
         the requests in `keep`, which are still under way.
 

@@ -28,13 +28,13 @@ def migrate(engine: Engine, *, versions: Path = FOLDER / "versions", to: str = R
     """
     reader = engine.execution_options(atoll_read=True)
     with reader.connect() as conn, conn.begin():
-        if _revision(conn) == to:
+        if revision(conn) == to:
             return to
     with engine.connect() as conn:
         with conn.begin():
             if engine.dialect.name == "postgresql":
                 conn.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _LOCK})
-            before = _revision(conn)
+            before = revision(conn)
             if before != to:
                 _upgrade(conn, versions, to)
             hit(_BEFORE)
@@ -42,7 +42,8 @@ def migrate(engine: Engine, *, versions: Path = FOLDER / "versions", to: str = R
     return before
 
 
-def _revision(conn: Connection) -> str:
+def revision(conn: Connection) -> str:
+    """The revision a database is at, "" before its first."""
     if not inspect(conn).has_table("alembic_version"):
         return ""
     found = conn.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -62,7 +63,7 @@ def _upgrade(conn: Connection, versions: Path, to: str) -> None:
             return scripts._upgrade_revs(to, revision)
         except CommandError:
             raise StateError(
-                f"this store is at schema {_revision(conn)}, newer than the {to} of this Atoll:"
+                f"this store is at schema {revision(conn)}, newer than the {to} of this Atoll:"
                 " upgrade Atoll, or restore a backup made by it"
             ) from None
 

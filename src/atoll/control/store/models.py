@@ -34,6 +34,7 @@ class Models(Database):
         `manifest`: its signed text, or what makes it once the version is known. The same run and
         blob again: the version it has. Raises StateError if the blob is not here.
         """
+        name = clean(name)
         with self.write(_ADD) as tx:
             c = t.models.c
             same = select(c.version).where(c.name == name, c.run == run, c.blob == blob)
@@ -46,7 +47,7 @@ class Models(Database):
             text = signed.decode("utf-8")
             row = {"name": name, "version": version, "run": run, "blob": blob, "manifest": text}
             tx.run(insert(t.models), {**row, "metrics": canonical(dict(metrics or {})), "created": tx.now})
-            body = {"model": clean(name), "version": version, "blob": blob, "manifest": digest(text)}
+            body = {"model": name, "version": version, "blob": blob, "manifest": digest(text)}
             tx.event("model", body, run=run)
             return version
 

@@ -29,6 +29,7 @@ class Nodes(Database):
 
     def node_seen(self, name: str, role: str, info: Mapping[str, Any]) -> None:
         """A node is here; `info` may hold parent, address, version, transport, and more of its own."""
+        name, role = clean(name), clean(role)
         live = {key: clean(str(info.get(key) or "")) for key in _LIVE}
         rest = canonical({key: value for key, value in info.items() if key not in _LIVE})
         now_is = {"role": role, **live, "info": rest, "online": True}

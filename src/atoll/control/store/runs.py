@@ -1,9 +1,9 @@
 """Runs: a queue of jobs, each in one state.
 
     queued ─► running ─► done
-      │        │  ▲ └──► failed
-      │        ▼  │
-      │      paused
+      │  ▲─────┘│  ▲ └──► failed
+      │         ▼  │
+      │       paused
       └──► stopped ◄── stopping ◄── running, paused
 
 Who works on a run holds its lease, for a while; nobody else may take it before that is over.
@@ -50,7 +50,7 @@ class Runs(Database):
             empty = {"started": None, "ended": None, "reason": "", "rounds": 0, "holder": "", "lease": 0.0}
             tx.run(insert(t.runs), {**row, "seed": str(seed), "created": tx.now, **empty})
             body = {"name": clean(name), "seed": str(seed), "job": digest(job)}
-            tx.event("run.queued", body, run=run, actor=actor)
+            tx.event("run.submitted", body, run=run, actor=actor)
         return run
 
     def runs(self, *, state: str = "") -> list[dict[str, Any]]:
@@ -86,7 +86,9 @@ class Runs(Database):
             if to == "running":
                 values["started"] = func.coalesce(t.runs.c.started, tx.now)
             if to in FINAL:
-                values |= {"ended": tx.now, "holder": "", "lease": 0.0}
+                values["ended"] = tx.now
+            if to in FINAL or to == "queued":
+                values |= {"holder": "", "lease": 0.0}
             change = update(t.runs).where(t.runs.c.id == run, t.runs.c.state.in_(tuple(frm))).values(values)
             if not tx.run(change).rowcount:
                 return False

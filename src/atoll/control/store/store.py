@@ -20,19 +20,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from ...core.errors import StateError
 from ...wire.files import Files
 from .audit import Audit
+from .backup import Backup
 from .blobs import Blobs
 from .database import Database
 from .logs import Logs
 from .migrate import migrate
 from .models import Models
 from .nodes import Nodes
+from .restore import restore
+from .retention import Retention
 from .runs import Runs
 from .tokens import Tokens
 
 
-class Store(Runs, Nodes, Tokens, Models, Logs, Audit):
+class Store(Runs, Nodes, Tokens, Models, Logs, Audit, Backup, Retention):
     """A database and a folder of blobs.
 
     `changed`: functions called after each commit with the last event's number, in the thread that
@@ -64,6 +68,30 @@ class Store(Runs, Nodes, Tokens, Models, Logs, Audit):
             store.close()
             raise
         store.blobs.sweep()
+        return store
+
+    @classmethod
+    def restore(
+        cls,
+        path: Path,
+        url: str,
+        folder: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        files: Files | None = None,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> Store:
+        """Open the store a backup holds, in an empty folder and database.
+
+        Raises StateError where there is a store already, or the backup is damaged or newer.
+        """
+        files = files or Files()
+        manifest = restore(path, url, folder, clock=clock, files=files, random=random)
+        store = cls.open(url, folder, clock=clock, files=files, random=random)
+        verdict = store.verify(head=tuple(manifest["head"]))
+        if not verdict.ok:
+            store.close()
+            raise StateError(f"the backup's events do not verify: {verdict.fault}")
         return store
 
     @cached_property

@@ -35,7 +35,7 @@ class Tokens(Database):
                 raise StateError("this token is there already: make a new one")
             row = {"digest": digest, "role": role, "name": name, "created": tx.now, "until": until}
             tx.run(insert(t.tokens), {**row, "used": None, "used_by": "", "revoked": False})
-            body = {"role": role, "until": until, "token": digest[:12]}
+            body = {"role": role, "until": until, "token": digest}
             tx.event("token.added", body, node=name, actor=actor)
 
     def token_use(self, digest: str, now: float, by: str = "") -> tuple[str, str] | None:
@@ -54,7 +54,7 @@ class Tokens(Database):
         with self.write(_USE) as tx:
             change = update(t.tokens).where(*_open(digest, now), free)
             if tx.run(change.values(used=now, used_by=clean(by))).rowcount:
-                tx.event("token.used", {"role": role, "token": digest[:12]}, node=name)
+                tx.event("token.used", {"role": role, "token": digest}, node=name)
                 return role, name
             same = tx.run(select(t.tokens.c.role).where(*_open(digest, now), or_(free, again)))
             return (role, name) if same.one_or_none() else None
@@ -75,7 +75,7 @@ class Tokens(Database):
                 return False
             change = update(t.tokens).where(t.tokens.c.digest == found[0].digest).values(revoked=True)
             tx.run(change)
-            tx.event("token.revoked", {"token": found[0].digest[:12]}, node=found[0].name, actor=actor)
+            tx.event("token.revoked", {"token": found[0].digest}, node=found[0].name, actor=actor)
             return True
 
 

@@ -14,7 +14,8 @@ _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.ins
 @cache
 def insert_new(table: Table, dialect: str) -> Any:
     """Insert a row unless its key is there; rowcount says which."""
-    return _INSERT[dialect](table).on_conflict_do_nothing()
+    made = _INSERT[dialect](table).on_conflict_do_nothing()
+    return made.execution_options(preserve_rowcount=True)  # psycopg's is gone otherwise
 
 
 @cache
