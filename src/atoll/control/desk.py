@@ -140,9 +140,10 @@ def readmit(store: Store, name: str, actor: str) -> Row | None:
     return {"name": name, "revoked": False}
 
 
-def models(store: Store, name: str | None = None) -> list[Row]:
-    """Registered models, newest version first."""
-    return sorted(map(_model, store.models(name)), key=lambda m: (m["name"], -m["version"]))
+def models(store: Store, name: str | None = None, run: str | None = None) -> list[Row]:
+    """Registered models, newest version first; of one name, or from one run."""
+    found = [m for m in store.models(name) if run in (None, m["run"])]
+    return sorted(map(_model, found), key=lambda m: (m["name"], -m["version"]))
 
 
 def model(store: Store, name: str, version: str) -> Row | None:

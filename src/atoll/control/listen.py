@@ -98,11 +98,14 @@ class _Protocol(H11Protocol):
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    bound = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         bound = socket.socket(family[0], family[1])
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(family[4])
     except OSError as error:
+        if bound is not None:
+            bound.close()
         raise StateError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     return bound

@@ -85,6 +85,10 @@ class Rest:
         with self._lock:
             self._drop()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_open"):  # else it was refused before it began
+            self._drop()
+
     def _json(
         self, method: str, path: str, *, query: Any = None, body: Any = None, timeout: float | None = None
     ) -> Any:

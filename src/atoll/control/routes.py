@@ -19,6 +19,7 @@ from .office import Office
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[int, Query(ge=-1, lt=2**63)]
+Text = Annotated[str | None, Query(max_length=128)]
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -88,7 +89,7 @@ def federation(app: FastAPI, office: Office) -> None:
         after: After = 0,
         limit: Limit = 200,
         wait: Annotated[float, Query(ge=0, le=30)] = 0.0,
-        run: Annotated[str | None, Query(max_length=128)] = None,
+        run: Text = None,
     ) -> Any:
         """State changes after event `after` (-1: only say where the log ends), waiting for some."""
         return await news(office, after, limit, wait, run)
@@ -98,7 +99,7 @@ def runs(app: FastAPI, office: Office) -> None:
     """Jobs and what became of them."""
 
     @app.get("/v1/runs", tags=["runs"])
-    async def runs(state: Annotated[str | None, Query(max_length=16)] = None, limit: Limit = 100) -> Any:
+    async def runs(state: Text = None, limit: Limit = 100) -> Any:
         """The newest runs; queued ones with their place in the queue."""
         return {"runs": await office.ask(desk.runs, state, limit)}
 
@@ -161,9 +162,9 @@ def models(app: FastAPI, office: Office) -> None:
     """Registered models."""
 
     @app.get("/v1/models", tags=["models"])
-    async def models(name: Annotated[str | None, Query(max_length=64)] = None) -> Any:
-        """Registered models, newest version first."""
-        return {"models": await office.ask(desk.models, name)}
+    async def models(name: Text = None, run: Text = None) -> Any:
+        """Registered models, newest version first; of one name, or from one run."""
+        return {"models": await office.ask(desk.models, name, run)}
 
     @app.get("/v1/models/{name}/{version}", tags=["models"])
     async def model(name: str, version: str) -> Any:

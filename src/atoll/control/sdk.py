@@ -125,9 +125,9 @@ class Federation:
         """Make a token worthless, by its id."""
         return self._row(self._rest.delete(path("tokens", token)))
 
-    def models(self, name: str | None = None) -> list[Row]:
-        """Registered models: name, version, run, metrics, sha256."""
-        return list(self._rest.get("/v1/models", name=name)["models"])
+    def models(self, name: str | None = None, run: str | None = None) -> list[Row]:
+        """Registered models, newest version first: name, version, run, metrics, manifest."""
+        return list(self._rest.get("/v1/models", name=name, run=run)["models"])
 
     def model(self, name: str, version: int | str = "latest") -> Row:
         """One version of a model, with the signed manifest."""
@@ -171,8 +171,14 @@ class Federation:
         return self._row(self._rest.post("/v1/prune", {"keep_days": keep_days, "keep_runs": keep_runs}))
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; the next verb opens another."""
         self._rest.close()
+
+    def __enter__(self) -> Federation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _params(self, found: Row) -> Any:
         blob = self._rest.download(path("models", found["name"], found["version"], "file"))
@@ -263,7 +269,7 @@ class RemoteRun:
     def result(self) -> Run:
         """The run as it stands, which may be unfinished: its history, and the model if there is one."""
         record = self.record
-        found = [m for m in self._fed.models(record["name"]) if m["run"] == self.id]
+        found = self._fed.models(run=self.id)
         params = self._fed._params(found[0]) if found else None
         return run_of(record, self.history, params)
 
