@@ -34,7 +34,7 @@ from .datasets import agree
 from .gate import Gate
 from .homes import Homes
 from .host import Host
-from .pki import found_authority
+from .founding import found_authority
 from .settings import Server
 from .store.store import Store
 from .ways import Api, Servers
@@ -208,7 +208,8 @@ class Coordinator:
         names = {client: name for name, client in roster.clients.items()}
         asking = Asking(self.host, run, "main", letter, work.job.trained, names)
         homes = Homes(self.host.fleet, roster.clients)
-        plan = _plan(work, homes, [int(shared["rows"][names[c]]) for c in sorted(names)])
+        sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
+        plan = _plan(work, homes, sizes, self.settings.edge_patience)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
@@ -274,6 +275,16 @@ class Coordinator:
         for letter in await self.host.durable(lambda: finished.newest(self.store)):
             self.host.models[letter["name"]] = letter
 
+    def live(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each connected member does at this moment."""
+        busy = {name: run for run in self._running for name in self.host.waiting(run)}
+        found = {}
+        for session in self.host.service.sessions():
+            name = str(session.get("name"))
+            phase = "working" if name in busy else "idle"
+            found[name] = {**session, "phase": phase, "run": busy.get(name, "")}
+        return found
+
     def about(self, run: str) -> Mapping[str, Any]:
         """What a run's data have in common, and its clients' names by number."""
         state = self.store.journal(run, "roster").resume().state
@@ -284,7 +295,7 @@ class Coordinator:
         return {**roster.shared, "names": names}
 
 
-def _plan(work: Work, homes: Homes, sizes: list[int]) -> Plan:
+def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float) -> Plan:
     job = work.job
     return Plan(
         work.learner,
@@ -298,6 +309,8 @@ def _plan(work: Work, homes: Homes, sizes: list[int]) -> Plan:
         stop=job.stop,
         deadline=job.deadline,
         max_weight=job.max_weight,
+        roster=range(len(sizes)),
+        rehome=rehome,
     )
 
 

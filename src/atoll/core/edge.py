@@ -134,7 +134,8 @@ async def relay(
     An edge answers its parent so; the coordinator is the edge without a parent.
     `children` may change meanwhile: a client whose answer is missing and who by then stands under
     another child is asked again there, for the same task, and counts once. One who was lost with its
-    child and stands nowhere is waited for, up to `rehome` seconds.
+    child and stands nowhere is waited for, up to `rehome` seconds. A driver that replays a role tells
+    the two moments apart by giving children with a method `again()`, the mapping to ask again by.
     """
     began, answer = p.now, Answer(())
     asked: set[tuple[str, int]] = set()
@@ -144,7 +145,8 @@ async def relay(
             raise ProtocolError(f"{peer} answers for client {min(strange)}, for whom it was not asked")
         return merge_answers(aggregator, so_far or Answer(()), body)
 
-    while (messages := _under(children, task, answer.clients, asked)) or not asked:
+    again = getattr(children, "again", lambda: children)
+    while (messages := _under(again() if asked else children, task, answer.clients, asked)) or not asked:
         left = None if deadline is None else max(began + deadline - p.now, 0.0)
         need = None if quorum is None or asked else min(quorum, len(messages))
         answers = await p.ask(messages, quorum=need, deadline=left, fold=join)
@@ -155,7 +157,7 @@ async def relay(
         if not asked or (need is not None and answers.enough):
             break
         until = p.now + rehome
-        while p.now < until and set(lost).difference(*children.values()):
+        while p.now < until and set(lost).difference(*again().values()):
             await p.sleep(rehome / 8)
     absent = set(task.clients).difference(c for _, c in asked)
     failed = {**dict.fromkeys(absent, "stands under no child"), **answer.failed}
