@@ -18,11 +18,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.aggregate import WEIGHT_UNIT, Aggregator, Buckets, Gather, Sum, whole_weight
+from ..core.aggregate import WEIGHT_UNIT, Aggregator, Sum, whole_weight
 from ..core.edge import Task
 from ..core.errors import AtollError, MisuseError, ProtocolError
 from ..core.metrics import Mean, from_plain
 from ..core.update import Layout
+from ..learn.robust import Buckets, Gather
 from ..wire.body import opened
 from ..wire.manifest import ALIGN, Message
 from ..wire.packed import narrowest, unpack

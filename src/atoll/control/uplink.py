@@ -141,6 +141,8 @@ class Uplink:
             on_lost=self._lost,
             idle=lambda: not self._asks,
             patience=Patience(home=self.settings.home),
+            draw=self.outside.draw(),
+            clock=asyncio.get_running_loop().time,
         )
         renewing = asyncio.get_running_loop().create_task(self._renew(urls))
         try:
