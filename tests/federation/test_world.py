@@ -2,18 +2,8 @@
 
 import pytest
 
-import atoll as at
-from atoll.control.config import parse
+from tests.federation.faults import DATA, TABLE, TABLES, expected, leaves, troubled
 from tests.federation.world import World, run
-
-DATA = at.partition(at.load_data("wine"), clients=4, by=at.iid(), seed=1, holdout=0.25)
-TABLE = {"name": "wine", "rounds": 3, "data": {"name": "rows"}, "learner": {"name": "softmax", "lr": 0.1}}
-
-
-def expected(table, seed):
-    job = parse({**table, "data": {"name": "wine"}}).job
-    return at.simulate(job, DATA, seed=seed).params
-
 
 @pytest.mark.parametrize("edges", [0, 2])
 def test_a_federation_gives_the_bytes_of_the_simulation(tmp_path, edges):
@@ -26,9 +16,11 @@ def test_a_federation_gives_the_bytes_of_the_simulation(tmp_path, edges):
         assert record["state"] == "done", record
         return world.params(run_id)
 
-    found = run(main())
-    from safetensors.numpy import load
+    assert leaves(run(main())) == expected(TABLE, 5)
 
-    params = load(found)
-    want = expected(TABLE, 5)
-    assert {n: v.tobytes() for n, v in params.items()} == {n: v.tobytes() for n, v in want.items()}
+
+@pytest.mark.parametrize("seed", range(20))
+def test_members_die_and_part_and_the_model_is_the_same(tmp_path, seed):
+    table = TABLES[seed % len(TABLES)]
+    _, found = run(troubled(tmp_path, seed, table=table))
+    assert found == expected(table, seed)

@@ -142,8 +142,7 @@ class EdgeNode:
     async def _letter(self, kind: str, head: Mapping[str, Any]) -> None:
         match kind:
             case "moved":
-                client = str(head.get("client", ""))
-                self.host.spawn(self.host.moved_away(client))
+                self.host.moved_away(str(head.get("client", "")))
             case "model":
                 await self._serve(head)
             case _:
