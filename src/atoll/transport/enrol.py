@@ -12,7 +12,10 @@ whose answer was lost is repeated with the same key, which the server answers ag
 from __future__ import annotations
 
 import json
+import os
+import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -143,7 +146,7 @@ class _Caller:
             )
         self.url = f"https://{parts.hostname if ':' not in parts.hostname else f'[{parts.hostname}]'}"
         self.url += f":{parts.port}" if parts.port else ""
-        self._proxy, self._auth = _proxy(parts.hostname, proxy)
+        self._proxy, self._shown = find_proxy(parts.hostname, proxy)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -175,7 +178,7 @@ class _Caller:
                 json=body,
                 ssl=context,
                 proxy=self._proxy,
-                proxy_auth=self._auth,
+                proxy_headers=self._shown,
                 allow_redirects=False,
             ) as answer:
                 data = await _short(answer, self.url)
@@ -202,9 +205,10 @@ class _Caller:
 def _why(error: BaseException) -> str:
     """The library's error without its objects."""
     inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    for name in ("verify_message", "reason", "strerror"):
-        if text := getattr(inner, name, None):
-            return str(text)
+    if isinstance(inner, ssl.SSLError):
+        return str(getattr(inner, "verify_message", "") or inner.reason or inner)
+    if isinstance(inner, OSError) and not isinstance(inner, socket.gaierror) and inner.errno:
+        return os.strerror(inner.errno)
     return str(inner) or type(inner).__name__
 
 
@@ -225,16 +229,20 @@ def _plain(data: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _proxy(host: str, given: str | None) -> tuple[str | None, aiohttp.BasicAuth | None]:
-    """The proxy for a host, its password apart so that no message repeats it."""
+def find_proxy(host: str, given: str | None) -> tuple[str | None, dict[str, str]]:
+    """The proxy to `host` and the headers it wants, apart so that no message repeats a password.
+
+    `given` as `proxy` of `enrol`. Raises ConfigError for a proxy of another form.
+    """
     if given is None:
         given = "" if proxy_bypass(host) else getproxies().get("https", "")
     if not given:
-        return None, None
+        return None, {}
     parts = urlsplit(given if "//" in given else f"http://{given}")
     if parts.scheme != "http" or not parts.hostname:
         raise ConfigError("a proxy is written http://host:port or http://user:password@host:port")
-    auth = None
+    shown = {}
     if parts.username is not None:
-        auth = aiohttp.BasicAuth(unquote(parts.username), unquote(parts.password or ""))
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), auth
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        shown["Proxy-Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), shown

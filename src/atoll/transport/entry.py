@@ -106,13 +106,11 @@ class _Door:
 
 async def _body(asked: web.Request, *names: str) -> dict[str, str]:
     """The body's texts of these names. Raises ProtocolError for anything else, or more than LONGEST bytes."""
-    data = bytearray()
-    async for piece in asked.content.iter_chunked(1 << 14):
-        data += piece
-        if len(data) > LONGEST:
-            raise ProtocolError(f"expected at most {LONGEST} bytes")
+    if asked.content_length is None or asked.content_length > LONGEST:
+        raise ProtocolError(f"expected a body of at most {LONGEST} bytes, and its length ahead of it")
+    data = await asked.read()
     try:
-        body = json.loads(bytes(data))
+        body = json.loads(data)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict) or not all(isinstance(body.get(name), str) for name in names):
