@@ -20,7 +20,7 @@ from atoll.core.errors import ConfigError, Gone, PrivacyError, ProtocolError, Re
 from atoll.privacy.keys import Authority, Identity, chain_member, member_of, new_key, request
 from atoll.privacy.token import Token
 from atoll.transport.enrol import enrol, renew
-from atoll.transport.entry import routes
+from atoll.transport.entry import passed_on, routes
 from atoll.transport.tls import client_context, server_context
 from tests.wire.pki import DAY, NOW, Ledger, member
 
@@ -472,5 +472,47 @@ def test_a_certificate_that_has_ended_is_renewed_within_its_grace(tmp_path: Path
         async with hub.open():
             with pytest.raises(ProtocolError, match="ended on"):
                 await renew(hub.url, made, proxy="", now=NOW + 6 * DAY)
+
+    asyncio.run(main())
+
+
+# Through an edge ------------------------------------------------------------------------------
+
+
+def test_a_client_that_reaches_only_an_edge_joins_and_renews_through_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        line = member(OURS, "edge", "line", hosts=HOSTS)
+        async with Hub().open() as hub:
+            doors = passed_on(lambda: hub.url, lambda: line, urls=["https://line.plant:8443"], proxy="")
+            edge = Hub()
+            async with edge.open(line, *doors):
+                made = await enrol(edge.url, hub.token(), folder=tmp_path, proxy="", now=NOW)
+                assert made.member.uri == "spiffe://lagoon/client/bank-a"
+                assert made.urls == ("https://line.plant:8443",)
+                assert (await renew(edge.url, made, proxy="", now=NOW)).member.serial != made.member.serial
+                with pytest.raises(Refused, match="unknown"):
+                    await enrol(
+                        edge.url, Token(OURS.fingerprint, b"x" * 32), folder=tmp_path, proxy="", now=NOW
+                    )
+                hub.registrar.revoke("bank-a")
+                with pytest.raises(Refused, match="revoked"):
+                    await renew(edge.url, made, proxy="", now=NOW)
+        async with edge.open(line, *doors):
+            with pytest.raises(Gone, match="cannot be reached"):  # the coordinator is away: it may pass
+                await renew(edge.url, made, proxy="", now=NOW)
+
+    asyncio.run(main())
+
+
+def test_an_edge_gives_a_token_to_nobody_but_its_federation(tmp_path: Path) -> None:
+    async def main() -> None:
+        line = member(OURS, "edge", "line", hosts=HOSTS)
+        async with Hub(OURS).open(IMPOSTOR) as thief:
+            edge = Hub()
+            doors = passed_on(lambda: thief.url, lambda: line, urls=[], proxy="")
+            async with edge.open(line, *doors):
+                with pytest.raises(Gone, match="did not prove"):
+                    await enrol(edge.url, Hub().token(), folder=tmp_path, proxy="", now=NOW)
+            assert thief.heard == []
 
     asyncio.run(main())

@@ -185,8 +185,8 @@ def test_parts_that_do_not_fit_are_told(company: Company) -> None:
         adopt(b"nothing", company.between, company.between_key)
     with pytest.raises(StateError, match="no private key"):
         adopt(company.root, company.between, b"nothing")
+    late = now() + 91 * 86400
     with pytest.raises(StateError, match="has ended"):
-        late = now() + 91 * 86400
         Authority.adopt("lagoon", company.root, company.between, company.between_key, now=late)
 
 

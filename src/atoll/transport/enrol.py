@@ -63,7 +63,7 @@ async def enrol(
     PrivacyError for a server that is not the token's federation (nothing was sent), Refused with
     its reason, Gone where it cannot be reached, ProtocolError for nonsense; all but Gone for good.
     """
-    async with _Caller(url, proxy) as caller:
+    async with Caller(url, proxy) as caller:
         root = await caller.get("/v1/root", _unverified())
         try:
             same = fingerprint(root) == token.fingerprint
@@ -78,7 +78,7 @@ async def enrol(
         csr = request(key, "any", role or "client", name or "any", hosts)  # the names are the token's
         body = {"secret": token.secret.hex(), "csr": csr.decode()}
         answer = await caller.post("/v1/enrol", body, client_context(root))
-    chain, urls = _certified(answer)
+    chain, urls = certified(answer)
     try:
         made = Identity(key, chain, root, urls or (caller.url,))
         member = chain_member(chain, root, now=now)
@@ -98,10 +98,10 @@ async def renew(url: str, identity: Identity, *, proxy: str | None = None, now: 
     """
     me = identity.member
     csr = request(identity.key, me.federation, me.role, me.name, hosts_of(identity.chain))
-    async with _Caller(url, proxy) as caller:
+    async with Caller(url, proxy) as caller:
         body = {"csr": csr.decode(), "chain": identity.chain.decode()}
         answer = await caller.post("/v1/renew", body, client_context(identity.roots))
-    chain, _ = _certified(answer)
+    chain, _ = certified(answer)
     chain_member(chain, identity.roots, now=now, federation=me.federation)
     try:
         return identity.renewed(chain)
@@ -120,7 +120,8 @@ def _pending(folder: Path) -> PrivateKey:
         return key
 
 
-def _certified(answer: Mapping[str, Any]) -> tuple[bytes, tuple[str, ...]]:
+def certified(answer: Mapping[str, Any]) -> tuple[bytes, tuple[str, ...]]:
+    """(chain, urls) of an answer. Raises ProtocolError."""
     chain, urls = answer.get("chain"), answer.get("urls", [])
     if not isinstance(chain, str) or not isinstance(urls, list) or not all(isinstance(u, str) for u in urls):
         raise ProtocolError("expected {chain, urls} from the server: is it another service's address?")
@@ -135,8 +136,11 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-class _Caller:
-    """Requests to one server, each over a connection of its own; errors in our words, without passwords."""
+class Caller:
+    """Requests to one server, each over a connection of its own; errors in our words, without passwords.
+
+    As a context; `url`: what is called, without a path. Raises what `enrol` does.
+    """
 
     def __init__(self, url: str, proxy: str | None) -> None:
         parts = urlsplit(url)
@@ -160,9 +164,11 @@ class _Caller:
         await self._session.close()
 
     async def get(self, path: str, context: ssl.SSLContext) -> bytes:
+        """The body of an answer 200."""
         return await self._call("GET", path, context, None)
 
     async def post(self, path: str, body: Mapping[str, str], context: ssl.SSLContext) -> dict[str, Any]:
+        """The JSON object of an answer 200."""
         answer = _plain(await self._call("POST", path, context, body))
         if answer is None:
             raise ProtocolError(f"{self.url} did not answer with JSON: is it another service's address?")
