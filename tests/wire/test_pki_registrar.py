@@ -210,6 +210,7 @@ def test_init_makes_an_authority_and_the_coordinators_identity(tmp_path: Path) -
     assert chain_member(made.chain, Authority.open(tmp_path / "authority").root, now=NOW)
     shown = about(tmp_path)
     assert shown["federation"] == "lagoon" and shown["hosts"] == ["localhost"]
+    assert shown["authority_ends"] == shown["root_ends"] > shown["certificate_ends"]
     assert "PRIVATE" not in repr(shown)
     with pytest.raises(ConfigError, match="there is an authority"):
         init(tmp_path, "lagoon", hosts=["localhost"], now=NOW)

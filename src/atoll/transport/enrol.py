@@ -192,7 +192,7 @@ class Caller:
         except (ssl.SSLCertVerificationError, aiohttp.ClientConnectorCertificateError) as error:
             raise PrivacyError(
                 f"{self.url} did not prove that it is the federation's: {_why(error)}. Nothing was sent. Its "
-                "certificate must name this host (atoll pki init --host) and this clock must be right"
+                "certificate must name this host (`names` in its settings) and this clock must be right"
             ) from None
         except aiohttp.ClientHttpProxyError as error:
             hint = ": write http://user:password@host:port" if error.status == 407 else ""

@@ -62,7 +62,7 @@ def passed_on(
     urls: Sequence[str],
     proxy: str | None = None,
 ) -> list[web.RouteDef]:
-    """The same routes at an edge. `parent()`: https://host:port of who is asked; `identity()`: the edge's own."""
+    """The same routes at an edge. `parent()`: https://host:port to ask; `identity()`: the edge's own."""
     return _doors(_Edge(parent, identity, proxy), urls)
 
 
