@@ -22,7 +22,9 @@ from ..core.aggregate import WEIGHT_UNIT, Aggregator, Buckets, Gather, Sum, whol
 from ..core.edge import Task
 from ..core.errors import AtollError, MisuseError, ProtocolError
 from ..core.metrics import Mean, from_plain
-from ..core.update import Layout
+from ..core.rng import Rng
+from ..core.transform import Context, Transform
+from ..core.update import Update
 from ..wire.body import opened
 from ..wire.manifest import ALIGN, Message
 from ..wire.packed import narrowest, unpack
@@ -123,7 +125,6 @@ class Want(msgspec.Struct, frozen=True):
 def want(
     task: Task,
     rule: Aggregator | None,
-    leaves: Layout,
     *,
     member: str,
     run: str,
@@ -133,14 +134,15 @@ def want(
 ) -> Want:
     """What `member` may answer to `task`. `rule`: the round's aggregator, None to evaluate.
 
-    `leaves`: the layout of an update as it leaves the chain. `edge`: whether it answers with a
-    partial. `more`: other fields of Want. Raises MisuseError for a rule whose partials cannot travel.
+    `edge`: whether it answers with a partial. `more`: other fields of Want, such as `bits`.
+    Raises MisuseError for a rule whose partials cannot travel.
     """
-    named = tuple((name, shape) for name, shape in leaves.leaves)
     asked: dict[str, Any] = {"member": member, "run": run, "request": request, "clients": task.clients}
     if task.want == "evaluate":
-        return Want(form="sites", leaves=named, **asked, **more)
+        return Want(form="sites", leaves=(), **asked, **more)
     points = task.points
+    layout = task.params.layout if points is None else points.layout
+    asked["leaves"] = tuple((name, shape) for name, shape in layout.leaves)
     if points is not None:
         asked |= {"max_weight": points.max_weight, "cohort": points.cohort, "wide": points.wide}
         if not isinstance(rule, Gather):
@@ -161,7 +163,16 @@ def want(
             raise MisuseError(
                 f"partials of {type(rule).__name__} cannot travel: below edges use Sum, Gather or Buckets"
             )
-    return Want(form=form, leaves=named, **asked, **more)
+    return Want(form=form, **asked, **more)
+
+
+def ring_bits(chain: Transform) -> int | None:
+    """Bits of the ring in which updates leave this chain, None where they are real numbers."""
+    one = Update.of({"x": np.zeros(1, np.float32)})
+    for t in chain.steps:
+        if t.gives == "ring" and t.takes == "real":
+            return t.out(one, t.init(one), Context(Rng.of(0)))[0].bits
+    return None
 
 
 def examine(want: Want, message: Message, tick: Tick = lambda: None) -> tuple[Values, dict[str, Array]]:

@@ -78,6 +78,7 @@ class Gate:
         self._stdin: asyncio.StreamWriter | None = None
         self._replaced = False  # the worker was ended by us, through no fault of the case under way
         self._heard = 0.0
+        self._early = False
 
     async def check(self, want: Want, head: bytes, path: Path) -> Checked:
         """What may come in of the answer whose frame 0 is `head` and whose buffer is the file at `path`.
@@ -99,6 +100,12 @@ class Gate:
         if verdict.refused or verdict.values is None:
             raise _refusal(want, verdict.refused or "it cannot be read")
         return Checked(verdict.values, verdict.sections, layout_of(want.leaves))
+
+    def start(self) -> None:
+        """Start the worker before the first answer comes; otherwise that one waits for it."""
+        self._early = True
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.ensure_future(self._run())
 
     async def close(self) -> None:
         """End the worker; what is still under way is refused with StateError."""
@@ -125,8 +132,9 @@ class Gate:
 
     async def _run(self) -> None:
         """Keep a worker for as long as there is something to look at, and afterwards."""
-        while self._open and not self._closed:
-            self._most = max(self._most, _doubled(max(this.case.room for this in self._open.values())))
+        while (self._open or self._early) and not self._closed:
+            self._early = False
+            self._most = max(self._most, _doubled(max(map(_room, self._open.values()), default=_ROOM)))
             with tempfile.TemporaryFile() as said:
                 try:
                     began = await self._live(said)
@@ -187,7 +195,7 @@ class Gate:
             self._heard = loop.time()
             if not began:
                 began, patience = True, self.patience
-                if max((this.case.room for this in self._open.values()), default=0) > self._most:
+                if max(map(_room, self._open.values()), default=0) > self._most:
                     self._replaced = True
                     self._kill()
                     continue
@@ -248,6 +256,10 @@ class Gate:
 
 def _refusal(want: Want, reason: str) -> ProtocolError:
     return ProtocolError(f"the answer of {want.member} to request {want.request} is refused: {reason}")
+
+
+def _room(this: _Open) -> int:
+    return this.case.room
 
 
 def _doubled(room: int) -> int:
