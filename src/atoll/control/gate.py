@@ -29,8 +29,8 @@ import msgspec
 
 from ..core.errors import ProtocolError, StateError
 from ..wire.body import Checked, layout_of
-from .admission import Want
 from .gate_worker import LENGTH, Case, Verdict
+from .want import Want
 
 _ROOM = 128 << 20  # bytes of memory to read any answer, besides its file
 _GROWTH = 64  # bytes of memory that a byte of plain values may take while it is read
@@ -93,7 +93,7 @@ class Gate:
         try:
             verdict = await this.done
         except ProtocolError as error:
-            self._keep(want, head, path)
+            await asyncio.to_thread(self._keep, want, head, path)
             raise _refusal(want, str(error)) from None
         if verdict.failed:
             raise StateError(f"the answer of {want.member} cannot be read from the disk: {verdict.failed}")
@@ -132,22 +132,21 @@ class Gate:
 
     async def _run(self) -> None:
         """Keep a worker for as long as there is something to look at, and afterwards."""
-        while (self._open or self._early) and not self._closed:
-            self._early = False
-            self._most = max(self._most, _doubled(max(map(_room, self._open.values()), default=_ROOM)))
-            with tempfile.TemporaryFile() as said:
-                try:
+        try:
+            while (self._open or self._early) and not self._closed:
+                self._early = False
+                self._most = max(self._most, _doubled(max(map(_room, self._open.values()), default=_ROOM)))
+                with tempfile.TemporaryFile() as said:
                     began = await self._live(said)
-                except OSError as error:
-                    self._fail(StateError(f"the gate's worker does not start: {error.strerror}"))
-                    return
-                if not began and not self._closed:
-                    said.seek(0)
-                    last = said.read()[-500:].decode("utf-8", "replace").strip().rpartition("\n")[2]
-                    self._fail(StateError(f"the gate's worker does not start: {last or 'it says nothing'}"))
-            self._strike()
-        if self._closed:
-            self._fail(StateError("the gate was closed before this answer was looked at"))
+                    if not began and not self._closed:
+                        said.seek(0)
+                        last = said.read()[-500:].decode("utf-8", "replace").strip().rpartition("\n")[2]
+                        self._fail(f"the gate's worker does not start: {last or 'it says nothing'}")
+                self._strike()
+        except OSError as error:
+            self._fail(f"the gate's worker does not start: {error.strerror}")
+        finally:  # nobody waits for ever
+            self._fail("the gate was closed before this answer was looked at")
 
     async def _live(self, said: IO[bytes]) -> bool:
         """One worker's life, its last words in `said`; False if it never began."""
@@ -236,10 +235,10 @@ class Gate:
             if not this.done.done():
                 this.done.set_exception(ProtocolError(_QUARANTINED))
 
-    def _fail(self, error: StateError) -> None:
+    def _fail(self, why: str) -> None:
         for this in self._open.values():
             if not this.done.done():
-                this.done.set_exception(error)
+                this.done.set_exception(StateError(why))
         self._open.clear()
 
     def _keep(self, want: Want, head: bytes, path: Path) -> None:
