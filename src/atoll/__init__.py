@@ -11,7 +11,7 @@ from .adapt.onnx import Plan, run_plan
 from .adapt.sklearn import sklearn_learner
 from .adapt.torch import torch_learner
 from .baselines import alone, cross_site, pooled, scores, spread
-from .core.aggregate import Buckets, Gather, Sum
+from .core.aggregate import Sum
 from .core.errors import (
     AtollError,
     CodecError,
@@ -69,6 +69,7 @@ from .learn.newton import exact_newton, newton_learner
 from .learn.personal import fedbn, fedper, fedrep, stay
 from .learn.qfedavg import qfedavg
 from .learn.ring import ring
+from .learn.robust import Buckets, Gather
 from .learn.scaffold import scaffold
 from .learn.select import everyone, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi

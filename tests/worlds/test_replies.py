@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from atoll.core.aggregate import Buckets, Gather, Reply, Sum, points
+from atoll.core.aggregate import Reply, Sum, points
 from atoll.core.edge import Answer, lifted, merge_answers
 from atoll.core.errors import ProtocolError
 from atoll.core.rng import Rng
@@ -17,6 +17,7 @@ from atoll.learn.buffered import fedbuff
 from atoll.learn.compress import topk
 from atoll.learn.local import Local
 from atoll.learn.ring import ring
+from atoll.learn.robust import Buckets, Gather
 from atoll.learn.select import sample
 from atoll.learn.server import mean
 from atoll.run import simulate

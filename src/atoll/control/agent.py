@@ -24,6 +24,7 @@ from ..learn.wrapped import Kept
 from ..wire import checkpoint
 from ..wire.files import whole
 from .datasets import Held, hold, pick
+from .outside import Outside
 from .policy import Asked as Question
 from .policy import inside, refusal
 from .settings import Client
@@ -37,7 +38,7 @@ RECORDS = (State, Kept)
 class Agent:
     """One client process. `held`: its data sets by name."""
 
-    def __init__(self, settings: Client) -> None:
+    def __init__(self, settings: Client, outside: Outside | None = None) -> None:
         if not settings.data:
             raise ConfigError("a client needs data: name a data set, as in [data.heart]", "$.data")
         if settings.policy.hours:
@@ -45,7 +46,7 @@ class Agent:
         self.settings = settings
         self.folder = Path(settings.folder)
         self.held: dict[str, Held] = {n: hold(n, t, self.folder) for n, t in settings.data.items()}
-        self.uplink = Uplink(settings, self.about, self.answer, self._letter)
+        self.uplink = Uplink(settings, self.about, self.answer, self._letter, outside=outside)
         self.serving: Any = None
         self._locals: dict[str, Local] = {}
         self._turn = asyncio.Lock()

@@ -31,13 +31,11 @@ from . import finished
 from .asking import Asking
 from .bell import Bell
 from .datasets import agree
-from .gate import Gate
 from .homes import Homes
 from .host import Host
-from .pki import found_authority
+from .outside import Outside
 from .settings import Server
 from .store.store import Store
-from .ways import Api, Servers
 from .work import Work, data_name, signed
 
 log = logging.getLogger("atoll.coordinator")
@@ -66,10 +64,11 @@ class Roster:
 
 
 class Coordinator:
-    """One coordinator process."""
+    """One coordinator process. `outside`: what it stands on; a test gives it something else."""
 
-    def __init__(self, settings: Server) -> None:
+    def __init__(self, settings: Server, outside: Outside | None = None) -> None:
         self.settings = settings
+        self.outside = outside or Outside()
         self.folder = Path(settings.folder)
         self.store: Store
         self.host: Host
@@ -79,9 +78,9 @@ class Coordinator:
 
     async def serve(self) -> None:
         """Open the doors, then work through the queue until told to stop."""
-        self.store = await asyncio.to_thread(Store.open, self.settings.store, self.folder)
-        registrar, self.current = found_authority(self.settings, self.store, now=time.time())
-        gate = Gate(kept=self.folder / "quarantine")
+        self.store = await asyncio.to_thread(self.outside.store, self.settings.store, self.folder)
+        registrar, self.current = self.outside.authority(self.settings, self.store)
+        gate = self.outside.gate(self.folder)
         self.host = Host(
             self.store,
             gate,
@@ -89,22 +88,24 @@ class Coordinator:
             patience=self.settings.patience,
             edge_patience=self.settings.edge_patience,
         )
-        servers = Servers(self.settings, self.current, self.host, registrar)
-        api = Api(self, registrar)
+        servers = self.outside.servers(self.settings, self.current, self.host, registrar)
+        api = self.outside.api(self, registrar)
         bell = Bell()
         self.store.changed.append(bell.ring)
         try:
             await servers.start()
             await self.host.recall()
             await self._offer_models()
-            await api.start()
-            servers.announce({"api": api.url})
+            if api is not None:
+                await api.start()
+                servers.announce({"api": api.url})
             await self._work(bell)
         finally:
             for task in list(self._running.values()):
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
-            await api.stop()
+            if api is not None:
+                await api.stop()
             await servers.stop()
             await gate.close()
             self.store.close()
@@ -132,13 +133,16 @@ class Coordinator:
             await self._stop(run["id"])
         if self._running:
             return
-        found = await self.host.durable(lambda: self.store.runs(state="running")) or [
-            await self.host.durable(lambda: self.store.run(queued))
-            for queued in [await self.host.durable(self.store.next_queued)]
-            if queued is not None
-        ]
-        for record in found[:1]:
+        record = await self.host.durable(self._next)
+        if record is not None:
             self._begin(record)
+
+    def _next(self) -> Mapping[str, Any] | None:
+        """The run to work on: one that an earlier life left, else the one that waits longest."""
+        for left in self.store.runs(state="running"):
+            return left
+        queued = self.store.next_queued()
+        return None if queued is None else self.store.run(queued)
 
     def _begin(self, record: Mapping[str, Any]) -> None:
         run = str(record["id"])
@@ -208,7 +212,8 @@ class Coordinator:
         names = {client: name for name, client in roster.clients.items()}
         asking = Asking(self.host, run, "main", letter, work.job.trained, names)
         homes = Homes(self.host.fleet, roster.clients)
-        plan = _plan(work, homes, [int(shared["rows"][names[c]]) for c in sorted(names)])
+        sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
+        plan = _plan(work, homes, sizes, self.settings.edge_patience)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
@@ -234,11 +239,12 @@ class Coordinator:
         before = (await self.host.durable(journal.resume)).state
         if before is not None:
             return Roster.load(before)
-        until = time.monotonic() + self.settings.patience
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.settings.patience
         while True:
             self.host.changed.clear()
             found, missing = await self._offering(data)
-            if found and (not missing or time.monotonic() > until):
+            if found and (not missing or loop.time() > until):
                 break
             try:
                 async with asyncio.timeout(1.0):
@@ -274,6 +280,16 @@ class Coordinator:
         for letter in await self.host.durable(lambda: finished.newest(self.store)):
             self.host.models[letter["name"]] = letter
 
+    def live(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each connected member does at this moment."""
+        busy = {name: run for run in self._running for name in self.host.waiting(run)}
+        found = {}
+        for session in self.host.service.sessions():
+            name = str(session.get("name"))
+            phase = "working" if name in busy else "idle"
+            found[name] = {**session, "phase": phase, "run": busy.get(name, "")}
+        return found
+
     def about(self, run: str) -> Mapping[str, Any]:
         """What a run's data have in common, and its clients' names by number."""
         state = self.store.journal(run, "roster").resume().state
@@ -284,7 +300,7 @@ class Coordinator:
         return {**roster.shared, "names": names}
 
 
-def _plan(work: Work, homes: Homes, sizes: list[int]) -> Plan:
+def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float) -> Plan:
     job = work.job
     return Plan(
         work.learner,
@@ -298,6 +314,8 @@ def _plan(work: Work, homes: Homes, sizes: list[int]) -> Plan:
         stop=job.stop,
         deadline=job.deadline,
         max_weight=job.max_weight,
+        roster=range(len(sizes)),
+        rehome=rehome,
     )
 
 

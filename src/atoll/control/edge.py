@@ -20,23 +20,22 @@ from ..core.rng import Rng
 from ..learn import rounds
 from ..transport.drive import Drive
 from .asking import Asking
-from .gate import Gate
 from .homes import Homes
 from .host import Host
+from .outside import Outside
 from .settings import Edge
-from .store.store import Store
 from .uplink import Asked, Uplink
-from .ways import Servers
 
 
 class EdgeNode:
-    """One edge process."""
+    """One edge process. `outside`: what it stands on."""
 
-    def __init__(self, settings: Edge) -> None:
+    def __init__(self, settings: Edge, outside: Outside | None = None) -> None:
         self.settings = settings
+        self.outside = outside or Outside()
         self.folder = Path(settings.folder)
-        self.uplink = Uplink(settings, self.about, self.answer, self._letter, self._over)
-        self.store: Store
+        self.uplink = Uplink(settings, self.about, self.answer, self._letter, self._over, self.outside)
+        self.store: Any
         self.host: Host
 
     def about(self) -> Mapping[str, Any]:
@@ -48,9 +47,9 @@ class EdgeNode:
         await self.uplink.join()
         current = self.uplink.current
         assert current is not None  # noqa: S101  joined
-        self.store = await asyncio.to_thread(Store.open, self.settings.store, self.folder)
+        self.store = await asyncio.to_thread(self.outside.store, self.settings.store, self.folder)
         federation = current().member.federation
-        gate = Gate(self.folder / "quarantine")
+        gate = self.outside.gate(self.folder)
         self.host = Host(
             self.store,
             gate,
@@ -58,7 +57,7 @@ class EdgeNode:
             patience=self.settings.patience,
             edge_patience=self.settings.edge_patience,
         )
-        servers = Servers(self.settings, current, self.host)
+        servers = self.outside.servers(self.settings, current, self.host)
         telling = None
         try:
             await servers.start()

@@ -1,4 +1,4 @@
-"""What a finished run leaves: its model in the registry, signed, as safetensors and, where it can be, ONNX."""
+"""What a finished run leaves: its model in the registry, signed, as safetensors and, if it can be, ONNX."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def register(
     def manifest(version: int) -> bytes:
         return sign_model(identity.key, identity.chain, {**signed, "version": version})
 
-    last = next((r["metrics"] for r in reversed(history) if r.get("metrics")), {})
+    last: Mapping[str, Any] = next((r["metrics"] for r in reversed(history) if r.get("metrics")), {})
     parcel = ""
     if graph is not None:
         parcel = write_frames(store, Message("model", {}, {"onnx": np.frombuffer(graph, np.uint8)}))

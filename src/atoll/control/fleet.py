@@ -61,12 +61,16 @@ class Fleet:
         """A client known from before this process began."""
         self.clients.setdefault(name, Seen(name, via or name, dict(about)))
 
-    def homes(self, roster: Mapping[str, int]) -> dict[str, list[int]]:
-        """Through whom the clients of a roster (name -> id) are reached: member of ours -> ids."""
+    def homes(self, roster: Mapping[str, int], *, here: bool = False) -> dict[str, list[int]]:
+        """Through whom the clients of a roster (name -> id) are reached: member of ours -> ids.
+
+        `here`: only those who can be reached now; else where they were last.
+        """
         found: dict[str, list[int]] = {}
         for name, client in sorted(roster.items(), key=lambda item: item[1]):
             seen = self.clients.get(name)
-            found.setdefault(name if seen is None else seen.via, []).append(client)
+            if not here or (seen is not None and seen.present):
+                found.setdefault(name if seen is None else seen.via, []).append(client)
         return found
 
     def offering(self, data: str, *, without: Iterable[str] = ()) -> dict[str, Mapping[str, Any]]:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 import msgspec
 
@@ -128,24 +128,11 @@ class Gate:
         while self._open and not self._closed:
             self._most = max(self._most, _doubled(max(this.case.room for this in self._open.values())))
             with tempfile.TemporaryFile() as said:
-                worker = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    str(self._most),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=said,
-                    env={**os.environ, **_ENVIRONMENT},
-                    start_new_session=True,
-                )
-                self.started += 1
-                self._process, self._replaced = worker, False
                 try:
-                    began = await self._serve(worker)
-                finally:
-                    self._stdin = None
-                    self._kill()
-                    await _end(worker)
-                    self._process = None
+                    began = await self._live(said)
+                except OSError as error:
+                    self._fail(StateError(f"the gate's worker does not start: {error.strerror}"))
+                    return
                 if not began and not self._closed:
                     said.seek(0)
                     last = said.read()[-500:].decode("utf-8", "replace").strip().rpartition("\n")[2]
@@ -153,6 +140,29 @@ class Gate:
             self._strike()
         if self._closed:
             self._fail(StateError("the gate was closed before this answer was looked at"))
+
+    async def _live(self, said: IO[bytes]) -> bool:
+        """One worker's life, its last words in `said`; False if it never began."""
+        worker = await asyncio.create_subprocess_exec(
+            *self._command,
+            str(self._most),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=said,
+            env={**os.environ, **_ENVIRONMENT},
+            start_new_session=True,
+        )
+        self.started += 1
+        self._process, self._replaced = worker, False
+        if self._closed:  # meanwhile
+            self._kill()
+        try:
+            return await self._serve(worker)
+        finally:
+            self._stdin = None
+            self._kill()
+            await _end(worker)
+            self._process = None
 
     async def _serve(self, worker: asyncio.subprocess.Process) -> bool:
         """Hand over all that is open and take verdicts until the worker ends; False if it never began."""

@@ -20,17 +20,28 @@ class Homes(Mapping[str, Sequence[int]]):
         self._fleet = fleet
         self._roster = dict(roster)
         self.drive: Drive | None = None
+        self._again = False
 
     def now(self) -> dict[str, list[int]]:
         """The mapping as it is for the next request."""
-        recorded = None if self.drive is None else self.drive.recorded()
-        if recorded is not None and isinstance(recorded.get("homes"), Mapping):
-            return {str(name): list(map(int, clients)) for name, clients in recorded["homes"].items()}
-        return self._fleet.homes(self._roster)
+        self._again = False
+        recorded = self._recorded()
+        return self._fleet.homes(self._roster) if recorded is None else _homes(recorded)
+
+    def again(self) -> dict[str, list[int]]:
+        """The mapping to ask lost clients again by; nobody, where an earlier life did not ask again."""
+        self._again = True
+        recorded = self._recorded()
+        if recorded is None:
+            return self._fleet.homes(self._roster, here=True)
+        return _homes(recorded) if recorded.get("again") else {}
 
     def context(self) -> dict[str, Any]:
         """What the journal keeps with each request."""
-        return {"homes": self._fleet.homes(self._roster)}
+        return {"homes": self._fleet.homes(self._roster, here=self._again), "again": self._again}
+
+    def _recorded(self) -> Mapping[str, Any] | None:
+        return None if self.drive is None else self.drive.recorded()
 
     def __getitem__(self, name: str) -> Sequence[int]:
         return self.now()[name]
@@ -40,3 +51,7 @@ class Homes(Mapping[str, Sequence[int]]):
 
     def __len__(self) -> int:
         return len(self.now())
+
+
+def _homes(recorded: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {str(name): list(map(int, clients)) for name, clients in recorded.get("homes", {}).items()}

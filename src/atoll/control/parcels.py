@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import IntegrityError
-from ..wire.codec import Decoder, Message, encode
+from ..wire.codec import HEADER, Decoder, Message, encode
 from ..wire.files import whole
 from ..wire.manifest import Limits
-from .store.store import Store
 
 _PIECE = 1 << 20  # bytes read at a time
 WHOLE = Limits(bytes=1 << 36, elements=1 << 34)  # what a blob that was verified on its way may hold
 
 
-def write_frames(store: Store, message: Message) -> str:
-    """Put a message into the store's blobs; its name, the SHA-256 of its first frame."""
+def write_frames(store: Any, message: Message) -> str:
+    """Put a message into the store's blobs; its name, the SHA-256 of its head."""
     frames = encode(message, WHOLE)
     first = next(frames)
-    return store.blobs.put(chain([first], frames), hashlib.sha256(first).hexdigest())
+    name: str = store.blobs.put(chain([first], frames), hashlib.sha256(memoryview(first)[HEADER:]).hexdigest())
+    return name
 
 
 def read_frames(path: Path, *, finite: bool = True) -> Message:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 
 def until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
@@ -33,8 +34,6 @@ async def _until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[
         await asyncio.wait({serving}, timeout=10)
         serving.cancel()
     stopping.cancel()
-    try:
+    with suppress(asyncio.CancelledError):
         await serving
-    except asyncio.CancelledError:
-        pass
     return 0

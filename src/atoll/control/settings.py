@@ -66,7 +66,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An edge: a server to its children, a member to its parents.
 
-    `join`: its parents' URLs, the first one that answers is taken; `token` only until it is enrolled.
+    `join`: its parents' URLs, the preferred first; `token` only until it is enrolled. `home`: seconds
+    between two looks whether the preferred parent is there again.
     """
 
     name: str = "edge"
@@ -75,6 +76,7 @@ class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
     transport: Transport = "grpc"
     proxy: str = ""
     api: str = ""
+    home: float = 60.0
 
 
 class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -82,7 +84,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     `join`: URLs of an edge or the coordinator, the preferred first. `data`: by the name that jobs use,
     each a table of `train` (a file or a built-in name), `target`, and if wanted `test` or `holdout`.
-    `predict`: host:port of its prediction service, "" for none.
+    `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
+    that registers learners, rules or transforms. `home`: as for an edge.
     """
 
     folder: str = "."
@@ -95,8 +98,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     policy: Policy = Policy()
     predict: str = ""
     parts: str = ""
-    heartbeat: float = 25.0
-    insecure: bool = False
+    home: float = 60.0
 
 
 def read(path: Path, kind: type[S], **over: Any) -> S:

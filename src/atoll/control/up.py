@@ -148,7 +148,7 @@ def _rows(path: Path, sites: Sites, rows: Examples) -> None:
 
 def _lay(folder: Path, names: Sequence[str], edges: int, transport: str) -> dict[str, Any]:
     """Ports, tokens and settings of every member, before any of them runs."""
-    from .pki import found_authority
+    from .founding import found_authority
     from .store.store import Store
 
     ports = _free(3 + 2 * edges)

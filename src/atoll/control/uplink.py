@@ -26,9 +26,9 @@ from ..privacy.keys import Current, Identity
 from ..privacy.token import Token
 from ..transport.dial import Dial, Patience
 from ..wire import body
+from .outside import Outside
 from .parcels import keep_frames, read_frames
 from .settings import Client, Edge
-from .ways import find_link
 from .work import Work, opened
 
 log = logging.getLogger("atoll.member")
@@ -80,7 +80,9 @@ class Uplink:
         on_ask: OnAsk,
         on_letter: OnLetter,
         on_over: OnOver = _nothing,
+        outside: Outside | None = None,
     ) -> None:
+        self.outside = outside or Outside()
         self.settings = settings
         self.folder = Path(settings.folder)
         self.current: Current | None = None
@@ -92,7 +94,6 @@ class Uplink:
         self._asks: dict[str, asyncio.Task[None]] = {}
         self._work: dict[bytes, Work] = {}
         self._models: dict[str, Update] = {}
-        self._turn = asyncio.Lock()
         self.dial: Dial | None = None
 
     @property
@@ -130,7 +131,7 @@ class Uplink:
         (self.folder / "answers").mkdir(parents=True, exist_ok=True)
         urls = self.settings.join or self.identity.urls
         assert self.current is not None  # noqa: S101  identity has been read above
-        link = find_link(self.current, self.settings.transport, self.settings.proxy)
+        link = self.outside.link(self.current, self.settings.transport, self.settings.proxy)
         self.dial = Dial(
             urls,
             link,

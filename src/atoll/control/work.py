@@ -104,10 +104,9 @@ def opened(letter: Mapping[str, Any], roots: bytes, federation: str, *, now: flo
 
     Raises ProtocolError for any other.
     """
-    parts = [letter.get(name) for name in ("text", "signature", "chain")]
-    if not all(isinstance(p, bytes) for p in parts):
+    text, signature, chain = (letter.get(name) for name in ("text", "signature", "chain"))
+    if not (isinstance(text, bytes) and isinstance(signature, bytes) and isinstance(chain, bytes)):
         raise ProtocolError("expected a signed job (text, signature, chain)")
-    text, signature, chain = parts
     signer = verify(chain, roots, text, signature, now=now)
     if signer.role != "coordinator" or signer.federation != federation:
         raise ProtocolError(f"a job is signed by this federation's coordinator, this one by a {signer.role}")

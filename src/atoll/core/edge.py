@@ -8,11 +8,12 @@ partial. Lifting here or there is the same, so a tree of any depth gives the byt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from .aggregate import Aggregator, Points, Reply, fold
+from .aggregate import Aggregator, Points, Reply, fold, own
+from .errors import ProtocolError
 from .message import Contribution
 from .protocol import Party
 from .rng import Rng
@@ -95,24 +96,27 @@ def contribute(
     return answer if aggregator is None else lifted(aggregator, answer), after
 
 
-def lifted(aggregator: Aggregator, answer: Answer) -> Answer:
-    """The answer as a partial, whichever form it came in. Raises what `lift` raises."""
-    if not answer.replies:
-        return answer
-    return replace(answer, partial=fold(aggregator, answer.replies), replies=())
+def lifted(aggregator: Aggregator, answer: Answer, into: Any = None) -> Answer:
+    """The answer as a partial, whichever form it came in, together with `into`, one of the caller's own.
+
+    Raises what `lift` and `merge` raise.
+    """
+    partial = answer.partial
+    if answer.replies:
+        partial = fold(aggregator, answer.replies, into)
+    elif into is not None:
+        partial = aggregator.merge(into, partial, **own(aggregator)) if answer.clients else into
+    return replace(answer, partial=partial, replies=())
 
 
 def merge_answers(aggregator: Aggregator | None, a: Answer, b: Answer) -> Answer:
-    """Both answers as one partial; without an aggregator both hold replies, and keep them.
-
-    An answer nobody is in has nothing to merge.
+    """Both answers as one partial, for which `a`'s is used up; without an aggregator both hold
+    replies, and keep them.
     """
+    both = b if aggregator is None else lifted(aggregator, b, lifted(aggregator, a).partial)
     failed, sent = {**a.failed, **b.failed}, a.sent + b.sent
-    if aggregator is None:
-        return Answer(a.clients + b.clients, None, failed, sent, a.replies + b.replies)
-    partials = [lifted(aggregator, answer).partial for answer in (a, b) if answer.clients]
-    partial = aggregator.merge(*partials) if len(partials) > 1 else next(iter(partials), None)
-    return Answer(a.clients + b.clients, partial, failed, sent)
+    replies = a.replies + b.replies if aggregator is None else ()
+    return Answer(a.clients + b.clients, both.partial, failed, sent, replies)
 
 
 async def relay(
@@ -123,22 +127,51 @@ async def relay(
     *,
     quorum: int | None = None,
     deadline: float | None = None,
+    rehome: float = 0.0,
 ) -> Answer:
     """Pass the task to the children that hold its clients, merge what they answer.
 
     An edge answers its parent so; the coordinator is the edge without a parent.
+    `children` may change meanwhile: a client whose answer is missing and who by then stands under
+    another child is asked again there, for the same task, and counts once. One who was lost with its
+    child and stands nowhere is waited for, up to `rehome` seconds. A driver that replays a role tells
+    the two moments apart by giving children with a method `again()`, the mapping to ask again by.
     """
-    wanted = set(task.clients)
-    messages = {}
-    for child, clients in children.items():
-        mine = [c for c in clients if c in wanted]
-        if mine:
-            messages[child] = task.only(mine)
+    began, answer = p.now, Answer(())
+    asked: set[tuple[str, int]] = set()
 
-    def join(so_far: Answer | None, _peer: str, body: Answer) -> Answer:
+    def join(so_far: Answer | None, peer: str, body: Answer) -> Answer:
+        if strange := set(body.clients).difference(messages[peer].clients):
+            raise ProtocolError(f"{peer} answers for client {min(strange)}, for whom it was not asked")
         return merge_answers(aggregator, so_far or Answer(()), body)
 
-    answers = await p.ask(messages, quorum=quorum, deadline=deadline, fold=join)
-    answer: Answer = answers.folded or Answer(())
-    lost = {c: reason for child, reason in answers.missing.items() for c in messages[child].clients}
-    return replace(answer, failed={**answer.failed, **lost})
+    again = getattr(children, "again", lambda: children)
+    while (messages := _under(again() if asked else children, task, answer.clients, asked)) or not asked:
+        left = None if deadline is None else max(began + deadline - p.now, 0.0)
+        need = None if quorum is None or asked else min(quorum, len(messages))
+        answers = await p.ask(messages, quorum=need, deadline=left, fold=join)
+        lost = {c: why for child, why in answers.missing.items() for c in messages[child].clients}
+        answer = replace(answer, failed={**answer.failed, **lost})
+        answer = merge_answers(aggregator, answer, answers.folded or Answer(()))
+        asked |= {(child, c) for child, its in messages.items() for c in its.clients}
+        if not asked or (need is not None and answers.enough):
+            break
+        until = p.now + rehome
+        while p.now < until and set(lost).difference(*again().values()):
+            await p.sleep(rehome / 8)
+    absent = set(task.clients).difference(c for _, c in asked)
+    failed = {**dict.fromkeys(absent, "stands under no child"), **answer.failed}
+    return replace(answer, failed={c: why for c, why in failed.items() if c not in answer.clients})
+
+
+def _under(
+    children: Mapping[str, Sequence[int]], task: Task, done: Sequence[int], asked: Collection[tuple[str, int]]
+) -> dict[str, Task]:
+    """The task for every child that holds some of its clients, each client once."""
+    wanted, messages = set(task.clients).difference(done), {}
+    for child, clients in children.items():
+        mine = [c for c in clients if c in wanted and (child, c) not in asked]
+        if mine:
+            messages[child] = task.only(mine)
+            wanted.difference_update(mine)
+    return messages

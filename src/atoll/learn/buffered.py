@@ -40,6 +40,8 @@ from .rounds import PATIENCE, Plan, Progress, apply, begin, evaluate, report, up
 from .select import Everyone, Sample
 from .server import mean, positive, sgd
 
+PAUSE = 1.0  # seconds between two looks for clients while all of them are lost with their edges
+
 Staleness: TypeAlias = Literal["polynomial", "hinge", "constant"]
 
 
@@ -69,12 +71,18 @@ class Fleet:
     flights: dict[int, Task] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """See under which child each client stands now."""
         self.holder = {c: peer for peer, clients in self.plan.children.items() for c in clients}
 
     async def fill(self, now: Progress, buffer: Buffer) -> None:
         """Draw clients, uniformly from the idle ones, until enough are in flight."""
+        if type(self.plan.children) is not dict:  # clients move
+            self.look()
         busy = {task.clients[0] for task in self.flights.values()} | buffer.used.keys()
-        idle = [c for c in self.plan.clients if c not in busy]
+        idle = [c for c in self.plan.clients if c not in busy and c in self.holder]
         enough = concurrency(self.rule, self.plan)
         while idle and len(self.flights) < enough:
             draw = self.p.key.at("draw", self.turn).generator().integers(len(idle))
@@ -103,7 +111,7 @@ class Fleet:
     async def resume(self, now: Progress) -> None:
         """After a restart: the same clients again, each with the model it had."""
         self.turn, out, models = now.more
-        for client, version in out:
+        for client, version in ((c, v) for c, v in out if c in self.holder):
             await self.send(replace(now, round=version, params=models[version]), client)
 
 
@@ -184,6 +192,9 @@ async def collect(fleet: Fleet, now: Progress) -> Buffer:
     buffer, failures = Buffer(), 0
     while len(buffer.replies) < fleet.rule.size:
         await fleet.fill(now, buffer)
+        if not fleet.flights:
+            await fleet.p.sleep(PAUSE)
+            continue
         task, answer = await fleet.landed()
         failures = 0 if buffer.take(fleet.rule, fleet.plan, now, task, answer) else failures + 1
         if failures >= PATIENCE * len(fleet.plan.clients):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, StateError
-from ..wire.codec import FRAME, HEADER
+from ..wire.codec import FRAME, HEADER, Bytes
 from .delta import restore, source
 from .frames import WHOLE, Announced, FrameFile, announced, payload
 
@@ -53,7 +53,7 @@ class Part:
         if self.base and self.base not in self.have:
             self.drop()
 
-    def write(self, frames: list[bytes]) -> None:
+    def write(self, frames: list[Bytes]) -> None:
         """Add these frames. Raises ProtocolError for one that is wrong or not due."""
         self.part.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o600)
@@ -68,7 +68,7 @@ class Part:
         finally:
             os.close(file)
 
-    def _count(self, frame: bytes) -> None:
+    def _count(self, frame: Bytes) -> None:
         data = payload(frame, self.frames)
         if self.frames == 0:
             self._begin(data)

@@ -15,13 +15,13 @@ from typing import NamedTuple
 from zlib import crc32
 
 from ..core.errors import CodecError, IntegrityError, StateError
-from ..wire.codec import FRAME, HEADER, MAGIC
+from ..wire.codec import FRAME, HEADER, MAGIC, Bytes
 
 _HEADER = struct.Struct("<4sQIII")  # magic, stream, sequence, length, crc32
 WHOLE = FRAME + HEADER  # bytes of every frame but the head's and the last
 
 
-def payload(frame: bytes, sequence: int | None = None) -> memoryview:
+def payload(frame: Bytes, sequence: int | None = None) -> memoryview:
     """What a frame carries. Raises CodecError or IntegrityError unless it is whole, right and due."""
     if len(frame) < HEADER:
         raise CodecError(f"expected a frame of at least {HEADER} bytes, got {len(frame)}")
@@ -38,7 +38,7 @@ def payload(frame: bytes, sequence: int | None = None) -> memoryview:
     return view[HEADER:]
 
 
-def number(frame: bytes) -> int:
+def number(frame: Bytes) -> int:
     """The frame's place in its message, unchecked; 0 is the head."""
     return int.from_bytes(frame[12:16], "little")
 

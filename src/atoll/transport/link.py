@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 
 from ..core.errors import AtollError, CodecError, Gone, ProtocolError, Refused, StateError
 from ..core.session import Packet
-from ..wire.codec import HEADER, Limits, Message, decode, encode
+from ..wire.codec import HEADER, Bytes, Limits, Message, decode, encode
 from . import atoll_pb2 as pb
 
 PROTOCOL = (1, 1)  # major, minor: another major is refused, an older minor joins
@@ -74,8 +74,11 @@ class Link(Protocol):
         Raises Gone where the server has another offset by now: ask again and go on from there.
         """
 
-    def download(self, blob: str, start: int, have: Sequence[str]) -> AsyncIterator[bytes]:
+    def download(self, blob: str, start: int, have: Sequence[str]) -> AsyncIterator[Bytes]:
         """The frames of a blob from number `start` on; with `have`, maybe those of a delta (delta.py)."""
+
+    async def probe(self) -> None:
+        """See whether the server can be reached, without a session. Raises Gone or Refused."""
 
     async def close(self) -> None:
         """Give all connections back; again is no error."""

@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from ..core.errors import Gone
+from ..wire.codec import Bytes
 from .frames import number
 
 T = TypeVar("T")
@@ -25,8 +26,8 @@ async def thread(pool: Executor | None, call: Callable[..., T], *args: object) -
 
 
 async def pump(
-    incoming: AsyncIterator[bytes],
-    write: Callable[[list[bytes]], None],
+    incoming: AsyncIterator[Bytes],
+    write: Callable[[list[Bytes]], None],
     total: Callable[[], int | None],
     *,
     have: int,
@@ -40,32 +41,27 @@ async def pump(
     `moved` is called for each frame. Raises what `write` raises, and Gone after `window` seconds
     without a frame.
     """
-    waiting: list[bytes] = []
+    writer = _Writer(write, pool)
     latest = have - 1
-    job: asyncio.Future[None] | None = None
     try:
         while True:
             end = total()
-            all_came = end is not None and latest + 1 >= end
-            if job is not None and (job.done() or all_came or end is None or len(waiting) >= AHEAD):
-                await asyncio.shield(job)  # raises what was wrong with the frames
-                job = None
-            elif waiting and job is None:
-                job, waiting = asyncio.ensure_future(thread(pool, write, waiting)), []
-            elif all_came and job is None:
+            if end is not None and latest + 1 >= end:
                 return
-            else:
-                frame = await _next(incoming, window)
-                if frame is None:
-                    return
-                moved()
-                latest = max(latest, number(frame))
-                waiting.append(frame)
+            if writer.waiting >= AHEAD or (end is None and writer.busy):
+                await writer.progress()
+                continue
+            frame = await _next(incoming, window)
+            if frame is None:
+                return
+            moved()
+            latest = max(latest, number(frame))
+            writer.put(frame)
     finally:
-        await _flush(pool, write, job, waiting)
+        await writer.finish()
 
 
-async def _next(incoming: AsyncIterator[bytes], window: float) -> bytes | None:
+async def _next(incoming: AsyncIterator[Bytes], window: float) -> Bytes | None:
     try:
         async with asyncio.timeout(window):
             return await anext(incoming)
@@ -75,31 +71,60 @@ async def _next(incoming: AsyncIterator[bytes], window: float) -> bytes | None:
         raise Gone(f"no frame came for {window:g} seconds") from None
 
 
-async def _flush(
-    pool: Executor | None,
-    write: Callable[[list[bytes]], None],
-    job: asyncio.Future[None] | None,
-    waiting: list[bytes],
-) -> None:
-    """Write what is left, even if this task is cancelled more than once: nobody else may write before."""
+class _Writer:
+    """Hands frames to one worker call at a time; after an error it takes no more."""
 
-    async def rest() -> None:
-        if job is not None:
-            await job
-        if waiting:
-            await thread(pool, write, waiting)
+    def __init__(self, write: Callable[[list[Bytes]], None], pool: Executor | None) -> None:
+        self._write = write
+        self._pool = pool
+        self._frames: list[Bytes] = []
+        self._job: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
 
-    if job is None and not waiting:
-        return
-    todo = asyncio.ensure_future(rest())
-    cancelled = False
-    while not todo.done():
-        try:
-            await asyncio.wait([todo])
-        except asyncio.CancelledError:
-            cancelled = True
-    error = todo.exception()
-    if cancelled:
-        raise asyncio.CancelledError
-    if error is not None:
-        raise error
+    @property
+    def waiting(self) -> int:
+        """Frames not handed over yet."""
+        return len(self._frames)
+
+    @property
+    def busy(self) -> bool:
+        """Some frame is not written yet."""
+        return self._job is not None or bool(self._frames)
+
+    def put(self, frame: Bytes) -> None:
+        """Write it after those before it. Raises what went wrong with those."""
+        if self._error is not None:
+            raise self._error
+        self._frames.append(frame)
+        self._kick()
+
+    def _kick(self) -> None:
+        if self._job is None and self._frames and self._error is None:
+            frames, self._frames = self._frames, []
+            loop = asyncio.get_running_loop()
+            self._job = loop.run_in_executor(self._pool, self._write, frames)
+            self._job.add_done_callback(self._done)
+
+    def _done(self, job: asyncio.Future[None]) -> None:
+        self._job, self._error = None, job.exception()
+        self._kick()
+
+    async def progress(self) -> None:
+        """Until the call under way has ended. Raises what went wrong."""
+        if self._job is not None:
+            await asyncio.wait([self._job])
+        if self._error is not None:
+            raise self._error
+
+    async def finish(self) -> None:
+        """Until all is written, even if this task is cancelled more than once: then another may write."""
+        cancelled = False
+        while self._job is not None:
+            try:
+                await asyncio.wait([self._job])
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+        if self._error is not None:
+            raise self._error

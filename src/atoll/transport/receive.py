@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, Refused
-from ..wire.codec import FRAME
+from ..wire.codec import FRAME, Bytes
 from .frames import Announced, announced, number, payload
 from .link import KEPT
 from .pump import pump, thread
@@ -78,7 +78,7 @@ class Spool:
         self.frames = told.frames if length >= told.size else 1 + length // FRAME
         self.head, self.told, self.found, self._digest = head, told, self.frames > 1, None
 
-    def write(self, frames: list[bytes]) -> None:
+    def write(self, frames: list[Bytes]) -> None:
         """Commit these. Raises ProtocolError at the first that is wrong, those before it kept."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
         file = os.open(self.path, flags, 0o600)
@@ -88,7 +88,7 @@ class Spool:
         finally:
             os.close(file)
 
-    def _write(self, file: int, frame: bytes) -> None:
+    def _write(self, file: int, frame: Bytes) -> None:
         sequence = number(frame)
         data = payload(frame)
         if sequence == 0:
@@ -186,7 +186,7 @@ class Uploads:
         return (await self._find(name, upload)).spool.frames
 
     async def take(
-        self, name: str, upload: str, start: int, incoming: AsyncIterator[bytes], cut: Callable[[str], None]
+        self, name: str, upload: str, start: int, incoming: AsyncIterator[Bytes], cut: Callable[[str], None]
     ) -> dict[str, Any]:
         """Read frames from number `start` on until the message is whole; the receipt.
 
@@ -241,7 +241,7 @@ class Uploads:
                 one.moved = loop.time()
                 return
 
-    async def _read(self, one: _Upload, incoming: AsyncIterator[bytes]) -> None:
+    async def _read(self, one: _Upload, incoming: AsyncIterator[Bytes]) -> None:
         loop = asyncio.get_running_loop()
         spool = one.spool
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..core.errors import AtollError, Gone, MisuseError, ProtocolError, Refused
 from ..core.session import Packet
+from ..wire.codec import Bytes
 from .blobs import Blobs
 from .half import Inbox, Outbox
 from .link import BLOB, CAPABILITIES, SESSION, UP, UPLOAD, agreed, letter, pack, read, unpack, word
@@ -93,8 +94,8 @@ class Limits:
     `grace`: a seat without connection waits so long. `rate`, `burst`: letters per second and member,
     beyond which it is read more slowly. `queue`: letters waiting for one member. `transfers`: at once,
     of one member. `window`: in this time a transfer moves at least one frame. `takeover`: a second
-    connection with the same upload takes over from one that stood still so long. `back`: members that
-    lose their connection come back within this window, spread evenly.
+    connection with the same upload takes over from one that stood still so long. `returns`: members
+    that come back each second after a restart: they spread evenly over the window this gives.
     """
 
     sessions: int = 10_000
@@ -107,7 +108,7 @@ class Limits:
     transfers: int = 8
     window: float = 300.0
     takeover: float = 5.0
-    back: tuple[float, float] = (0.0, 5.0)
+    returns: float = 200.0
     cache: int = 32 << 20
 
 
@@ -221,7 +222,7 @@ class Service:
                         seat.half.outbox, seat.line, seat.heard = None, None, self._clock()
         except Exception as error:  # noqa: BLE001  whatever it is, the member is told something
             said, reason = self._word(error, member)
-            bye = {"error": said, "reason": reason, "back": list(self.limits.back)}
+            bye = {"error": said, "reason": reason, "back": self._back()}
             await outbox.last(pack(Packet(0, 0, letter("bye", bye))), seconds=2.0)
         finally:
             outbox.close()
@@ -232,7 +233,7 @@ class Service:
             return await self._uploads.offset(member.name, _upload_id(upload))
 
     async def upload(
-        self, member: Member, session: str, upload: str, start: int, incoming: AsyncIterator[bytes]
+        self, member: Member, session: str, upload: str, start: int, incoming: AsyncIterator[Bytes]
     ) -> dict[str, Any]:
         """Take frames in from number `start` on; the receipt."""
         with self._transfer(member, session) as line:
@@ -362,7 +363,7 @@ class Service:
             "epoch": self.epoch,
             "resumed": resumed,
             "heartbeat": self.limits.heartbeat,
-            "back": list(self.limits.back),
+            "back": self._back(),
         }
         seat.member, seat.way, seat.protocol, seat.delta = member, way, protocol, "delta" in both
         seat.line, seat.heard = line, self._clock()
@@ -435,6 +436,10 @@ class Service:
         if message.kind != "bye":
             raise ProtocolError(f"expected a number on a letter of kind {message.kind[:40]!r}")
         self._leave(seat, "it said goodbye")
+
+    def _back(self) -> list[float]:
+        """The window in which a member that loses its connection comes back, seconds."""
+        return [0.0, len(self._seats) / self.limits.returns]
 
     def _knock(self, name: str) -> None:
         """At most one hello a second in the long run, ten at once."""

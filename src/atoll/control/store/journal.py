@@ -53,7 +53,7 @@ _ANSWERS = select(t.answers).where(*_here(t.answers)).order_by(t.answers.c.seq)
 _ANSWER = select(t.answers).where(*_this(t.answers), t.answers.c.peer == bindparam("p"))
 _COUNT_ROUND = update(t.runs).where(t.runs.c.id == bindparam("r")).values(rounds=t.runs.c.rounds + 1)
 _NOTES = select(t.notes.c.number, t.notes.c.record).where(*_here(t.notes)).order_by(t.notes.c.number)
-_KEPT = bindparam("keep", expanding=True)
+_KEPT: Any = bindparam("keep", expanding=True)
 _FORGET_ANSWERS = delete(t.answers).where(
     *_here(t.answers), t.answers.c.request < bindparam("q"), t.answers.c.request.not_in(_KEPT)
 )
