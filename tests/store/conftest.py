@@ -1,7 +1,10 @@
 """Stores on each database."""
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +27,14 @@ def url(request: pytest.FixtureRequest) -> str:
         return ""
     made: str = request.getfixturevalue("postgres_database")()
     return made
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder in memory where there is one, for what is killed and not for what loses power."""
+    memory = Path("/dev/shm")  # noqa: S108  a folder of our own in it
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 Urls = Callable[[str], str]

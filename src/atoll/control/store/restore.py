@@ -51,7 +51,6 @@ def restore(
             _copy(path, db, Blobs(db))
             _fill(path, db)
             migrate(db.engine)
-            _begin_again(db)
     finally:
         db.close()
     return manifest
@@ -96,6 +95,9 @@ def _fill(path: Path, db: Database) -> None:
                 if table.name in lines:
                     conn.execute(table.delete())
                     _insert(conn, table, lines[table.name])
+            # Nobody works on a run here, nobody is connected.
+            conn.execute(update(tables.tables["runs"]).values(holder="", lease=0.0))
+            conn.execute(update(tables.tables["nodes"]).values(online=False))
             hit(_BEFORE)
         hit(_AFTER)
 
@@ -106,10 +108,3 @@ def _insert(conn: Any, table: Table, lines: list[str]) -> None:
         if table.name == "logs":  # numbered anew: the database counts on from there
             some = [{name: value for name, value in row.items() if name != "id"} for row in some]
         conn.execute(insert(table), some)
-
-
-def _begin_again(db: Database) -> None:
-    """Nobody works on a run here, nobody is connected."""
-    with db.engine.connect() as conn, conn.begin():
-        conn.execute(update(t.runs).values(holder="", lease=0.0))
-        conn.execute(update(t.nodes).values(online=False))
