@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from ..core.errors import ConfigError
 from ..privacy.token import Token
 from . import desk
 from .auth import ROLES
@@ -42,7 +43,12 @@ def tokens(store: Store) -> list[Row]:
 
 
 def new_token(store: Store, office: Office, role: str, name: str, hours: float, actor: str) -> Row:
-    """A token for one enrolment, or an operator's; only this answer ever holds it."""
+    """A token for one enrolment, or an operator's; only this answer ever holds it.
+
+    Raises ConfigError for a member that is revoked.
+    """
+    if role not in ROLES and name in store.revoked():
+        raise ConfigError(f"{name} is revoked: readmit it first (atoll node readmit {name})")
     made = Token.new(office.fingerprint, office.random)
     until = office.clock() + hours * 3600
     store.token_add(made.digest, role, name, until, actor)
@@ -56,10 +62,13 @@ def forget(store: Store, id: str, actor: str) -> Row | None:
     return {"id": id, "revoked": True}
 
 
-def model_path(store: Store, name: str, version: str) -> Path | None:
-    """Where the bytes of a model's version are."""
+def model_path(store: Store, name: str, version: str, form: str = "safetensors") -> Path | None:
+    """Where the bytes of a model's version are, in one of its forms; None where there is no such one."""
     found = desk.model(store, name, version)
-    return None if found is None else store.blobs.path(found["blob"])
+    if found is None or form not in found["forms"]:
+        return None
+    path = store.blobs.path(found["forms"][form])
+    return path if path.is_file() else None
 
 
 def audit(store: Store) -> Row:

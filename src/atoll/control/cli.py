@@ -115,7 +115,16 @@ def _parser(say: Say) -> argparse.ArgumentParser:
     c = command("compare", _compare, "compare runs")
     c.add_argument("folders", type=Path, nargs="+", metavar="RUN", help=say("the folder of a run"))
     command("version", _version, "print the version")
+    _far(commands, command, say)
     return top
+
+
+def _far(commands: Any, command: Any, say: Say) -> None:
+    """Commands of a federation of machines, each family in a file of its own."""
+    from . import cli_admin, cli_ops, cli_serve
+
+    for family in (cli_serve, cli_ops, cli_admin):
+        family.register(commands, command, say)
 
 
 def _data(commands: Any, command: Any, say: Say) -> None:

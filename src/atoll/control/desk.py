@@ -30,6 +30,7 @@ from .store.schema import runs as known
 
 DEEPEST = 12  # tables within tables of a job
 LONGEST = 4096  # characters of one text in it
+SHOWN = 8  # runs on the page
 NUMBERS = range(-(2**63), 2**63)
 
 Row: TypeAlias = dict[str, Any]
@@ -152,17 +153,24 @@ def model(store: Store, name: str, version: str) -> Row | None:
     return found[0] if found else None
 
 
-def overview(store: Store, live: Live, now: float, shown: int = 8) -> Row:
-    """What the page shows at one glance: members, the newest runs, the rounds of the one in front."""
-    newest = runs(store, limit=shown)
+def overview(store: Store, live: Live, now: float, id: str | None = None) -> Row | None:
+    """What the page shows at one glance: members, the newest runs, the rounds of one of them.
+
+    `id`: which one; by default the one at work, else the newest that began. None where it is not there.
+    """
+    newest = runs(store, limit=SHOWN)
     busy = (r for r in newest if r["state"] not in (*FINAL, "queued"))
-    front = next(busy, next((r for r in newest if r["state"] != "queued"), None))
-    records = [] if front is None else store.history(front["id"])
+    front = next(busy, next((r for r in newest if r["state"] != "queued"), {}))
+    chosen = id or front.get("id")
+    found = None if chosen is None else run(store, chosen)
+    if id is not None and found is None:
+        return None
+    records = [] if chosen is None else store.history(chosen)
     return {
         "now": now,
         "runs": newest,
         "nodes": nodes(store, live, now),
-        "run": None if front is None else run(store, front["id"]),
+        "run": found,
         "rounds": [_short(r) for r in records][-400:],
         "sites": _sites(records),
     }
@@ -228,7 +236,11 @@ def _part(value: Any) -> str:
 
 
 def _model(record: Row) -> Row:
-    return {**record, "manifest": _manifest(record["manifest"])}
+    """`forms`: the blobs of its files, by form."""
+    metrics = dict(record["metrics"])
+    graph = metrics.pop("onnx", "")
+    forms = {"safetensors": record["blob"], **({"onnx": graph} if graph else {})}
+    return {**record, "metrics": metrics, "forms": forms, "manifest": _manifest(record["manifest"])}
 
 
 def _manifest(text: bytes) -> Any:

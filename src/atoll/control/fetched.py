@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,3 +77,20 @@ def model_file(path: Path, params: Update, run: Callable[[], Any], example: Any 
     remote = run()
     whole = run_of(remote.record, [], params)
     return whole.export(path, example)
+
+
+def graph_file(path: Path, blob: bytes, manifest: Mapping[str, Any], root: bytes) -> Path:
+    """Write the registry's ONNX graph, once a coordinator's signature is found to cover these bytes.
+
+    Raises ProtocolError for another signature, IntegrityError for other bytes than the signed ones.
+    """
+    from ..privacy.keys import open_model
+    from ..simulate.folder import write
+
+    signed = open_model(json.dumps(manifest).encode(), root, now=None)
+    found = decode(blob).arrays.get("onnx")
+    graph = b"" if found is None or isinstance(found, Update) else found.tobytes()
+    if hashlib.sha256(graph).hexdigest() != signed["sha256"]:
+        raise IntegrityError("these are not the bytes that the coordinator signed: export the model again")
+    write(path, graph)
+    return path

@@ -24,7 +24,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from ..core import errors
 from ..core.errors import AtollError, ConfigError, IntegrityError, PeerError
 from ..privacy.token import Token
-from .pinning import fingerprint, loopback, pinned, proxy_for
+from .pinning import blind, fingerprint, loopback, pinned, proxy_for
 
 RETRIES = (0.2, 0.6, 1.8)  # seconds before each further try, times 0.5 to 1.5
 BUSY = (429, 502, 503, 504)
@@ -154,10 +154,7 @@ class Rest:
 
         Raises PrivacyError where another root came: nothing secret has been sent by then.
         """
-        blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
-        blind.minimum_version = ssl.TLSVersion.TLSv1_3
-        connection = self._connect(blind)
+        connection = self._connect(blind() if self.secure else None)
         try:
             connection.request("GET", "/v1/root")
             answer = connection.getresponse()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
@@ -77,9 +77,9 @@ def federation(app: FastAPI, office: Office) -> None:
         return await office.ask(health.report, office)
 
     @app.get("/v1/overview", tags=["federation"])
-    async def overview() -> Any:
-        """What the page shows."""
-        seen = await office.ask(desk.overview, office.live(), office.clock())
+    async def overview(run: Text = None) -> Any:
+        """What the page shows: members, the newest runs, the rounds of one run."""
+        seen = _there(await office.ask(desk.overview, office.live(), office.clock(), run), "run")
         if seen["run"] is not None:
             seen["run"] |= office.about(seen["run"]["id"])
         return {"federation": office.federation, "version": app.version, **seen}
@@ -172,9 +172,9 @@ def models(app: FastAPI, office: Office) -> None:
         return _there(await office.ask(desk.model, name, version), "model")
 
     @app.get("/v1/models/{name}/{version}/file", tags=["models"], response_class=FileResponse)
-    async def file(name: str, version: str) -> Any:
-        """The model's bytes, as the registry holds them."""
-        path = _there(await office.ask(admin.model_path, name, version), "model")
+    async def file(name: str, version: str, form: Literal["safetensors", "onnx"] = "safetensors") -> Any:
+        """The model's bytes as the registry holds them: safetensors, or a message with the ONNX graph."""
+        path = _there(await office.ask(admin.model_path, name, version, form), "model")
         return FileResponse(path, media_type="application/octet-stream")
 
 

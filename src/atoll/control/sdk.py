@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..core import errors
 from ..core.errors import AtollError, ConfigError, MisuseError, PeerError
@@ -20,7 +20,7 @@ from ..job import Job
 from ..privacy.token import Token
 from ..run import Run
 from . import config, restate
-from .fetched import model_file, params_of, run_of
+from .fetched import graph_file, model_file, params_of, run_of
 from .rest import Rest, pages, path
 from .where import where
 
@@ -136,23 +136,25 @@ class Federation:
     def export(
         self, name: str, to: str | os.PathLike[str], version: int | str = "latest", example: Any = None
     ) -> Path:
-        """Write a model to a *.safetensors file, or to *.onnx where its learner can.
+        """Write a model to a *.safetensors or *.onnx file.
 
-        `example`: rows as the model takes them, for ONNX; by default zeros of the run's own width.
-        Raises ConfigError for another ending or a learner that cannot.
+        The ONNX graph is the one in the registry, its signature verified, where there is one; else its
+        learner here writes one. `example`: rows to follow through it then. Raises ConfigError for
+        another ending or a learner that cannot, ProtocolError for a signature that is not a coordinator's.
         """
-        found = self.model(name, version)
-        params = self._params(found)
-        return model_file(Path(to), params, lambda: self.run(found["run"]), example)
+        file, found = Path(to), self.model(name, version)
+        if file.suffix == ".onnx" and example is None and "onnx" in found["forms"]:
+            return graph_file(file, self._file(found, "onnx"), found["manifest"], self._rest.root())
+        return model_file(file, self._params(found), lambda: self.run(found["run"]), example)
 
     def events(self, after: int = 0, *, run: str | None = None, wait: float = 0.0) -> tuple[list[Row], int]:
         """State changes after event `after`, and the number to ask after next; waits for some."""
         answer = self._rest.get("/v1/events", timeout=wait + 30.0, after=after, run=run, wait=wait)
         return list(answer["events"]), int(answer["next"])
 
-    def overview(self) -> Row:
-        """What the live page shows, in one answer."""
-        return self._row(self._rest.get("/v1/overview"))
+    def overview(self, run: str | None = None) -> Row:
+        """What the live page shows, in one answer: of `run`, or of the one at work."""
+        return self._row(self._rest.get("/v1/overview", run=run))
 
     def health(self) -> Row:
         """The coordinator's store, disk, schema, certificate and versions."""
@@ -174,15 +176,18 @@ class Federation:
         """Close the connection; the next verb opens another."""
         self._rest.close()
 
-    def __enter__(self) -> Federation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def _params(self, found: Row) -> Any:
-        blob = self._rest.download(path("models", found["name"], found["version"], "file"))
-        return params_of(blob)
+        return params_of(self._file(found, "safetensors"))
+
+    def _file(self, found: Row, form: str) -> bytes:
+        where = path("models", found["name"], found["version"], "file")
+        return self._rest.download(f"{where}?form={form}")
 
     @staticmethod
     def _row(answer: Any) -> Row:
