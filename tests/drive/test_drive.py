@@ -8,7 +8,7 @@ import pytest
 import atoll as at
 from atoll.run import prepare
 from tests.drive.parts import Disk, federation
-from tests.drive.virtual import Killed, run
+from tests.federation.virtual import Killed, run
 
 DATA = at.partition(at.load_data("wine"), clients=5, by=at.dirichlet(1.0), seed=1)
 JOBS = {

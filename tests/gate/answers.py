@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from atoll.control.admission import Table, Want, want
 from atoll.control.gate_worker import Case, Verdict, look
+from atoll.control.want import Table, Want, want
 from atoll.core.aggregate import Buckets, Gather, Reply, Sum, fold, points
 from atoll.core.edge import Answer, Task
 from atoll.core.metrics import AUC, Count, Mean
@@ -97,7 +97,7 @@ class Round:
             more["tables"] = {"t": Table(50, 3, 30)}
         rule = None if self.form == "sites" else self.rule
         named = {"member": "bank-a", "run": RUN, "request": REQUEST, "edge": self.edge, "bits": self.bits}
-        return want(self.task.only(clients), rule, self.layout, **{**named, **more})
+        return want(self.task.only(clients), rule, **{**named, **more})
 
     def answer(self, clients: tuple[int, ...] = CLIENTS) -> Answer:
         """What it honestly answers for them."""

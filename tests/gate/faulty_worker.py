@@ -32,7 +32,7 @@ def faulty(case: Case, tick) -> Verdict:
             except OSError as error:
                 return Verdict(case.number, refused=f"cannot write: {error.strerror}")
         case 1005:
-            for _ in range(10):  # longer than the patience, but with signs of life
+            for _ in range(20):  # longer than the patience, but with signs of life
                 threading.Event().wait(0.1)
                 tick()
     return look(case, tick)

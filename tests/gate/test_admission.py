@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atoll.control.admission import Table, Want, want
+from atoll.control.want import Table, Want, ring_bits, want
 from atoll.core.aggregate import Sum, fold
 from atoll.core.edge import Answer
 from atoll.core.errors import MisuseError, ProtocolError
 from atoll.core.metrics import Mean, Quantiles, to_plain
+from atoll.core.transform import chain
 from atoll.core.update import Update
+from atoll.learn.ring import ring
+from atoll.learn.server import mean
+from atoll.privacy.dp import clip
 from atoll.wire.body import answer_message, answer_of, read_answer
 from atoll.wire.codec import Message
 from atoll.wire.packed import pack
@@ -311,9 +315,14 @@ def test_rules_of_ones_own_have_no_partials_that_travel() -> None:
 
     asked = Round()
     with pytest.raises(MisuseError, match="Own cannot travel"):
-        want(asked.task, Own(), asked.layout, member="e", run="r", request=1, edge=True)  # type: ignore[arg-type]
-    assert want(asked.task, Own(), asked.layout, member="c", run="r", request=1).form == "raw"  # type: ignore[arg-type]
+        want(asked.task, Own(), member="e", run="r", request=1, edge=True)  # type: ignore[arg-type]
+    assert want(asked.task, Own(), member="c", run="r", request=1).form == "raw"  # type: ignore[arg-type]
     assert Table(2, 3, 4) == Table(2, 3, 4)
+
+
+def test_the_ring_of_a_chain_is_known() -> None:
+    assert ring_bits(chain(mean(), clip(1.0))) is None
+    assert ring_bits(chain(mean(), clip(1.0), ring(20, largest=1.0, total=8.0))) == 20
 
 
 def test_control_without_the_gate_they_change_the_model_or_end_the_round(tmp_path) -> None:

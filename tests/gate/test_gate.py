@@ -221,7 +221,7 @@ def test_what_ends_the_process_twice_is_quarantined_and_others_do_not_suffer(fau
         assert await outcome(gate.check(*good[0])) == ""
         assert gate.started == 3
 
-    run(body, command=FAULTY, kept=kept, patience=0.5)
+    run(body, command=FAULTY, kept=kept, patience=2.0)
     name = f"bank-a-{fault}-{sha256(bad[1]).hexdigest()[:16]}"
     assert sorted(p.name for p in kept.iterdir()) == [name, f"{name}.head"]
     assert (kept / name).read_bytes() == bad[2].read_bytes()
@@ -241,7 +241,7 @@ def test_few_are_kept(tmp_path) -> None:
 
 def test_a_long_look_with_signs_of_life_is_no_hang(tmp_path) -> None:
     slow = faulty(Round(), SLOW, tmp_path / "b")
-    assert run(lambda gate: outcome(gate.check(*slow)), command=FAULTY, patience=0.5) == ""
+    assert run(lambda gate: outcome(gate.check(*slow)), command=FAULTY, patience=1.5) == ""
 
 
 def test_the_process_can_write_no_file(tmp_path) -> None:
@@ -316,6 +316,18 @@ def test_a_closed_gate_says_so(tmp_path) -> None:
             await gate.check(*one)
 
     run(body, command=FAULTY)
+
+
+def test_it_may_be_started_before_the_first_answer(tmp_path) -> None:
+    one = faulty(Round(), 1, tmp_path / "b")
+
+    async def body(gate: Gate) -> None:
+        gate.start()
+        assert await outcome(gate.check(*one)) == ""
+        assert gate.started == 1
+
+    run(body)
+    run(lambda gate: asyncio.sleep(0, gate.start()))  # and closed again without one
 
 
 def test_the_process_loads_little() -> None:

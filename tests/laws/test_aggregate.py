@@ -240,9 +240,7 @@ def test_a_refused_reply_leaves_the_sum_it_was_to_join_as_it_was(bad, at) -> Non
     broken = [(1, Reply(like, 2.0, {"loss": 2.0})), (2, Reply(Update(like.layout, buffer), 2.0))]
     leaf = "a" if at < 200_000 else "b"
     for some in (broken, broken[1:]):
-        with pytest.raises(
-            ProtocolError, match=f"client 2's update of leaf '{leaf}'"
-        ):
+        with pytest.raises(ProtocolError, match=f"client 2's update of leaf '{leaf}'"):
             fold(ours, some, start)
         assert same(ours.finish(start), before)
 

@@ -1,10 +1,14 @@
 """Stores on each database."""
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +42,7 @@ def place() -> Iterator[Path]:
 
 
 Urls = Callable[[str], str]
+Run = Callable[..., int]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -46,3 +51,31 @@ def urls(request: pytest.FixtureRequest) -> Urls:
     if request.param == "sqlite":
         return lambda _name: ""
     return cache(lambda _name: request.getfixturevalue("postgres_database")())
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Does one task in a process of its own; returns its exit status."""
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root / "src"), str(root)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.store.nursery"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin and process.stdout
+
+    def once(mode: str, url: str, folder: Path, seed: int, arm: str = "", **more: Any) -> int:
+        folder.mkdir(exist_ok=True)
+        task = {"mode": mode, "url": url, "folder": str(folder), "seed": seed, "arm": arm, **more}
+        process.stdin.write(json.dumps(task) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+
+    yield once
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()

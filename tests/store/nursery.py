@@ -17,6 +17,8 @@ import alembic.runtime.migration
 import alembic.script  # noqa: F401
 
 from atoll.control.store import Store
+from atoll.control.store.engine import connect
+from atoll.control.store.migrate import VERSIONS, migrate
 from atoll.core.errors import StateError
 from atoll.wire import failpoint
 from tests.store import script
@@ -47,10 +49,17 @@ def backup(task: dict[str, Any], told: script.Told) -> None:
     told("restored")
 
 
+def upgrade(task: dict[str, Any], told: script.Told) -> None:
+    engine = connect(task["url"], Path(task["folder"]))
+    told(f"from {migrate(engine, to='0002', versions=[*VERSIONS, Path(task['versions'])])}")
+
+
 def _child(task: dict[str, Any]) -> None:
     with (Path(task["folder"]) / "told.txt").open("ab", buffering=0) as out:
         failpoint.arm(task["arm"])
-        {"live": live, "backup": backup}[task["mode"]](task, lambda line: out.write(f"{line}\n".encode()))
+        {"live": live, "backup": backup, "migrate": upgrade}[task["mode"]](
+            task, lambda line: out.write(f"{line}\n".encode())
+        )
         if task.get("count"):
             left = {name: MANY - place.left for name, place in failpoint._armed.items()}
             (Path(task["folder"]) / "hits.json").write_text(json.dumps(left))

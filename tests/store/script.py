@@ -46,7 +46,7 @@ def _round(store: Store, journal: Any, r: int, draw: random.Random, told: Told) 
     journal.asked(r, {"round": r})
     told(f"asked {r}")
     for peer in PEERS:
-        blob = _uploaded(store, f"{r}{peer}".encode() * 50, draw.random() < 0.5)
+        blob = _uploaded(store, update(r, peer), draw.random() < 0.5)
         with suppress(StateError):  # closed, before the cut
             journal.answered(r, peer, blob=blob, info={"r": r})
         told(f"answered {r} {peer} {blob}")
@@ -58,13 +58,18 @@ def _round(store: Store, journal: Any, r: int, draw: random.Random, told: Told) 
     told(f"checkpoint {r + 1}")
 
 
+def update(r: int, peer: str) -> bytes:
+    return f"{r}{peer}".encode() * 900  # more than a sector
+
+
 def _uploaded(store: Store, data: bytes, spooled: bool) -> str:
     if not spooled:
         return store.blobs.put(data)
     name = data.hex().ljust(64, "0")[:64]
     path = store.spool / name
-    path.write_bytes(data)
-    path.with_name(name + ".head").write_bytes(b"head")
+    for at, content in ((path, data), (path.with_name(name + ".head"), b"head")):
+        with store.files.create(at) as file:
+            file.write(content)
     store.blobs.adopt(path, name)
     return name
 
@@ -131,8 +136,8 @@ def holds(store: Store, told: list[str]) -> None:
     found = journal.resume()
     answers = {(a.request, a.peer): a.blob for a in found.answers}
     assert len(answers) == len(found.answers)
-    for name in filter(None, answers.values()):
-        assert store.blobs.exists(name)
+    for (request, peer), name in answers.items():
+        assert store.blobs.read(name) == update(request, peer)
     for request, closed in found.closed.items():
         assert set(closed.replied) <= {peer for r, peer in answers if r == request}
     held = found.requests

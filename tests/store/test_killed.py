@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 from atoll.control.store import Store
 from atoll.wire import failpoint
 from tests.store import script
-from tests.store.conftest import Urls
+from tests.store.conftest import Run, Urls
 from tests.store.nursery import MANY
 from tests.store.warm import warm
 
@@ -32,41 +30,12 @@ CASES = [
     *(("postgresql", name) for name in NAMES if name.startswith(SHARED)),
 ]
 SEEDS = (1, 2, 3)
-Run = Callable[..., int]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def warmed() -> Iterator[None]:
     with warm():
         yield
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    """Does one task in a process of its own; returns its exit status."""
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join([str(root / "src"), str(root)])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.store.nursery"],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin and process.stdout
-
-    def once(mode: str, url: str, folder: Path, seed: int, arm: str = "", **more: Any) -> int:
-        folder.mkdir(exist_ok=True)
-        task = {"mode": mode, "url": url, "folder": str(folder), "seed": seed, "arm": arm, **more}
-        process.stdin.write(json.dumps(task) + "\n")
-        process.stdin.flush()
-        return int(process.stdout.readline())
-
-    yield once
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
 
 
 @pytest.fixture(scope="module")

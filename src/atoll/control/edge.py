@@ -37,6 +37,7 @@ class EdgeNode:
         self.uplink = Uplink(settings, self.about, self.answer, self._letter, self._over, self.outside)
         self.store: Any
         self.host: Host
+        self._told: Mapping[str, Any] | None = None
 
     def about(self) -> Mapping[str, Any]:
         """Who is below: what the parent plans with."""
@@ -59,6 +60,7 @@ class EdgeNode:
         )
         servers = self.outside.servers(self.settings, current, self.host)
         telling = None
+        self.uplink.on_open = self._opened
         try:
             await servers.start()
             await self.host.recall()
@@ -76,15 +78,18 @@ class EdgeNode:
         await self.uplink.close()
 
     async def _tell(self) -> None:
-        """Report who is below whenever that changes."""
-        told: Mapping[str, Any] = {}
+        """Report who is below whenever that changes, and to every parent we come to."""
         while True:
             await self.host.changed.wait()
             self.host.changed.clear()
             below = self.host.fleet.reachable()
-            if below != told and self.uplink.state == "connected":
-                told = below
+            if below != self._told and self.uplink.state == "connected":
+                self._told = below
                 self.uplink.send("below", {"clients": below})
+
+    def _opened(self) -> None:
+        self._told = None
+        self.host.changed.set()
 
     async def answer(self, asked: Asked) -> Answer:
         """The children's answers to the parent's ask, as one."""
@@ -137,8 +142,7 @@ class EdgeNode:
     async def _letter(self, kind: str, head: Mapping[str, Any]) -> None:
         match kind:
             case "moved":
-                client = str(head.get("client", ""))
-                self.host.spawn(self.host.moved_away(client))
+                self.host.moved_away(str(head.get("client", "")))
             case "model":
                 await self._serve(head)
             case _:

@@ -29,8 +29,8 @@ import msgspec
 
 from ..core.errors import ProtocolError, StateError
 from ..wire.body import Checked, layout_of
-from .admission import Want
 from .gate_worker import LENGTH, Case, Verdict
+from .want import Want
 
 _ROOM = 128 << 20  # bytes of memory to read any answer, besides its file
 _GROWTH = 64  # bytes of memory that a byte of plain values may take while it is read
@@ -78,6 +78,7 @@ class Gate:
         self._stdin: asyncio.StreamWriter | None = None
         self._replaced = False  # the worker was ended by us, through no fault of the case under way
         self._heard = 0.0
+        self._early = False
 
     async def check(self, want: Want, head: bytes, path: Path) -> Checked:
         """What may come in of the answer whose frame 0 is `head` and whose buffer is the file at `path`.
@@ -92,13 +93,19 @@ class Gate:
         try:
             verdict = await this.done
         except ProtocolError as error:
-            self._keep(want, head, path)
+            await asyncio.to_thread(self._keep, want, head, path)
             raise _refusal(want, str(error)) from None
         if verdict.failed:
             raise StateError(f"the answer of {want.member} cannot be read from the disk: {verdict.failed}")
         if verdict.refused or verdict.values is None:
             raise _refusal(want, verdict.refused or "it cannot be read")
         return Checked(verdict.values, verdict.sections, layout_of(want.leaves))
+
+    def start(self) -> None:
+        """Start the worker before the first answer comes; otherwise that one waits for it."""
+        self._early = True
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.ensure_future(self._run())
 
     async def close(self) -> None:
         """End the worker; what is still under way is refused with StateError."""
@@ -125,21 +132,21 @@ class Gate:
 
     async def _run(self) -> None:
         """Keep a worker for as long as there is something to look at, and afterwards."""
-        while self._open and not self._closed:
-            self._most = max(self._most, _doubled(max(this.case.room for this in self._open.values())))
-            with tempfile.TemporaryFile() as said:
-                try:
+        try:
+            while (self._open or self._early) and not self._closed:
+                self._early = False
+                self._most = max(self._most, _doubled(max(map(_room, self._open.values()), default=_ROOM)))
+                with tempfile.TemporaryFile() as said:
                     began = await self._live(said)
-                except OSError as error:
-                    self._fail(StateError(f"the gate's worker does not start: {error.strerror}"))
-                    return
-                if not began and not self._closed:
-                    said.seek(0)
-                    last = said.read()[-500:].decode("utf-8", "replace").strip().rpartition("\n")[2]
-                    self._fail(StateError(f"the gate's worker does not start: {last or 'it says nothing'}"))
-            self._strike()
-        if self._closed:
-            self._fail(StateError("the gate was closed before this answer was looked at"))
+                    if not began and not self._closed:
+                        said.seek(0)
+                        last = said.read()[-500:].decode("utf-8", "replace").strip().rpartition("\n")[2]
+                        self._fail(f"the gate's worker does not start: {last or 'it says nothing'}")
+                self._strike()
+        except OSError as error:
+            self._fail(f"the gate's worker does not start: {error.strerror}")
+        finally:  # nobody waits for ever
+            self._fail("the gate was closed before this answer was looked at")
 
     async def _live(self, said: IO[bytes]) -> bool:
         """One worker's life, its last words in `said`; False if it never began."""
@@ -187,7 +194,7 @@ class Gate:
             self._heard = loop.time()
             if not began:
                 began, patience = True, self.patience
-                if max((this.case.room for this in self._open.values()), default=0) > self._most:
+                if max(map(_room, self._open.values()), default=0) > self._most:
                     self._replaced = True
                     self._kill()
                     continue
@@ -228,10 +235,10 @@ class Gate:
             if not this.done.done():
                 this.done.set_exception(ProtocolError(_QUARANTINED))
 
-    def _fail(self, error: StateError) -> None:
+    def _fail(self, why: str) -> None:
         for this in self._open.values():
             if not this.done.done():
-                this.done.set_exception(error)
+                this.done.set_exception(StateError(why))
         self._open.clear()
 
     def _keep(self, want: Want, head: bytes, path: Path) -> None:
@@ -248,6 +255,10 @@ class Gate:
 
 def _refusal(want: Want, reason: str) -> ProtocolError:
     return ProtocolError(f"the answer of {want.member} to request {want.request} is refused: {reason}")
+
+
+def _room(this: _Open) -> int:
+    return this.case.room
 
 
 def _doubled(room: int) -> int:

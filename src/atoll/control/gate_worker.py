@@ -27,7 +27,8 @@ from ..core.registry import parts
 from ..wire.body import Section
 from ..wire.manifest import Limits, Message, build
 from ..wire.values import VALUES, Values, head_of
-from .admission import Want, examine
+from .admission import examine
+from .want import Want
 
 LENGTH = struct.Struct("<I")
 TICK = 1.0  # seconds between signs of life

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.errors import ProtocolError, Refused, StateError
+from ..core.errors import Gone, ProtocolError, Refused, StateError
 from ..privacy.keys import Member
 from ..transport.drive import Drive
 from ..transport.service import Offer, Service
@@ -74,6 +74,7 @@ class Host:
         self._receipts: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
 
     # -- where slow things run --------------------------------------------------------------
@@ -112,6 +113,9 @@ class Host:
             self.roles[node["name"]] = node["role"]
             if node["role"] == "client":
                 self.fleet.remembered(node["name"], node["parent"], node["info"])
+        until = asyncio.get_running_loop().time() + max(self._patience.values())
+        for run, scope, request in await self.durable(self.store.open_asks):
+            self._promised[f"{run}.{scope}.{request}"] = until
         await self.expel()
 
     async def expel(self) -> None:
@@ -131,7 +135,8 @@ class Host:
         about = _about(hello)
         self.roles[member.name] = member.role
         await self._remember(member.name, member.role, about)
-        self.fleet.joined(member.name, member.role, about)
+        for moved in self.fleet.joined(member.name, member.role, about):
+            self._moved(*moved)
         return {"federation": self.federation}
 
     async def _remember(self, name: str, role: str, about: Mapping[str, Any]) -> None:
@@ -171,7 +176,8 @@ class Host:
 
     async def absent(self, name: str, reason: str) -> None:
         """It is away: its asks wait for it, but not for ever."""
-        self.fleet.left(name)
+        for moved in self.fleet.left(name):
+            self._moved(*moved)
         await self.durable(lambda: self.store.node_gone(name, reason))
         self._await(name)
         self.changed.set()
@@ -219,21 +225,23 @@ class Host:
         if self.fleet.children.get(edge) != "edge" or not isinstance(below, Mapping):
             return
         await self._remember_below(edge, below)
-        before = {name: seen.via for name, seen in self.fleet.clients.items()}
-        for name in self.fleet.below(edge, below):
-            await self._moved(name, before[name])
+        for moved in self.fleet.below(edge, below):
+            self._moved(*moved)
         self.changed.set()
 
-    async def _moved(self, client: str, before: str) -> None:
+    def _moved(self, client: str, before: str) -> None:
         """A client changed its parent: whoever it left need not wait for it."""
-        if before not in self.fleet.children and self.fleet.deserted(before):
-            self._lost(before, "its clients moved to another parent")
-        elif before in self.fleet.children and before != client:
+        if before == client:
+            self.moved_away(client)
+        elif before in self.fleet.children:
             self.service.send(before, "moved", {"client": client})
+        elif self.fleet.deserted(before):
+            self._lost(before, "its clients moved to another parent")
 
-    async def moved_away(self, client: str) -> None:
-        """Another parent has this client now: nothing of it is waited for here."""
-        if client not in self.fleet.children:
+    def moved_away(self, client: str) -> None:
+        """Another parent has this client now: nothing of it is waited for here, unless it is back."""
+        here = {s["name"] for s in self.service.sessions() if s.get("connected")}
+        if client not in here:
             self._lost(client, "it moved to another parent")
 
     def serve_model(self, letter: dict[str, Any]) -> None:
@@ -249,6 +257,7 @@ class Host:
 
     def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
         """An ask goes out to a member, now or when it comes."""
+        self._promised.pop(ask, None)
         kept = self._asks.setdefault(ask, sent)
         kept.letters[peer] = letter
         kept.wants[peer] = asked
@@ -285,9 +294,18 @@ class Host:
     def _find(self, name: str, upload: str) -> tuple[str, Sent]:
         ask = upload.removesuffix(f".{name}")
         sent = self._asks.get(ask)
+        if sent is None:
+            self._soon(ask)
         if ask == upload or sent is None or name not in sent.wants:
             raise Refused("nobody waits for this answer: its request is over, or was never yours")
         return ask, sent
+
+    def _soon(self, ask: str = "") -> None:
+        """Raise Gone if this ask of an earlier life, or any, will be asked again in a moment."""
+        now = asyncio.get_running_loop().time()
+        self._promised = {a: until for a, until in self._promised.items() if until > now}
+        if ask in self._promised or (not ask and self._promised):
+            raise Gone("this server has just started and goes on with its runs: try again in a moment")
 
     async def offered(self, name: str, upload: str) -> Offer:
         """Where an expected answer is spooled, and its largest size."""
@@ -339,6 +357,7 @@ class Host:
         if blob in mine or blob in {m["blob"] for m in self.models.values()}:
             path = self.store.blobs.path(blob)
             return path if path.exists() else None
+        self._soon()
         return None
 
 

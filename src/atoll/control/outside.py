@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from ..privacy.keys import Current
@@ -57,4 +58,5 @@ class Outside:
     gate: Callable[[Path], Any] = _gate
     servers: Callable[..., Any] = _servers
     api: Callable[..., Any] = _api
+    draw: Callable[[], Random | None] = lambda: None
     link: Callable[[Current, Any, str], Callable[[str], Link]] = _link

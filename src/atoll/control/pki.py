@@ -148,18 +148,15 @@ class Registrar:
         return chain
 
 
-def init(
+def found(
     folder: Path,
     federation: str,
     *,
-    hosts: Sequence[str],
     now: float,
-    name: str = "coordinator",
     apart: Path | None = None,
     authority: Authority | None = None,
-    hours: float = 24.0,
-) -> Identity:
-    """Make a federation's identities in `folder`; the coordinator's own. Nothing there is overwritten.
+) -> Authority:
+    """Make who certifies, in `folder`/authority. Nothing that is there is overwritten.
 
     `apart`: a folder for the root's key, which is then not needed here: an intermediate certifies.
     `authority`: one brought along. Raises ConfigError where there is one already.
@@ -173,6 +170,22 @@ def init(
             authority.save(apart)
             authority = authority.delegate(now=now)
     authority.save(folder / "authority")
+    return authority
+
+
+def init(
+    folder: Path,
+    federation: str,
+    *,
+    hosts: Sequence[str],
+    now: float,
+    name: str = "coordinator",
+    apart: Path | None = None,
+    authority: Authority | None = None,
+    hours: float = 24.0,
+) -> Identity:
+    """`found`, and the coordinator's own identity, which it gives."""
+    found(folder, federation, now=now, apart=apart, authority=authority)
     return own(folder, name=name, hosts=hosts, now=now, hours=hours)
 
 
@@ -202,17 +215,19 @@ def own(
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What stands in a folder made by `init`: plain values, no key. Raises StateError."""
-    authority, mine = Authority.open(folder / "authority"), Identity.open(folder / "identity")
-    return {
-        "federation": authority.federation,
-        "fingerprint": authority.fingerprint,
-        "root ends": authority.ends[0],
-        "authority ends": authority.ends[1],
-        "coordinator": mine.member.name,
-        "hosts": list(hosts_of(mine.chain)),
-        "certificate ends": mine.member.until,
-    }
+    """What stands in a folder made by `found`: plain values, no key; times in Unix seconds.
+
+    {federation, fingerprint, root_ends, authority_ends}, and once a coordinator has started
+    {coordinator, hosts, certificate_ends}. Raises StateError where there is no authority.
+    """
+    authority = Authority.open(folder / "authority")
+    plain: dict[str, Any] = {"federation": authority.federation, "fingerprint": authority.fingerprint}
+    plain |= {"root_ends": authority.ends[0], "authority_ends": authority.ends[1]}
+    with suppress(StateError):
+        mine = Identity.open(folder / "identity")
+        plain |= {"coordinator": mine.member.name, "hosts": list(hosts_of(mine.chain))}
+        plain["certificate_ends"] = mine.member.until
+    return plain
 
 
 def _loopback(host: str) -> bool:

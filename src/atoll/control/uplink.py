@@ -87,6 +87,7 @@ class Uplink:
         self.folder = Path(settings.folder)
         self.current: Current | None = None
         self.state = "starting"
+        self.on_open: Callable[[], None] = lambda: None
         self._about = about
         self._on_ask = on_ask
         self._on_letter = on_letter
@@ -141,6 +142,8 @@ class Uplink:
             on_lost=self._lost,
             idle=lambda: not self._asks,
             patience=Patience(home=self.settings.home),
+            draw=self.outside.draw(),
+            clock=asyncio.get_running_loop().time,
         )
         renewing = asyncio.get_running_loop().create_task(self._renew(urls))
         try:
@@ -162,6 +165,7 @@ class Uplink:
 
     async def _opened(self, welcome: Mapping[str, Any], fresh: bool) -> None:  # noqa: FBT001  dial's contract
         self.state = "connected"
+        self.on_open()
 
     async def _lost(self, reason: str) -> None:
         self.state = f"away: {reason}"

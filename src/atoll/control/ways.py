@@ -6,6 +6,7 @@ A member knows its parent by one https:// URL. There the server says which other
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -38,7 +39,8 @@ class Servers:
         self.current = current
         self.registrar = registrar
         self.ports: dict[str, Any] = {}
-        self.service = Service(host, Limits(heartbeat=settings.heartbeat))
+        clock = asyncio.get_running_loop().time
+        self.service = Service(host, Limits(heartbeat=settings.heartbeat), clock=clock)
         host.service = self.service
         self._open: list[Any] = []
 
@@ -125,8 +127,6 @@ class Api:
 
     async def start(self) -> None:
         """Serve; at a first start put the admin's token into `admin.json`, readable by its owner only."""
-        import asyncio
-
         token = await self._node.host.durable(self._first)
         if token is not None:
             kept = json.dumps({"url": self.url, "token": token}, indent=1)

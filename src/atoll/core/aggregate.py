@@ -292,8 +292,10 @@ def _whole(
     for block in blocks(p.layout.size, width):
         x, whole = room[:, :, : block.stop - block.start]
         units = p.units(block)
-        np.multiply(np.stack([reply.update.buffer[block] for _, reply in replies]), units, out=x)
-        x *= w
+        each = units if units.ndim else units * w  # exact: a power of two times a float64
+        np.multiply(np.stack([reply.update.buffer[block] for _, reply in replies]), each, out=x)
+        if units.ndim:
+            x *= w
         np.rint(x, out=whole)
         largest = np.maximum(whole.max(axis=1), -whole.min(axis=1))  # (m,)
         if not (largest <= p.limit * w[:, 0]).all():  # NaN fails as well

@@ -317,7 +317,6 @@ async def _wrong(make: Make, desk: Desk) -> None:
         "a buffer whose SHA-256 is wrong": [frames[0], *other[1:]],
         "frames out of order": [frames[0], frames[2], frames[1]],
         "bytes that are no frames": [b"nonsense" * 9],
-        "an empty frame": [b""],
     }
     async with make(desk) as (_, connect):
         link = connect("ann")

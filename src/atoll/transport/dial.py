@@ -405,6 +405,8 @@ class Dial:
             except (Gone, OSError, TimeoutError) as error:
                 log.info("the download is tried again: %s", str(error) or type(error).__name__)
             tries += 1
+            if part.base and tries > 1:
+                await thread(None, part.drop)  # the delta may be gone at the server
             await self._again(tries)
 
     async def _fetch(self, link: Link, part: Part, tries: int) -> int:

@@ -12,7 +12,10 @@ whose answer was lost is repeated with the same key, which the server answers ag
 from __future__ import annotations
 
 import json
+import os
+import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -60,7 +63,7 @@ async def enrol(
     PrivacyError for a server that is not the token's federation (nothing was sent), Refused with
     its reason, Gone where it cannot be reached, ProtocolError for nonsense; all but Gone for good.
     """
-    async with _Caller(url, proxy) as caller:
+    async with Caller(url, proxy) as caller:
         root = await caller.get("/v1/root", _unverified())
         try:
             same = fingerprint(root) == token.fingerprint
@@ -75,7 +78,7 @@ async def enrol(
         csr = request(key, "any", role or "client", name or "any", hosts)  # the names are the token's
         body = {"secret": token.secret.hex(), "csr": csr.decode()}
         answer = await caller.post("/v1/enrol", body, client_context(root))
-    chain, urls = _certified(answer)
+    chain, urls = certified(answer)
     try:
         made = Identity(key, chain, root, urls or (caller.url,))
         member = chain_member(chain, root, now=now)
@@ -95,10 +98,10 @@ async def renew(url: str, identity: Identity, *, proxy: str | None = None, now: 
     """
     me = identity.member
     csr = request(identity.key, me.federation, me.role, me.name, hosts_of(identity.chain))
-    async with _Caller(url, proxy) as caller:
+    async with Caller(url, proxy) as caller:
         body = {"csr": csr.decode(), "chain": identity.chain.decode()}
         answer = await caller.post("/v1/renew", body, client_context(identity.roots))
-    chain, _ = _certified(answer)
+    chain, _ = certified(answer)
     chain_member(chain, identity.roots, now=now, federation=me.federation)
     try:
         return identity.renewed(chain)
@@ -117,7 +120,8 @@ def _pending(folder: Path) -> PrivateKey:
         return key
 
 
-def _certified(answer: Mapping[str, Any]) -> tuple[bytes, tuple[str, ...]]:
+def certified(answer: Mapping[str, Any]) -> tuple[bytes, tuple[str, ...]]:
+    """(chain, urls) of an answer. Raises ProtocolError."""
     chain, urls = answer.get("chain"), answer.get("urls", [])
     if not isinstance(chain, str) or not isinstance(urls, list) or not all(isinstance(u, str) for u in urls):
         raise ProtocolError("expected {chain, urls} from the server: is it another service's address?")
@@ -132,8 +136,11 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-class _Caller:
-    """Requests to one server, each over a connection of its own; errors in our words, without passwords."""
+class Caller:
+    """Requests to one server, each over a connection of its own; errors in our words, without passwords.
+
+    As a context; `url`: what is called, without a path. Raises what `enrol` does.
+    """
 
     def __init__(self, url: str, proxy: str | None) -> None:
         parts = urlsplit(url)
@@ -143,7 +150,7 @@ class _Caller:
             )
         self.url = f"https://{parts.hostname if ':' not in parts.hostname else f'[{parts.hostname}]'}"
         self.url += f":{parts.port}" if parts.port else ""
-        self._proxy, self._auth = _proxy(parts.hostname, proxy)
+        self._proxy, self._shown = find_proxy(parts.hostname, proxy)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -157,9 +164,11 @@ class _Caller:
         await self._session.close()
 
     async def get(self, path: str, context: ssl.SSLContext) -> bytes:
+        """The body of an answer 200."""
         return await self._call("GET", path, context, None)
 
     async def post(self, path: str, body: Mapping[str, str], context: ssl.SSLContext) -> dict[str, Any]:
+        """The JSON object of an answer 200."""
         answer = _plain(await self._call("POST", path, context, body))
         if answer is None:
             raise ProtocolError(f"{self.url} did not answer with JSON: is it another service's address?")
@@ -175,7 +184,7 @@ class _Caller:
                 json=body,
                 ssl=context,
                 proxy=self._proxy,
-                proxy_auth=self._auth,
+                proxy_headers=self._shown,
                 allow_redirects=False,
             ) as answer:
                 data = await _short(answer, self.url)
@@ -183,7 +192,7 @@ class _Caller:
         except (ssl.SSLCertVerificationError, aiohttp.ClientConnectorCertificateError) as error:
             raise PrivacyError(
                 f"{self.url} did not prove that it is the federation's: {_why(error)}. Nothing was sent. Its "
-                "certificate must name this host (atoll pki init --host) and this clock must be right"
+                "certificate must name this host (`names` in its settings) and this clock must be right"
             ) from None
         except aiohttp.ClientHttpProxyError as error:
             hint = ": write http://user:password@host:port" if error.status == 407 else ""
@@ -202,9 +211,10 @@ class _Caller:
 def _why(error: BaseException) -> str:
     """The library's error without its objects."""
     inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    for name in ("verify_message", "reason", "strerror"):
-        if text := getattr(inner, name, None):
-            return str(text)
+    if isinstance(inner, ssl.SSLError):
+        return str(getattr(inner, "verify_message", "") or inner.reason or inner)
+    if isinstance(inner, OSError) and not isinstance(inner, socket.gaierror) and inner.errno:
+        return os.strerror(inner.errno)
     return str(inner) or type(inner).__name__
 
 
@@ -225,16 +235,20 @@ def _plain(data: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _proxy(host: str, given: str | None) -> tuple[str | None, aiohttp.BasicAuth | None]:
-    """The proxy for a host, its password apart so that no message repeats it."""
+def find_proxy(host: str, given: str | None) -> tuple[str | None, dict[str, str]]:
+    """The proxy to `host` and the headers it wants, apart so that no message repeats a password.
+
+    `given` as `proxy` of `enrol`. Raises ConfigError for a proxy of another form.
+    """
     if given is None:
         given = "" if proxy_bypass(host) else getproxies().get("https", "")
     if not given:
-        return None, None
+        return None, {}
     parts = urlsplit(given if "//" in given else f"http://{given}")
     if parts.scheme != "http" or not parts.hostname:
         raise ConfigError("a proxy is written http://host:port or http://user:password@host:port")
-    auth = None
+    shown = {}
     if parts.username is not None:
-        auth = aiohttp.BasicAuth(unquote(parts.username), unquote(parts.password or ""))
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), auth
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        shown["Proxy-Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), shown

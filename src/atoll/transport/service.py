@@ -31,6 +31,7 @@ from ..core.errors import AtollError, Gone, MisuseError, ProtocolError, Refused
 from ..core.session import Packet
 from ..wire.codec import Bytes
 from .blobs import Blobs
+from .delta import Deltas
 from .half import Inbox, Outbox
 from .link import BLOB, CAPABILITIES, SESSION, UP, UPLOAD, agreed, letter, pack, read, unpack, word
 from .receive import Uploads
@@ -125,7 +126,8 @@ class Service:
     """All seats of one server process. Make it, `start` it, give it to bindings, `close` it.
 
     `federation`: whose members may speak, all that the certificates vouch for where it is empty.
-    `token(n)`: n random bytes in hexadecimal.
+    `deltas`: a folder to make deltas in; without one models are always sent whole. `token(n)`: n random
+    bytes in hexadecimal.
     """
 
     epoch: str  # this process life, 32 hexadecimal digits
@@ -136,6 +138,7 @@ class Service:
         limits: Limits = Limits(),
         *,
         federation: str = "",
+        deltas: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         token: Callable[[int], str] = secrets.token_hex,
@@ -152,6 +155,7 @@ class Service:
         self._pool = ThreadPoolExecutor(4, "atoll-transfer")
         self._uploads = Uploads(desk, self._pool, window=limits.window, takeover=limits.takeover)
         self._blobs = Blobs(self._pool, limits.cache)
+        self._deltas = Deltas(deltas, self._pool) if deltas else None
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -252,15 +256,30 @@ class Service:
     ) -> None:
         """Send the frames of a blob from number `start` on, or those of a delta from one of `have`."""
         with self._transfer(member, session):
-            path = self.desk.blob(member.name, blob) if BLOB.fullmatch(blob) else None
-            if path is None:
-                raise Refused("there is no such blob for this member")
+            path = await self._readable(member.name, blob, start, have)
             async for frame in self._blobs.frames(path, start):
                 try:
                     async with asyncio.timeout(self.limits.window):
                         await send(frame)
                 except TimeoutError:
                     raise Gone(f"no frame was taken for {self.limits.window:g} seconds") from None
+
+    async def _readable(self, name: str, blob: str, start: int, have: Sequence[str]) -> Path:
+        """The file to send: the blob's, or that of a delta to it."""
+
+        def found(blob: str) -> Path | None:
+            return self.desk.blob(name, blob) if BLOB.fullmatch(blob) else None
+
+        path = found(blob)
+        if path is None:
+            raise Refused("there is no such blob for this member")
+        if self._deltas is not None and self._seats[name].delta:
+            for old in have:
+                if (base := found(old)) and (delta := await self._deltas.path(base, path, (old, blob))):
+                    return delta
+        if start and have:
+            raise Gone("the delta that was begun is not here any more: fetch the blob whole")
+        return path
 
     def word(self, error: BaseException, member: Member | None = None) -> tuple[str, str]:
         """How to say this error to a member (link.word); what is its fault or ours is logged."""

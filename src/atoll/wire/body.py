@@ -9,7 +9,7 @@ take as many whole bytes as the largest needs (packed.py). Two things become the
 metric that is a bare number that is not finite travels as `Mean`, which counts it in `odd`; a reason
 is cut to its last 8,192 characters.
 
-An answer's plain values stand in a section of their own (values.py), its arrays as views of the buffer.
+An answer's plain values stand in an array of their own (values.py). Format: docs/reference/answers.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Files that appear whole or not at all: written beside, synced, renamed, the folder synced.
 
 `Files` is all the store asks of a disk. Tests hand over another one that forgets what was not
-synced (tests/wire/lossy.py) or has no space left. Around each step stands a failpoint.
+synced (tests/wire/lossy.py) or has no space left. Around each step stands a failpoint; what another
+disk does otherwise stands between the two.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ class Files:
     def sync(self, file: BinaryIO) -> None:
         """What was written to `file` is on disk when this returns."""
         hit(_SYNC[0])
-        file.flush()
-        os.fsync(file.fileno())
+        self._sync(file)
         hit(_SYNC[1])
 
     def sync_path(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class Files:
     def replace(self, old: Path, new: Path) -> None:
         """Give `old` the name `new`; that survives a power cut once the folder is synced."""
         hit(_REPLACE[0])
-        old.replace(new)
+        self._replace(old, new)
         hit(_REPLACE[1])
 
     def unlink(self, path: Path) -> None:
@@ -52,12 +52,7 @@ class Files:
     def sync_folder(self, folder: Path) -> None:
         """The names in `folder` are on disk when this returns."""
         hit(_FOLDER[0])
-        if os.name != "nt":  # Windows opens no folders, and keeps its names in a journal
-            number = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)
+        self._sync_folder(folder)
         hit(_FOLDER[1])
 
     def make_folder(self, folder: Path) -> None:
@@ -87,6 +82,22 @@ class Files:
         finally:
             with suppress(OSError):  # renamed, never made, or in a folder that cannot be written
                 self.unlink(partial)
+
+    def _sync(self, file: BinaryIO) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+
+    def _replace(self, old: Path, new: Path) -> None:
+        old.replace(new)
+
+    def _sync_folder(self, folder: Path) -> None:
+        if os.name == "nt":
+            return  # Windows opens no folders, and keeps its names in a journal
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 whole = Files().whole

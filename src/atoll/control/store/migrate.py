@@ -6,6 +6,7 @@ start at once take turns. Alembic itself is only imported when there is somethin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from ...wire.failpoint import declare, hit
 from .schema import REVISION
 
 FOLDER = Path(__file__).with_name("migrations")
+VERSIONS = (FOLDER / "versions",)
 _STEP = declare("store.migrate.step")  # after each statement
 _BEFORE, _AFTER = declare("store.migrate.before_commit"), declare("store.migrate.after_commit")
 _LOCK = 0x41544C  # PostgreSQL's name for "a store is being migrated"
 
 
-def migrate(engine: Engine, *, versions: Path = FOLDER / "versions", to: str = REVISION) -> str:
+def migrate(engine: Engine, *, to: str = REVISION, versions: Sequence[Path] = VERSIONS) -> str:
     """Bring the database to revision `to`; returns the one it was at, "" for a new database.
 
     Raises StateError where it is newer than this Atoll.
@@ -50,17 +52,17 @@ def revision(conn: Connection) -> str:
     return str(found or "")
 
 
-def _upgrade(conn: Connection, versions: Path, to: str) -> None:
+def _upgrade(conn: Connection, versions: Sequence[Path], to: str) -> None:
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
     from alembic.util import CommandError
 
-    scripts = ScriptDirectory(str(FOLDER), version_locations=[str(versions)])
+    scripts = ScriptDirectory(str(FOLDER), version_locations=[str(path) for path in versions])
 
-    def steps(revision: Any, _context: Any) -> Any:
+    def steps(heads: Any, _context: Any) -> Any:
         try:
-            return scripts._upgrade_revs(to, revision)
+            return scripts._upgrade_revs(to, heads)
         except CommandError:
             raise StateError(
                 f"this store is at schema {revision(conn)}, newer than the {to} of this Atoll:"

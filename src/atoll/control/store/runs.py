@@ -111,6 +111,12 @@ class Runs(Database):
         """The journal of one scope of a run; the notes of the scope `main` are its history."""
         return Journal(self, self.blobs, run, scope)
 
+    def open_asks(self) -> list[tuple[str, str, int]]:
+        """(run, scope, request) of every request that has not closed, of runs that go on."""
+        c, over = t.asks.c, select(t.runs.c.id).where(t.runs.c.state.in_(FINAL))
+        found = select(c.run, c.scope, c.request).where(c.closed == 0, c.run.not_in(over))
+        return [(row.run, row.scope, row.request) for row in self.rows(found)]
+
     def history(self, run: str) -> list[dict[str, Any]]:
         """The records of a run's rounds so far."""
         return self.journal(run).notes()
