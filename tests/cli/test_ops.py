@@ -111,7 +111,7 @@ def test_who_stops_looking_leaves_the_run_going(atoll, far) -> None:
     looks = iter(range(100))
 
     def about(_id: str) -> dict:
-        if next(looks) == 3:  # by then the command looks
+        if next(looks) == 2:  # by then the command looks
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         return {}
 
