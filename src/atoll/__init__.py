@@ -148,6 +148,7 @@ __all__ = [
     "classes",
     "clip",
     "close",
+    "connect",
     "constant",
     "cross_site",
     "cyclic",
@@ -223,7 +224,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The doors for scikit-learn users: found on first use, because they import scikit-learn."""
+    """What is found on first use: scikit-learn's doors, and the way to a federation of machines."""
+    if name == "connect":
+        from .control.sdk import connect
+
+        return connect
     if name.startswith("Federated") and name in __all__:
         from . import estimators
 

@@ -10,7 +10,7 @@ import pytest
 
 import atoll as at
 from atoll.control import where as places
-from atoll.control.sdk import connect, failure, restored
+from atoll.control.sdk import failure, restored
 from atoll.core.errors import ConfigError, Gone, MisuseError, PeerError, PrivacyError, QuorumError, StateError
 from atoll.core.update import Update
 from atoll.run import Run
@@ -24,7 +24,7 @@ PARAMS = Update.of({"layer0.weight": WEIGHT, "layer0.bias": np.zeros(1, np.float
 
 @pytest.fixture
 def fed(hall):
-    with served(hall) as url, connect(url, hall.token("admin", "ann")) as made:
+    with served(hall) as url, at.connect(url, hall.token("admin", "ann")) as made:
         yield made
 
 
@@ -165,7 +165,7 @@ def test_every_other_verb(hall, fed) -> None:
     assert not fed.readmit("site")["revoked"]
     token = fed.token("viewer", "vera", hours=1)
     (row,) = [t for t in fed.tokens() if t["name"] == "vera"]
-    with connect(fed._rest.url, token) as vera:
+    with at.connect(fed._rest.url, token) as vera:
         assert vera.about()["role"] == "viewer"
         fed.forget(row["id"])
         with pytest.raises(at.Refused, match="valid token"):

@@ -177,7 +177,7 @@ def test_events_wait_for_news(hall) -> None:
     other = viewer.begin("GET", "/v1/events", params={"after": end, "wait": 30})
     run = hall.store.submit(JOB, 1, "ann", name="heart")
     found = other.result(20).json()
-    assert [(e["kind"], e["run"], e["actor"]) for e in found["events"]] == [("run.queued", run, "ann")]
+    assert [(e["kind"], e["run"], e["actor"]) for e in found["events"]] == [("run.submitted", run, "ann")]
     assert found["next"] == end + 1
     assert not waiting.done()
     waiting.cancel()

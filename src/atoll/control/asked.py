@@ -52,7 +52,7 @@ class Nothing(Body):
 
 
 class Plain(JSONResponse):
-    """JSON that every reader takes: no NaN in it."""
+    """JSON that every reader takes: no NaN in it. `render(content)` is its bytes."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(finite(content), ensure_ascii=False, separators=(",", ":")).encode()

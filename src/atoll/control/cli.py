@@ -125,6 +125,11 @@ def _far(commands: Any, command: Any, say: Say) -> None:
 
     for family in (cli_serve, cli_ops, cli_admin):
         family.register(commands, command, say)
+    try:
+        from . import cli_pki
+    except ImportError:
+        return
+    cli_pki.register(commands, command, say, cli_ops.remote(say), cli_ops.connected)
 
 
 def _data(commands: Any, command: Any, say: Say) -> None:

@@ -83,7 +83,7 @@ def when(at: float | None) -> str:
 
 
 def _run(c: Any, say: Say) -> None:
-    c.add_argument("run", metavar="RUN", nargs="?", help=say("the run's id; the newest without"))
+    c.add_argument("which", metavar="RUN", nargs="?", help=say("the run's id; the newest without"))
 
 
 def _name(c: Any, say: Say) -> None:
@@ -149,18 +149,18 @@ def _watch(args: argparse.Namespace, say: Say) -> int:
     from . import live
 
     with connected(args) as fed:
-        return live.follow(fed, _chosen(fed, args.run), say, quiet=args.json)
+        return live.follow(fed, _chosen(fed, args.which), say, quiet=args.json)
 
 
 def _stop(args: argparse.Namespace, say: Say) -> int:
     with connected(args) as fed:
-        row = _chosen(fed, args.run).stop()
+        row = _chosen(fed, args.which).stop()
     return show(args, {"run": row}, f"{row['id']}: {say(row['state'])}")
 
 
 def _logs(args: argparse.Namespace, say: Say) -> int:
     with connected(args) as fed:
-        run = _chosen(fed, args.run)
+        run = _chosen(fed, args.which)
         rows = run.logs()
     if args.json:
         return show(args, {"run": run.id, "logs": rows}, "")

@@ -70,9 +70,10 @@ def fits(value: Any, path: str = "$", depth: int = DEEPEST) -> None:
 def runs(store: Store, state: str | None = None, limit: int = 100) -> list[Row]:
     """The newest runs, queued ones with their place in the queue."""
     found = store.runs(state=state or "")
-    places = {r["id"]: place for place, r in enumerate(store.runs(state="queued"), 1)}
-    rows = [_run(record, _newest(store, record)) for record in found[::-1][:limit]]
-    return [row | ({"place": places[row["id"]]} if row["id"] in places else {}) for row in rows]
+    places = _places(store)
+    return [
+        _run(record, _newest(store, record)) | places.get(record["id"], {}) for record in found[::-1][:limit]
+    ]
 
 
 def run(store: Store, id: str) -> Row | None:
@@ -82,7 +83,8 @@ def run(store: Store, id: str) -> Row | None:
         return None
     rounds = store.history(id)
     sent = {way: sum(r.get(way, 0) for r in rounds) for way in ("up", "down")}
-    return {**_run(record, rounds), **sent, "table": record["table"]}
+    place = _places(store).get(id, {})
+    return {**_run(record, rounds), **sent, **place, "table": record["table"]}
 
 
 def history(store: Store, id: str, after: int = -1, limit: int = 500) -> list[Row] | None:
@@ -204,6 +206,11 @@ def _record(store: Store, id: str) -> Row | None:
     if not id.isprintable() or not store.rows(select(known.c.id).where(known.c.id == id)):
         return None
     return store.run(id)
+
+
+def _places(store: Store) -> dict[str, Row]:
+    """Where each queued run stands in the queue, from 1."""
+    return {r["id"]: {"place": place} for place, r in enumerate(store.runs(state="queued"), 1)}
 
 
 def _newest(store: Store, record: Row) -> list[Row]:

@@ -104,6 +104,7 @@ def _bound(host: str, port: int) -> socket.socket:
         bound = socket.socket(family[0], family[1])
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(family[4])
+        bound.listen(2048)  # who comes before `serve` waits for it
     except OSError as error:
         if bound is not None:
             bound.close()
