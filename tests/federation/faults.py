@@ -73,6 +73,7 @@ def check(world: World, run: str, table: dict) -> None:
     """What holds after every fault: each round once and in order, an unbroken log, no lost temp files."""
     history = world.store.history(run)
     assert [r["round"] for r in history] == list(range(table["rounds"] + 1)), history
+    assert all(r["metrics"]["loss"] > 0 and "sites_failed" not in r for r in history), history
     verdict = world.store.verify()
     assert verdict.ok, verdict
     counted = [
