@@ -300,4 +300,3 @@ class Uplink:
     async def _forget(self, ask: str) -> None:
         self._answer_path(ask).unlink(missing_ok=True)
         await self._on_over(ask)
-
