@@ -1,4 +1,4 @@
-"""`atoll demo`: the whole of it once, on this machine, with real processes: start, train, export, predict, end.
+"""`atoll demo`: the whole of it once, on this machine: start, train, export, predict, end; real processes.
 
 It says each step as it does it, and ends with what federated learning is measured against: each site
 alone, all data pooled, and the same job simulated, whose model has the same bytes.
@@ -38,7 +38,9 @@ def run(folder: Path, job: Path, say: Say, *, clients: int, edges: int, transpor
     def step(text: str) -> None:
         print(f"\n[{time.perf_counter() - began:5.1f} s] {text}", flush=True)
 
-    up.start(folder, job, clients=clients, edges=edges, transport=transport, tell=lambda text: step(say(text)))
+    up.start(
+        folder, job, clients=clients, edges=edges, transport=transport, tell=lambda text: step(say(text))
+    )
     try:
         return _through(folder, job, clients, say, step, began)
     finally:
@@ -48,7 +50,7 @@ def run(folder: Path, job: Path, say: Say, *, clients: int, edges: int, transpor
 def _through(
     folder: Path, job: Path, clients: int, say: Say, step: Callable[[str], None], began: float
 ) -> int:
-    where = kept(folder / up.OPERATOR)
+    where = kept(folder / "operator.json")
     with connect(where.url, where.token) as fed:
         step(say("training: each client on its own rows, over mutual TLS, through the edges"))
         remote = fed.submit(folder / "job.toml")
@@ -79,12 +81,14 @@ def _difference(graph: Path, result: Run) -> float:
 
 def _predictions(folder: Path, model: dict[str, Any], say: Say) -> str:
     """What the first client's service answers, once it serves this version."""
-    place = sorted((folder / "clients").iterdir())[0]
+    place = min((folder / "clients").iterdir())
     url = f"http://{read(place / 'client.toml', Client).predict}"
     until = time.monotonic() + WAIT
     while (served := _served(url, model["name"])) != model["version"]:
         if time.monotonic() > until:
-            raise StateError(f"{place.name} serves version {served} of {model['name']}: see {folder / 'logs'}")
+            raise StateError(
+                f"{place.name} serves version {served} of {model['name']}: see {folder / 'logs'}"
+            )
         time.sleep(0.1)
     path = place / "test.csv"
     with path.open(newline="", encoding="utf-8") as file:
@@ -94,14 +98,9 @@ def _predictions(folder: Path, model: dict[str, Any], say: Say) -> str:
     answer = predicting.ask(url, rows)
     took = 1000 * (time.perf_counter() - started)
     classes = json.loads((folder / "data.json").read_text("utf-8"))["classes"]
-    right = sum(classes[int(p)] == label for p, label in zip(_labels(answer), labels, strict=True))
+    right = sum(classes[int(p)] == label for p, label in zip(answer["predictions"], labels, strict=True))
     made = f"{model['name']} {say('version')} {model['version']}"
     return f"{place.name}, {made}: {right} / {len(labels)} {say('right')}, {took:.1f} ms"
-
-
-def _labels(answer: dict[str, Any]) -> list[Any]:
-    found = answer["predictions"]
-    return list(found["label"] if isinstance(found, dict) else found)
 
 
 def _served(url: str, name: str) -> int:
@@ -131,4 +130,7 @@ def _compare(file: config.JobFile, result: Run, remote: RemoteRun, say: Say) -> 
     sent = f"{say('sent up')} {size(record['up'])}, {say('sent down')} {size(record['down'])}"
     print(f"{record['round']} {say('rounds')}, {result.seconds:.1f} {say('seconds')}, {sent}")
     if not same:
-        print(say("the engines of this machine's processes differ: see docs/explanation/engines.md"), file=sys.stderr)
+        print(
+            say("the engines of this machine's processes differ: see docs/explanation/engines.md"),
+            file=sys.stderr,
+        )
