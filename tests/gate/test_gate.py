@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from atoll.control.gate import COMMAND, Gate
@@ -145,6 +146,21 @@ def test_bombs_are_refused_and_the_process_lives(tmp_path) -> None:
     assert "dimensions" in reasons["huge"]
 
 
+def test_a_bomb_among_the_plain_values_is_refused_and_the_process_lives(tmp_path) -> None:
+    """As large as plain values may be at all, made of the smallest there are."""
+    asked = Round()
+    items = (asked.want().text - 200) // 2
+    inner = sealed(wide(items).replace(b"\x0a\x06answer", b"\x0a\x06values", 1))
+    message = forged(asked.message(), values=np.frombuffer(inner, np.uint8))
+    head = spool(message, tmp_path / "b")
+
+    async def body(gate: Gate) -> None:
+        assert "plain values" in await outcome(gate.check(asked.want(), head, tmp_path / "b"))
+        assert gate.started == 1
+
+    run(body)
+
+
 def test_control_such_a_head_is_small_and_its_contents_are_not() -> None:
     """1 MB of head is half a million values: read by a server itself, they are its memory."""
     assert len(BOMBS["wide"]) < 1 << 20
@@ -171,8 +187,8 @@ def test_an_answer_longer_or_shorter_than_its_head_says_is_refused(tmp_path) -> 
 
 
 def test_an_answer_of_another_size_than_the_model_is_refused_by_its_head(tmp_path) -> None:
-    asked, larger = Round(), Round(n=40_000)
-    head = spool(larger.message(), tmp_path / "b")
+    asked, larger = Round(), Round(n=400_000)
+    head = spool(larger.message(CLIENTS[:1]), tmp_path / "b")
     assert (tmp_path / "b").stat().st_size > asked.want().size
     reason = run(lambda gate: outcome(gate.check(asked.want(), head, tmp_path / "b")))
     assert "numbers" in reason or "bytes" in reason
