@@ -19,7 +19,7 @@ from atoll.core.metrics import Mean
 from atoll.wire import wire_pb2 as pb
 from atoll.wire.body import answer_message, answer_of
 from tests.gate.answers import CLIENTS, ROUNDS, RUN, Round, forged, opened, spool
-from tests.gate.faulty_worker import BOMB, HANG, KILL, NONSENSE, SLOW, WRITE
+from tests.gate.faulty_worker import BOMB, HANG, KILL, LEAK, NONSENSE, SLOW, WRITE
 from tests.laws.test_body import same
 
 FAULTY = (sys.executable, str(Path(__file__).with_name("faulty_worker.py")))
@@ -282,6 +282,19 @@ def test_a_larger_answer_gets_a_larger_process(tmp_path, monkeypatch) -> None:
         assert gate.started == 2
 
     run(body)
+
+
+def test_a_process_that_leaks_is_replaced_between_two_answers(tmp_path) -> None:
+    one = faulty(Round(), LEAK, tmp_path / "b")
+
+    async def body(gate: Gate) -> None:
+        reasons = await asyncio.gather(*(outcome(gate.check(*one)) for _ in range(12)))
+        assert reasons == [""] * 12
+        assert gate.started > 2
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not say how much a process holds")
+    run(body, command=FAULTY)
 
 
 def test_one_who_stops_waiting_does_not_hold_up_the_others(tmp_path) -> None:
