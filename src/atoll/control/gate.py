@@ -173,38 +173,42 @@ class Gate:
 
     async def _serve(self, worker: asyncio.subprocess.Process) -> bool:
         """Hand over all that is open and take verdicts until the worker ends; False if it never began."""
-        stdin, stdout = (
-            cast("asyncio.StreamWriter", worker.stdin),
-            cast("asyncio.StreamReader", worker.stdout),
-        )
-        loop = asyncio.get_running_loop()
-        began, patience = False, max(self.patience, _START)
-        self._heard = loop.time()
-        while True:
-            reading = asyncio.ensure_future(_read(stdout))
-            while not reading.done():
-                await asyncio.wait({reading}, timeout=patience)
-                if self._open and loop.time() - self._heard >= patience:
-                    await asyncio.wait({reading}, timeout=min(patience, 1.0))  # it may be we who were late
-                    if not reading.done():
-                        self._kill()
-            verdict = reading.result()
-            if verdict is None:
-                return began
-            self._heard = loop.time()
-            if not began:
-                began, patience = True, self.patience
-                if max(map(_room, self._open.values()), default=0) > self._most:
-                    self._replaced = True
-                    self._kill()
-                    continue
-                for this in self._open.values():
-                    stdin.write(this.frame)
-                self._stdin = stdin
-                with suppress(ConnectionError):
-                    await stdin.drain()
+        stdout = cast("asyncio.StreamReader", worker.stdout)
+        verdict = await self._hear(stdout, max(self.patience, _START))
+        if verdict is None:
+            return False
+        await self._hand_over(cast("asyncio.StreamWriter", worker.stdin))
+        while (verdict := await self._hear(stdout, self.patience)) is not None:
+            if not verdict.number:
+                self._replaced = True  # it makes room for a fresh one
             elif not verdict.busy:
                 self._done(verdict)
+        return True
+
+    async def _hear(self, stdout: asyncio.StreamReader, patience: float) -> Verdict | None:
+        """The next verdict, None at the worker's end, which comes if it is silent for too long."""
+        now = asyncio.get_running_loop().time
+        reading = asyncio.ensure_future(_read(stdout))
+        self._heard = now()
+        while not reading.done():
+            await asyncio.wait({reading}, timeout=patience)
+            if self._open and now() - self._heard >= patience:
+                await asyncio.wait({reading}, timeout=min(patience, 1.0))  # it may be we who were late
+                if not reading.done():
+                    self._kill()
+        return reading.result()
+
+    async def _hand_over(self, stdin: asyncio.StreamWriter) -> None:
+        """Give all that is open to a worker that has begun."""
+        if max(map(_room, self._open.values()), default=0) > self._most:
+            self._replaced = True
+            self._kill()
+            return
+        for this in self._open.values():
+            stdin.write(this.frame)
+        self._stdin = stdin
+        with suppress(ConnectionError):
+            await stdin.drain()
 
     def _case(self, want: Want, head: bytes, path: Path) -> Case:
         try:
