@@ -252,7 +252,7 @@ class World:
         name = process.name
         outside = Outside(
             store=lambda url, folder: self._store(process, folder),
-            authority=lambda settings, store: self._authority(settings, store),
+            authority=self._authority,
             gate=lambda folder: Gatekeeper(),
             servers=lambda settings, current, host, registrar=None: Doors(self.net, f"memory://{name}", host),
             api=lambda *args: None,

@@ -60,7 +60,7 @@ class Asking:
             head["names"] = {self.names[c]: c for c in task.clients}
         rule = None
         if task.want == "fit":
-            rule = self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
+            rule = self.algorithm.rule.at(task.points, task.cohort, task.key)
         asked = want(
             task,
             rule,

@@ -102,9 +102,7 @@ def _place(text: str, folder: Path) -> str:
     return str(beside) if beside.exists() else text
 
 
-def _classes(
-    table: Mapping[str, Any], pool: Dataset, other: Dataset | None, path: str
-) -> tuple[str, ...]:
+def _classes(table: Mapping[str, Any], pool: Dataset, other: Dataset | None, path: str) -> tuple[str, ...]:
     """The names of all classes here, in order: as the table says, else those that rows have."""
     seen = (pool.classes, *([] if other is None else [other.classes]))
     said = table.get("classes")

@@ -42,10 +42,10 @@ class Serving:
 
     async def start(self) -> None:
         """Serve what was accepted before. Raises StateError where the address cannot be had."""
-        self._shelf = await asyncio.to_thread(Shelf, self._folder, self._opened)
-        for name, problem in self._shelf.problems.items():
+        shelf = self._shelf = await asyncio.to_thread(Shelf, self._folder, self._opened)
+        for name, problem in shelf.problems.items():
             log.warning("model %s is not served: %s", name, problem)
-        self._runner = web.AppRunner(app(self._shelf), access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(app(shelf), access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         await web.TCPSite(self._runner, self._host, self._port).start()
 

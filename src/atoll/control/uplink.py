@@ -312,4 +312,3 @@ class Uplink:
         self._answer_path(ask).unlink(missing_ok=True)
         hit(_FORGOTTEN[1])
         await self._on_over(ask)
-

@@ -20,6 +20,7 @@ from ..privacy.keys import Current
 from ..privacy.private import write_private
 from ..transport import link
 from ..transport.open import open_link
+from ..wire.codec import Bytes
 from .host import Host
 from .settings import Transport, address
 
@@ -96,7 +97,7 @@ class Servers:
 
     def _parent(self) -> str:
         """Where an edge asks for certificates on behalf of its children."""
-        return self.settings.join[0]
+        return str(self.settings.join[0])
 
     def announce(self, more: Mapping[str, Any]) -> None:
         """Write where we listen into `ports.json`."""
@@ -224,7 +225,7 @@ class Found:
         """See link.Link."""
         return await (await self._door()).upload(upload, frames, start)
 
-    async def download(self, blob: str, start: int, have: Sequence[str]) -> AsyncIterator[bytes]:
+    async def download(self, blob: str, start: int, have: Sequence[str]) -> AsyncIterator[Bytes]:
         """See link.Link."""
         async for frame in (await self._door()).download(blob, start, have):
             yield frame
