@@ -22,6 +22,7 @@ from ..learn.local import Held as State
 from ..learn.local import Local
 from ..learn.wrapped import Kept
 from ..wire import checkpoint
+from ..wire.failpoint import declare, hit
 from ..wire.files import whole
 from .datasets import Held, hold, pick
 from .outside import Outside
@@ -33,6 +34,8 @@ from .work import Work, belongs
 
 log = logging.getLogger("atoll.client")
 RECORDS = (State, Kept)
+_TRAINED = declare("agent.trained")
+_KEPT = declare("agent.kept.before"), declare("agent.kept.after")
 
 
 class Agent:
@@ -77,6 +80,7 @@ class Agent:
         async with self._turn:
             local = await asyncio.to_thread(self._local, asked.work, client)
             answer = await asyncio.to_thread(local.answer, asked.task)
+            hit(_TRAINED)
             if asked.task.want == "fit":
                 await asyncio.to_thread(self._keep, asked.work, local)
         failed = answer.failed.get(client)
@@ -122,8 +126,10 @@ class Agent:
         if not local.committed and not local.staged:
             return
         state = {"committed": dict(local.committed), "staged": dict(local.staged)}
+        hit(_KEPT[0])
         with whole(self._state(work)) as file:
             file.write(checkpoint.dump(state, RECORDS))
+        hit(_KEPT[1])
 
     def _state(self, work: Work) -> Path:
         return self.folder / "runs" / f"{work.run}.state"

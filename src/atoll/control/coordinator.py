@@ -27,6 +27,7 @@ from ..privacy.keys import Current
 from ..run import COORDINATOR, RECORDS
 from ..transport.drive import Drive
 from ..wire import checkpoint
+from ..wire.failpoint import declare, hit
 from . import finished
 from .asking import Asking
 from .bell import Bell
@@ -39,6 +40,11 @@ from .store.store import Store
 from .work import Work, data_name, signed
 
 log = logging.getLogger("atoll.coordinator")
+_LEASED = declare("coordinator.leased")
+_BEGUN = declare("coordinator.begun.before"), declare("coordinator.begun.after")
+_ROSTER = declare("coordinator.roster.before"), declare("coordinator.roster.after")
+_TRAINED, _REGISTERED = declare("coordinator.trained"), declare("coordinator.registered")
+_DONE = declare("coordinator.done.before"), declare("coordinator.done.after")
 LEASE = 30.0  # seconds; prolonged while a run is worked on
 TICK = 5.0  # seconds between two looks at the store where nothing rings
 
@@ -164,11 +170,16 @@ class Coordinator:
         holder = self.settings.name
         if not await durable(lambda: self.store.run_lease(run, holder, time.time() + LEASE)):
             return
+        hit(_LEASED)
+        hit(_BEGUN[0])
         await durable(lambda: self.store.move(run, "running", frm=("queued",), actor=COORDINATOR))
+        hit(_BEGUN[1])
         prolonging = asyncio.get_running_loop().create_task(self._prolong(run, holder))
         try:
             await self._train(record)
+            hit(_DONE[0])
             await durable(lambda: self.store.move(run, "done", frm=("running",), actor=COORDINATOR))
+            hit(_DONE[1])
         except AtollError as error:
             reason = f"{type(error).__name__}: {error}"
             await durable(lambda: self.store.log_add(run, COORDINATOR, "error", reason))
@@ -229,6 +240,7 @@ class Coordinator:
         )
         asking.drive = homes.drive = drive
         last: Progress = await drive.run()
+        hit(_TRAINED)
         await self._finish(run, work, last)
 
     async def _roster(self, run: str, data: str) -> Roster:
@@ -253,7 +265,9 @@ class Coordinator:
                 continue
         shared = agree(found, data)
         roster = Roster({name: i for i, name in enumerate(sorted(found))}, shared)
+        hit(_ROSTER[0])
         await self.host.durable(lambda: journal.checkpoint(roster.dump(), 0, 0))
+        hit(_ROSTER[1])
         return roster
 
     async def _offering(self, data: str) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
@@ -272,6 +286,7 @@ class Coordinator:
         letter = await self.host.work(
             lambda: finished.register(self.store, self.current(), run, work, params, history)
         )
+        hit(_REGISTERED)
         if letter is not None:
             self.host.serve_model(letter)
 

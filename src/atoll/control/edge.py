@@ -19,12 +19,16 @@ from ..core.errors import AtollError, ProtocolError
 from ..core.rng import Rng
 from ..learn import rounds
 from ..transport.drive import Drive
+from ..wire.failpoint import declare, hit
 from .asking import Asking
 from .homes import Homes
 from .host import Host
 from .outside import Outside
 from .settings import Edge
 from .uplink import Asked, Uplink
+
+_TAKEN, _SUMMED = declare("edge.taken_in"), declare("edge.summed")
+_OVER = declare("edge.over.before"), declare("edge.over.after")
 
 
 class EdgeNode:
@@ -99,6 +103,7 @@ class EdgeNode:
             raise ProtocolError("an edge is told the name of every client it is asked for")
         run, _, scope = asked.id.partition(".")
         await self._take_in(asked.blob)
+        hit(_TAKEN)
         names = {client: name for name, client in roster.items()}
         asking = Asking(self.host, run, scope, asked.job, work.job.trained, names)
         asking.parcels[id(task.params)] = (task.params, asked.blob)
@@ -119,6 +124,7 @@ class EdgeNode:
         )
         asking.drive = homes.drive = drive
         answer: Answer = await drive.run()
+        hit(_SUMMED)
         return answer
 
     async def _take_in(self, blob: str) -> None:
@@ -137,7 +143,9 @@ class EdgeNode:
     async def _over(self, ask: str) -> None:
         """The parent has our answer, or wants none: what the children sent for it can go."""
         run, _, scope = ask.partition(".")
+        hit(_OVER[0])
         await self.host.durable(self.store.journal(run, scope).drop)
+        hit(_OVER[1])
 
     async def _letter(self, kind: str, head: Mapping[str, Any]) -> None:
         match kind:

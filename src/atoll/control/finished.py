@@ -17,12 +17,14 @@ from ..core.errors import AtollError
 from ..core.update import Update
 from ..privacy.keys import Identity, sign_model
 from ..wire.codec import Message
+from ..wire.failpoint import declare, hit
 from ..wire.tensorfile import save_safetensors
 from .parcels import write_frames
 from .store.store import Store
 from .work import Work
 
 log = logging.getLogger("atoll.coordinator")
+_EXPORTED, _STORED, _ADDED = declare("finished.exported"), declare("finished.stored"), declare("finished.added")
 
 
 def register(
@@ -42,7 +44,9 @@ def register(
         save_safetensors(params, file)
         plain = file.read_bytes()
         graph = _onnx(work, params, Path(folder) / "model.onnx")
+    hit(_EXPORTED)
     blob = store.blobs.put(plain)
+    hit(_STORED)
     name = slug(work.job.name)
     runs = graph if graph is not None else plain
     signed: dict[str, Any] = {
@@ -62,6 +66,7 @@ def register(
         parcel = write_frames(store, Message("model", {}, {"onnx": np.frombuffer(graph, np.uint8)}))
         store.blobs.keep(parcel, f"onnx {run}")
     version = store.model_add(run, name, blob, manifest, {**last, "onnx": parcel})
+    hit(_ADDED)
     return offer(store.model(name, version))
 
 

@@ -22,6 +22,7 @@ from ..core.errors import Gone, ProtocolError, Refused, StateError
 from ..privacy.keys import Member
 from ..transport.drive import Drive
 from ..transport.service import Offer, Service
+from ..wire.failpoint import declare, hit
 from .fleet import Fleet
 from .gate import Gate
 from .kept import plain_kept
@@ -30,6 +31,8 @@ from .want import Want
 
 log = logging.getLogger("atoll.host")
 T = TypeVar("T")
+_SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
+_ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
@@ -321,16 +324,20 @@ class Host:
         if before is not None:
             return before
         _, sent = self._find(name, upload)
+        hit(_SPOOLED)
         try:
             checked = await self.gate.check(sent.wants[name], head, path)
         except ProtocolError as error:
             await self._log(sent.run, name, "refused", f"its answer was not let in: {error}")
             await sent.drive.failed(sent.request, name, f"its answer was not let in: {error}")
             raise
+        hit(_GATED)
         blob = hashlib.sha256(head).hexdigest()
         await self.work(lambda: self.store.blobs.adopt(path, blob))
+        hit(_ADOPTED)
         info = {"checked": plain_kept(checked)}
         counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
+        hit(_RECEIPT)
         return self._keep(upload, counted=counted)
 
     def _keep(self, upload: str, *, counted: bool) -> dict[str, Any]:

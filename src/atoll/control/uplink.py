@@ -27,12 +27,17 @@ from ..privacy.keys import Current, Identity
 from ..privacy.token import Token
 from ..transport.dial import Dial, Patience
 from ..wire import body
+from ..wire.failpoint import declare, hit
 from .outside import Outside
 from .parcels import keep_frames, read_frames
 from .settings import Client, Edge
 from .work import Work, opened
 
 log = logging.getLogger("atoll.member")
+_ASKED, _FETCHED = declare("uplink.asked"), declare("uplink.fetched")
+_KEPT = declare("uplink.kept.before"), declare("uplink.kept.after")
+_UPLOADED = declare("uplink.uploaded")
+_FORGOTTEN = declare("uplink.forgotten.before"), declare("uplink.forgotten.after")
 KEPT = 2  # models kept on disk
 RENEW = 60.0  # seconds between two looks at the certificate's age
 
@@ -225,16 +230,20 @@ class Uplink:
         """From an ask to its receipt; whatever goes wrong is said to the parent, never silence."""
         try:
             path = self._answer_path(ask)
+            hit(_ASKED)
             if not path.exists():
                 asked = await self.read(head)
                 answer = await self._on_ask(asked)
                 message = body.answer_message(
                     answer, run=ask, request=asked.request, most=asked.work.job.max_weight
                 )
+                hit(_KEPT[0])
                 await asyncio.to_thread(keep_frames, path, message)
+                hit(_KEPT[1])
                 del answer, message
             assert self.dial is not None  # noqa: S101  asks come through it
             await self.dial.upload(f"{ask}.{self.identity.member.name}", path)
+            hit(_UPLOADED)
             await self._forget(ask)
         except asyncio.CancelledError:
             raise
@@ -289,6 +298,7 @@ class Uplink:
             assert self.dial is not None  # noqa: S101  asks come through it
             held = {p.name: p for p in path.parent.iterdir() if len(p.name) == 64}
             await self.dial.download(blob, path, held)
+            hit(_FETCHED)
             newest = sorted((p for p in path.parent.iterdir()), key=lambda p: p.stat().st_mtime_ns)
             for old in newest[:-KEPT]:
                 old.unlink(missing_ok=True)
@@ -298,5 +308,7 @@ class Uplink:
         return self.folder / "answers" / hashlib.sha256(ask.encode()).hexdigest()
 
     async def _forget(self, ask: str) -> None:
+        hit(_FORGOTTEN[0])
         self._answer_path(ask).unlink(missing_ok=True)
+        hit(_FORGOTTEN[1])
         await self._on_over(ask)

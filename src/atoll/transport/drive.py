@@ -27,8 +27,17 @@ from ..core import protocol as op
 from ..core.errors import AtollError, MisuseError
 from ..core.protocol import Party
 from ..core.rng import Rng
+from ..wire.failpoint import declare, hit
 
 T = TypeVar("T")
+
+# Around each transition: what stands after it is known to the journal, what stands before is asked again.
+_ASKED = declare("drive.asked.before"), declare("drive.asked.after")
+_COUNTED = declare("drive.counted.before"), declare("drive.counted.after")
+_FOLDED = declare("drive.folded.before"), declare("drive.folded.after")
+_CLOSED = declare("drive.closed.before"), declare("drive.closed.after")
+_SAVED = declare("drive.saved.before"), declare("drive.saved.after")
+_NOTED = declare("drive.noted.before"), declare("drive.noted.after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +276,11 @@ class Drive:
         async with o.lock:
             if not self.waits(a.request, a.peer):
                 return False
+            hit(_COUNTED[0])
             await self._durable(
                 lambda: self._journal.answered(a.request, a.peer, blob=a.blob, reason=a.reason, info=a.info)
             )
+            hit(_COUNTED[1])
             self._count(a)
             return True
 
@@ -321,8 +332,10 @@ class Drive:
     def _join(self, o: _Open, peer: str, body: Answered) -> None:
         """An answer that does not fit is set aside and counts as missing."""
         if o.fold is not None:
+            hit(_FOLDED[0])
             try:
                 o.folded = o.fold(o.folded, peer, self._net.body(body))
+                hit(_FOLDED[1])
             except AtollError as error:
                 o.bad[peer] = f"{type(error).__name__}: {error}"
 
@@ -335,7 +348,9 @@ class Drive:
                     await o.folding
                 replied = tuple(peer for peer in closed.replied if peer not in o.bad)
                 missing = {**closed.missing, **o.bad}
+                hit(_CLOSED[0])
                 await self._durable(lambda: self._journal.closed(request, replied, missing))
+                hit(_CLOSED[1])
         except Exception as error:  # noqa: BLE001  the role hears of it: memory or the disk ran out, say
             self._broken = error
             self._arrived.set()
@@ -409,7 +424,9 @@ class Drive:
             return request
         if request not in self._past.asked:
             detail = {"peers": sorted(messages), "context": dict(self._context())}
+            hit(_ASKED[0])
             await self._durable(lambda: self._journal.asked(request, detail))
+            hit(_ASKED[1])
         letters = await self._net.prepare(messages)
         o.waiting = set(messages)
         self._open[request] = o
@@ -463,9 +480,14 @@ class Drive:
     async def _save(self, state: Any) -> None:
         requests, notes, keep = self._requests, self._notes, sorted(self._flying)
         data = await self._work(lambda: self._dump(state))
+        hit(_SAVED[0])
         await self._durable(lambda: self._journal.checkpoint(data, requests, notes, keep))
+        hit(_SAVED[1])
 
     async def _note(self, record: Mapping[str, Any]) -> None:
         number, self._notes = self._notes, self._notes + 1
-        if await self._durable(lambda: self._journal.note(number, record)):
+        hit(_NOTED[0])
+        fresh = await self._durable(lambda: self._journal.note(number, record))
+        hit(_NOTED[1])
+        if fresh:
             self._on_note(record)
