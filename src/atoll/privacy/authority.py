@@ -94,6 +94,11 @@ class Authority:
         signed = blank.add_extension(_above(self._issuer), critical=False).sign(self._key, hashes.SHA256())
         return Authority(self.federation, self.root, _pem(signed) + self.chain, key)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """When the root and the certificate that signs end, Unix seconds."""
+        return end(certificates(self.root)[0]), end(self._issuer)
+
     @classmethod
     def open(cls, folder: Path) -> Authority:
         """What `save` wrote. Raises StateError where it is missing or damaged."""

@@ -271,6 +271,28 @@ def chain_member(chain: bytes, roots: bytes, *, now: float, federation: str | No
     return _member(leaf, federation)
 
 
+def proven(
+    chain: bytes, csr: bytes, roots: bytes, *, now: float, federation: str | None = None, grace: float = 0.0
+) -> Member:
+    """Who asks for a renewal: the request must be signed by the key that the chain's certificate names.
+
+    `grace`: seconds for which a certificate that has ended still proves this. Raises ProtocolError.
+    """
+    leaf = certificates(chain)[0]
+    member = chain_member(chain, roots, now=min(now, end(leaf)) if now <= end(leaf) + grace else now)
+    if key_name(read_request(csr).key) != key_name(leaf.public_key()):
+        raise ProtocolError(f"the request is not signed by the key of {member.uri}")
+    return _member(leaf, federation)
+
+
+def hosts_of(certificate: bytes) -> tuple[str, ...]:
+    """The host names and addresses a certificate (PEM or DER) is good for. Raises ProtocolError."""
+    try:
+        return _hosts(certificates(certificate)[0].extensions)
+    except _ANY as error:
+        raise ProtocolError(f"this is no certificate: {type(error).__name__}") from None
+
+
 def moment(seconds: float) -> datetime:
     """Unix seconds as a date."""
     return datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds)

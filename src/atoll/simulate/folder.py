@@ -29,8 +29,8 @@ import numpy as np
 from safetensors.numpy import save as write_arrays
 
 from ..core.errors import StateError
+from ..wire import checkpoint
 from ..wire.files import whole
-from . import checkpoint
 
 KEPT = 2
 BY_CLIENT = ("sites", "sites_failed", "failed")  # by client number in a record; JSON makes text of them
