@@ -31,12 +31,16 @@ def leaves(blob: bytes) -> dict[str, bytes]:
     return {name: leaf.tobytes() for name, leaf in load(blob).items()}
 
 
-async def troubled(folder: Path, seed: int, *, table: dict, faults: int = 4) -> tuple[World, dict[str, bytes]]:
+async def troubled(
+    folder: Path, seed: int, *, table: dict, faults: int = 4
+) -> tuple[World, dict[str, bytes]]:
     """A federation whose members die, part and come back by the seed; its model."""
     dice = np.random.default_rng([seed, 7])
     edges = int(dice.integers(0, 3))
     loss = float(dice.choice([0.0, 0.02, 0.1]))
-    world = World(folder, DATA, edges=edges, seed=seed, latency=float(dice.choice([0.005, 0.05, 0.5])), loss=loss)
+    world = World(
+        folder, DATA, edges=edges, seed=seed, latency=float(dice.choice([0.005, 0.05, 0.5])), loss=loss
+    )
     world.start_all()
     await world.gathered()
     run = world.submit(table, seed)
@@ -69,9 +73,14 @@ def check(world: World, run: str, table: dict) -> None:
     """What holds after every fault: each round once and in order, an unbroken log, no lost temp files."""
     history = world.store.history(run)
     assert [r["round"] for r in history] == list(range(table["rounds"] + 1)), history
+    assert all(r["metrics"]["loss"] > 0 and "sites_failed" not in r for r in history), history
     verdict = world.store.verify()
     assert verdict.ok, verdict
-    counted = [(e["body"]["scope"], e["body"]["request"], e["node"]) for e in world.store.events(0, 10**6) if e["kind"] == "answered"]
+    counted = [
+        (e["body"]["scope"], e["body"]["request"], e["node"])
+        for e in world.store.events(0, 10**6)
+        if e["kind"] == "answered"
+    ]
     assert len(counted) == len(set(counted)), "an answer was counted twice"
     versions = [m["version"] for m in world.store.models()]
     assert versions == sorted(set(versions))

@@ -5,6 +5,7 @@ import pytest
 from tests.federation.faults import DATA, TABLE, TABLES, expected, leaves, troubled
 from tests.federation.world import World, run
 
+
 @pytest.mark.parametrize("edges", [0, 2])
 def test_a_federation_gives_the_bytes_of_the_simulation(tmp_path, edges):
     async def main():

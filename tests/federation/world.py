@@ -85,7 +85,9 @@ class Doors:
 class Link(MemoryLink):
     """A link that takes time, breaks by dice, and reaches nobody over a partition."""
 
-    def __init__(self, net: Net, service: Service, mine: Process, theirs: Process, member: Any, url: str) -> None:
+    def __init__(
+        self, net: Net, service: Service, mine: Process, theirs: Process, member: Any, url: str
+    ) -> None:
         super().__init__(service, member, url)
         self.net, self.mine, self.theirs = net, mine, theirs
         net.links.append(self)
@@ -197,7 +199,14 @@ class World:
     """Coordinator, edges and clients over one folder. `start` and `kill` them by name."""
 
     def __init__(
-        self, folder: Path, data: at.Sites, *, edges: int = 0, seed: int = 0, latency: float = 0.01, loss: float = 0.0
+        self,
+        folder: Path,
+        data: at.Sites,
+        *,
+        edges: int = 0,
+        seed: int = 0,
+        latency: float = 0.01,
+        loss: float = 0.0,
     ) -> None:
         self.folder = folder
         self.data = data
@@ -243,7 +252,7 @@ class World:
         name = process.name
         outside = Outside(
             store=lambda url, folder: self._store(process, folder),
-            authority=lambda settings, store: self._authority(settings, store),
+            authority=self._authority,
             gate=lambda folder: Gatekeeper(),
             servers=lambda settings, current, host, registrar=None: Doors(self.net, f"memory://{name}", host),
             api=lambda *args: None,
@@ -340,7 +349,11 @@ class World:
         return self.store.blobs.read(model["blob"])
 
     def report(self) -> dict[str, Any]:
-        ended = {n: p.task.exception() for n, p in self.processes.items() if p.task.done() and not p.task.cancelled()}
+        ended = {
+            n: p.task.exception()
+            for n, p in self.processes.items()
+            if p.task.done() and not p.task.cancelled()
+        }
         runs = [(r["id"], r["state"], r["reason"], r["rounds"]) for r in self.store.runs()]
         return {"runs": runs, "ended": ended, "open": self.processes["coordinator"].node.host._asks.keys()}
 

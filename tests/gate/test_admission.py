@@ -36,6 +36,7 @@ def test_every_honest_answer_is_let_in(name: str, kind: dict[str, Any], tmp_path
     asked = Round(**kind)
     for clients in (CLIENTS, CLIENTS[1:3]):
         message, path = asked.message(clients), tmp_path / "buffer"
+        assert verdict(asked.want(clients), message, path).refused == ""
         said = verdict(asked.want(), message, path)
         assert said.refused == ""
         assert said.values == opened(message)

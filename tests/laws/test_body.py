@@ -16,11 +16,12 @@ from hypothesis.extra import numpy as hnp
 import atoll.learn.categories as cat
 from atoll.core.aggregate import Buckets, Gather, Partial, Points, Reply, Sum, fold, points
 from atoll.core.edge import Answer, Task
-from atoll.core.errors import CodecError, MisuseError
+from atoll.core.errors import CodecError, MisuseError, StateError
 from atoll.core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
 from atoll.core.rng import Rng
 from atoll.core.update import Layout, Leaf, Rows, Update
 from atoll.wire.body import (
+    Section,
     answer_message,
     answer_of,
     ask_head,
@@ -258,6 +259,23 @@ def test_replies_from_a_file_are_views_of_it(tmp_path) -> None:
     back = answer_of(checked(answer_message(answer, run="r", request=1), path), path)
     assert same(back) == same(answer)
     assert not back.replies[0][1].update.buffer.flags.owndata
+
+
+def test_a_file_that_is_not_the_one_checked_is_no_answer(tmp_path) -> None:
+    from tests.gate.answers import checked
+
+    _, made = model()
+    path = tmp_path / "buffer"
+    good = checked(answer_message(Answer((0,), replies=(made[0],)), run="r", request=1), path)
+    for change in ({"dtype": "nonsense"}, {"offset": 10**9}, {"shape": [3, 3]}, {"dtype": "<f8"}):
+        sections = [
+            Section(**{"name": s.name, "dtype": s.dtype, "offset": s.offset, "shape": s.shape, **change})
+            for s in good.sections
+        ]
+        with pytest.raises(CodecError):
+            answer_of(replace(good, sections=sections), path)
+    with pytest.raises(StateError, match="cannot be read"):
+        answer_of(good, tmp_path / "gone")
 
 
 def test_a_metric_that_is_not_finite_counts_as_odd_and_reasons_are_cut() -> None:

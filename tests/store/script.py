@@ -37,7 +37,9 @@ def live(store: Store, seed: int, told: Told) -> None:
     blob = store.blobs.put(b"model" * 100)
     version = store.model_add(run, "m", blob, b"manifest")
     told(f"model {version}")
-    _people(store, told)
+    people(store, told)
+    store.prune(0, 100, keep_events_days=0, older=0)
+    told("pruned")
     store.move(run, "done", frm=("running",))
     told("done")
 
@@ -74,7 +76,7 @@ def _uploaded(store: Store, data: bytes, spooled: bool) -> str:
     return name
 
 
-def _people(store: Store, told: Told) -> None:
+def people(store: Store, told: Told) -> None:
     with suppress(StateError):
         store.token_add("d" * 64, "client", "a", 2e9)
     told("token")
@@ -97,8 +99,6 @@ def _people(store: Store, told: Told) -> None:
         store.token_add("e" * 64, "viewer", "ann", 2e9)
     store.token_revoke("e" * 64)
     store.seal(lambda payload: payload[::-1])
-    store.prune(0, 100, keep_events_days=0, older=0)
-    told("pruned")
 
 
 def sight(store: Store) -> Any:

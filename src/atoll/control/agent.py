@@ -130,7 +130,7 @@ class Agent:
 
     async def _letter(self, kind: str, head: Mapping[str, Any]) -> None:
         if kind == "model" and self.serving is not None:
-            await self.serving.offered(head)
+            self.uplink.beside(self.serving.offered(head))
 
 
 def _name(part: Any) -> str:

@@ -11,10 +11,10 @@ from ..core.update import Update
 from ..learn.algorithm import Algorithm
 from ..transport.drive import Answered, Drive
 from ..wire import body
-from .admission import want
 from .host import Host, Sent
 from .kept import kept_plain
 from .parcels import write_frames
+from .want import ring_bits, want
 
 
 @dataclass
@@ -31,7 +31,6 @@ class Asking:
     job: Mapping[str, Any]
     algorithm: Algorithm
     names: Mapping[int, str]
-    bits: int | None = None
     drive: Drive | None = None
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
 
@@ -61,17 +60,15 @@ class Asking:
             head["names"] = {self.names[c]: c for c in task.clients}
         rule = None
         if task.want == "fit":
-            rule = self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
-        layout = task.points.layout if task.points is not None else task.params.layout
+            rule = self.algorithm.rule.at(task.points, task.cohort, task.key)
         asked = want(
             task,
             rule,
-            layout,
             member=peer,
             run=self._ask(request),
             request=request,
             edge=edge,
-            bits=self.bits,
+            bits=ring_bits(self.algorithm.chain),
         )
         assert self.drive is not None  # noqa: S101  set when the drive was made
         sent = Sent(self.drive, request, self.run, until=deadline)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(say).parse_args(argv or ["--help"])
         if args.parts is not None:
-            _own_parts(args.parts)
+            own_parts(args.parts)
         code: int = args.run(args, say)
         sys.stdout.flush()
     except SystemExit as done:  # argparse has said why
@@ -157,7 +157,7 @@ def _data(commands: Any, command: Any, say: Say) -> None:
     three.add_argument("--draw", type=Path, metavar="FILE.png", help=say("write a picture"))
 
 
-def _own_parts(path: Path) -> None:
+def own_parts(path: Path) -> None:
     """Load a file the user named on the command line: it registers parts of their own."""
     if not path.is_file():
         raise ConfigError(f"there is no file {path}: --parts takes a Python file")

@@ -24,6 +24,14 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     _transport(c, say, "grpc")
     c = command("down", _down, "end the federation that up started")
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
+    c = command("demo", _demo, "start, train, export, predict and end, once")
+    c.add_argument(
+        "job", type=Path, nargs="?", metavar="JOB.toml", help=say("the job file whose data are dealt")
+    )
+    c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
+    c.add_argument("--clients", type=int, default=6, help=say("number of clients"))
+    c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
+    _transport(c, say, "grpc")
     c = command("coordinator", _coordinator, "run a coordinator")
     _server(c, say)
     c.add_argument("--api", metavar="HOST:PORT", help=say("where operators reach it"))
@@ -65,7 +73,7 @@ def _transport(c: Any, say: Say, default: str | None) -> None:
 def _up(args: argparse.Namespace, say: Say) -> int:
     from . import up
 
-    job = args.job or Path(__file__).with_name("template") / "up.toml"
+    job = args.job or _default_job()
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -82,6 +90,17 @@ def _up(args: argparse.Namespace, say: Say) -> int:
     inside = "" if args.folder == Path("federation") else f"cd {args.folder} && "
     print(f"{say('next')}: {inside}atoll submit {found['job']}; atoll down")
     return 0
+
+
+def _demo(args: argparse.Namespace, say: Say) -> int:
+    from . import demo
+
+    job = args.job or _default_job()
+    return demo.run(args.folder, job, say, clients=args.clients, edges=args.edges, transport=args.transport)
+
+
+def _default_job() -> Path:
+    return Path(__file__).with_name("template") / "up.toml"
 
 
 def _down(args: argparse.Namespace, say: Say) -> int:

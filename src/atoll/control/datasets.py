@@ -4,13 +4,14 @@
     train = "heart.csv"     a file, a folder or a built-in name, as in a job file
     target = "num"
     holdout = 0.25          or test = "later.csv"
+    classes = ["no", "yes"] where a site may not have rows of every class; else those it has
 
 Others learn of it: the number of rows, the shape of a row, the names of columns and classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..core.registry import nearest
 from ..data import Dataset, Examples, load_data, partition
 from ..data.examples import gaps
 
-_OWN = ("train", "test", "holdout")
+_OWN = ("train", "test", "holdout", "classes")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Held:
         missing = [name for name in self.classes if name not in classes]
         if missing:
             raise DataError(f"{len(missing)} of this site's classes are unknown to the job")
-        places = np.array([classes.index(name) for name in self.classes], np.int64)
+        places = _places(self.classes, classes)
         test = None if self.test is None else _numbered(self.test, places)
         return replace(self, train=_numbered(self.train, places), test=test, classes=classes)
 
@@ -72,11 +73,19 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
     options = {k: v for k, v in table.items() if k not in _OWN}
     try:
         pool = load_data(_place(table["train"], folder), **options)
-        if "test" not in table:
+        other = load_data(_place(table["test"], folder), **options) if "test" in table else None
+        classes = _classes(table, pool, other, path)
+        if other is None:
             sites = partition(pool, clients=1, holdout=table.get("holdout"))
             train, test = sites[0], sites.tests[0] if sites.tests else pool.test
+            if test is not None and classes:
+                test = _numbered(test, _places(pool.classes, classes))
         else:
-            train, test = pool.train, _test(pool, load_data(_place(table["test"], folder), **options))
+            if other.features != pool.features:
+                raise DataError(f"the test rows of {name!r} have other columns than its training rows")
+            train, test = pool.train, other.train
+            test = _numbered(test, _places(other.classes, classes)) if classes else test
+        train = _numbered(train, _places(pool.classes, classes)) if classes else train
     except ConfigError as error:
         text = str(error).removeprefix(f"{error.path}: ")
         raise ConfigError(text, path + error.path.removeprefix("$")) from None
@@ -85,7 +94,7 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
             raise DataError(
                 f'data set {name!r} has missing or infinite cells: add missing = "mean" (or "drop") to it'
             )
-    return Held(train, test, tuple(pool.classes), tuple(pool.features))
+    return Held(train, test, classes, tuple(pool.features))
 
 
 def _place(text: str, folder: Path) -> str:
@@ -93,18 +102,21 @@ def _place(text: str, folder: Path) -> str:
     return str(beside) if beside.exists() else text
 
 
-def _test(pool: Dataset, other: Dataset) -> Examples:
-    """Test rows from a file of their own, with the classes numbered as in the training rows."""
-    if other.features != pool.features:
-        raise DataError(f"the test rows have other columns than the training rows: {len(other.features)}")
-    if not pool.classes:
-        return other.train
-    names = {name: i for i, name in enumerate(pool.classes)}
-    for name in other.classes:
-        if name not in names:
-            raise DataError("the test rows have a class that no training row has: move some of its rows over")
-    places = np.array([names[name] for name in other.classes], np.int64)
-    return _numbered(other.train, places)
+def _classes(table: Mapping[str, Any], pool: Dataset, other: Dataset | None, path: str) -> tuple[str, ...]:
+    """The names of all classes here, in order: as the table says, else those that rows have."""
+    seen = (pool.classes, *([] if other is None else [other.classes]))
+    said = table.get("classes")
+    if said is None:
+        return _union(seen)
+    if not isinstance(said, list) or not said or not all(isinstance(name, str) for name in said):
+        raise ConfigError('classes is a list of names, as in ["no", "yes"]', f"{path}.classes")
+    if any(name not in said for names in seen for name in names):
+        raise DataError("some rows have a class that `classes` does not name")
+    return tuple(said)
+
+
+def _places(names: Sequence[str], classes: Sequence[str]) -> Any:
+    return np.array([classes.index(name) for name in names], np.int64)
 
 
 def agree(found: Mapping[str, Mapping[str, Any]], data: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ def register(
         plain = file.read_bytes()
         graph = _onnx(work, params, Path(folder) / "model.onnx")
     blob = store.blobs.put(plain)
-    name = work.job.name
+    name = slug(work.job.name)
     runs = graph if graph is not None else plain
     signed: dict[str, Any] = {
         "federation": identity.member.federation,
@@ -62,6 +63,12 @@ def register(
         store.blobs.keep(parcel, f"onnx {run}")
     version = store.model_add(run, name, blob, manifest, {**last, "onnx": parcel})
     return offer(store.model(name, version))
+
+
+def slug(name: str) -> str:
+    """A job's name as a model's: lower-case letters, digits, dots and dashes."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63]
+    return plain or "model"
 
 
 def newest(store: Store) -> list[dict[str, Any]]:

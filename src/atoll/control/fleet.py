@@ -72,7 +72,9 @@ class Fleet:
             if way not in seen.ways:
                 seen.ways[way] = next(self._order)
             seen.last = seen.via
-        return [(n, via) for n, via in before.items() if self.clients[n].present and self.clients[n].via != via]
+        return [
+            (n, via) for n, via in before.items() if self.clients[n].present and self.clients[n].via != via
+        ]
 
     def remembered(self, name: str, via: str, about: Mapping[str, Any]) -> None:
         """A client known from before this process began."""

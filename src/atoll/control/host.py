@@ -22,11 +22,11 @@ from ..core.errors import Gone, ProtocolError, Refused, StateError
 from ..privacy.keys import Member
 from ..transport.drive import Drive
 from ..transport.service import Offer, Service
-from .admission import Want
 from .fleet import Fleet
 from .gate import Gate
 from .kept import plain_kept
 from .store.store import Store
+from .want import Want
 
 log = logging.getLogger("atoll.host")
 T = TypeVar("T")
@@ -74,6 +74,7 @@ class Host:
         self._receipts: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._admitted: dict[str, dict[str, Any]] = {}
         self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
 
@@ -132,11 +133,8 @@ class Host:
             raise Refused(f"a {member.role} does not join: only edges and clients do")
         if member.name in self._out or member.serial in self._out:
             raise Refused("this member was revoked: ask an admin to let it enrol again")
-        about = _about(hello)
+        self._admitted[member.name] = _about(hello)
         self.roles[member.name] = member.role
-        await self._remember(member.name, member.role, about)
-        for moved in self.fleet.joined(member.name, member.role, about):
-            self._moved(*moved)
         return {"federation": self.federation}
 
     async def _remember(self, name: str, role: str, about: Mapping[str, Any]) -> None:
@@ -163,7 +161,11 @@ class Host:
                 await self.durable(lambda name=name, info=info: self.store.node_seen(name, "client", info))  # type: ignore[misc]
 
     async def present(self, name: str) -> None:
-        """A member is here: send it what is open."""
+        """A member is here: send it what is open. Only now: a seat it had before has ended by then."""
+        about = self._admitted.get(name, {})
+        for moved in self.fleet.joined(name, self.roles[name], about):
+            self._moved(*moved)
+        await self._remember(name, self.roles[name], about)
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()

@@ -20,7 +20,9 @@ def write_frames(store: Any, message: Message) -> str:
     """Put a message into the store's blobs; its name, the SHA-256 of its head."""
     frames = encode(message, WHOLE)
     first = next(frames)
-    name: str = store.blobs.put(chain([first], frames), hashlib.sha256(memoryview(first)[HEADER:]).hexdigest())
+    name: str = store.blobs.put(
+        chain([first], frames), hashlib.sha256(memoryview(first)[HEADER:]).hexdigest()
+    )
     return name
 
 

@@ -205,7 +205,7 @@ def _client(place: Path, name: str, join: Sequence[str], token: str, transport: 
     data = json.loads((folder / "data.json").read_text("utf-8"))
     table: dict[str, Any] = {"train": "train.csv", "target": "label"}
     if data["classes"]:
-        table["task"] = "classes"
+        table |= {"task": "classes", "classes": data["classes"]}
     if (place / "test.csv").exists():
         table["test"] = "test.csv"
     settings = {"name": name, "join": list(join), "token": token, "transport": transport}

@@ -14,13 +14,14 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..core.edge import Answer, Task
-from ..core.errors import AtollError, ConfigError, PeerError, ProtocolError, Refused
+from ..core.errors import AtollError, ConfigError, Gone, ProtocolError, Refused
 from ..core.update import Update
 from ..privacy.keys import Current, Identity
 from ..privacy.token import Token
@@ -93,6 +94,7 @@ class Uplink:
         self._on_letter = on_letter
         self._on_over = on_over
         self._asks: dict[str, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
         self._work: dict[bytes, Work] = {}
         self._models: dict[str, Update] = {}
         self.dial: Dial | None = None
@@ -105,26 +107,39 @@ class Uplink:
         return self.current()
 
     async def join(self) -> None:
-        """Take up the identity on disk, or enrol with the token. Raises ConfigError without either."""
-        from ..transport.enrol import enrol
+        """Take up the identity on disk, or enrol with the token; waits for a parent that is not there yet.
 
+        Raises ConfigError without either, Refused or PrivacyError where a parent says no for good.
+        """
         place = self.folder / "identity"
         if not (place / "cert.pem").exists():
             if not self.settings.token or not self.settings.join:
                 raise ConfigError("a member's first start needs a URL and a token: --join URL --token TOKEN")
-            role = "edge" if isinstance(self.settings, Edge) else "client"
-            names = self.settings.names if isinstance(self.settings, Edge) else ()
-            await enrol(
-                self.settings.join[0],
-                Token.parse(self.settings.token),
-                folder=place,
-                role=role,
-                name=self.settings.name,
-                hosts=names,
-                proxy=self.settings.proxy or None,
-                now=time.time(),
-            )
+            await self._enrol(place, Token.parse(self.settings.token))
         self.current = Current(place)
+
+    async def _enrol(self, place: Path, token: Token) -> None:
+        from ..transport.enrol import enrol
+
+        edge = isinstance(self.settings, Edge)
+        for tries in count():
+            url = self.settings.join[tries % len(self.settings.join)]
+            try:
+                await enrol(
+                    url,
+                    token,
+                    folder=place,
+                    role="edge" if edge else "client",
+                    name=self.settings.name,
+                    hosts=self.settings.names if isinstance(self.settings, Edge) else (),
+                    proxy=self.settings.proxy or None,
+                    now=time.time(),
+                )
+            except Gone as error:
+                log.warning("%s; trying again", error)
+                await asyncio.sleep(min(3.0, 0.25 * 2 ** min(tries, 6)))
+            else:
+                return
 
     async def run(self) -> None:
         """Stay joined. Raises Refused or ProtocolError where every parent refuses for good."""
@@ -150,13 +165,19 @@ class Uplink:
             await self.dial.run()
         finally:
             renewing.cancel()
-            for task in self._asks.values():
+            for task in (*self._asks.values(), *self._others):
                 task.cancel()
 
     async def close(self) -> None:
         """Say goodbye."""
         if self.dial is not None:
             await self.dial.close()
+
+    def beside(self, job: Coroutine[Any, Any, None]) -> None:
+        """Run it beside everything else, until it ends or the member does."""
+        task = asyncio.get_running_loop().create_task(job)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
 
     def send(self, kind: str, head: Mapping[str, Any]) -> None:
         """A letter to the parent."""
@@ -279,6 +300,3 @@ class Uplink:
     async def _forget(self, ask: str) -> None:
         self._answer_path(ask).unlink(missing_ok=True)
         await self._on_over(ask)
-
-
-__all__ = ["Asked", "PeerError", "Uplink"]

@@ -61,7 +61,7 @@ class Want(msgspec.Struct, frozen=True):
     buckets: tuple[int, ...] = ()
     tables: dict[str, Table] = {}
     metrics: int = 64
-    plain: int = 1 << 14
+    plain: int = 1 << 17
     kinds: tuple[str, ...] | None = None
     rows: float = 2.0**48
 

@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..core.errors import ConfigError, Gone
+from ..core.errors import Gone
 from ..privacy.keys import Current
 from ..privacy.private import write_private
 from ..transport import link
+from ..transport.open import open_link
+from ..wire.codec import Bytes
 from .host import Host
-from .settings import Edge, Server, Transport, address
+from .settings import Transport, address
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
+    from ..transport.https import Extra
     from .coordinator import Coordinator
     from .pki import Registrar
 
@@ -32,12 +37,13 @@ _SCHEMES: Mapping[Transport, str] = {"grpc": "grpcs", "https": "https", "websock
 class Servers:
     """The doors of a coordinator or an edge: gRPC, HTTPS and WebSocket for members, and enrolment."""
 
-    def __init__(self, settings: Server | Edge, current: Current, host: Host, registrar: Any = None) -> None:
+    def __init__(self, settings: Any, current: Current, host: Host, registrar: Any = None) -> None:
         from ..transport.service import Limits, Service
 
         self.settings = settings
         self.current = current
         self.registrar = registrar
+        self.host = host
         self.ports: dict[str, Any] = {}
         clock = asyncio.get_running_loop().time
         self.service = Service(host, Limits(heartbeat=settings.heartbeat), clock=clock)
@@ -63,24 +69,35 @@ class Servers:
             self.settings.listen,
             source,
             federation=federation,
-            routes=self._routes(ways),
+            extra=self._extra(ways),
         )
         self._open.append(front)
         ways |= {"https": front.port, "websocket": front.port}
         self.announce({"listen": f"https://{host}:{front.port}", "grpc": grpc_port})
 
-    def _routes(self, ways: Mapping[str, Any]) -> list[Any]:
+    def _extra(self, ways: Mapping[str, Any]) -> Extra:
+        """What members find beside their sessions: our other doors, the root, enrolment and renewal."""
         from aiohttp import web
 
         from ..transport import entry
 
-        async def say(_: web.Request) -> web.Response:
+        if self.registrar is not None:
+            doors = entry.routes(self.registrar, urls=(), clock=time.time, call=self.host.durable)
+        else:
+            doors = entry.passed_on(self._parent, self.current, urls=(), proxy=self.settings.proxy or None)
+        extra: dict[tuple[str, str], Any] = {}
+
+        async def say(_request: web.Request, _member: Any) -> web.StreamResponse:
             return web.json_response(ways)
 
-        found: list[Any] = [web.get("/v1/ways", say)]
-        if self.registrar is not None:
-            found += entry.routes(self.registrar, urls=(), clock=time.time)
-        return found
+        for door in doors:
+            extra[door.method, door.path] = _answers(door.handler)
+        extra["GET", "/v1/ways"] = say
+        return extra
+
+    def _parent(self) -> str:
+        """Where an edge asks for certificates on behalf of its children."""
+        return str(self.settings.join[0])
 
     def announce(self, more: Mapping[str, Any]) -> None:
         """Write where we listen into `ports.json`."""
@@ -92,6 +109,14 @@ class Servers:
         await self.service.close()
         for door in self._open:
             await door.close()
+
+
+def _answers(handler: Any) -> Callable[[web.Request, Any], Any]:
+    async def answer(request: web.Request, _member: Any) -> web.StreamResponse:
+        found: web.StreamResponse = await handler(request)
+        return found
+
+    return answer
 
 
 class Api:
@@ -147,28 +172,9 @@ def find_link(current: Current, transport: Transport, proxy: str) -> Callable[[s
         scheme = urlsplit(url).scheme
         if scheme == "https" and transport != "https":
             return Found(url, current, transport, proxy)
-        return _link(url, current, proxy)
+        return open_link(url, current(), proxy=proxy or None)
 
     return make
-
-
-def _link(url: str, current: Current, proxy: str) -> link.Link:
-    through = proxy or None
-    match urlsplit(url).scheme:
-        case "grpcs":
-            from ..transport.grpc import GrpcLink
-
-            return GrpcLink(url, current(), proxy=through)
-        case "https":
-            from ..transport.https import HttpsLink
-
-            return HttpsLink(url, current(), proxy=through)
-        case "wss":
-            from ..transport.ws import WebSocketLink
-
-            return WebSocketLink(url, current(), proxy=through)
-        case other:
-            raise ConfigError(f"a parent's URL begins with https://, grpcs:// or wss://, not {other}://")
 
 
 class Found:
@@ -189,13 +195,23 @@ class Found:
                 raise Gone(f"{self.url} offers no {self._transport}: choose another transport")
             host = urlsplit(self.url).hostname or ""
             host = f"[{host}]" if ":" in host else host
-            self._inner = _link(f"{_SCHEMES[self._transport]}://{host}:{port}", self._current, self._proxy)
+            door = f"{_SCHEMES[self._transport]}://{host}:{port}"
+            self._inner = open_link(door, self._current(), proxy=self._proxy or None)
         return self._inner
 
     async def _ask(self) -> dict[str, Any]:
-        from ..transport.enrol import ask
+        from ..transport.enrol import Caller
+        from ..transport.tls import client_context
 
-        return await ask(self.url, "/v1/ways", self._current(), proxy=self._proxy or None)
+        async with Caller(self.url, self._proxy or None) as caller:
+            answer = await caller.get("/v1/ways", client_context(self._current().roots))
+        try:
+            ways = json.loads(answer)
+        except ValueError:
+            ways = None
+        if not isinstance(ways, dict):
+            raise Gone(f"{self.url} did not say which doors it has: is it another service's address?")
+        return ways
 
     async def session(self, name: str, hello: bytes) -> link.Channel:
         """See link.Link."""
@@ -209,7 +225,7 @@ class Found:
         """See link.Link."""
         return await (await self._door()).upload(upload, frames, start)
 
-    async def download(self, blob: str, start: int, have: Sequence[str]) -> AsyncIterator[bytes]:
+    async def download(self, blob: str, start: int, have: Sequence[str]) -> AsyncIterator[Bytes]:
         """See link.Link."""
         async for frame in (await self._door()).download(blob, start, have):
             yield frame

@@ -24,6 +24,7 @@ from ..run import prepare
 from . import config
 from .datasets import Held
 
+PURPOSE = "atoll job"
 _KEYS = {"run", "table", "seed", "data", "features", "outputs", "classes", "federation"}
 
 
@@ -96,7 +97,7 @@ class Work:
 def signed(values: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
     """The job as letters carry it: its text, the coordinator's signature and certificates."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    return {"text": text, "signature": sign(identity.key, text), "chain": identity.chain}
+    return {"text": text, "signature": sign(identity.key, text, purpose=PURPOSE), "chain": identity.chain}
 
 
 def opened(letter: Mapping[str, Any], roots: bytes, federation: str, *, now: float) -> Work:
@@ -107,7 +108,7 @@ def opened(letter: Mapping[str, Any], roots: bytes, federation: str, *, now: flo
     text, signature, chain = (letter.get(name) for name in ("text", "signature", "chain"))
     if not (isinstance(text, bytes) and isinstance(signature, bytes) and isinstance(chain, bytes)):
         raise ProtocolError("expected a signed job (text, signature, chain)")
-    signer = verify(chain, roots, text, signature, now=now)
+    signer = verify(chain, roots, text, signature, now=now, purpose=PURPOSE)
     if signer.role != "coordinator" or signer.federation != federation:
         raise ProtocolError(f"a job is signed by this federation's coordinator, this one by a {signer.role}")
     work = Work(text)

@@ -72,35 +72,41 @@ class Journal(Protocol):
     A checkpoint forgets every request before it but those in `keep`.
     """
 
-    def resume(self) -> Any: ...
+    def resume(self) -> Resumed:
+        """All of it since the last checkpoint."""
 
-    def asked(self, request: int, detail: Mapping[str, Any]) -> None: ...
+    def asked(self, request: int, detail: Mapping[str, Any]) -> None:
+        """A request goes out; again is nothing new."""
 
     def answered(
         self, request: int, peer: str, *, blob: str | None, reason: str, info: Mapping[str, Any]
-    ) -> bool: ...
+    ) -> bool:
+        """A peer's answer, or why there is none; False if it has one already."""
 
-    def closed(self, request: int, replied: Sequence[str], missing: Mapping[str, str]) -> None: ...
+    def closed(self, request: int, replied: Sequence[str], missing: Mapping[str, str]) -> None:
+        """A request is over, with whose answers."""
 
-    def note(self, number: int, record: Mapping[str, Any]) -> bool: ...
+    def note(self, number: int, record: Mapping[str, Any]) -> bool:
+        """A record for whoever watches; False if that number is there already."""
 
-    def checkpoint(self, state: bytes, requests: int, notes: int, keep: Sequence[int]) -> None: ...
+    def checkpoint(self, state: bytes, requests: int, notes: int, keep: Sequence[int]) -> None:
+        """The role is at `state`, after so many requests and notes."""
 
 
 class Net(Protocol):
-    """How questions reach peers and answers become values again.
+    """How questions reach peers and answers become values again."""
 
-    `prepare`: bodies as letters, what they share encoded once. `ask`: hand one over, now and whenever
-    the peer comes back, until `cancel`. `body`: a recorded answer as the value to fold.
-    """
+    async def prepare(self, messages: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Bodies as letters, what they share encoded once."""
 
-    async def prepare(self, messages: Mapping[str, Any]) -> Mapping[str, Any]: ...
+    def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
+        """Hand a letter over, now and whenever the peer comes back, until `cancel`."""
 
-    def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None: ...
+    def cancel(self, request: int, peers: Sequence[str]) -> None:
+        """These peers need not answer any more."""
 
-    def cancel(self, request: int, peers: Sequence[str]) -> None: ...
-
-    def body(self, answered: Answered) -> Any: ...
+    def body(self, answered: Answered) -> Any:
+        """A recorded answer as the value to fold."""
 
 
 class Memory:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..core.aggregate import Partial, Points, Reply
 from ..core.edge import Answer, Task
-from ..core.errors import AtollError, CodecError, MisuseError
+from ..core.errors import AtollError, CodecError, MisuseError, StateError
 from ..core.rng import Rng
 from ..core.update import Layout, Leaf, Rows, Update
 from .manifest import Limits, Message
@@ -218,14 +218,22 @@ def read_answer(message: Message) -> Answer:
 
 
 def answer_of(checked: Checked, path: Path) -> Answer:
-    """The answer whose buffer is the file at `path`; replies are views of the file, kept mapped."""
-    raw = np.memmap(path, np.uint8, "r") if checked.sections else np.empty(0, np.uint8)
-    raw = raw.view(np.ndarray)  # a plain view: memmap's own bookkeeping costs on every slice
-    arrays = {}
-    for s in checked.sections:
-        dtype = np.dtype(s.dtype)
-        end = s.offset + prod(s.shape) * dtype.itemsize
-        arrays[s.name] = raw[s.offset : end].view(dtype).reshape(s.shape)
+    """The answer whose buffer is the file at `path`; replies are views of the file, kept mapped.
+
+    The file may be unlinked then, never written to. Raises StateError where it cannot be read.
+    """
+    try:
+        raw = np.memmap(path, np.uint8, "r") if checked.sections else np.empty(0, np.uint8)
+        raw = raw.view(np.ndarray)  # a plain view: memmap's own bookkeeping costs on every slice
+        arrays = {}
+        for s in checked.sections:
+            dtype = np.dtype(s.dtype)
+            end = s.offset + prod(s.shape) * dtype.itemsize
+            arrays[s.name] = raw[s.offset : end].view(dtype).reshape(s.shape)
+    except OSError as error:
+        raise StateError(f"an answer cannot be read from the disk: {error.strerror}") from None
+    except (TypeError, ValueError):
+        raise CodecError("an answer's arrays do not stand where they were said to") from None
     return assemble(checked.values, arrays, checked.layout)
 
 

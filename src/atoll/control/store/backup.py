@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from sqlalchemy import select
 
@@ -134,34 +134,41 @@ class _Hashed:
 
 def check(path: Path) -> dict[str, Any]:
     """Read a backup through; its manifest. Raises StateError for the first file that is not as written."""
+    try:
+        manifest, seen = _read_through(path)
+        whole = manifest["format"] == FORMAT and bool(manifest["schema"])
+        wanted = {name: list(file) for name, file in manifest["files"].items()}
+    except OSError as error:
+        raise StateError(f"cannot read the backup {path}: {error.strerror}") from None
+    except (tarfile.TarError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StateError(f"{path} is not a whole backup ({error}): take another one") from None
+    if not whole:
+        raise StateError(f"{path} is a backup of a newer form: upgrade Atoll")
+    for name in sorted({*seen, *wanted}):
+        if seen.get(name) != wanted.get(name):
+            raise StateError(f"{path}: {name} is damaged or missing: take another backup")
+    return manifest
+
+
+def _read_through(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     seen: dict[str, list[Any]] = {}
     manifest: dict[str, Any] = {}
     for name, size, source in members(path):
         if name == MANIFEST:
-            manifest = json.loads(source.read(1 << 30))
+            manifest = json.loads(source.read())
             continue
         hashed = _Hashed(source)
         while hashed.read(1 << 20):
             pass
         seen[name] = [size, hashed.digest.hexdigest()]
-    if manifest.get("format") != FORMAT:
-        raise StateError(f"{path} is not a whole backup of this form: its {MANIFEST} is missing or newer")
-    for name in {*seen, *manifest["files"]}:
-        if seen.get(name) != manifest["files"].get(name):
-            raise StateError(f"{path}: {name} is damaged or missing: take another backup")
-    return manifest
+    return manifest, seen
 
 
-def members(path: Path) -> Iterator[tuple[str, int, BinaryIO]]:
-    """(name, bytes, reader) of each file in a backup. Raises StateError for what is none."""
-    try:
-        with tarfile.open(path, mode="r|") as tar:
-            for info in tar:
-                source = tar.extractfile(info) if info.isfile() else None
-                if source is None or not (info.name == MANIFEST or _NAME.fullmatch(info.name)):
-                    raise StateError(f"{path}: {info.name[:80]!r} does not belong in a backup")
-                yield info.name, info.size, source  # type: ignore[misc]
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise StateError(f"{path} is not a backup, or was cut ({error})") from None
-    except OSError as error:
-        raise StateError(f"cannot read the backup {path}: {error.strerror}") from None
+def members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """(name, bytes, reader) of each file in a backup, in order; raises StateError for a wrong name."""
+    with tarfile.open(path, mode="r|") as tar:
+        for info in tar:
+            source = tar.extractfile(info) if info.isfile() else None
+            if source is None or not (info.name == MANIFEST or _NAME.fullmatch(info.name)):
+                raise StateError(f"{path}: {info.name[:80]!r} does not belong in a backup")
+            yield info.name, info.size, source

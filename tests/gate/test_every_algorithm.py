@@ -1,0 +1,121 @@
+"""Whatever algorithm runs: its asks and answers pass wire and gate, and the model has the same bytes."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll.control.want import ring_bits, want
+from atoll.core import edge
+from atoll.core.aggregate import Buckets, Gather
+from atoll.core.edge import Answer, Task
+from atoll.core.protocol import Party
+from atoll.core.transform import chain
+from atoll.job import Job, Tree
+from atoll.learn import rounds
+from atoll.learn.algorithm import Roles
+from atoll.learn.buffered import fedasync, fedbuff
+from atoll.learn.compress import topk
+from atoll.learn.dense import mlp
+from atoll.learn.ring import ring
+from atoll.learn.select import sample
+from atoll.learn.server import adam, mean
+from atoll.privacy.dp import clip
+from atoll.run import simulate
+from atoll.wire.body import answer_message, answer_of, ask_head, params_message, params_of, task_of
+from tests.exact.test_every_algorithm import DATA, NAMES
+from tests.exact.test_every_algorithm import job as named
+from tests.gate.answers import checked, median, verdict
+from tests.laws.test_body import through
+from tests.laws.test_exact import METHODS, SITES
+
+LEARNER = mlp((8,), features=5, outputs=3, lr=0.1, batch_size=10)
+OTHERS = {
+    "adam": chain(adam(), mean(), clip(1.0)),
+    "ring": chain(mean(), clip(1.0), ring(24, largest=1.0, total=2.0**10)),
+    "topk": chain(mean(), topk(0.1)),
+    "median": Gather(median),
+    "buckets": Buckets(3, median),
+    "fedbuff": fedbuff(size=2),
+    "fedasync": fedasync(),
+}
+
+
+class Wire:
+    """Sends every task, every reply and every partial of a simulation through bytes and gate."""
+
+    def __init__(self, job: Job, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.algorithm = job.trained
+        self.paths = (folder / f"upload{n}" for n in count())  # replies stay views of their file
+        self.forms: set[str] = set()
+        self.task: Task | None = None
+        inner, fold = rounds.client, edge.fold
+
+        def client(local: Any) -> Any:
+            answer = inner(local)
+
+            async def wired(p: Party, task: Task) -> Answer:
+                params = params_of(through(params_message(task.params)))
+                self.task = task_of(ask_head(task), params)
+                assert self.task == task
+                return self.pass_on(task, await answer(p, self.task), whole=True)
+
+            return wired
+
+        def raw(rule: Any, replies: Any) -> Any:
+            assert self.task is not None
+            answer = Answer(tuple(c for c, _ in replies), replies=tuple(replies))
+            return fold(rule, self.pass_on(self.task, answer, whole=False).replies)
+
+        patch.setattr(rounds, "client", client)
+        patch.setattr(rounds, "ROLES", Roles(rounds.coordinator, client, apart=False))
+        patch.setattr(edge, "fold", raw)
+
+    def pass_on(self, task: Task, answer: Answer, *, whole: bool) -> Answer:
+        rule = None if task.want == "evaluate" else rounds._rule(self.algorithm, task)
+        bits = ring_bits(self.algorithm.chain)
+        asked = want(task, rule, member="m", run="r", request=task.round, edge=whole, bits=bits)
+        most = task.points.max_weight if task.points else None
+        message = answer_message(answer, run="r", request=task.round, most=most)
+        path = next(self.paths)
+        assert verdict(asked, message, path).refused == ""
+        assert path.stat().st_size <= asked.size
+        self.forms.add(message.head["form"])
+        return answer_of(checked(message, path), path)
+
+
+def jobs() -> dict[str, Job]:
+    made = {name: named(name, cohort=sample(count=4)) for name in NAMES}
+    for name, algorithm in OTHERS.items():
+        made[name] = Job(LEARNER, algorithm, rounds=4, every=2)
+    return made
+
+
+JOBS = jobs()
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_model_is_that_of_a_simulation(name: str, tmp_path, monkeypatch) -> None:
+    job = JOBS[name]
+    if name not in ("fedbuff", "fedasync"):
+        job = job.replace(topology=Tree((2,)))
+    straight = simulate(job, DATA, seed=1)
+    wire = Wire(job, tmp_path, monkeypatch)
+    passed = simulate(job, DATA, seed=1)
+    assert passed.params == straight.params
+    assert passed.sites == straight.sites
+    assert passed.history[-1].get("train") == straight.history[-1].get("train")
+    partial = {"median": "gather", "buckets": "buckets"}.get(name, "sum")
+    assert wire.forms >= {"raw", partial, "sites"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_exact_sums_pass(name: str, tmp_path, monkeypatch) -> None:
+    """Wide sums of other leaves than the model's."""
+    straight = simulate(METHODS[name], SITES, seed=1)
+    wire = Wire(METHODS[name], tmp_path, monkeypatch)
+    assert simulate(METHODS[name], SITES, seed=1).params == straight.params
+    assert wire.forms >= {"raw", "sum"}
