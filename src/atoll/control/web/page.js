@@ -104,9 +104,10 @@ function members(seen) {
   return [...seen.nodes].sort(order).map((node) => {
     const number = numbers[node.name];
     const phase = node.live.phase || "";
-    const busy = node.state === "online" && phase !== "" && phase !== "waiting";
+    const busy = node.state === "online" && !["", "idle", "waiting"].includes(phase);
     const lines = String(failed[number] || "").trim().split("\n");
-    const note = node.drained ? say("drained") : lines[lines.length - 1];
+    const sealed = node.live.sealed ? say("a proxy ends TLS: signatures carry the trust") : "";
+    const note = node.drained ? say("drained") : lines[lines.length - 1] || sealed;
     const look = node.state !== "online" ? node.state : failed[number] && !ended ? "failed" : busy || ended ? "" : "idle";
     const value = seen.run && metrics[number] ? metrics[number][seen.run.metric] : undefined;
     const below = node.role === "client" && edges.has(node.parent);
@@ -165,7 +166,7 @@ function federation(sites) {
   const key = ["edge", "working", "idle", "failed", "away", "revoked"].filter((k) => looks.has(k)).map((k) => {
     const item = element("li");
     const busy = k === "working" && sites.some((s) => s.busy);
-    item.append(element("i", "", `dot ${k}`), say(k === "idle" ? "waiting" : k === "working" && !busy ? "online" : k));
+    item.append(element("i", "", `dot ${k}`), say(k === "working" && !busy ? "online" : k));
     return item;
   });
   $("ring-key").replaceChildren(...key);
