@@ -192,7 +192,8 @@ def _node_list(args: argparse.Namespace, say: Say) -> int:
 
 def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
     state = say(r["state"]) + (f", {say('drained')}" if r["drained"] else "")
-    way = [r["parent"], r["transport"], r["address"], r["version"]]
+    kind = r["transport"] + (f", {say('sealed')}" if r["live"].get("sealed") else "")
+    way = [r["parent"], kind, r["address"], r["version"]]
     doing = say(r["live"]["phase"]) if r["live"].get("phase") else "–"
     return [r["name"], say(r["role"]), state, doing, *(text or "–" for text in way), when(r["last_seen"])]
 

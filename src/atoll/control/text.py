@@ -82,6 +82,7 @@ ZH = {
     # a federation of machines: commands and options
     "start a whole federation on this machine": "在本机启动整个联邦",
     "end the federation that up started": "结束 up 启动的联邦",
+    "start, train, export, predict and end, once": "启动、训练、导出、预测并结束，一次完成",
     "run a coordinator": "运行协调器",
     "run an edge between clients and a coordinator": "在客户端与协调器之间运行边缘节点",
     "run a client beside its data": "在数据所在处运行客户端",
@@ -155,6 +156,9 @@ ZH = {
     "online": "在线",
     "away": "离线",
     "drained": "不接新任务",
+    "sealed": "由签名保证（代理终止 TLS）",
+    "idle": "空闲",
+    "working": "工作中",
     "waiting": "等待",
     "training": "训练中",
     "evaluating": "评估中",
