@@ -38,6 +38,7 @@ _KEPT = 16  # answers kept aside: whoever sends more of them shall not fill the 
 _STRIKES = 2
 _QUARANTINED = "twice it ended the process that reads it; it is in quarantine"
 _START = 60.0  # seconds in which a worker must have begun, on a busy machine with a slow disk
+_END = 5.0  # seconds for a worker to end by itself
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _VERDICT = msgspec.json.Decoder(Verdict)
 
@@ -167,7 +168,6 @@ class Gate:
             return await self._serve(worker)
         finally:
             self._stdin = None
-            self._kill()
             await _end(worker)
             self._process = None
 
@@ -280,9 +280,15 @@ async def _read(stdout: asyncio.StreamReader) -> Verdict | None:
 
 
 async def _end(worker: asyncio.subprocess.Process) -> None:
-    """Wait for its end, and close its pipes."""
-    if worker.stdin is not None:
-        worker.stdin.close()
-        with suppress(ConnectionError):
-            await worker.stdin.wait_closed()
-    await worker.wait()
+    """Close its stdin, at which it ends, and wait; kill it only if it does not: that it may have ended
+    by itself meanwhile confuses those who wait for it.
+    """
+    stdin = cast("asyncio.StreamWriter", worker.stdin)
+    stdin.close()
+    with suppress(ConnectionError):
+        await stdin.wait_closed()
+    ending = asyncio.ensure_future(worker.wait())
+    if not (await asyncio.wait({ending}, timeout=_END))[0]:
+        with suppress(ProcessLookupError):
+            worker.kill()
+    await ending
