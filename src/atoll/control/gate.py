@@ -61,6 +61,7 @@ class Gate:
 
     `kept`: where answers that ended the worker twice are kept, None for nowhere. `patience`: seconds
     without a sign of life. `command`: how the worker is started.
+    `started`, `struck`: how many workers were started, and how many of them an answer ended.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Gate:
         self.kept = kept
         self.patience = patience
         self.started = 0
+        self.struck = 0
         self._command = tuple(command)
         self._numbers = count(1)
         self._open: dict[int, _Open] = {}  # in the order in which the worker sees them
@@ -215,6 +217,8 @@ class Gate:
             size = path.stat().st_size
         except OSError as error:
             raise StateError(f"the answer of {want.member} is not on the disk: {error.strerror}") from None
+        if size > want.size:
+            raise _refusal(want, f"it has {size} bytes, and such an answer has at most {want.size}")
         room = _ROOM + size + _GROWTH * (len(head) + min(size, want.text))
         return Case(next(self._numbers), want, head, str(path.absolute()), room)
 
@@ -233,6 +237,7 @@ class Gate:
         if self._replaced or not self._open or self._closed:
             return
         number, this = next(iter(self._open.items()))
+        self.struck += 1
         this.strikes += 1
         if this.strikes == _STRIKES:
             self._open.pop(number)
