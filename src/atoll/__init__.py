@@ -11,7 +11,7 @@ from .adapt.onnx import Plan, run_plan
 from .adapt.sklearn import sklearn_learner
 from .adapt.torch import torch_learner
 from .baselines import alone, cross_site, pooled, scores, spread
-from .core.aggregate import Buckets, Gather, Sum
+from .core.aggregate import Sum
 from .core.errors import (
     AtollError,
     CodecError,
@@ -69,6 +69,7 @@ from .learn.newton import exact_newton, newton_learner
 from .learn.personal import fedbn, fedper, fedrep, stay
 from .learn.qfedavg import qfedavg
 from .learn.ring import ring
+from .learn.robust import Buckets, Gather
 from .learn.scaffold import scaffold
 from .learn.select import everyone, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
@@ -147,6 +148,7 @@ __all__ = [
     "classes",
     "clip",
     "close",
+    "connect",
     "constant",
     "cross_site",
     "cyclic",
@@ -222,7 +224,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The doors for scikit-learn users: found on first use, because they import scikit-learn."""
+    """What is found on first use: scikit-learn's doors, and the way to a federation of machines."""
+    if name == "connect":
+        from .control.sdk import connect
+
+        return connect
     if name.startswith("Federated") and name in __all__:
         from . import estimators
 

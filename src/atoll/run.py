@@ -26,6 +26,7 @@ from .learn.algorithm import Roles
 from .learn.local import Held, Local, measure
 from .learn.rounds import Plan, Progress
 from .learn.wrapped import Kept
+from .serve.export import check
 from .simulate.faults import World
 from .simulate.folder import Folder, write_model
 from .simulate.world import Simulation
@@ -94,6 +95,7 @@ class Run:
     def export(self, path: str | Path, example: Any = None) -> Path:
         """Write the model to `path`: *.safetensors, or *.onnx where the learner can write itself so.
 
+        An ONNX file is checked against the learner's own answers; one that differs is not left there.
         `example`: for ONNX, some rows as the model takes them; by default two of the data's own.
         Raises ConfigError for another ending, no rows or a learner that cannot, StateError where
         the file cannot be written.
@@ -109,6 +111,8 @@ class Run:
             raise ConfigError("ONNX needs some rows to follow through the model: export(path, example=x[:2])")
         else:
             self.learner.export(self.params, path, rows)
+            if hasattr(self.learner, "answers"):
+                check(path, self.learner, self.params, rows)
         return path
 
     def _last(self, name: str) -> Mapping[Any, Any]:

@@ -5,6 +5,7 @@
     check_learner(learner, data)   data: one client's, small; fit is called about ten times
     check_transform(part)          a transform, or a chain of them
     check_aggregator(make)         make() -> an aggregator, before its round
+    check_store(make)              make(name) -> the store called so, empty the first time
 
 Each returns None, or raises AssertionError with a message that says which law broke.
 """
@@ -16,13 +17,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .core import metrics
 from .core.aggregate import Aggregator, Points, Reply, fold, points
-from .core.errors import CodecError, IntegrityError, MisuseError, ProtocolError
+from .core.errors import AtollError, CodecError, IntegrityError, MisuseError, ProtocolError, StateError
 from .core.message import Contribution, FitContext, Learner, fit_many
 from .core.rng import Rng
 from .core.transform import Context, Transform, chain
@@ -384,6 +386,197 @@ def _tree(ours: Aggregator, replies: Sequence[tuple[int, Reply]], rng: np.random
 def _finished(ours: Aggregator, partial: Any) -> Any:
     total = ours.finish(partial)
     return _fingerprint([total.update, total.weight, total.count, _plain(total.metrics)])
+
+
+def check_store(make: Callable[[str], Any]) -> None:
+    """What atoll.control.store promises: acknowledged is durable, again is nothing, over is over.
+
+    `make(name)` opens the store called `name`: a new one the first time, the same one after that.
+    """
+    for number, laws in enumerate((_check_runs, _check_journal, _check_blobs, _check_nodes, _check_rest)):
+        laws(partial(make, f"store{number}"))
+
+
+def _raises(
+    expected: type[AtollError], law: str, call: Callable[..., Any], *given: Any, **named: Any
+) -> None:
+    try:
+        call(*given, **named)
+    except expected:
+        return
+    raise AssertionError(f"{law}: expected {expected.__name__}")
+
+
+def _check_runs(make: Callable[[], Any]) -> None:
+    with make() as store:
+        first, second = (store.submit({"rounds": n, "lr": 0.1}, -(2**63) - n, "ann") for n in (1, 2))
+        _law(store.next_queued() == first, "the queue must give the run that has waited longest")
+        _law(store.move(first, "running", frm=("queued",)), "a queued run must start")
+        _law(not store.move(first, "running", frm=("queued",)), "a move must need the state it starts from")
+        _law(store.next_queued() == second, "a run that started must leave the queue")
+        now = store.clock()
+        _law(store.run_lease(first, "a", now + 60), "a free run must be leased")
+        _law(store.run_lease(first, "a", now + 90), "its holder must be able to prolong a lease")
+        _law(not store.run_lease(first, "b", now + 60), "a leased run must not be taken")
+        _law(store.run_lease(second, "a", now - 1), "a lease may be over at once")
+        _law(store.run_lease(second, "b", now + 60), "a lease that is over must not hold")
+        _raises(MisuseError, "a finished run must stay so", store.move, first, "running", frm=("done",))
+        before = store.runs()
+    with make() as store:
+        _law(store.runs() == before, "runs must survive a restart")
+        _law(store.run(first)["table"] == {"rounds": 1, "lr": 0.1}, "a job must come back as it was given")
+        _law(store.run(second)["seed"] == -(2**63) - 2, "a seed must come back whole")
+        _law(store.move(first, "done", frm=("running",)), "a running run must end")
+        _law(not store.run_lease(first, "a", now + 60), "a run that ended must not be leased")
+        _raises(StateError, "an unknown run must be refused", store.run, "r9999-000000")
+        _law(store.verify().ok, "an untouched chain must verify")
+
+
+def _check_journal(make: Callable[[], Any]) -> None:
+    with make() as store:
+        run = store.submit({}, 0, "ann")
+        journal, other = store.journal(run), store.journal(run, "edge/0")
+        _raises(StateError, "an answer needs a question", journal.answered, 0, "a")
+        for request in (0, 1, 2):
+            journal.asked(request, {"n": request, "x": 1e-300})
+        journal.asked(1, {"n": "again"})
+        other.asked(0, {})
+        blobs = [store.blobs.put(bytes([n]) * 100) for n in range(3)]
+        _law(journal.answered(1, "b", blob=blobs[0], info={"w": 0.1}), "a first answer must be taken")
+        _law(journal.answered(0, "a", reason="no \0data \ud800"), "a refusal is an answer")
+        _law(not journal.answered(1, "b", blob=blobs[1]), "a second answer of a peer must change nothing")
+        _law(other.answered(0, "b", blob=blobs[1]), "scopes must be apart")
+        _raises(StateError, "an answer must not name a missing blob", journal.answered, 1, "c", blob="0" * 64)
+        journal.closed(1, ["b"], {"c": "late"})
+        journal.closed(1, ["b"], {"c": "late"})
+        _raises(StateError, "a request must close once", journal.closed, 1, ["b", "c"], {})
+        _raises(StateError, "a closed request must take no answer", journal.answered, 1, "c", blob=blobs[1])
+        _law(not journal.answered(1, "b", blob=blobs[0]), "an answer recorded before must be known for ever")
+        _law(journal.note(1, {"round": 1, "loss": float("inf")}), "a first note must be taken")
+        _law(not journal.note(1, {"round": 1}), "a second note of a number must change nothing")
+        before = journal.resume()
+    _check_resume(make, run, blobs, before)
+
+
+def _check_resume(make: Callable[[], Any], run: str, blobs: Sequence[str], before: Any) -> None:
+    with make() as store:
+        journal, other = store.journal(run), store.journal(run, "edge/0")
+        found = journal.resume()
+        _law(found == before, "a journal must survive a restart")
+        _law(found.state is None and sorted(found.asked) == [0, 1, 2], "all that was asked must come back")
+        _law(found.asked[1] == {"n": 1, "x": 1e-300}, "what was asked first must stand")
+        order = [(a.request, a.peer, a.blob) for a in found.answers]
+        _law(order == [(1, "b", blobs[0]), (0, "a", None)], "answers must come back in their order")
+        _law(
+            list(found.closed) == [1] and found.closed[1].missing == {"c": "late"}, "what closed must be told"
+        )
+        journal.closed(0, [], {"a": "no data"})
+        journal.checkpoint(b"state", 2, 1)
+        _raises(StateError, "a checkpoint must not go back", journal.checkpoint, b"old", 1, 1)
+        _raises(StateError, "what a checkpoint holds takes no answer", journal.answered, 0, "z")
+        _raises(StateError, "what a checkpoint holds is not asked again", journal.asked, 1, {})
+        found = journal.resume()
+        _law((found.state, found.requests, found.notes) == (b"state", 2, 1), "a checkpoint must come back")
+        _law(list(found.asked) == [2] and not found.answers, "a checkpoint must end what it holds")
+        _law(store.history(run) == [{"round": 1, "loss": float("inf")}], "notes must outlive a checkpoint")
+        _law(store.run(run)["rounds"] == 1, "a run must count its rounds")
+        _law(not store.blobs.exists(blobs[0]), "a checkpoint must let go of what it holds")
+        _law(other.resume().answers[0].blob == blobs[1], "a checkpoint must leave other scopes alone")
+        _law(store.blobs.exists(blobs[1]), "a blob that another scope names must stay")
+        other.drop()
+        _law(not store.blobs.exists(blobs[1]), "a dropped scope must let go of its blobs")
+        _law(not other.resume().asked, "a dropped scope must be empty")
+        _check_batch(store, journal)
+        _law(store.verify().ok, "an untouched chain must verify")
+
+
+def _check_batch(store: Any, journal: Any) -> None:
+    with store.batch():
+        journal.answered(2, "x")
+        journal.answered(2, "y")
+    try:
+        with store.batch():
+            journal.answered(2, "z")
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    peers = [a.peer for a in journal.resume().answers]
+    _law(peers == ["x", "y"], "a batch must be kept whole or not at all")
+
+
+def _check_blobs(make: Callable[[], Any]) -> None:
+    with make() as store:
+        name = store.blobs.put(b"abc")
+        _law(store.blobs.put(iter([b"a", b"bc"])) == name, "equal bytes must have one name")
+        spooled = store.spool / "upload"
+        spooled.write_bytes(b"body")
+        adopted = store.blobs.adopt(spooled, "ab" * 32)
+        _law(adopted.read_bytes() == b"body" and not spooled.exists(), "an upload must move under its name")
+        for bad in ("../x", "AB" * 32, "a" * 63, "a" * 65, "a" * 63 + "/"):
+            _raises(MisuseError, "a blob's name must be hexadecimal", store.blobs.path, bad)
+        store.blobs.keep(name, "me")
+        _raises(StateError, "a missing blob must not be kept", store.blobs.keep, "0" * 64, "me")
+        _law(store.blobs.collect(older=3600) == 0, "a young blob must not be collected")
+        _law(store.blobs.collect(older=0) == 1, "what nobody names must be collected")
+    with make() as store:
+        _law(store.blobs.read(name) == b"abc", "what is named must stay")
+        store.blobs.release(name, "me")
+        _law(store.blobs.collect(older=0) == 1 and not store.blobs.exists(name), "released is collected")
+        _raises(StateError, "a missing blob must be told", store.blobs.read, name)
+
+
+def _check_nodes(make: Callable[[], Any]) -> None:
+    with make() as store:
+        end = store.head()[0]
+        store.node_seen("bank-a", "client", {"parent": "edge-1", "data": ["loans"]})
+        store.node_seen("bank-a", "client", {"parent": "edge-1", "data": ["loans"]})
+        _law(store.head()[0] == end + 1, "a sign of life must be no event")
+        store.certificate_add(2**150, "bank-a", "client", store.clock() + 60)
+        _law(store.drain("bank-a", True) and not store.drain("bank-a", True), "a node must drain once")
+        _law(store.revoke("bank-a") and not store.revoke("bank-a"), "a name must be revoked once")
+    with make() as store:
+        (node,) = store.nodes()
+        _law(node["drained"] and node["revoked"], "a node's marks must survive a restart")
+        _law(node["parent"] == "edge-1" and node["info"] == {"data": ["loans"]}, "a node must be described")
+        _law(store.revoked() == {"bank-a", 2**150}, "a revoked name's certificates must be refused")
+        _law(store.readmit("bank-a"), "a revoked name must be let in again")
+        _law(store.revoked() == {2**150}, "an old certificate must stay refused")
+        _law(store.node_gone("bank-a") and not store.node_gone("bank-a"), "a node must go once")
+        _law(store.verify().ok, "an untouched chain must verify")
+
+
+def _check_rest(make: Callable[[], Any]) -> None:
+    with make() as store:
+        now = store.clock()
+        store.token_add("a" * 64, "client", "bank-a", now + 60, "ann")
+        store.token_add("b" * 64, "viewer", "ann", now + 60, "ann")
+        _raises(StateError, "a token must be there once", store.token_add, "a" * 64, "client", "x", now)
+        _law(store.token_use("a" * 64, now + 61) is None, "a token must run out")
+        _law(store.token_use("a" * 64, now, "key") == ("client", "bank-a"), "a token must work")
+        _law(store.token_use("a" * 64, now) is None, "a member's token must work once")
+        _law(store.token_use("a" * 64, now, "other") is None, "a member's token must work for one key")
+        _law(store.token_use("a" * 64, now, "key") == ("client", "bank-a"), "its user must be able to retry")
+        _law(all(store.token_use("b" * 64, now) for _ in range(2)), "an operator's token must stay")
+        _law(store.token_revoke("b" * 64), "a token must be revoked")
+        _law(store.token_use("b" * 64, now) is None, "a revoked token must not work")
+        blob = store.blobs.put(b"model")
+        _law(store.model_add("r1", "m", blob, b"one", {"auc": 0.5}) == 1, "versions must begin at 1")
+        _law(store.model_add("r1", "m", blob, b"two") == 1, "a model must be added once")
+        _law(store.model_add("r2", "m", blob, str(2).encode()) == 2, "versions must grow by one")
+        store.log_add("r1", "bank-a", "error", "Traceback \0 \ud800")
+        woken: list[int] = []
+        store.changed.append(woken.append)
+        run = store.submit({}, 1, "ann")
+        _law(woken == [store.head()[0]], "whoever watches must be called once after a commit")
+        _law(store.events(woken[0] - 1)[0]["run"] == run, "an event must name its run")
+    with make() as store:
+        _law(
+            store.model("m")["version"] == 2 and store.model("m", 1)["manifest"] == b"one", "models must stay"
+        )
+        _law(store.logs("r1")[0]["text"] == "Traceback ? ?", "a log must stay, in text that can be kept")
+        _law(store.health()["ok"], "an untouched store must be healthy")
+        _law(store.verify(head=store.head()).ok, "an untouched chain must verify")
+        _law(not store.verify(head=(1, "0" * 64)).ok, "another chain must not verify")
 
 
 def _print(made: Contribution) -> Any:

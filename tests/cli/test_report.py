@@ -122,7 +122,7 @@ def test_a_run_shows_itself_in_python(tmp_path: Path) -> None:
     page = Page(run._repr_html_())
     assert page.open == [] and "<x>" in page.text and "accuracy" in page.text
     assert run.export(tmp_path / "model.safetensors").stat().st_size > 0
-    for name in ("model.onnx", "model.bin"):
+    for name in ("model.bin", "model"):
         with pytest.raises(at.ConfigError, match="export to"):
             run.export(tmp_path / name)
 

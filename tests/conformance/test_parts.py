@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atoll.core.aggregate import Buckets, Gather, Sum
+from atoll.core.aggregate import Sum
 from atoll.core.transform import Transform, chain, only, transform
 from atoll.learn.compress import sign, topk
 from atoll.learn.feddyn import settle
@@ -15,6 +15,7 @@ from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
 from atoll.learn.qfedavg import fair
 from atoll.learn.ring import ring
+from atoll.learn.robust import Buckets, Gather
 from atoll.learn.scaffold import share
 from atoll.learn.server import adagrad, adam, mean, sgd, yogi
 from atoll.privacy.dp import clip

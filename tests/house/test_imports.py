@@ -45,9 +45,11 @@ INSIDE = re.compile(r"atoll\.(adapt\.(torch|sklearn|onnx|xgboost)_\w+|control\.s
 # Whoever serves or dials needs these: their modules name them at the top, `import atoll` loads none of them.
 SERVICE = {
     *("aiohttp", "alembic", "cryptography", "fastapi", "grpc", "prometheus_client"),
-    *("psutil", "sqlalchemy", "uvicorn", "zstandard"),
+    *("psutil", "pydantic", "sqlalchemy", "starlette", "uvicorn", "zstandard"),
 }
-SERVING = re.compile(r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(keys|token)|serve\.\w+)")
+SERVING = re.compile(
+    r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(authority|certificate|identity|keys|models|token)|serve\.\w+)"
+)
 
 
 def part_of(dotted: str) -> str:

@@ -78,6 +78,7 @@ PUBLIC: list[str] = [
     "classes",
     "clip",
     "close",
+    "connect",
     "constant",
     "cross_site",
     "cyclic",

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.core.aggregate import Buckets, Gather, Points, Reply, Sum, fold, points
+from atoll.core.aggregate import Points, Reply, Sum, fold, points
 from atoll.core.errors import MisuseError, ProtocolError
 from atoll.core.rng import Rng
 from atoll.core.update import Rows, Update
+from atoll.learn.robust import Buckets, Gather
 
 LIKE = Update.of({"w": np.ones((2, 3)), "b": np.full(2, 0.1)})
 KEY = Rng.of(0)
@@ -202,3 +203,56 @@ def test_buckets_apply_the_rule_to_means_of_a_few() -> None:
     np.testing.assert_allclose(ours.finish(fold(ours, made)).update.buffer, np.max(means, axis=0), rtol=1e-12)
     assert Buckets(3, median).at(points(LIKE, 6), [5, 4, 3, 2, 1, 0], KEY).place == ours.place
     assert Buckets(3, median).at(points(LIKE, 6), range(6), Rng.of(1)).place != ours.place
+
+
+@given(st.integers(0, 999), st.integers(1, 9), st.sampled_from([np.float32, np.float64]), st.booleans())
+def test_in_place_gives_the_same_bytes_and_touches_nothing_else(seed, n, dtype, mapped) -> None:
+    """Adding into an own partial, merging over it and finishing over it; also one mapped from a file."""
+    like = LIKE.astype(dtype)
+    ours = Sum().at(points(like, n + 2), range(n + 2), KEY)
+    made, more = replies(seed, n, like), [(n, Reply(like, 3.0)), (n + 1, Reply(like.scale(-2), 1.0))]
+    whole = ours.finish(fold(ours, made + more))
+    start, other = fold(ours, made), ours.lift(*more[1])
+    start.sums.flags.writeable = not mapped
+    before = start.sums.copy(), other.sums.copy()
+    added = fold(ours, more[:1], start)
+    merged = ours.merge(added, other, own=True)
+    assert np.array_equal(other.sums, before[1])
+    assert np.array_equal(start.sums, before[0]) == mapped
+    assert (merged.sums is start.sums) == (not mapped)
+    spare = ours.finish(merged)
+    assert same(spare, whole)
+    own = ours.finish(merged, own=True)
+    assert same(own, whole)
+    assert np.shares_memory(own.update.buffer, merged.sums)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("at", [0, 1, 7, 200_001, 399_999])
+def test_a_refused_reply_leaves_the_sum_it_was_to_join_as_it_was(bad, at) -> None:
+    """Also where the fault shows only after some blocks have been added."""
+    like = Update.of({"a": np.ones(200_000, np.float32), "b": np.full((2, 100_000), 2, np.float32)})
+    ours = Sum().at(points(like, 4), range(4), KEY)
+    start = fold(ours, [(0, Reply(like, 3.0, {"loss": 1.0}))])
+    before = ours.finish(start)
+    buffer = like.buffer.copy()
+    buffer[at] = bad
+    broken = [(1, Reply(like, 2.0, {"loss": 2.0})), (2, Reply(Update(like.layout, buffer), 2.0))]
+    leaf = "a" if at < 200_000 else "b"
+    for some in (broken, broken[1:]):
+        with pytest.raises(ProtocolError, match=f"client 2's update of leaf '{leaf}'"):
+            fold(ours, some, start)
+        assert same(ours.finish(start), before)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.data())
+def test_units_of_a_block_are_those_of_its_leaves(sizes, data) -> None:
+    """However leaves and blocks fall, empty leaves too."""
+    like = Update.of({f"leaf{i}": np.full(n, 2.0**i, np.float32) for i, n in enumerate(sizes)})
+    p = points(like, 3, bounds={f"leaf{i}": 2.0**i for i in range(len(sizes))})
+    full = np.repeat(np.exp2(p.exponents), sizes)
+    if len(full):
+        start = data.draw(st.integers(0, len(full) - 1))
+        stop = data.draw(st.integers(start + 1, len(full)))
+        units = np.broadcast_to(p.units(slice(start, stop)), (stop - start,))
+        assert np.array_equal(units, full[start:stop])

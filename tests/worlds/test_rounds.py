@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from atoll.core.aggregate import Buckets, Gather
 from atoll.core.errors import QuorumError
 from atoll.core.rng import Rng
 from atoll.core.transform import chain
 from atoll.job import Job, flat, tree
 from atoll.learn.algorithm import fedadam
 from atoll.learn.buffered import fedasync, fedbuff
+from atoll.learn.robust import Buckets, Gather
 from atoll.learn.select import Choice, sample
 from atoll.learn.server import mean
 from atoll.run import simulate

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,22 @@ class SklearnLearner:
     def model(self, params: Leaves) -> Any:
         """A fitted scikit-learn estimator with the federation's state."""
         return self.kind.model(self, params)
+
+    def answers(self, params: Update, x: Any) -> dict[str, Array]:
+        """What the exported model answers to rows x, from the estimator itself: see sklearn_graph.py."""
+        from . import sklearn_graph
+
+        return sklearn_graph.answers(self.model(params), x)
+
+    def export(self, params: Update, path: str | Path, example: Any) -> None:
+        """Write the model as ONNX for rows shaped as those of `example`, in float32.
+
+        Raises ConfigError for an estimator that is not linear, an MLP, GaussianNB or MiniBatchKMeans,
+        or without the onnx package; StateError where the file cannot be written.
+        """
+        from . import sklearn_graph
+
+        sklearn_graph.export(self.model(params), path, np.shape(example)[1:])
 
     def fresh(self, rng: np.random.Generator) -> Any:
         """An unfitted copy of the estimator on this random stream."""

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(say).parse_args(argv or ["--help"])
         if args.parts is not None:
-            _own_parts(args.parts)
+            own_parts(args.parts)
         code: int = args.run(args, say)
         sys.stdout.flush()
     except SystemExit as done:  # argparse has said why
@@ -115,7 +115,17 @@ def _parser(say: Say) -> argparse.ArgumentParser:
     c = command("compare", _compare, "compare runs")
     c.add_argument("folders", type=Path, nargs="+", metavar="RUN", help=say("the folder of a run"))
     command("version", _version, "print the version")
+    _far(commands, command, say)
     return top
+
+
+def _far(commands: Any, command: Any, say: Say) -> None:
+    """Commands of a federation of machines, each family in a file of its own."""
+    from . import cli_admin, cli_ops, cli_pki, cli_serve
+
+    for family in (cli_serve, cli_ops, cli_admin):
+        family.register(commands, command, say)
+    cli_pki.register(commands, command, say, cli_ops.remote(say), cli_ops.connected)
 
 
 def _data(commands: Any, command: Any, say: Say) -> None:
@@ -143,7 +153,7 @@ def _data(commands: Any, command: Any, say: Say) -> None:
     three.add_argument("--draw", type=Path, metavar="FILE.png", help=say("write a picture"))
 
 
-def _own_parts(path: Path) -> None:
+def own_parts(path: Path) -> None:
     """Load a file the user named on the command line: it registers parts of their own."""
     if not path.is_file():
         raise ConfigError(f"there is no file {path}: --parts takes a Python file")

@@ -97,7 +97,7 @@ def _limits(want: Want) -> Limits:
     """What a head may announce: no more bytes than the answer can have, and no more arrays."""
     sums = max(len(want.buckets), 1) * (want.limbs * len(want.leaves) + 2 * len(want.tables))
     arrays = 8 + len(want.clients) * (1 + 2 * len(want.tables)) + sums
-    return Limits(bytes=want.size, elements=want.size, leaves=arrays, values=16, depth=2)
+    return Limits(bytes=want.size, elements=want.size, leaves=max(arrays, 16), values=16, depth=2)
 
 
 class Walls:

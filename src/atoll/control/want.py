@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..core.aggregate import Aggregator, Buckets, Gather, Sum
+from ..core.aggregate import Aggregator, Sum
 from ..core.edge import Task
 from ..core.errors import MisuseError
 from ..core.rng import Rng
 from ..core.transform import Context, Transform
 from ..core.update import Update
+from ..learn.robust import Buckets, Gather
 from ..wire.manifest import ALIGN
 from ..wire.values import Form
 

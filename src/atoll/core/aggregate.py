@@ -9,16 +9,20 @@ largest total weight. A contribution becomes whole numbers, `rint(weight * value
 and int64 addition of those is exact in any order. Float64 leaves take a second int64 for the bits
 below the point. Out of range is refused, never saturated.
 
-`Sum` shows only the sum. `Gather(rule)` keeps each update for a robust rule; `Buckets(k, rule)`
-sums inside k random buckets and applies the rule over their means.
+`Sum` shows only the sum; rules that look at each update stand in learn/robust.py. A sum may be taken
+in place: model-size arrays are then made once, when the first contribution comes in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import chain
 from math import ceil, isfinite, log2
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +30,12 @@ from numpy.typing import NDArray
 from .errors import MisuseError, ProtocolError
 from .metrics import merge_all, tally
 from .rng import Rng
-from .update import Array, Layout, Rows, Update
+from .update import BLOCK, Array, Layout, Rows, Update, add_rows, blocks, wrap
 
 WEIGHT_UNIT = 2.0**-32  # weights are whole multiples of this, so that their sums are exact too
 _SUM_BITS = 62
 _FINE_BITS = 40  # the second int64 of a float64 leaf resolves 2**-40 of the first's unit
 _EXACT = 2.0**53  # float64 holds every whole number up to here
-_BLOCK = 1 << 17  # numbers folded at a time: 1 MiB of float64
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,24 @@ class Points:
     wide: bool
     tables: Mapping[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        sizes = [
-            self.layout.slices[name].stop - self.layout.slices[name].start for name in self.layout.slices
-        ]
-        units = np.repeat(np.exp2(np.array(self.exponents, np.float64)), sizes)
-        object.__setattr__(self, "units", units)
-
-    units: NDArray[np.float64] = field(init=False, repr=False, compare=False)
-
     @property
     def limit(self) -> float:
         """The largest whole number one contribution of weight 1 may put into the sum."""
         return 2.0**_SUM_BITS / (self.max_weight * self.cohort)
+
+    def units(self, block: slice) -> Any:
+        """What a block's numbers count in: one float64 where they are of one leaf, else one each."""
+        stops = self.layout.stops
+        first, last = bisect_right(stops, block.start), bisect_right(stops, block.stop - 1)
+        units = np.exp2(np.array(self.exponents[first : last + 1], np.float64))
+        if first == last:
+            return units[0]
+        return np.repeat(units, np.diff([block.start, *stops[first:last], block.stop]))
+
+
+def _largest(leaf: Array) -> float:
+    """The largest magnitude; NaN where there is one."""
+    return max(float(leaf.max(initial=0.0)), -float(leaf.min(initial=0.0)))
 
 
 def points(
@@ -81,7 +89,7 @@ def points(
     """
     wide = params.buffer.dtype == np.float64
     room = headroom**2 if wide else headroom
-    largest = {name: float(np.abs(leaf).max(initial=0.0)) for name, leaf in params.items()}
+    largest = {name: _largest(leaf) for name, leaf in params.items()}
     model = max(max(largest.values(), default=0.0) or 1.0, 2.0**-10)
     exponents = []
     for name in params:
@@ -125,9 +133,6 @@ class Total:
     metrics: Mapping[str, Any]
 
 
-Rule: TypeAlias = Callable[[Array], Array]
-
-
 class Aggregator(Protocol):
     """The contract; `check_aggregator` of `atoll.testing` proves it for one of your own.
 
@@ -151,15 +156,21 @@ class Aggregator(Protocol):
     def finish(self, partial: Any) -> Total: ...
 
 
-def fold(aggregator: Aggregator, replies: Sequence[tuple[int, Reply]]) -> Any:
-    """All replies as one partial; at least one. A `Sum` adds them in place, the rest by `merge`."""
+def fold(aggregator: Aggregator, replies: Sequence[tuple[int, Reply]], into: Any = None) -> Any:
+    """All replies (at least one) as one partial, together with `into`, a partial of the caller's own.
+
+    A `Sum` adds them in place, the rest by `merge`.
+    """
     together = getattr(aggregator, "lift_all", None)
     if together is not None:
-        return together(replies)
-    partial = aggregator.lift(*replies[0])
-    for peer, reply in replies[1:]:
-        partial = aggregator.merge(partial, aggregator.lift(peer, reply))
-    return partial
+        return together(replies) if into is None else together(replies, into)
+    lifted = (aggregator.lift(*one) for one in replies)
+    return reduce(aggregator.merge, lifted if into is None else chain([into], lifted))
+
+
+def own(aggregator: Aggregator) -> dict[str, bool]:
+    """What to tell `merge` and `finish` that may write into their first argument, as a `Sum` can."""
+    return {"own": True} if getattr(aggregator, "in_place", False) else {}
 
 
 def whole_weight(weight: float, most: float) -> int:
@@ -175,6 +186,7 @@ class Sum:
 
     sees: ClassVar[Literal["sum", "each"]] = "sum"
     rings: ClassVar[bool] = True
+    in_place: ClassVar[bool] = True
     points: Points | None = None
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Sum:
@@ -185,58 +197,50 @@ class Sum:
         """One contribution as a partial sum."""
         return self.lift_all([(peer, reply)])
 
-    def lift_all(self, replies: Sequence[tuple[int, Reply]]) -> Partial:
-        """Many contributions as one partial sum: the same bytes as lifting and merging each."""
-        p = self._points()
-        bits = replies[0][1].update.bits
+    def lift_all(self, replies: Sequence[tuple[int, Reply]], into: Partial | None = None) -> Partial:
+        """Many contributions as one partial sum: the same bytes as lifting and merging each.
+
+        `into`: a partial of the caller's own, to whose sums they are added; if one of them is
+        refused, it stays as it was.
+        """
+        p, bits = self._points(), replies[0][1].update.bits
         for peer, reply in replies:
             if reply.update.layout != p.layout or reply.update.bits != bits:
-                raise _other_leaves(peer, reply.update, p.layout)
+                raise other_leaves(peer, reply.update, p.layout)
         weights = [whole_weight(reply.weight, p.max_weight) for _, reply in replies]
         scales = [w * WEIGHT_UNIT for w in weights]
-        limbs = 2 if p.wide and not bits else 1
-        sums = np.zeros((limbs, p.layout.size), np.uint64 if bits else np.int64)
+        metrics = tally((reply.metrics, scale) for (_, reply), scale in zip(replies, scales, strict=True))
         rows: dict[str, Rows] = {}
+        for (peer, reply), scale in zip(replies, scales, strict=True):
+            rows = _add_rows(rows, reply.update.rows, p, scale, peer)
+        shape = (2 if p.wide and not bits else 1, p.layout.size)
+        sums = np.zeros(shape, np.uint64 if bits else np.int64) if into is None else _mine(into.sums)
+        more = Partial(p.layout, sums, sum(weights), sum(w > 0 for w in weights), metrics, bits, rows)
+        whole = more if into is None else replace(_joined(into, more), sums=sums)
         if bits:
             for _, reply in replies:
                 sums[0] += reply.update.buffer
-            sums &= np.uint64((1 << bits) - 1)
+            wrap(sums, bits)
         else:
             _add(sums, replies, scales, p)
-            for (peer, reply), scale in zip(replies, scales, strict=True):
-                rows = _add_rows(rows, reply.update.rows, p, scale, peer)
-        metrics = tally((reply.metrics, scale) for (_, reply), scale in zip(replies, scales, strict=True))
-        return Partial(p.layout, sums, sum(weights), sum(w > 0 for w in weights), metrics, bits, rows)
+        return whole
 
-    def merge(self, a: Partial, b: Partial) -> Partial:
-        """Both partial sums together."""
-        if (a.layout, a.bits, a.sums.shape) != (b.layout, b.bits, b.sums.shape):
-            raise ProtocolError("two partial sums of different models or encodings cannot be merged")
-        sums = a.sums + b.sums
-        if a.bits and a.bits < 64:
-            sums &= np.uint64((1 << a.bits) - 1)
-        rows = dict(a.rows)
-        for name, more in b.rows.items():
-            rows[name] = rows[name] + more if name in rows else more
-        return Partial(
-            a.layout,
-            sums,
-            a.weight + b.weight,
-            a.count + b.count,
-            merge_all(a.metrics, b.metrics),
-            a.bits,
-            rows,
-        )
+    def merge(self, a: Partial, b: Partial, *, own: bool = False) -> Partial:
+        """Both partial sums together; `own`: written over `a`'s, which nobody uses any more."""
+        both, out = _joined(a, b), _mine(a.sums) if own else None
+        return replace(both, sums=wrap(np.add(a.sums, b.sums, out=out), a.bits))
 
-    def finish(self, partial: Partial) -> Total:
-        """The sum as an update: float64, or in its ring."""
+    def finish(self, partial: Partial, *, own: bool = False) -> Total:
+        """The sum as an update: float64, or in its ring; `own`: written over the partial's."""
         p = self._points()
-        if partial.bits:
-            buffer: Array = partial.sums[0]
-        else:
-            buffer = partial.sums[0] / p.units
-            if len(partial.sums) > 1:
-                buffer += partial.sums[1] / p.units * 2.0**-_FINE_BITS
+        buffer: Array = partial.sums[0]
+        if not partial.bits:
+            buffer = _mine(buffer).view(np.float64) if own else np.empty(p.layout.size)
+            for block in blocks(p.layout.size):
+                units = p.units(block)
+                np.divide(partial.sums[0, block], units, out=buffer[block])
+                if len(partial.sums) > 1:
+                    buffer[block] += partial.sums[1, block] / units * 2.0**-_FINE_BITS
         rows = {n: Rows(r.ids, r.values * 2.0 ** -p.tables[n]) for n, r in partial.rows.items()}
         update = Update(partial.layout, buffer, bits=partial.bits, rows=rows)
         return Total(update, partial.weight * WEIGHT_UNIT, partial.count, partial.metrics)
@@ -247,35 +251,65 @@ class Sum:
         return self.points
 
 
+def _mine(sums: NDArray[Any]) -> NDArray[Any]:
+    """Sums to write into: these, or a copy where they are mapped from a file."""
+    return sums if sums.flags.writeable else sums.copy()
+
+
+def _joined(a: Partial, b: Partial) -> Partial:
+    """All of both but the sums, which are `a`'s still."""
+    if (a.layout, a.bits, len(a.sums)) != (b.layout, b.bits, len(b.sums)):
+        raise ProtocolError("two partial sums of different models or encodings cannot be merged")
+    metrics, rows = merge_all(a.metrics, b.metrics), add_rows(a.rows, b.rows)
+    return Partial(a.layout, a.sums, a.weight + b.weight, a.count + b.count, metrics, a.bits, rows)
+
+
 def _add(
     sums: NDArray[Any], replies: Sequence[tuple[int, Reply]], scales: Sequence[float], p: Points
 ) -> None:
-    """Add rint(weight * values * 2**point) of every reply, a block of columns at a time.
+    """Add every reply; if one is refused, what was added of them comes out again."""
+    try:
+        for block, whole in _whole(replies, scales, p, len(sums)):
+            sums[:, block] += whole
+    except ProtocolError:
+        with suppress(ProtocolError):  # it stops where the first pass did
+            for block, whole in _whole(replies, scales, p, len(sums)):
+                sums[:, block] -= whole
+        raise
+
+
+def _whole(
+    replies: Sequence[tuple[int, Reply]], scales: Sequence[float], p: Points, limbs: int
+) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """The sum of rint(weight * values * 2**point) over all replies, a block of columns at a time.
 
     Rounding makes whole numbers first. Below 2**53 float64 adds those exactly, above int64 does;
     either way the order cannot matter.
     """
-    m, width = len(replies), max(_BLOCK // len(replies), 1024)
+    m, width = len(replies), max(BLOCK // len(replies), 1024)
     w = np.array(scales)[:, None]  # (m, 1)
     room = np.empty((2, m, min(width, p.layout.size)))
-    for start in range(0, p.layout.size, width):
-        block = slice(start, min(start + width, p.layout.size))
-        x, whole = room[:, :, : block.stop - start]
-        np.multiply(np.stack([reply.update.buffer[block] for _, reply in replies]), p.units[block], out=x)
-        x *= w
+    for block in blocks(p.layout.size, width):
+        x, whole = room[:, :, : block.stop - block.start]
+        units = p.units(block)
+        each = units if units.ndim else units * w  # exact: a power of two times a float64
+        np.multiply(np.stack([reply.update.buffer[block] for _, reply in replies]), each, out=x)
+        if units.ndim:
+            x *= w
         np.rint(x, out=whole)
         largest = np.maximum(whole.max(axis=1), -whole.min(axis=1))  # (m,)
         if not (largest <= p.limit * w[:, 0]).all():  # NaN fails as well
             _refuse(replies, p)
         exact = largest.sum() < _EXACT
-        sums[0, block] += (whole if exact else whole.astype(np.int64)).sum(axis=0).astype(np.int64)
-        if len(sums) > 1:
+        sums = (whole if exact else whole.astype(np.int64)).sum(axis=0).astype(np.int64)
+        if limbs > 1:
             x -= whole
             x *= 2.0**_FINE_BITS
-            sums[1, block] += np.rint(x).astype(np.int64).sum(axis=0)
+            sums = np.stack([sums, np.rint(x).astype(np.int64).sum(axis=0)])
+        yield block, sums
 
 
-def _other_leaves(peer: int, got: Update, layout: Layout) -> ProtocolError:
+def other_leaves(peer: int, got: Update, layout: Layout) -> ProtocolError:
     """The first leaf of either side that the other lacks in that shape."""
     pairs = ((got.layout.leaves, layout.leaves), (layout.leaves, got.layout.leaves))
     first = [next((f"{n}{list(shape)}" for n, shape in a if (n, shape) not in b), "none") for a, b in pairs]
@@ -286,8 +320,8 @@ def _other_leaves(peer: int, got: Update, layout: Layout) -> ProtocolError:
 
 def _refuse(replies: Sequence[tuple[int, Reply]], p: Points) -> None:
     for peer, reply in replies:
-        for name, s in p.layout.slices.items():
-            if not (np.abs(reply.update.buffer[s]) * p.units[s] <= p.limit).all():
+        for (name, leaf), exponent in zip(reply.update.items(), p.exponents, strict=True):
+            if not _largest(leaf) * 2.0**exponent <= p.limit:
                 raise ProtocolError(
                     f"client {peer}'s update of leaf {name!r} is not finite or beyond this round's range:"
                     " its training diverged, or the leaf's bound is too small"
@@ -305,102 +339,5 @@ def _add_rows(
             raise ProtocolError(
                 f"client {peer}'s rows of {name!r} are not finite or beyond this round's range"
             )
-        whole = Rows(r.ids, x.astype(np.int64))
-        rows = {**rows, name: rows[name] + whole if name in rows else whole}
+        rows = add_rows(rows, {name: Rows(r.ids, x.astype(np.int64))})
     return rows
-
-
-Kept: TypeAlias = tuple[tuple[int, Reply], ...]
-
-
-@dataclass(frozen=True)
-class Gather:
-    """Every update kept until the end, then `rule(U)`: U (n, d) float64, rows by client id -> (d,).
-
-    The rule's answer stands for the mean update. Memory grows with the cohort: n * d * 8 bytes.
-    """
-
-    rule: Rule
-    sees: ClassVar[Literal["sum", "each"]] = "each"
-    rings: ClassVar[bool] = False
-    points: Points | None = None
-
-    def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Gather:
-        """This round's: with the leaves that its updates must have."""
-        return Gather(self.rule, points)
-
-    def lift(self, peer: int, reply: Reply) -> Kept:
-        """One kept reply. Raises ProtocolError for other leaves, or numbers that are not finite."""
-        if self.points is not None and reply.update.layout != self.points.layout:
-            raise _other_leaves(peer, reply.update, self.points.layout)
-        if not reply.update.finite():
-            raise ProtocolError(f"client {peer}'s update is not finite: its training diverged")
-        return ((peer, reply),)
-
-    def merge(self, a: Kept, b: Kept) -> Kept:
-        """Both, by client id, whatever the order they came in."""
-        return tuple(sorted(a + b, key=lambda kept: kept[0]))
-
-    def finish(self, partial: Kept) -> Total:
-        """The rule over all updates of weight above 0; MisuseError if it answers in another shape."""
-        replies = [reply for _, reply in partial if reply.weight > 0]
-        if not replies:
-            raise MisuseError("every contribution of this round has weight 0: there is no mean to take")
-        metrics = tally((reply.metrics, reply.weight) for reply in replies)
-        matrix = np.stack([reply.update.buffer for reply in replies]).astype(np.float64)
-        return Total(apply_rule(self.rule, matrix, replies[0].update.layout), 1.0, len(replies), metrics)
-
-
-def apply_rule(rule: Rule, matrix: Array, layout: Layout) -> Update:
-    """`rule` over the rows of `matrix` (n, d) as an Update; its answer must be (d,) real."""
-    answer = np.asarray(rule(matrix), np.float64)
-    if answer.shape != (layout.size,):
-        raise MisuseError(f"a rule maps (n, {layout.size}) to ({layout.size},), this one gave {answer.shape}")
-    return Update(layout, answer)
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """Sums inside `k` random buckets of the cohort, then `rule` over the buckets' means (k, d).
-
-    Who falls into which bucket follows from the round's key and the cohort alone. Robust rules
-    see means of a few, never one (Karimireddy, He, Jaggi 2022, "Byzantine-robust learning on
-    heterogeneous datasets via bucketing", alg. 1).
-    """
-
-    k: int
-    rule: Rule
-    sees: ClassVar[Literal["sum", "each"]] = "sum"
-    rings: ClassVar[bool] = False
-    inner: Sum = field(default_factory=Sum)
-    place: Mapping[int, int] = field(default_factory=dict)
-
-    def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Buckets:
-        """This round's: the cohort dealt into buckets."""
-        order = key.at("buckets").generator().permutation(sorted(cohort))
-        place = {int(client): i % self.k for i, client in enumerate(order)}
-        return Buckets(self.k, self.rule, self.inner.at(points, cohort, key), place)
-
-    def lift(self, peer: int, reply: Reply) -> dict[int, Partial]:
-        """One contribution in its bucket."""
-        return {self.place[peer]: self.inner.lift(peer, reply)}
-
-    def merge(self, a: dict[int, Partial], b: dict[int, Partial]) -> dict[int, Partial]:
-        """Bucket by bucket."""
-        merged = dict(a)
-        for bucket, partial in b.items():
-            merged[bucket] = self.inner.merge(merged[bucket], partial) if bucket in merged else partial
-        return merged
-
-    def finish(self, partial: dict[int, Partial]) -> Total:
-        """The rule over the means of the buckets that got anything."""
-        totals = [self.inner.finish(partial[bucket]) for bucket in sorted(partial)]
-        filled = [t for t in totals if t.weight > 0]
-        if not filled:
-            raise MisuseError("every contribution of this round has weight 0: there is no mean to take")
-        means = np.stack([t.update.buffer / t.weight for t in filled])
-        metrics: Mapping[str, Any] = {}
-        for total in totals:
-            metrics = merge_all(metrics, total.metrics)
-        update = apply_rule(self.rule, means, filled[0].update.layout)
-        return Total(update, 1.0, sum(t.count for t in totals), metrics)

@@ -1,17 +1,19 @@
 """From one task to one answer, wherever it happens: a device, a lane of the simulator, an edge.
 
 A task names the clients it is for. Whoever holds their data trains them (`contribute`); whoever
-stands above asks its children and merges (`relay`). Both answer with the same kind of partial,
-so a tree of any depth gives the bytes of a flat federation.
+stands above asks its children and merges (`relay`). A device alone answers with its reply as it
+is, a float32 number in 4 bytes; whoever receives it lifts it. Everybody else answers with a
+partial. Lifting here or there is the same, so a tree of any depth gives the bytes of a flat federation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from .aggregate import Aggregator, Points, Reply, fold
+from .aggregate import Aggregator, Points, Reply, fold, own
+from .errors import ProtocolError
 from .message import Contribution
 from .protocol import Party
 from .rng import Rng
@@ -69,11 +71,12 @@ def contribute(
     made: Sequence[tuple[int, Contribution]],
     algorithm: Transform,
     states: Mapping[int, Any],
-    aggregator: Aggregator,
+    aggregator: Aggregator | None,
     task: Task,
     key: Rng,
 ) -> tuple[Answer, dict[int, Any]]:
-    """Take contributions (at least one) out through the chain and fold them.
+    """Take contributions (at least one) out through the chain and fold them; without an aggregator
+    they stay replies.
 
     Returns the answer and each client's next chain state, where the chain keeps one.
     """
@@ -88,15 +91,32 @@ def contribute(
             state = states.get(client) or algorithm.start(task.params, "out")
             update, after[client] = algorithm.out(update, state, ctx)
         replies.append((client, Reply(update, c.weight, c.metrics)))
-    clients = tuple(client for client, _ in made)
-    return Answer(clients, fold(aggregator, replies), {}, sum(wire(r.update) for _, r in replies)), after
+    clients, sent = tuple(client for client, _ in made), sum(wire(r.update) for _, r in replies)
+    answer = Answer(clients, None, {}, sent, tuple(replies))
+    return answer if aggregator is None else lifted(aggregator, answer), after
 
 
-def merge_answers(aggregator: Aggregator, a: Answer, b: Answer) -> Answer:
-    """Both answers as one; an answer nobody is in has no partial to merge."""
-    partials = [answer.partial for answer in (a, b) if answer.clients]
-    partial = aggregator.merge(*partials) if len(partials) > 1 else next(iter(partials), None)
-    return Answer(a.clients + b.clients, partial, {**a.failed, **b.failed}, a.sent + b.sent)
+def lifted(aggregator: Aggregator, answer: Answer, into: Any = None) -> Answer:
+    """The answer as a partial, whichever form it came in, together with `into`, one of the caller's own.
+
+    Raises what `lift` and `merge` raise.
+    """
+    partial = answer.partial
+    if answer.replies:
+        partial = fold(aggregator, answer.replies, into)
+    elif into is not None:
+        partial = aggregator.merge(into, partial, **own(aggregator)) if answer.clients else into
+    return replace(answer, partial=partial, replies=())
+
+
+def merge_answers(aggregator: Aggregator | None, a: Answer, b: Answer) -> Answer:
+    """Both answers as one partial, for which `a`'s is used up; without an aggregator both hold
+    replies, and keep them.
+    """
+    both = b if aggregator is None else lifted(aggregator, b, lifted(aggregator, a).partial)
+    failed, sent = {**a.failed, **b.failed}, a.sent + b.sent
+    replies = a.replies + b.replies if aggregator is None else ()
+    return Answer(a.clients + b.clients, both.partial, failed, sent, replies)
 
 
 async def relay(
@@ -107,22 +127,51 @@ async def relay(
     *,
     quorum: int | None = None,
     deadline: float | None = None,
+    rehome: float = 0.0,
 ) -> Answer:
     """Pass the task to the children that hold its clients, merge what they answer.
 
     An edge answers its parent so; the coordinator is the edge without a parent.
+    `children` may change meanwhile: a client whose answer is missing and who by then stands under
+    another child is asked again there, for the same task, and counts once. One who was lost with its
+    child and stands nowhere is waited for, up to `rehome` seconds. A driver that replays a role tells
+    the two moments apart by giving children with a method `again()`, the mapping to ask again by.
     """
-    wanted = set(task.clients)
-    messages = {}
+    began, answer = p.now, Answer(())
+    asked: set[tuple[str, int]] = set()
+
+    def join(so_far: Answer | None, peer: str, body: Answer) -> Answer:
+        if strange := set(body.clients).difference(messages[peer].clients):
+            raise ProtocolError(f"{peer} answers for client {min(strange)}, for whom it was not asked")
+        return merge_answers(aggregator, so_far or Answer(()), body)
+
+    again = getattr(children, "again", lambda: children)
+    while (messages := _under(again() if asked else children, task, answer.clients, asked)) or not asked:
+        left = None if deadline is None else max(began + deadline - p.now, 0.0)
+        need = None if quorum is None or asked else min(quorum, len(messages))
+        answers = await p.ask(messages, quorum=need, deadline=left, fold=join)
+        lost = {c: why for child, why in answers.missing.items() for c in messages[child].clients}
+        answer = replace(answer, failed={**answer.failed, **lost})
+        answer = merge_answers(aggregator, answer, answers.folded or Answer(()))
+        asked |= {(child, c) for child, its in messages.items() for c in its.clients}
+        if not asked or (need is not None and answers.enough):
+            break
+        until = p.now + rehome
+        while p.now < until and set(lost).difference(*again().values()):
+            await p.sleep(rehome / 8)
+    absent = set(task.clients).difference(c for _, c in asked)
+    failed = {**dict.fromkeys(absent, "stands under no child"), **answer.failed}
+    return replace(answer, failed={c: why for c, why in failed.items() if c not in answer.clients})
+
+
+def _under(
+    children: Mapping[str, Sequence[int]], task: Task, done: Sequence[int], asked: Collection[tuple[str, int]]
+) -> dict[str, Task]:
+    """The task for every child that holds some of its clients, each client once."""
+    wanted, messages = set(task.clients).difference(done), {}
     for child, clients in children.items():
-        mine = [c for c in clients if c in wanted]
+        mine = [c for c in clients if c in wanted and (child, c) not in asked]
         if mine:
             messages[child] = task.only(mine)
-
-    def join(so_far: Answer | None, _peer: str, body: Answer) -> Answer:
-        return body if so_far is None else merge_answers(aggregator, so_far, body)
-
-    answers = await p.ask(messages, quorum=quorum, deadline=deadline, fold=join)
-    answer: Answer = answers.folded or Answer((), None)
-    lost = {c: reason for child, reason in answers.missing.items() for c in messages[child].clients}
-    return replace(answer, failed={**answer.failed, **lost})
+            wanted.difference_update(mine)
+    return messages

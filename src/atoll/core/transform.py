@@ -35,6 +35,7 @@ class Context:
     `weight`: of this contribution going out, of all of them together coming back.
     `count`: contributors, 1 going out. `population`: clients of the job, sampled or not.
     `steps`: local optimiser steps of this contribution. `key`: a random stream of this place.
+    `own`: coming back, whether nobody else holds the total's numbers, so that they may be overwritten.
     """
 
     key: Rng
@@ -43,6 +44,7 @@ class Context:
     count: int = 1
     population: int = 1
     steps: int = 1
+    own: bool = False
 
 
 Step: TypeAlias = Callable[[Update, State, Context], tuple[Update, State]]
@@ -144,7 +146,9 @@ def chain(*transforms: Transform) -> Transform:
     def back(total: Update, state: State, ctx: Context) -> tuple[Update, State]:
         after = list(state)
         for i in reversed(range(len(parts))):
-            total, after[i] = parts[i].back(total, after[i], ctx)
+            if parts[i].back is not _pass:
+                total, after[i] = parts[i].back(total, after[i], ctx)
+                ctx = replace(ctx, own=False)  # a part may keep in its state what it gives
         return total, tuple(after)
 
     return _Chain("chain", out, back, parts=parts)

@@ -11,7 +11,7 @@ Laws (tests/laws/test_update.py): `+` is commutative, and in a ring exactly asso
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from math import prod
+from math import isfinite, prod
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 from .errors import MisuseError
 
 Array: TypeAlias = NDArray[Any]
+BLOCK = 1 << 17  # numbers worked on at a time, so that what is made on the way stays small: 1 MiB of float64
+
+
+def blocks(size: int, width: int = BLOCK) -> Iterator[slice]:
+    """range(size) in slices of at most `width`."""
+    return (slice(at, min(at + width, size)) for at in range(0, size, width))
 
 
 class Leaf(NamedTuple):
@@ -33,10 +39,10 @@ class Layout:
     """Which leaves stand where in the buffer; Updates with equal layouts can be added.
 
     `slices` and `shapes` look a leaf up by name, `size` counts the numbers of all dense leaves.
-    Raises MisuseError where two leaves share a name.
+    `stops`: where each leaf ends. Raises MisuseError where two leaves share a name.
     """
 
-    __slots__ = ("leaves", "shapes", "size", "slices")
+    __slots__ = ("leaves", "shapes", "size", "slices", "stops")
 
     def __init__(self, leaves: tuple[Leaf, ...]) -> None:
         self.leaves = leaves
@@ -46,6 +52,7 @@ class Layout:
         for name, shape in leaves:
             self.slices[name] = slice(self.size, self.size + prod(shape))
             self.size += prod(shape)
+        self.stops = [s.stop for s in self.slices.values()]
         if len(self.slices) != len(leaves):
             raise MisuseError("leaf names must differ: each names one slice of the buffer")
 
@@ -73,9 +80,27 @@ class Rows(NamedTuple):
         return Rows(ids, values)
 
 
+def wrap(whole: Array, bits: int | None) -> Array:
+    """Integers modulo 2**bits, in place; None leaves them alone."""
+    if bits and bits < 64:
+        whole &= np.uint64((1 << bits) - 1)
+    return whole
+
+
+def add_rows(a: Mapping[str, Rows], b: Mapping[str, Rows]) -> dict[str, Rows]:
+    """Sparse leaves added by name; one that stands on one side only is kept."""
+    return {**a, **{name: a[name] + more if name in a else more for name, more in b.items()}}
+
+
 def _frozen(array: Array) -> Array:
     view = array.view()
     view.flags.writeable = False
+    return view
+
+
+def _thawed(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = True
     return view
 
 
@@ -154,33 +179,30 @@ class Update(Mapping[str, Array]):
     __hash__ = None  # type: ignore[assignment]
 
     def __add__(self, other: Update) -> Update:
-        self._same(other)
-        total = self.buffer + other.buffer
-        if self.bits and self.bits < 64:
-            total &= np.uint64((1 << self.bits) - 1)
-        rows = dict(self.rows)
-        for name, more in other.rows.items():
-            rows[name] = rows[name] + more if name in rows else more
-        return Update(self.layout, total, bits=self.bits, rows=rows)
+        return self._with(other, np.add, add_rows(self.rows, other.rows))
 
     def __sub__(self, other: Update) -> Update:
-        self._same(other)
-        gap = self.buffer - other.buffer
-        if self.bits and self.bits < 64:
-            gap &= np.uint64((1 << self.bits) - 1)
         if self.rows or other.rows:
             raise MisuseError("sparse rows are added, never subtracted")
-        return Update(self.layout, gap, bits=self.bits)
+        return self._with(other, np.subtract, {})
+
+    def _with(self, other: Update, f: Callable[[Array, Array], Array], rows: Mapping[str, Rows]) -> Update:
+        self._same(other)
+        both = wrap(f(self.buffer, other.buffer), self.bits)
+        return Update(self.layout, both, bits=self.bits, rows=rows)
 
     def map(self, f: Callable[[Array], Array]) -> Update:
         """The same leaves with `f` applied to the buffer and to every row's values."""
         rows = {name: Rows(r.ids, f(r.values)) for name, r in self.rows.items()}
         return Update(self.layout, f(self.buffer), rows=rows)
 
-    def scale(self, factor: float) -> Update:
-        """Every number times `factor`, in the buffer's own precision."""
+    def scale(self, factor: float, *, own: bool = False) -> Update:
+        """Every number times `factor`, in the buffer's own precision.
+
+        `own`: in place; for whoever made this update's buffer and shares it with nobody.
+        """
         self._real("scale")
-        return self.map(lambda v: np.asarray(v * v.dtype.type(factor)))
+        return self.map(lambda v: np.multiply(v, v.dtype.type(factor), out=_thawed(v) if own else None))
 
     def zeros(self) -> Update:
         """The neutral element: same leaves, all zero, no rows."""
@@ -199,7 +221,7 @@ class Update(Mapping[str, Array]):
     def finite(self) -> bool:
         """Whether no number is NaN or infinite."""
         parts = [self.buffer, *(r.values for r in self.rows.values())]
-        return all(bool(np.isfinite(p).all()) for p in parts)
+        return all(isfinite(p.max(initial=0)) and isfinite(p.min(initial=0)) for p in parts)
 
     def pick(self, keep: Callable[[str], bool]) -> Update:
         """Only the leaves whose name satisfies `keep`, copied into a buffer of their own."""

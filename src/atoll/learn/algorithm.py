@@ -12,13 +12,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from ..core.aggregate import Aggregator, Buckets, Gather, Sum
+from ..core.aggregate import Aggregator, Sum
 from ..core.compose import check
 from ..core.errors import ConfigError
 from ..core.message import Learner
 from ..core.protocol import Responder
 from ..core.registry import part
 from ..core.transform import Transform, chain
+from .robust import Buckets, Gather
 from .server import adagrad, adam, mean, sgd, yogi
 
 Wrap: TypeAlias = Callable[[Learner], Any]

@@ -30,7 +30,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from ..core.aggregate import Reply, fold
-from ..core.edge import Answer, Task, wire
+from ..core.edge import Answer, Task, lifted, wire
 from ..core.errors import ConfigError, QuorumError
 from ..core.protocol import Party
 from ..core.registry import part
@@ -39,6 +39,8 @@ from .algorithm import Algorithm, Roles
 from .rounds import PATIENCE, Plan, Progress, apply, begin, evaluate, report, update_points, why
 from .select import Everyone, Sample
 from .server import mean, positive, sgd
+
+PAUSE = 1.0  # seconds between two looks for clients while all of them are lost with their edges
 
 Staleness: TypeAlias = Literal["polynomial", "hinge", "constant"]
 
@@ -69,12 +71,18 @@ class Fleet:
     flights: dict[int, Task] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """See under which child each client stands now."""
         self.holder = {c: peer for peer, clients in self.plan.children.items() for c in clients}
 
     async def fill(self, now: Progress, buffer: Buffer) -> None:
         """Draw clients, uniformly from the idle ones, until enough are in flight."""
+        if type(self.plan.children) is not dict:  # clients move
+            self.look()
         busy = {task.clients[0] for task in self.flights.values()} | buffer.used.keys()
-        idle = [c for c in self.plan.clients if c not in busy]
+        idle = [c for c in self.plan.clients if c not in busy and c in self.holder]
         enough = concurrency(self.rule, self.plan)
         while idle and len(self.flights) < enough:
             draw = self.p.key.at("draw", self.turn).generator().integers(len(idle))
@@ -93,7 +101,7 @@ class Fleet:
         """The next client to come back, with what it brings."""
         posted = await self.p.next()
         task = self.flights.pop(posted.number)
-        return task, posted.body or Answer((), None, {task.clients[0]: posted.reason})
+        return task, posted.body or Answer((), failed={task.clients[0]: posted.reason})
 
     def saved(self) -> Any:
         """All that `resume` needs: draws so far, who has which version, and those versions."""
@@ -103,7 +111,7 @@ class Fleet:
     async def resume(self, now: Progress) -> None:
         """After a restart: the same clients again, each with the model it had."""
         self.turn, out, models = now.more
-        for client, version in out:
+        for client, version in ((c, v) for c, v in out if c in self.holder):
             await self.send(replace(now, round=version, params=models[version]), client)
 
 
@@ -130,7 +138,7 @@ class Buffer:
             self.dropped += 1
             return True
         then = plan.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
-        total = then.finish(answer.partial)
+        total = then.finish(lifted(then, answer).partial)
         if not total.weight:
             self.failed[client] = "its contribution has weight 0"
             return False
@@ -184,6 +192,9 @@ async def collect(fleet: Fleet, now: Progress) -> Buffer:
     buffer, failures = Buffer(), 0
     while len(buffer.replies) < fleet.rule.size:
         await fleet.fill(now, buffer)
+        if not fleet.flights:
+            await fleet.p.sleep(PAUSE)
+            continue
         task, answer = await fleet.landed()
         failures = 0 if buffer.take(fleet.rule, fleet.plan, now, task, answer) else failures + 1
         if failures >= PATIENCE * len(fleet.plan.clients):

@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cache
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -27,7 +28,7 @@ from atoll.core.registry import part
 from atoll.core.rng import shuffles
 from atoll.core.update import Layout, Update
 
-from . import batched, kernel
+from . import batched, dense_graph, kernel
 from .rows import rows
 from .task import Array, Tally, Task, Work, leaves, metrics
 
@@ -157,6 +158,19 @@ class Dense:
         task = Task(x, y, np.empty((0, 0), np.int64), 0.0, 0.0, None, None, ())
         _refuse_bad([task], [ctx], Tally(*(np.array([v]) for v in (total, hits, np.isfinite(total), fault))))
         return metrics(self.loss, total, hits, len(x))
+
+    def answers(self, params: Update, x: Any) -> dict[str, Array]:
+        """What the exported model answers to rows x, computed here: see learn/dense_graph.py."""
+        start = Update(params.layout, self._numbers(params, "params"))
+        return dense_graph.answers(self._dims(), self.loss, self.activation, start, x)
+
+    def export(self, params: Update, path: str | Path, example: Any) -> None:
+        """Write the model as ONNX for rows shaped as those of `example`.
+
+        Raises ConfigError without the onnx package, StateError where the file cannot be written.
+        """
+        start = Update(params.layout, self._numbers(params, "params"))
+        dense_graph.export(self._dims(), self.loss, self.activation, start, path, np.shape(example)[1:])
 
     def _dims(self) -> tuple[int, ...]:
         if self.features is None or self.outputs is None:

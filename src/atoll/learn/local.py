@@ -39,6 +39,7 @@ class Local:
 
     `key`: the run's random stream. Clients are trained in chunks whose updates fill CHUNK bytes,
     or as many as the learner's own `chunk`; how many cores a chunk takes is the learner's affair.
+    `raw`: answer with each client's reply as it is, for others to lift; a device that holds one client does.
     """
 
     learner: Learner
@@ -46,6 +47,7 @@ class Local:
     train: Mapping[int, Any]
     test: Mapping[int, Any]
     key: Rng
+    raw: bool = False
 
     def __post_init__(self) -> None:
         self.committed: dict[int, Held] = {}
@@ -60,7 +62,7 @@ class Local:
         size = getattr(self.learner, "chunk", None) or max(1, CHUNK // max(task.params.buffer.nbytes, 1))
         chunks = [task.clients[i : i + size] for i in range(0, len(task.clients), size)]
         aggregator = self._aggregator(task)
-        answer = Answer((), None)
+        answer = Answer(())
         for clients in chunks:
             fresh, held = self._fit(task, clients)
             self.staged |= {client: (task.round, state) for client, state in held.items()}
@@ -91,7 +93,7 @@ class Local:
         return held if held is not None and made == used else self.committed.get(client, NOTHING)
 
     def _aggregator(self, task: Task) -> Any:
-        return self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
+        return None if self.raw else self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
 
     def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
         """Train one chunk: its answer, and the state to stage for each client that has any.
@@ -102,8 +104,8 @@ class Local:
             return self._together(task, clients)
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
-                return Answer((), None, {clients[0]: reason(error)}), {}
-        answer = Answer((), None)
+                return Answer((), failed={clients[0]: reason(error)}), {}
+        answer = Answer(())
         held: dict[int, Held] = {}
         for client in clients:
             alone, its = self._fit(task, (client,))

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from ..core.aggregate import Aggregator, Points, points
+import numpy as np
+
+from ..core.aggregate import Aggregator, Points, own, points
 from ..core.edge import Answer, Task, relay, wire
 from ..core.errors import ConfigError, ProtocolError, QuorumError
 from ..core.message import Learner
@@ -20,7 +22,7 @@ from ..core.metrics import merge_all
 from ..core.protocol import Party, Responder
 from ..core.registry import nearest
 from ..core.transform import Context
-from ..core.update import Update
+from ..core.update import Update, blocks
 from .algorithm import Algorithm, Roles
 from .local import Local
 from .select import Choice, Cohort, Everyone
@@ -33,7 +35,9 @@ PATIENCE = 3  # empty rounds in a row that a run survives
 class Plan:
     """All a coordinator of rounds needs to know.
 
-    `children`: peers, and the clients each of them answers for. `sizes`: rows of each client
+    `children`: peers, and the clients each of them answers for; where clients move from one to another
+    while it runs, a mapping that changes with them, and `roster` names all there are. `rehome`: seconds
+    that clients lost with their child have to turn up under another. `sizes`: rows of each client
     where known. `test`: the model's metrics on rows the coordinator holds, None without.
     `every`: rounds between evaluations; `sites`: whether clients evaluate too. `quorum`: how many
     children must answer, None as the cohort says. `deadline`: seconds a round may take.
@@ -51,11 +55,26 @@ class Plan:
     stop: Stop | None = None
     deadline: float | None = None
     max_weight: float = 2.0**20
+    roster: Sequence[int] | None = None
+    rehome: float = 0.0
 
     @cached_property
     def clients(self) -> tuple[int, ...]:
         """Every client there is, by id."""
-        return tuple(sorted(c for clients in self.children.values() for c in clients))
+        placed = (c for clients in self.children.values() for c in clients)
+        return tuple(sorted(placed if self.roster is None else self.roster))
+
+    async def relay(self, p: Party, task: Task, aggregator: Aggregator, quorum: int | None = None) -> Answer:
+        """The task's answer from everybody below."""
+        return await relay(
+            p,
+            task,
+            self.children,
+            aggregator,
+            quorum=quorum,
+            deadline=self.deadline,
+            rehome=self.rehome,
+        )
 
 
 @dataclass(frozen=True)
@@ -128,9 +147,7 @@ async def ask(
     task = replace(_task(now, key, cohort), points=update_points(plan, now.params, len(cohort)))
     aggregator = _rule(plan.algorithm, task)
     began = p.now
-    answer = await relay(
-        p, task, plan.children, aggregator, quorum=_quorum(plan, cohort), deadline=plan.deadline
-    )
+    answer = await plan.relay(p, task, aggregator, _quorum(plan, cohort))
     record = {
         "round": now.round + 1,
         "seconds": p.now - began,
@@ -175,7 +192,7 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
 
     async def losses(clients: Sequence[int]) -> dict[int, float]:
         task = replace(_task(now, key, tuple(clients)), want="evaluate")
-        found = (await relay(p, task, plan.children, SITES, deadline=plan.deadline)).partial or {}
+        found = (await plan.relay(p, task, SITES)).partial or {}
         return {c: float(m["loss"].value) for c, m in found.items() if "loss" in m}
 
     return await plan.cohort.pick(Choice(plan.clients, plan.sizes, key.at("cohort"), losses))
@@ -185,8 +202,11 @@ def apply(
     plan: Plan, now: Progress, aggregator: Aggregator, answer: Answer, key: Any
 ) -> tuple[Progress, Any]:
     """The model after a round: the total back through the chain, added to the params."""
-    total = aggregator.finish(answer.partial)
-    ctx = Context(key.at("back"), now.round, total.weight, total.count, len(plan.clients))
+    mine = own(aggregator)
+    total = aggregator.finish(answer.partial, **mine)
+    ctx = Context(
+        key.at("back"), now.round, total.weight, total.count, len(plan.clients), own=mine.get("own", False)
+    )
     step, server = plan.algorithm.chain.back(total.update, now.server, ctx)
     params = add(now.params, step)
     if not params.finite():
@@ -200,8 +220,10 @@ def apply(
 
 def add(params: Update, step: Update) -> Update:
     """params + step in float64, back in the params' own precision."""
-    total = params.buffer + step.buffer
-    return Update(params.layout, total.astype(params.buffer.dtype))
+    total = np.empty(params.buffer.shape, params.buffer.dtype)
+    for block in blocks(len(total)):
+        total[block] = params.buffer[block] + step.buffer[block]
+    return Update(params.layout, total)
 
 
 async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
@@ -218,7 +240,7 @@ async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
     merged: Mapping[str, Any] = {}
     if plan.sites:
         task = replace(_task(now, p.key.at("evaluate"), plan.clients), want="evaluate")
-        answer = await relay(p, task, plan.children, SITES, deadline=plan.deadline)
+        answer = await plan.relay(p, task, SITES)
         found = answer.partial or {}
         if answer.failed:
             seen["sites_failed"] = dict(answer.failed)

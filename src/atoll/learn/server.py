@@ -28,7 +28,7 @@ def mean(over: float | None = None) -> Transform:
 
     def back(total: Update, state: State, ctx: Context) -> tuple[Update, State]:
         divisor = over or ctx.weight
-        return total.scale(1.0 / divisor) if divisor else total.zeros(), state
+        return total.scale(1.0 / divisor, own=ctx.own) if divisor else total.zeros(), state
 
     return transform(f"mean(over={over:g})" if over else "mean()", back=back, averages=True)
 

@@ -1,0 +1,87 @@
+"""How a drive's questions reach members: tasks out as letters, answers back as values to fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.edge import Answer, Task
+from ..core.update import Update
+from ..learn.algorithm import Algorithm
+from ..transport.drive import Answered, Drive
+from ..wire import body
+from .host import Host, Sent
+from .kept import kept_plain
+from .parcels import write_frames
+from .want import ring_bits, want
+
+
+@dataclass
+class Asking:
+    """One drive's net: tasks of one run out as letters, answers back as values to fold.
+
+    `scope`: the journal's. `job`: the signed job every letter carries. `names`: of clients, by id.
+    `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for.
+    """
+
+    host: Host
+    run: str
+    scope: str
+    job: Mapping[str, Any]
+    algorithm: Algorithm
+    names: Mapping[int, str]
+    drive: Drive | None = None
+    parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
+
+    async def prepare(self, messages: Mapping[str, Task]) -> Mapping[str, Any]:
+        """Each task with the blob of its model."""
+        letters = {}
+        for peer, task in messages.items():
+            letters[peer] = (task, await self._parcel(task.params))
+        return letters
+
+    async def _parcel(self, params: Update) -> str:
+        known = self.parcels.get(id(params))
+        if known is not None and known[0] is params:
+            return known[1]
+        blob = await self.host.work(lambda: write_frames(self.host.store, body.params_message(params)))
+        while len(self.parcels) > 1:
+            self.parcels.pop(next(iter(self.parcels)))
+        self.parcels[id(params)] = (params, blob)
+        return blob
+
+    def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
+        """Hand a task over, with all its member needs to know."""
+        task, blob = letter
+        edge = self.host.roles.get(peer) == "edge"
+        head = {"run": self.run, "task": body.ask_head(task), "params": blob, "job": dict(self.job)}
+        if edge:
+            head["names"] = {self.names[c]: c for c in task.clients}
+        rule = None
+        if task.want == "fit":
+            rule = self.algorithm.rule.at(task.points, task.cohort, task.key)
+        asked = want(
+            task,
+            rule,
+            member=peer,
+            run=self._ask(request),
+            request=request,
+            edge=edge,
+            bits=ring_bits(self.algorithm.chain),
+        )
+        assert self.drive is not None  # noqa: S101  set when the drive was made
+        sent = Sent(self.drive, request, self.run, until=deadline)
+        self.host.sent(self._ask(request), sent, peer, head, asked)
+
+    def cancel(self, request: int, peers: Sequence[str]) -> None:
+        """They need not answer any more."""
+        self.host.withdraw(self._ask(request), peers)
+
+    def body(self, answered: Answered) -> Answer:
+        """A recorded answer, its arrays still in the file."""
+        checked = kept_plain(str(answered.info["checked"]))
+        return body.answer_of(checked, self.host.store.blobs.path(str(answered.blob)))
+
+    def _ask(self, request: int) -> str:
+        return f"{self.run}.{self.scope}.{request}"

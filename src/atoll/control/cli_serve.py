@@ -1,0 +1,149 @@
+"""Commands that run members: `atoll up`, `down`, `coordinator`, `edge`, `client`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Say = Callable[[str], str]
+
+
+def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
+    """Add the commands to the parser."""
+    c = command("up", _up, "start a whole federation on this machine")
+    c.add_argument(
+        "job", type=Path, nargs="?", metavar="JOB.toml", help=say("the job file whose data are dealt")
+    )
+    c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
+    c.add_argument("--clients", type=int, default=6, help=say("number of clients"))
+    c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
+    _transport(c, say, "grpc")
+    c = command("down", _down, "end the federation that up started")
+    c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
+    c = command("demo", _demo, "start, train, export, predict and end, once")
+    c.add_argument(
+        "job", type=Path, nargs="?", metavar="JOB.toml", help=say("the job file whose data are dealt")
+    )
+    c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
+    c.add_argument("--clients", type=int, default=6, help=say("number of clients"))
+    c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
+    _transport(c, say, "grpc")
+    c = command("coordinator", _coordinator, "run a coordinator")
+    _server(c, say)
+    c.add_argument("--api", metavar="HOST:PORT", help=say("where operators reach it"))
+    c.add_argument("--store", metavar="URL", help=say("a database, SQLite in the folder by default"))
+    c.add_argument("--federation", metavar="NAME", help=say("the federation's name"))
+    c = command("edge", _edge, "run an edge between clients and a coordinator")
+    _server(c, say)
+    _member(c, say)
+    c = command("client", _client, "run a client beside its data")
+    _common(c, say)
+    _member(c, say)
+
+
+def _common(c: Any, say: Say) -> None:
+    c.add_argument("--config", type=Path, metavar="FILE.toml", help=say("its settings"))
+    c.add_argument("--folder", metavar="DIR", help=say("where it keeps its files"))
+    c.add_argument("--name", help=say("its name"))
+
+
+def _server(c: Any, say: Say) -> None:
+    _common(c, say)
+    c.add_argument("--listen", metavar="HOST:PORT", help=say("where members reach it over HTTPS"))
+    c.add_argument("--grpc", metavar="HOST:PORT", help=say("where members reach it over gRPC"))
+    c.add_argument("--names", nargs="+", metavar="HOST", help=say("host names for its certificate"))
+
+
+def _member(c: Any, say: Say) -> None:
+    c.add_argument("--join", nargs="+", metavar="URL", help=say("its parent, the preferred one first"))
+    c.add_argument("--token", help=say("the token it enrols with, at its first start"))
+    c.add_argument("--proxy", metavar="URL", help=say("an HTTP proxy"))
+    _transport(c, say, None)
+
+
+def _transport(c: Any, say: Say, default: str | None) -> None:
+    kinds = ["grpc", "https", "websocket"]
+    c.add_argument("--transport", choices=kinds, default=default, help=say("how members talk"))
+
+
+def _up(args: argparse.Namespace, say: Say) -> int:
+    from . import up
+
+    job = args.job or _default_job()
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    found = up.start(
+        args.folder, job, clients=args.clients, edges=args.edges, transport=args.transport, tell=tell
+    )
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    print(f"{say('console')}: {found['api']}")
+    print(f"{say('token')}: {args.folder / 'operator.json'}")
+    print(f"{say('logs')}: {found['logs']}")
+    inside = "" if args.folder == Path("federation") else f"cd {args.folder} && "
+    print(f"{say('next')}: {inside}atoll submit {found['job']}; atoll down")
+    return 0
+
+
+def _demo(args: argparse.Namespace, say: Say) -> int:
+    from . import demo
+
+    job = args.job or _default_job()
+    return demo.run(args.folder, job, say, clients=args.clients, edges=args.edges, transport=args.transport)
+
+
+def _default_job() -> Path:
+    return Path(__file__).with_name("template") / "up.toml"
+
+
+def _down(args: argparse.Namespace, say: Say) -> int:
+    from . import up
+
+    ended = up.stop(args.folder)
+    if args.json:
+        print(json.dumps({"ended": ended}))
+    else:
+        print(f"{say('ended')}: {', '.join(ended) or say('nothing ran')}")
+    return 0
+
+
+def _settings(args: argparse.Namespace, kind: Any, keys: tuple[str, ...]) -> Any:
+    """The settings file, with what the command line says on top."""
+    from . import settings
+
+    over = {key: getattr(args, key, None) for key in keys}
+    if args.config is not None:
+        return settings.read(args.config, kind, **over)
+    return settings.make(kind, {k: v for k, v in over.items() if v is not None}, "the command line")
+
+
+_SERVER = ("folder", "name", "listen", "grpc", "names")
+_MEMBER = ("join", "token", "proxy", "transport")
+
+
+def _coordinator(args: argparse.Namespace, say: Say) -> int:
+    from . import coordinator
+    from .settings import Server
+
+    return coordinator.main(_settings(args, Server, (*_SERVER, "api", "store", "federation")))
+
+
+def _edge(args: argparse.Namespace, say: Say) -> int:
+    from . import edge
+    from .settings import Edge
+
+    return edge.main(_settings(args, Edge, (*_SERVER, *_MEMBER)))
+
+
+def _client(args: argparse.Namespace, say: Say) -> int:
+    from . import agent
+    from .settings import Client
+
+    return agent.main(_settings(args, Client, ("folder", "name", *_MEMBER)))

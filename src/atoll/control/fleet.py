@@ -1,0 +1,113 @@
+"""Who there is and through whom each can be reached: a table of clients, edges and the way to them.
+
+A client is reached through a member of ours: itself, or an edge of ours however far above it. It may be
+seen on several ways while it moves; the way reported last counts, and when that one ends, the one before
+it. Where it has none it is remembered where it was last. Pure: it is told, it answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+
+@dataclass(slots=True)
+class Seen:
+    """One client: what it says `about` itself (its data, versions), and the ways to it with the order in
+    which they were reported. `last`: the way that was there last.
+    """
+
+    name: str
+    about: dict[str, Any] = field(default_factory=dict)
+    ways: dict[str, int] = field(default_factory=dict)
+    last: str = ""
+
+    @property
+    def present(self) -> bool:
+        """Whether there is a way to it now."""
+        return bool(self.ways)
+
+    @property
+    def via(self) -> str:
+        """Through whom it is reached."""
+        return max(self.ways, key=self.ways.__getitem__) if self.ways else self.last or self.name
+
+
+class Fleet:
+    """All clients at or below us. `children`: our own members that are connected, with their roles.
+
+    What changes ways returns the clients that are now reached through another member: (name, before).
+    """
+
+    def __init__(self) -> None:
+        self.clients: dict[str, Seen] = {}
+        self.children: dict[str, str] = {}
+        self._order = count(1)
+
+    def joined(self, name: str, role: str, about: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """A member of ours connected; an edge's `about["below"]` tells of the clients under it."""
+        self.children[name] = role
+        return self._report(name, {name: about} if role == "client" else about.get("below", {}))
+
+    def below(self, edge: str, clients: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+        """All clients that are connected below an edge, anew."""
+        return self._report(edge, clients)
+
+    def left(self, name: str) -> list[tuple[str, str]]:
+        """A member of ours is no longer connected."""
+        self.children.pop(name, None)
+        return self._report(name, {})
+
+    def _report(self, way: str, clients: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+        before = {name: seen.via for name, seen in self.clients.items() if seen.ways}
+        for name, seen in self.clients.items():
+            if way in seen.ways and name not in clients:
+                seen.last = seen.via
+                del seen.ways[way]
+        for name, about in clients.items():
+            seen = self.clients.setdefault(name, Seen(name))
+            seen.about = dict(about)
+            if way not in seen.ways:
+                seen.ways[way] = next(self._order)
+            seen.last = seen.via
+        return [
+            (n, via) for n, via in before.items() if self.clients[n].present and self.clients[n].via != via
+        ]
+
+    def remembered(self, name: str, via: str, about: Mapping[str, Any]) -> None:
+        """A client known from before this process began."""
+        self.clients.setdefault(name, Seen(name, dict(about), {}, via or name))
+
+    def homes(self, roster: Mapping[str, int], *, here: bool = False) -> dict[str, list[int]]:
+        """Through whom the clients of a roster (name -> id) are reached: member of ours -> ids.
+
+        `here`: only those who can be reached now; else where they were last.
+        """
+        found: dict[str, list[int]] = {}
+        for name, client in sorted(roster.items(), key=lambda item: item[1]):
+            seen = self.clients.get(name)
+            if not here or (seen is not None and seen.present):
+                found.setdefault(name if seen is None else seen.via, []).append(client)
+        return found
+
+    def offering(self, data: str, *, without: Iterable[str] = ()) -> dict[str, Mapping[str, Any]]:
+        """Connected clients that hold data of that name, by name, with their description of it."""
+        out = set(without)
+        return {
+            seen.name: seen.about["data"][data]
+            for _, seen in sorted(self.clients.items())
+            if seen.present
+            and seen.name not in out
+            and seen.via not in out
+            and data in seen.about.get("data", {})
+        }
+
+    def reachable(self) -> dict[str, dict[str, Any]]:
+        """Connected clients with what they say about themselves: what an edge reports upward."""
+        return {name: dict(seen.about) for name, seen in sorted(self.clients.items()) if seen.present}
+
+    def deserted(self, edge: str) -> bool:
+        """Whether nobody is reached through this edge any more."""
+        return not any(seen.via == edge for seen in self.clients.values())

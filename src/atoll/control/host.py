@@ -1,0 +1,378 @@
+"""The desk behind a service: what a coordinator or an edge does with members, asks and answers.
+
+    drive ─► Asking.ask ─► letter "ask" to the member, again whenever it comes back
+    member ─► upload ─► gate ─► blob on disk ─► drive.answered ─► receipt
+
+Nothing a member sends is believed before the gate has looked at it, and nothing is acknowledged before
+it is on disk. A member that is away keeps its asks for a while (`patience`), then they fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..core.errors import Gone, ProtocolError, Refused, StateError
+from ..privacy.keys import Member
+from ..transport.drive import Drive
+from ..transport.service import Offer, Service
+from ..wire.failpoint import declare, hit
+from .fleet import Fleet
+from .gate import Gate
+from .kept import plain_kept
+from .store.store import Store
+from .want import Want
+
+log = logging.getLogger("atoll.host")
+T = TypeVar("T")
+_SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
+_ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
+RECEIPTS = 10_000  # remembered in memory; older ones are looked up
+
+
+@dataclass(slots=True)
+class Sent:
+    """An ask that some members have yet to answer: what each was sent, and what it may answer."""
+
+    drive: Drive
+    request: int
+    run: str
+    letters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    wants: dict[str, Want] = field(default_factory=dict)
+    until: float | None = None
+
+
+class Host:
+    """Implements transport.service.Desk over a store and a gate. `service` is set once it exists.
+
+    `changed`: set whenever members come, go or move. `patience`: seconds a client may be away, an edge.
+    """
+
+    service: Service
+
+    def __init__(
+        self,
+        store: Store,
+        gate: Gate,
+        federation: str,
+        *,
+        patience: float = 60.0,
+        edge_patience: float = 10.0,
+    ) -> None:
+        self.store = store
+        self.gate = gate
+        self.federation = federation
+        self.fleet = Fleet()
+        self.changed = asyncio.Event()
+        self.roles: dict[str, str] = {}
+        self.models: dict[str, dict[str, Any]] = {}  # letters that say which model to serve, by its name
+        self._patience = {"client": patience, "edge": edge_patience}
+        self._asks: dict[str, Sent] = {}
+        self._receipts: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._admitted: dict[str, dict[str, Any]] = {}
+        self._promised: dict[str, float] = {}
+        self._out: frozenset[str | int] = frozenset()
+
+    # -- where slow things run --------------------------------------------------------------
+
+    async def durable(self, run: Callable[[], T]) -> T:
+        """`run` in the store's thread. While the disk is full it waits and tries again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await loop.run_in_executor(self.store.thread, run)
+            except StateError:
+                if self.store.health()["ok"]:
+                    raise
+                await asyncio.sleep(1.0)
+
+    async def work(self, run: Callable[[], T]) -> T:
+        """`run` in a thread of its own: heavy, and not for the event loop."""
+        return await asyncio.to_thread(run)
+
+    def spawn(self, job: Any) -> None:
+        """Run a coroutine beside everything else; what goes wrong in it is logged."""
+        task = asyncio.get_running_loop().create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the host failed", exc_info=task.exception())
+
+    # -- members ----------------------------------------------------------------------------
+
+    async def recall(self) -> None:
+        """Remember the members of earlier lives of this process, and who is out."""
+        for node in await self.durable(self.store.nodes):
+            self.roles[node["name"]] = node["role"]
+            if node["role"] == "client":
+                self.fleet.remembered(node["name"], node["parent"], node["info"])
+        until = asyncio.get_running_loop().time() + max(self._patience.values())
+        for run, scope, request in await self.durable(self.store.open_asks):
+            self._promised[f"{run}.{scope}.{request}"] = until
+        await self.expel()
+
+    async def expel(self) -> None:
+        """Cut whoever was revoked since the last look."""
+        self._out = await self.durable(self.store.revoked)
+        for name in [name for name in self.fleet.children if name in self._out]:
+            await self.service.cut(name, "revoked")
+
+    async def admit(self, member: Member, hello: Mapping[str, Any]) -> dict[str, Any]:
+        """Members of this federation that nobody revoked, in a role that dials out."""
+        if member.federation != self.federation:
+            raise Refused(f"this is federation {self.federation!r}, the certificate is of another")
+        if member.role not in ("client", "edge"):
+            raise Refused(f"a {member.role} does not join: only edges and clients do")
+        if member.name in self._out or member.serial in self._out:
+            raise Refused("this member was revoked: ask an admin to let it enrol again")
+        self._admitted[member.name] = _about(hello)
+        self.roles[member.name] = member.role
+        return {"federation": self.federation}
+
+    async def _remember(self, name: str, role: str, about: Mapping[str, Any]) -> None:
+        way = next((s for s in self.service.sessions() if s.get("name") == name), {})
+        live = {
+            "parent": "",
+            "version": str(about.get("version", "")),
+            "address": str(way.get("address", "")),
+        }
+        kept = {k: v for k, v in about.items() if k not in ("below", "version")}
+        await self.durable(
+            lambda: self.store.node_seen(
+                name, role, {**kept, **live, "transport": str(way.get("transport", ""))}
+            )
+        )
+        await self._remember_below(name, about.get("below", {}))
+
+    async def _remember_below(self, edge: str, below: Mapping[str, Any]) -> None:
+        for name, about in below.items():
+            self.roles.setdefault(name, "client")
+            before = self.fleet.clients.get(name)
+            if before is None or before.via != edge or not before.present or before.about != about:
+                info = {**about, "parent": edge}
+                await self.durable(lambda name=name, info=info: self.store.node_seen(name, "client", info))  # type: ignore[misc]
+
+    async def present(self, name: str) -> None:
+        """A member is here: send it what is open. Only now: a seat it had before has ended by then."""
+        about = self._admitted.get(name, {})
+        for moved in self.fleet.joined(name, self.roles[name], about):
+            self._moved(*moved)
+        await self._remember(name, self.roles[name], about)
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+        for ask, sent in list(self._asks.items()):
+            if name in sent.letters:
+                self._say(ask, sent, name)
+        for letter in self.models.values():
+            self.service.send(name, "model", letter)
+        self.changed.set()
+
+    async def absent(self, name: str, reason: str) -> None:
+        """It is away: its asks wait for it, but not for ever."""
+        for moved in self.fleet.left(name):
+            self._moved(*moved)
+        await self.durable(lambda: self.store.node_gone(name, reason))
+        self._await(name)
+        self.changed.set()
+
+    def _await(self, name: str) -> None:
+        """Begin to lose patience with a member that is not here."""
+        if name not in self._timers and name not in self.fleet.children:
+            seconds = self._patience.get(self.roles.get(name, "client"), 60.0)
+            loop = asyncio.get_running_loop()
+            self._timers[name] = loop.call_later(seconds, self._lost, name, f"away for {seconds:g} seconds")
+
+    def _lost(self, name: str, reason: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+        for sent in list(self._asks.values()):
+            if name in sent.letters:
+                self.spawn(sent.drive.failed(sent.request, name, reason))
+
+    async def letter(self, name: str, kind: str, head: Mapping[str, Any]) -> None:
+        """What members say: they refuse an ask, report who is below them, log something."""
+        match kind:
+            case "refuse":
+                await self._refused(name, str(head.get("ask", "")), str(head.get("reason", "")))
+            case "below":
+                await self._below(name, head)
+            case "alert":
+                await self._log("", name, "warning", str(head.get("reason", "")))
+            case "log":
+                level = str(head.get("level", "info"))
+                await self._log(str(head.get("run", "")), name, level, str(head.get("text", "")))
+            case "serving":
+                await self._log("", name, "info", f"serves {head.get('name')} version {head.get('version')}")
+            case _:
+                pass  # of a later minor version
+
+    async def _refused(self, name: str, ask: str, reason: str) -> None:
+        sent = self._asks.get(ask)
+        if sent is not None and name in sent.letters:
+            await self._log(sent.run, name, "error", reason)
+            await sent.drive.failed(sent.request, name, reason)
+
+    async def _below(self, edge: str, head: Mapping[str, Any]) -> None:
+        below = head.get("clients", {})
+        if self.fleet.children.get(edge) != "edge" or not isinstance(below, Mapping):
+            return
+        await self._remember_below(edge, below)
+        for moved in self.fleet.below(edge, below):
+            self._moved(*moved)
+        self.changed.set()
+
+    def _moved(self, client: str, before: str) -> None:
+        """A client changed its parent: whoever it left need not wait for it."""
+        if before == client:
+            self.moved_away(client)
+        elif before in self.fleet.children:
+            self.service.send(before, "moved", {"client": client})
+        elif self.fleet.deserted(before):
+            self._lost(before, "its clients moved to another parent")
+
+    def moved_away(self, client: str) -> None:
+        """Another parent has this client now: nothing of it is waited for here, unless it is back."""
+        here = {s["name"] for s in self.service.sessions() if s.get("connected")}
+        if client not in here:
+            self._lost(client, "it moved to another parent")
+
+    def serve_model(self, letter: dict[str, Any]) -> None:
+        """Tell every member which model to serve, now and whenever one comes."""
+        self.models[str(letter.get("name", ""))] = letter
+        for name in self.fleet.children:
+            self.service.send(name, "model", letter)
+
+    async def _log(self, run: str, node: str, level: str, text: str) -> None:
+        await self.durable(lambda: self.store.log_add(run, node, level, text))
+
+    # -- asks and answers -------------------------------------------------------------------
+
+    def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
+        """An ask goes out to a member, now or when it comes."""
+        self._promised.pop(ask, None)
+        kept = self._asks.setdefault(ask, sent)
+        kept.letters[peer] = letter
+        kept.wants[peer] = asked
+        self._say(ask, kept, peer)
+        self._await(peer)
+
+    def _say(self, ask: str, sent: Sent, peer: str) -> None:
+        left = -1.0 if sent.until is None else max(0.0, sent.until - asyncio.get_running_loop().time())
+        self.service.send(peer, "ask", {**sent.letters[peer], "ask": ask, "left": left})
+
+    def withdraw(self, ask: str, peers: Sequence[str]) -> None:
+        """These members need not answer any more."""
+        sent = self._asks.get(ask)
+        if sent is None:
+            return
+        for peer in peers:
+            if sent.letters.pop(peer, None) is not None and self._key(ask, peer) not in self._receipts:
+                self.service.send(peer, "cancel", {"ask": ask})
+            sent.wants.pop(peer, None)
+        if not sent.letters:
+            del self._asks[ask]
+
+    def waiting(self, run: str) -> list[str]:
+        """Members that have yet to answer something of this run."""
+        return sorted({peer for sent in self._asks.values() if sent.run == run for peer in sent.letters})
+
+    def live(self) -> set[str]:
+        """Names of blobs that an open ask refers to."""
+        return {letter["params"] for sent in self._asks.values() for letter in sent.letters.values()}
+
+    def _key(self, ask: str, peer: str) -> str:
+        return f"{ask}.{peer}"
+
+    def _find(self, name: str, upload: str) -> tuple[str, Sent]:
+        ask = upload.removesuffix(f".{name}")
+        sent = self._asks.get(ask)
+        if sent is None:
+            self._soon(ask)
+        if ask == upload or sent is None or name not in sent.wants:
+            raise Refused("nobody waits for this answer: its request is over, or was never yours")
+        return ask, sent
+
+    def _soon(self, ask: str = "") -> None:
+        """Raise Gone if this ask of an earlier life, or any, will be asked again in a moment."""
+        now = asyncio.get_running_loop().time()
+        self._promised = {a: until for a, until in self._promised.items() if until > now}
+        if ask in self._promised or (not ask and self._promised):
+            raise Gone("this server has just started and goes on with its runs: try again in a moment")
+
+    async def offered(self, name: str, upload: str) -> Offer:
+        """Where an expected answer is spooled, and its largest size."""
+        _, sent = self._find(name, upload)
+        spooled = self.store.spool / hashlib.sha256(upload.encode()).hexdigest()
+        return Offer(spooled, sent.wants[name].size)
+
+    async def uploaded(self, name: str, upload: str, head: bytes, path: Path) -> dict[str, Any]:
+        """Through the gate, onto the disk, into the sum; then the receipt."""
+        before = await self.receipt(name, upload)
+        if before is not None:
+            return before
+        _, sent = self._find(name, upload)
+        hit(_SPOOLED)
+        try:
+            checked = await self.gate.check(sent.wants[name], head, path)
+        except ProtocolError as error:
+            await self._log(sent.run, name, "refused", f"its answer was not let in: {error}")
+            await sent.drive.failed(sent.request, name, f"its answer was not let in: {error}")
+            raise
+        hit(_GATED)
+        blob = hashlib.sha256(head).hexdigest()
+        await self.work(lambda: self.store.blobs.adopt(path, blob))
+        hit(_ADOPTED)
+        info = {"checked": plain_kept(checked)}
+        counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
+        hit(_RECEIPT)
+        return self._keep(upload, counted=counted)
+
+    def _keep(self, upload: str, *, counted: bool) -> dict[str, Any]:
+        receipt = {"upload": upload, "counted": counted}
+        self._receipts[upload] = receipt
+        if len(self._receipts) > RECEIPTS:
+            self._receipts.popitem(last=False)
+        return receipt
+
+    async def receipt(self, name: str, upload: str) -> dict[str, Any] | None:
+        """The receipt of an answer kept before, in this life or an earlier one."""
+        known = self._receipts.get(upload)
+        if known is not None or not upload.endswith(f".{name}"):
+            return known
+        run, _, rest = upload.removesuffix(f".{name}").partition(".")
+        scope, _, request = rest.rpartition(".")
+        if not request.isdigit():
+            return None
+        journal = self.store.journal(run, scope)
+        kept = await self.durable(lambda: journal.answer(int(request), name))
+        return self._keep(upload, counted=True) if kept is not None and kept.blob else None
+
+    def blob(self, name: str, blob: str) -> Path | None:
+        """The model of an ask this member has yet to answer, or one it is to serve."""
+        mine = {s.letters[name]["params"] for s in self._asks.values() if name in s.letters}
+        if blob in mine or blob in {m["blob"] for m in self.models.values()}:
+            path = self.store.blobs.path(blob)
+            return path if path.exists() else None
+        self._soon()
+        return None
+
+
+def _about(hello: Mapping[str, Any]) -> dict[str, Any]:
+    """What a member says about itself. Raises Refused for what is none."""
+    about = hello.get("about", {})
+    if not isinstance(about, Mapping):
+        raise Refused("a hello tells about its member in a table")
+    return dict(about)

@@ -1,0 +1,39 @@
+"""A process of its own: runs until it is told to stop, and stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+
+def until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
+    """Run `serve` until it ends, or SIGTERM or SIGINT asks for `close`; 0 where it ended in order."""
+    logging.basicConfig(
+        level=os.environ.get("ATOLL_LOG", "WARNING").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    return asyncio.run(_until_stopped(serve, close))
+
+
+async def _until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serving = asyncio.ensure_future(serve())
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if stopping.done() and not serving.done():
+        await close()
+        await asyncio.wait({serving}, timeout=10)
+        serving.cancel()
+    stopping.cancel()
+    with suppress(asyncio.CancelledError):
+        await serving
+    return 0

@@ -1,0 +1,140 @@
+"""What each process of a federation is told: TOML files with values, checked, every key by its path.
+
+coordinator.toml, edge.toml and client.toml hold the same keys as these records; options of the command
+line go over them. Paths in a file are relative to the file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from ..core.errors import ConfigError
+from ..core.registry import nearest
+
+Transport: TypeAlias = Literal["grpc", "https", "websocket"]
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a site lets run on it; a job beyond it is refused by the site itself, with the reason.
+
+    `jobs`, `learners`, `algorithms`: names allowed, with * and ? as in file names. `min_cohort`: fewest
+    members a round may have. `max_rows`: rows one round may train on. `max_rounds`: rounds of one run.
+    `hours`: "22:00-06:00", local time, "" for always. `max_epsilon`: privacy loss in all, None for any.
+    """
+
+    jobs: tuple[str, ...] = ("*",)
+    learners: tuple[str, ...] = ("*",)
+    algorithms: tuple[str, ...] = ("*",)
+    min_cohort: int = 1
+    max_rows: int | None = None
+    max_rounds: int | None = None
+    hours: str = ""
+    max_epsilon: float | None = None
+
+
+class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A coordinator: where it keeps its state, and where members and operators reach it.
+
+    `listen`: members over HTTPS and WebSocket, and enrolment; `grpc`: members over gRPC, "" for none;
+    `api`: operators. Port 0 takes a free one; the ports found stand in `ports.json`. `names`: further
+    host names or addresses for the certificate. `store`: a database URL, SQLite in the folder by default.
+    `patience`: seconds a member may be away before a round goes on without it; `edge_patience`: an edge.
+    `insecure`: no TLS, for tests on loopback only.
+    """
+
+    folder: str = "."
+    name: str = "coordinator"
+    federation: str = "atoll"
+    listen: str = "127.0.0.1:8443"
+    grpc: str = "127.0.0.1:8444"
+    api: str = "127.0.0.1:8445"
+    names: tuple[str, ...] = ("localhost",)
+    store: str = ""
+    patience: float = 60.0
+    edge_patience: float = 10.0
+    heartbeat: float = 25.0
+    hours: float = 24.0
+    keep_days: float = 30.0
+    insecure: bool = False
+
+
+class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An edge: a server to its children, a member to its parents.
+
+    `join`: its parents' URLs, the preferred first; `token` only until it is enrolled. `home`: seconds
+    between two looks whether the preferred parent is there again.
+    """
+
+    name: str = "edge"
+    join: tuple[str, ...] = ()
+    token: str = ""
+    transport: Transport = "grpc"
+    proxy: str = ""
+    api: str = ""
+    home: float = 60.0
+
+
+class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A client: whom it joins, the data it holds, what it allows.
+
+    `join`: URLs of an edge or the coordinator, the preferred first. `data`: by the name that jobs use,
+    each a table of `train` (a file or a built-in name), `target`, and if wanted `test` or `holdout`.
+    `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
+    that registers learners, rules or transforms. `home`: as for an edge.
+    """
+
+    folder: str = "."
+    name: str = ""
+    join: tuple[str, ...] = ()
+    token: str = ""
+    transport: Transport = "grpc"
+    proxy: str = ""
+    data: dict[str, dict[str, Any]] = {}
+    policy: Policy = Policy()
+    predict: str = ""
+    parts: str = ""
+    home: float = 60.0
+
+
+def read(path: Path, kind: type[S], **over: Any) -> S:
+    """The settings in a file, with the values of `over` that are not None on top.
+
+    Raises ConfigError with the file and the path of what is wrong in it.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no file {path}: name one, or give the options on the command line"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    table.setdefault("folder", ".")
+    table["folder"] = str(path.parent / table["folder"])
+    return make(kind, {**table, **{k: v for k, v in over.items() if v is not None}}, str(path))
+
+
+def make(kind: type[S], table: dict[str, Any], where: str = "") -> S:
+    """The settings of a table. Raises ConfigError with the path of a wrong key or value."""
+    known = kind.__struct_fields__
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}: {nearest(key, known)}", f"$.{key}")
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `")
+        raise ConfigError(f"{where}: {text}".removeprefix(": "), path.rstrip("`") or "$") from None
+
+
+def address(text: str, path: str) -> tuple[str, int]:
+    """host and port of "host:port", "[::1]:port" or ":port" (every address)."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"expected host:port, as in 127.0.0.1:8443, got {text!r}", path)
+    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104  it is what ":port" asks for

@@ -1,0 +1,1 @@
+"""What alembic reads: one file per change of the schema, in `versions`."""

@@ -1,0 +1,1 @@
+"""Models in use: exported, checked against their source, and answering where the data are."""

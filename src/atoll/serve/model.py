@@ -1,0 +1,118 @@
+"""An ONNX model in memory: its bytes hold all of it, and it answers rows on one processor core.
+
+A model may name other files for its weights ("external data"), which would let a file that came over
+the network read local ones. Such a model is refused before ONNX Runtime sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import ConfigError, StateError
+
+# Messages and fields of onnx.proto that lead to tensors: message -> field -> the message it holds.
+_TENSORS: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
+    "Sparse": {1: "Tensor", 2: "Tensor"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
+}
+_EXTERNAL = (13, 14)  # of a Tensor: external_data and data_location
+
+
+class Model:
+    """A loaded model. `answers`: the names of its outputs; `row`: the shape of one row, None for any size.
+
+    Raises ConfigError where ONNX Runtime is not installed, StateError for bytes that are no model, name
+    other files, or do not read rows as their only input.
+    """
+
+    def __init__(self, data: bytes, name: str = "the model") -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise ConfigError("running a model needs ONNX Runtime: pip install 'atoll-fl[edge]'") from None
+        _closed(data, name)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            inputs = [(i.name, i.type, i.shape) for i in self._session.get_inputs()]
+            self.answers = tuple(output.name for output in self._session.get_outputs())
+        except Exception as error:  # noqa: BLE001  its errors share no base of their own
+            raise StateError(f"{name} is not an ONNX model that runs here: {_line(error)}") from None
+        if len(inputs) != 1 or inputs[0][1] != "tensor(float)" or not inputs[0][2]:
+            raise StateError(f"{name} must have one input, rows of float32; it has {len(inputs)}")
+        self._input, _, shape = inputs[0]
+        self.row = tuple(n if isinstance(n, int) else None for n in shape[1:])
+
+    def run(self, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The answers to rows x (n, ...), by output name. Raises StateError if the model fails on them."""
+        try:
+            found = self._session.run(None, {self._input: x})
+        except Exception as error:  # noqa: BLE001
+            raise StateError(f"the model failed on rows of shape {x.shape[1:]}: {_line(error)}") from None
+        return dict(zip(self.answers, found, strict=True))
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _closed(data: bytes, name: str) -> None:
+    """Raises StateError for a model whose numbers stand in other files, or whose bytes cannot be read."""
+    todo: list[tuple[str, memoryview]] = [("Model", memoryview(data))]
+    while todo:
+        message, part = todo.pop()
+        inside = _TENSORS.get(message, {})
+        try:
+            for field, value in _fields(part):
+                if message == "Tensor" and field in _EXTERNAL and value not in (0, None):
+                    raise StateError(f"{name} keeps numbers in other files: export it as one file")
+                if field in inside and isinstance(value, memoryview):
+                    todo.append((inside[field], value))
+        except (IndexError, ValueError):
+            raise StateError(f"{name} is not an ONNX model: its bytes end where more should follow") from None
+
+
+def _fields(part: memoryview) -> Iterator[tuple[int, int | memoryview | None]]:
+    """Field numbers and values of one protobuf message: a number, bytes, or None for a fixed-size one."""
+    at = 0
+    while at < len(part):
+        tag, at = _varint(part, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(part, at)
+            yield tag >> 3, value
+        elif kind == 2:
+            size, at = _varint(part, at)
+            if size > len(part) - at:
+                raise ValueError
+            yield tag >> 3, part[at : at + size]
+            at += size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+            yield tag >> 3, None
+        else:
+            raise ValueError
+
+
+def _varint(part: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = part[at]
+        value |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            return value, at
+    raise ValueError

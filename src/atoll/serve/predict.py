@@ -1,0 +1,211 @@
+"""Predictions where the data are: a small HTTP service over the models of a Shelf.
+
+    POST /v1/predict   {"rows": [[1.0, 2.0]], "model": "name"}     "model" may be left out if there is one
+        200  {"predictions": {"label": [1], "probabilities": [[0.1, 0.9]]}, "model": {"name", "version"}}
+    GET  /v1/models    what is served
+    GET  /healthz      200 once there is a model
+
+It listens on this machine only, unless it is given TLS and a token. A request takes one model and keeps
+it to its end, so a swap loses none. Models run in threads, and requests beyond what they can take
+are told to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+from aiohttp import web
+from numpy.typing import NDArray
+
+from ..core.errors import ConfigError, DataError, StateError
+from .models import Served, Shelf
+
+BODY = 4 << 20  # bytes of a request
+ROWS = 10_000  # of a request
+WAITING = 64  # requests that may wait for a thread
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Asked(msgspec.Struct, forbid_unknown_fields=True):
+    rows: msgspec.Raw
+    model: str = ""
+
+
+class _Refused(Exception):  # noqa: N818
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def app(
+    shelf: Shelf, *, token: str = "", hosts: Sequence[str] = LOCAL, threads: int = 2, rows: int = ROWS
+) -> web.Application:
+    """The service. `token`: what callers must bring as a bearer, "" for none. `hosts`: the names callers may
+    call it by, so that no web page reaches it under a name of its own. `threads` >= 1: models running at
+    once. `rows`: the most of one request.
+    """
+    service = _Service(shelf, token, frozenset(hosts), threads, rows)
+    made = web.Application(middlewares=[service.guard], client_max_size=BODY)
+    made.router.add_post("/v1/predict", service.predict)
+    made.router.add_get("/v1/models", service.models)
+    made.router.add_get("/healthz", service.health)
+    made.on_cleanup.append(service.close)
+    return made
+
+
+async def serve(
+    shelf: Shelf,
+    host: str = "127.0.0.1",
+    port: int = 8470,
+    *,
+    tls: ssl.SSLContext | None = None,
+    token: str = "",
+    **more: Any,
+) -> web.AppRunner:
+    """Listen; `await runner.cleanup()` ends it. `port` 0: any free one, see `runner.addresses`.
+
+    Raises ConfigError for an address that others can reach without TLS and a token, StateError
+    where it cannot listen there.
+    """
+    if host not in LOCAL and not (tls and token):
+        raise ConfigError(
+            f"{host} can be reached from other machines: give TLS and a token, or use 127.0.0.1"
+        )
+    runner = web.AppRunner(app(shelf, token=token, hosts=(*LOCAL, host), **more), access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=tls).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise StateError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return runner
+
+
+class _Service:
+    def __init__(self, shelf: Shelf, token: str, hosts: frozenset[str], threads: int, rows: int) -> None:
+        self._shelf, self._token, self._hosts, self._rows = shelf, token, hosts, rows
+        self._pool = ThreadPoolExecutor(threads, "atoll-predict")
+        self._waiting = 0
+
+    @web.middleware
+    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Host and token first; every refusal is JSON with one sentence and no value of a row."""
+        try:
+            self._allow(request)
+            return await handler(request)
+        except _Refused as refused:
+            return _json({"error": str(refused)}, refused.status)
+        except web.HTTPRequestEntityTooLarge:
+            return _json({"error": f"a request has at most {BODY} bytes: send fewer rows"}, 413)
+        except web.HTTPException as error:
+            return _json({"error": error.reason}, error.status)
+
+    def _allow(self, request: web.Request) -> None:
+        host = request.host.rpartition(":")[0] if not request.host.endswith("]") else request.host
+        if (host or request.host).strip("[]") not in self._hosts and request.host not in self._hosts:
+            raise _Refused(421, "this service is not called by that name: use 127.0.0.1")
+        brought = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self._token and not hmac.compare_digest(brought.encode(), self._token.encode()):
+            raise _Refused(401, "this service wants its token: send Authorization: Bearer ...")
+
+    async def predict(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/json":
+            raise _Refused(415, "send rows as application/json")
+        body = await request.read()
+        try:
+            asked = msgspec.json.decode(body, type=_Asked)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _Refused(
+                400, 'expected {"rows": [[...], ...]}, and "model" where there are several'
+            ) from None
+        served = self._shelf.get(asked.model)
+        if served is None:
+            raise self._unknown(asked.model)
+        if self._waiting >= WAITING:
+            raise _Refused(503, "too many requests at once: come again")
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            answer = await loop.run_in_executor(self._pool, _predict, served, asked.rows, self._rows)
+        except DataError as error:
+            raise _Refused(400, str(error)) from None
+        except StateError as error:
+            raise _Refused(500, str(error)) from None
+        finally:
+            self._waiting -= 1
+        return web.Response(body=answer, content_type="application/json")
+
+    def _unknown(self, name: str) -> _Refused:
+        names = ", ".join(sorted(one.name for one in self._shelf))
+        if not names:
+            return _Refused(503, "no model has come yet: finish a run, or wait for the coordinator's")
+        return _Refused(404, f"say which model: {names}" if not name else f"no such model: there is {names}")
+
+    async def models(self, request: web.Request) -> web.Response:
+        listed = [
+            {"name": s.name, "version": s.version, "row": s.model.row, "answers": s.model.answers}
+            for s in self._shelf
+        ]
+        return _json({"models": listed, "problems": self._shelf.problems}, 200)
+
+    async def health(self, request: web.Request) -> web.Response:
+        ready = any(True for _ in self._shelf)
+        return _json({"ready": ready}, 200 if ready else 503)
+
+    async def close(self, _app: web.Application) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _predict(served: Served, raw: msgspec.Raw, most: int) -> bytes:
+    """The answer to a request's rows, as JSON."""
+    found = served.model.run(read_rows(raw, served.model.row, most))
+    return msgspec.json.encode(
+        {
+            "predictions": {name: values.tolist() for name, values in found.items()},
+            "model": {"name": served.name, "version": served.version},
+        }
+    )
+
+
+def read_rows(raw: bytes | msgspec.Raw, row: tuple[int | None, ...], most: int = ROWS) -> NDArray[np.float32]:
+    """JSON rows of finite numbers as (n, *row) float32, n from 1 to `most`.
+
+    Raises DataError for another shape, or numbers that are not finite in float32.
+    """
+    shape = f"rows of shape {list(row)}" if len(row) != 1 else f"rows of {row[0] or 'some'} numbers"
+    try:
+        nested = msgspec.json.decode(raw, type=_nested(1 + len(row)))
+        if not 1 <= len(nested) <= most:
+            raise DataError(f"expected 1 to {most} rows, got {len(nested)}: send them in parts")
+        with np.errstate(over="ignore"):
+            x = np.asarray(nested, np.float32)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise DataError(f"expected {shape}, each a list of numbers") from None
+    given = x.shape[1:]
+    if len(given) != len(row) or any(want not in (None, got) for want, got in zip(row, given, strict=True)):
+        raise DataError(f"expected {shape}, got shape {list(given)}")
+    if not np.isfinite(x).all():
+        raise DataError("a row holds a number beyond float32: check its unit")
+    return x
+
+
+@cache
+def _nested(depth: int) -> Any:
+    kind: Any = float
+    for _ in range(depth):
+        kind = list[kind]
+    return kind
+
+
+def _json(body: dict[str, Any], status: int) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")

@@ -1,0 +1,173 @@
+"""What changed between two models, without loss: for members that hold the one before.
+
+Neighbouring models share most of the high bits of each number. The words of both buffers are xor'ed,
+the bytes of equal weight are put side by side, and zstandard at its fastest level packs the runs of
+zeros. A delta is itself a wire message, so it travels, resumes and is checked as every blob is:
+
+    kind "delta", values: from, to (blob names), head (the target's own, protobuf), array "packed":
+    for each 4 MiB of buffer the length (uint32) of one zstandard frame, and the frame
+
+It is offered only where it saves a tenth at least. Law (tests/wire): restore(a, delta(a, b)) is b.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from ..core.errors import CodecError, IntegrityError
+from ..wire import wire_pb2
+from ..wire.codec import FRAME, HEADER, MAGIC, Limits, Message, decode, encode
+from ..wire.files import whole
+from .frames import FrameFile, announced, payload
+
+BLOCK = 4 * FRAME  # bytes of buffer in one zstandard frame
+PAYS = 0.9  # of the whole, at most
+WORD = 4  # bytes that are compared with each other: float32; of float64 two words
+
+_LENGTH = struct.Struct("<I")
+
+
+def make(old: FrameFile, new: FrameFile, path: Path) -> bool:
+    """Write the delta from one blob file to another; False, and no file, where it does not pay."""
+    if old.told.size != new.told.size or not new.told.size:
+        return False
+    packed, room = bytearray(), int(PAYS * new.told.size)
+    packer = zstandard.ZstdCompressor(level=1, write_content_size=True)
+    for a, b in zip(_blocks(old), _blocks(new), strict=True):
+        block = packer.compress(_split(a ^ b))
+        packed += _LENGTH.pack(len(block)) + block
+        if len(packed) > room:
+            return False
+    head = payload(new.read(0, 1)[0], 0)
+    values = {"from": old.blob, "to": new.blob, "head": bytes(head)}
+    message = Message("delta", values, {"packed": np.frombuffer(packed, np.uint8)})
+    with whole(path) as file:
+        for frame in encode(message, _limits(len(packed))):
+            file.write(frame)
+    return True
+
+
+def source(head: bytes, blob: str) -> str:
+    """The blob that a delta to `blob` starts from, given the protobuf of its head. Raises CodecError."""
+    try:
+        parsed = wire_pb2.Head.FromString(head)
+    except Exception:  # noqa: BLE001  DecodeError, and whatever else a parser finds to say
+        raise CodecError("expected the head of a delta") from None
+    values = {entry.name: entry.value for entry in parsed.values}
+    if parsed.kind != "delta" or {"from", "to", "head"} - values.keys() or values["to"].text != blob:
+        raise IntegrityError("what came is neither the blob asked for nor a delta to it")
+    if sha256(values["head"].raw).hexdigest() != blob:
+        raise IntegrityError("the delta's target is not the blob it names")
+    return values["from"].text
+
+
+def restore(old: Path, delta: Path, path: Path) -> None:
+    """Write the blob file that `delta` leads to. Raises CodecError or IntegrityError."""
+    base = FrameFile.of(old)
+    message = decode(delta.read_bytes(), _limits(base.told.size))
+    head, packed = message.head["head"], message.arrays["packed"]
+    told = announced(head)
+    if not isinstance(packed, np.ndarray) or packed.dtype != np.uint8 or told.size != base.told.size:
+        raise CodecError("the delta does not fit the blob it starts from")
+    digest = sha256()
+    with path.open("wb") as file:
+        file.write(_frame(0, memoryview(head)))
+        sequence = 1
+        for a, change in zip(_blocks(base), _unpack(packed.data, told.size), strict=True):
+            b = (a ^ _join(change)).data
+            digest.update(b)
+            for start in range(0, len(b), FRAME):
+                file.write(_frame(sequence, b[start : start + FRAME]))
+                sequence += 1
+    if digest.digest() != told.sha256:
+        raise IntegrityError("the delta gave a buffer whose SHA-256 is not the one announced")
+
+
+class Deltas:
+    """Deltas made once for all who ask, in a folder of their own; the oldest are removed."""
+
+    def __init__(self, folder: Path, pool: Executor | None = None, keep: int = 8) -> None:
+        self._folder = folder
+        self._pool = pool
+        self._keep = keep
+        self._made: dict[tuple[str, str], asyncio.Future[Path | None]] = {}
+
+    async def path(self, old: Path, new: Path, names: tuple[str, str]) -> Path | None:
+        """The file of the delta between two blobs called `names`, None where it does not pay."""
+        future = self._made.get(names)
+        if future is None:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, self._make, old, new, names)
+            self._made[names] = future
+            while len(self._made) > self._keep:
+                oldest = next(iter(self._made))
+                del self._made[oldest]
+                self._file(oldest).unlink(missing_ok=True)
+        return await asyncio.shield(future)
+
+    def _file(self, names: tuple[str, str]) -> Path:
+        return self._folder / f"{names[0][:32]}-{names[1][:32]}.delta"
+
+    def _make(self, old: Path, new: Path, names: tuple[str, str]) -> Path | None:
+        path = self._file(names)
+        return path if make(FrameFile.of(old), FrameFile.of(new), path) else None
+
+
+def _limits(size: int) -> Limits:
+    return Limits(bytes=size + BLOCK, elements=size + BLOCK)
+
+
+def _blocks(file: FrameFile) -> Iterator[NDArray[np.uint8]]:
+    """The buffer, BLOCK bytes at a time, the last one shorter."""
+    step = BLOCK // FRAME
+    for start in range(1, file.told.frames, step):
+        frames = file.read(start, step)
+        yield np.concatenate([np.frombuffer(payload(f), np.uint8) for f in frames])
+
+
+def _split(block: NDArray[np.uint8]) -> bytes:
+    """First all first bytes of the words, then all second ones, …; buffers are whole words (64 bytes)."""
+    return block.reshape(-1, WORD).T.tobytes()
+
+
+def _join(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(planes.reshape(WORD, -1).T).reshape(-1)
+
+
+def _unpack(packed: memoryview, size: int) -> Iterator[NDArray[np.uint8]]:
+    """The planes of each block; a block is never longer than it must be, whatever its frame says."""
+    unpacker = zstandard.ZstdDecompressor()
+    at = 0
+    for start in range(0, size, BLOCK):
+        length = min(BLOCK, size - start)
+        end = at + _LENGTH.size
+        if end > len(packed):
+            raise CodecError("the delta is shorter than its target needs")
+        (count,) = _LENGTH.unpack(packed[at:end])
+        block = bytes(packed[end : end + count])
+        at = end + count
+        try:
+            if len(block) != count or zstandard.frame_content_size(block) != length:
+                raise CodecError("a block of the delta does not have the length its target needs")
+            data = unpacker.decompress(block)
+        except zstandard.ZstdError as error:
+            raise CodecError(f"a block of the delta is damaged: {error}") from None
+        yield np.frombuffer(data, np.uint8)
+
+
+def _frame(sequence: int, data: memoryview) -> bytes:
+    from zlib import crc32
+
+    prefix = struct.pack("<4sQII", MAGIC, 0, sequence, len(data))
+    return b"".join([prefix, struct.pack("<I", crc32(data, crc32(prefix))), data])
+
+
+__all__ = ["HEADER", "Deltas", "make", "restore", "source"]

@@ -1,0 +1,149 @@
+"""Frames of one wire message as things to move: checked one by one, counted, found in a file.
+
+Transports move frames without knowing what is in them. All they need stands in each frame's header
+and in two fields of the head: how long the buffer is and its SHA-256. Those are picked out here
+without parsing the rest, which is for the gate. Format: docs/reference/wire-format.md.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+from ..core.errors import CodecError, IntegrityError, StateError
+from ..wire.codec import FRAME, HEADER, MAGIC, Bytes
+
+_HEADER = struct.Struct("<4sQIII")  # magic, stream, sequence, length, crc32
+WHOLE = FRAME + HEADER  # bytes of every frame but the head's and the last
+
+
+def payload(frame: Bytes, sequence: int | None = None) -> memoryview:
+    """What a frame carries. Raises CodecError or IntegrityError unless it is whole, right and due."""
+    if len(frame) < HEADER:
+        raise CodecError(f"expected a frame of at least {HEADER} bytes, got {len(frame)}")
+    magic, _, number, length, crc = _HEADER.unpack_from(frame)
+    if magic != MAGIC:
+        raise CodecError(f"expected a frame of Atoll's wire version {MAGIC[3]}, got bytes {magic.hex()}")
+    if sequence is not None and number != sequence:
+        raise CodecError(f"expected frame {sequence}, got {number}")
+    if length != len(frame) - HEADER or length > FRAME:
+        raise CodecError(f"frame {number} says it has {length} bytes and has {len(frame) - HEADER}")
+    view = memoryview(frame)
+    if crc32(view[HEADER:], crc32(view[: HEADER - 4])) != crc:
+        raise IntegrityError(f"the crc32 of frame {number} does not match its bytes: send it again")
+    return view[HEADER:]
+
+
+def number(frame: Bytes) -> int:
+    """The frame's place in its message, unchecked; 0 is the head."""
+    return int.from_bytes(frame[12:16], "little")
+
+
+class Announced(NamedTuple):
+    """What a head says of its buffer."""
+
+    size: int  # bytes
+    sha256: bytes
+
+    @property
+    def frames(self) -> int:
+        """Of the whole message, its head included."""
+        return 1 + -(-self.size // FRAME)
+
+    def length(self, sequence: int) -> int:
+        """Bytes that frame `sequence`, from 1, must carry."""
+        return min(FRAME, self.size - (sequence - 1) * FRAME)
+
+
+def announced(head: bytes | memoryview) -> Announced:
+    """Size and hash of the buffer, from the protobuf of a head, everything else skipped unread.
+
+    Raises CodecError where it is not a sequence of protobuf fields with these two, once each.
+    """
+    found: dict[int, int | bytes] = {}
+    at = 0
+    while at < len(head):
+        tag, at = _varint(head, at)
+        field, kind = tag >> 3, tag & 7
+        if kind == 0 and field == 5:
+            value, at = _varint(head, at)
+            _once(found, field, value)
+        elif kind == 2:
+            length, at = _varint(head, at)
+            if length > len(head) - at:
+                break
+            if field == 6:
+                _once(found, field, bytes(head[at : at + length]))
+            at += length
+        else:
+            break
+    size, digest = found.get(5, 0), found.get(6, b"")
+    if at != len(head) or not isinstance(size, int) or not isinstance(digest, bytes) or len(digest) != 32:
+        raise CodecError("the head is not the protobuf message of wire.proto")
+    return Announced(size, digest)
+
+
+def _once(found: dict[int, int | bytes], field: int, value: int | bytes) -> None:
+    if field in found:
+        raise CodecError("the head says the size or the hash of its buffer twice")
+    found[field] = value
+
+
+def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80 and value < 1 << 64:
+            return value, at
+    raise CodecError("the head is not the protobuf message of wire.proto")
+
+
+class FrameFile(NamedTuple):
+    """A file of all frames of one message, one after the other: where each stands."""
+
+    path: Path
+    first: int  # bytes of the head's frame
+    told: Announced
+    blob: str  # SHA-256 of the head, hexadecimal: the blob's name
+
+    @classmethod
+    def of(cls, path: Path) -> FrameFile:
+        """Read its head. Raises StateError where it is no such file."""
+        try:
+            with path.open("rb") as file:
+                start = file.read(HEADER)
+                length = _HEADER.unpack(start)[3] if len(start) == HEADER else 0
+                head = payload(start + file.read(min(length, FRAME)), 0)
+                told = announced(head)
+                size = file.seek(0, os.SEEK_END)
+        except (CodecError, IntegrityError) as error:
+            raise StateError(f"{path.name} is not a file of frames: {error}") from None
+        made = cls(path, HEADER + len(head), told, sha256(head).hexdigest())
+        if size != made.size:
+            raise StateError(f"{path.name} has {size} bytes, its head says {made.size}: it is cut or damaged")
+        return made
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.first + self.told.size + HEADER * (self.told.frames - 1)
+
+    def read(self, start: int, count: int) -> list[bytes]:
+        """Frames from number `start` on, at most `count`; unchecked."""
+        end = min(start + count, self.told.frames)
+        with self.path.open("rb", buffering=0) as file:
+            return [os.pread(file.fileno(), self._length(k), self._place(k)) for k in range(start, end)]
+
+    def _place(self, k: int) -> int:
+        return 0 if k == 0 else self.first + (k - 1) * WHOLE
+
+    def _length(self, k: int) -> int:
+        return self.first if k == 0 else HEADER + self.told.length(k)

@@ -1,0 +1,141 @@
+"""Frames from a connection to a file: read on the event loop, worked off in a thread, many at a time.
+
+One worker call takes all frames that came while the one before was running. Whatever ends the
+reading, frames that came are written first: what arrived once need not be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from ..core.errors import Gone
+from ..wire.codec import Bytes
+from .frames import number
+
+T = TypeVar("T")
+
+AHEAD = 8  # frames in memory, beyond those being written
+
+
+def keep_memory(size: int = 16 << 20) -> None:
+    """Have the C library keep as much freed memory for us as one buffer of `size` bytes.
+
+    Frames of a megabyte come and go by the thousand. By default each is given back to the system at
+    once and the next one is paid for page by page: a third of the cost of a transfer (measured). In
+    glibc the largest buffer freed so far is the measure of what is kept; elsewhere this does nothing.
+    """
+    buffer = bytearray(size)
+    del buffer
+
+
+async def thread(pool: Executor | None, call: Callable[..., T], *args: object) -> T:
+    """Call it in a worker thread."""
+    return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+
+
+async def pump(
+    incoming: AsyncIterator[Bytes],
+    write: Callable[[list[Bytes]], None],
+    total: Callable[[], int | None],
+    *,
+    have: int,
+    pool: Executor | None,
+    window: float,
+    moved: Callable[[], None],
+) -> None:
+    """Write frames as they come, until number `total() - 1` is written or they end.
+
+    `total`: frames of the message, None until its head is written. `have`: frames there already.
+    `moved` is called for each frame. Raises what `write` raises, and Gone after `window` seconds
+    without a frame.
+    """
+    writer = _Writer(write, pool)
+    latest = have - 1
+    try:
+        while True:
+            end = total()
+            if end is not None and latest + 1 >= end:
+                return
+            if writer.waiting >= AHEAD or (end is None and writer.busy):
+                await writer.progress()
+                continue
+            frame = await _next(incoming, window)
+            if frame is None:
+                return
+            moved()
+            latest = max(latest, number(frame))
+            writer.put(frame)
+    finally:
+        await writer.finish()
+
+
+async def _next(incoming: AsyncIterator[Bytes], window: float) -> Bytes | None:
+    try:
+        async with asyncio.timeout(window):
+            return await anext(incoming)
+    except StopAsyncIteration:
+        return None
+    except TimeoutError:
+        raise Gone(f"no frame came for {window:g} seconds") from None
+
+
+class _Writer:
+    """Hands frames to one worker call at a time; after an error it takes no more."""
+
+    def __init__(self, write: Callable[[list[Bytes]], None], pool: Executor | None) -> None:
+        self._write = write
+        self._pool = pool
+        self._frames: list[Bytes] = []
+        self._job: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Frames not handed over yet."""
+        return len(self._frames)
+
+    @property
+    def busy(self) -> bool:
+        """Some frame is not written yet."""
+        return self._job is not None or bool(self._frames)
+
+    def put(self, frame: Bytes) -> None:
+        """Write it after those before it. Raises what went wrong with those."""
+        if self._error is not None:
+            raise self._error
+        self._frames.append(frame)
+        self._kick()
+
+    def _kick(self) -> None:
+        if self._job is None and self._frames and self._error is None:
+            frames, self._frames = self._frames, []
+            loop = asyncio.get_running_loop()
+            self._job = loop.run_in_executor(self._pool, self._write, frames)
+            self._job.add_done_callback(self._done)
+
+    def _done(self, job: asyncio.Future[None]) -> None:
+        self._job, self._error = None, job.exception()
+        self._kick()
+
+    async def progress(self) -> None:
+        """Until the call under way has ended. Raises what went wrong."""
+        if self._job is not None:
+            await asyncio.wait([self._job])
+        if self._error is not None:
+            raise self._error
+
+    async def finish(self) -> None:
+        """Until all is written, even if this task is cancelled more than once: then another may write."""
+        cancelled = False
+        while self._job is not None:
+            try:
+                await asyncio.wait([self._job])
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,389 @@
+"""A whole federation in one thread and virtual time: the real coordinator, edges and clients.
+
+Everything above the sockets is what runs in production: store, journal, host, drive, service, dial. The
+net between them is made of memory and dice; one seed gives one trace. A process dies as a real one
+does: from that moment nothing it does reaches the disk or the net.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+import atoll as at
+from atoll.control.agent import Agent
+from atoll.control.coordinator import Coordinator
+from atoll.control.edge import EdgeNode
+from atoll.control.gate_worker import Case, look
+from atoll.control.outside import Outside
+from atoll.control.pki import Registrar, init
+from atoll.control.settings import Client, Edge, Server
+from atoll.control.store import Store
+from atoll.control.up import _rows
+from atoll.core.errors import Gone, ProtocolError
+from atoll.privacy.keys import Authority, Current
+from atoll.transport.memory import MemoryLink
+from atoll.transport.service import Limits, Service
+from atoll.wire.body import Checked, layout_of
+from tests.federation.virtual import VirtualLoop
+from tests.wire.pki import member as certified
+
+PROCESS: ContextVar[Process | None] = ContextVar("PROCESS", default=None)
+OWNER: WeakKeyDictionary[Any, Process | None] = WeakKeyDictionary()  # of each task
+
+
+class Dead(BaseException):
+    """What a dead process meets wherever it turns."""
+
+
+class Gatekeeper:
+    """The gate's judgement without its process."""
+
+    async def check(self, want, head, path):
+        verdict = look(Case(1, want, head, str(path), 1 << 30))
+        if verdict.refused or verdict.failed:
+            raise ProtocolError(f"{want.member}: {verdict.refused or verdict.failed}")
+        return Checked(verdict.values, verdict.sections, layout_of(want.leaves))
+
+    async def close(self):
+        pass
+
+
+class Doors:
+    """A server's doors in memory: its service stands in the net's table while it lives."""
+
+    def __init__(self, net: Net, url: str, host: Any) -> None:
+        self.net = net
+        self.url = url
+        clock = asyncio.get_running_loop().time
+        self.service = Service(host, Limits(heartbeat=5.0, grace=15.0, window=30.0), clock=clock)
+        host.service = self.service
+
+    async def start(self):
+        await self.service.start()
+        self.net.servers[self.url] = (PROCESS.get(), self.service)
+
+    def announce(self, more):
+        pass
+
+    async def stop(self):
+        if not PROCESS.get().dead:
+            self.net.servers.pop(self.url, None)
+            await self.service.close()
+
+
+class Link(MemoryLink):
+    """A link that takes time, breaks by dice, and reaches nobody over a partition."""
+
+    def __init__(
+        self, net: Net, service: Service, mine: Process, theirs: Process, member: Any, url: str
+    ) -> None:
+        super().__init__(service, member, url)
+        self.net, self.mine, self.theirs = net, mine, theirs
+        net.links.append(self)
+
+    async def _way(self):
+        await asyncio.sleep(self.net.dice.exponential(self.net.latency))
+        if self.mine.dead:
+            raise Dead
+        pair = {self.mine.name, self.theirs.name}
+        if self.theirs.dead or pair in self.net.partitions or self.net.dice.random() < self.net.loss:
+            self.cut()
+            raise Gone("the net is down")
+
+    async def session(self, name, hello):
+        await self._way()
+        return await super().session(name, hello)
+
+    async def offset(self, upload):
+        await self._way()
+        return await super().offset(upload)
+
+    async def upload(self, upload, frames, start):
+        await self._way()
+        receipt = await super().upload(upload, frames, start)
+        await self._way()  # the receipt may be lost on its way back
+        return receipt
+
+    async def download(self, blob, start, have):
+        await self._way()
+        async for frame in super().download(blob, start, have):
+            yield frame
+
+    async def probe(self):
+        await self._way()
+
+
+class Unreachable:
+    """A link to a server that is not there."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def session(self, name, hello):
+        await asyncio.sleep(0.01)
+        raise Gone("nobody listens there")
+
+    async def probe(self):
+        raise Gone("nobody listens there")
+
+    async def offset(self, upload):
+        raise Gone("nobody listens there")
+
+    async def upload(self, upload, frames, start):
+        raise Gone("nobody listens there")
+
+    async def download(self, blob, start, have):
+        raise Gone("nobody listens there")
+        yield b""
+
+    async def close(self):
+        pass
+
+
+@dataclass
+class Net:
+    dice: Any
+    latency: float = 0.01
+    loss: float = 0.0
+    servers: dict[str, tuple[Process, Service]] = field(default_factory=dict)
+    partitions: list[set[str]] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+
+    def link(self, mine: Process, current: Current, url: str) -> Any:
+        found = self.servers.get(url)
+        if found is None or found[0].dead:
+            return Unreachable(url)
+        return Link(self, found[1], mine, found[0], current().member, url)
+
+    def cut(self, process: Process) -> None:
+        for link in self.links:
+            if process in (link.mine, link.theirs):
+                link.cut()
+        self.links = [link for link in self.links if process not in (link.mine, link.theirs)]
+
+    def part(self, *names: str) -> None:
+        """Nothing passes between these from now on."""
+        pair = set(names)
+        self.partitions.append(pair)
+        for link in self.links:
+            if {link.mine.name, link.theirs.name} == pair:
+                link.cut()
+
+
+@dataclass(eq=False)
+class Process:
+    """One life of a member's process."""
+
+    name: str
+    dead: bool = False
+    task: asyncio.Task[Any] | None = None
+    node: Any = None
+
+    def check(self) -> None:
+        if self.dead:
+            raise Dead
+
+
+class World:
+    """Coordinator, edges and clients over one folder. `start` and `kill` them by name."""
+
+    def __init__(
+        self,
+        folder: Path,
+        data: at.Sites,
+        *,
+        edges: int = 0,
+        seed: int = 0,
+        latency: float = 0.01,
+        loss: float = 0.0,
+    ) -> None:
+        self.folder = folder
+        self.data = data
+        self.dice = np.random.default_rng(seed)
+        self.net = Net(self.dice, latency, loss)
+        self.seed = seed
+        self.edges = [f"edge-{chr(97 + i)}" for i in range(edges)]
+        self.clients = [f"client-{k}" for k in range(len(data))]
+        self.processes: dict[str, Process] = {}
+        self.lives = 0
+        self._watch: list[Callable[[str], None]] = []
+
+    # -- processes ----------------------------------------------------------------------------
+
+    def start(self, *names: str) -> None:
+        for name in names:
+            self.lives += 1
+            process = Process(name)
+            self.processes[name] = process
+            context = PROCESS.set(process)
+            process.task = asyncio.ensure_future(self._life(process))
+            PROCESS.reset(context)
+
+    def start_all(self) -> None:
+        self.start("coordinator", *self.edges, *self.clients)
+
+    async def _life(self, process: Process) -> None:
+        with suppress(Dead):
+            process.node = self._make(process)
+            await process.node.serve()
+
+    def kill(self, name: str) -> None:
+        """Now: nothing it does after this reaches anybody."""
+        process = self.processes[name]
+        process.dead = True
+        self.net.cut(process)
+        loop = asyncio.get_running_loop()
+        for task in asyncio.all_tasks(loop):
+            if OWNER.get(task) is process and task is not asyncio.current_task():
+                task.cancel()
+
+    def _make(self, process: Process) -> Any:
+        name = process.name
+        outside = Outside(
+            store=lambda url, folder: self._store(process, folder),
+            authority=self._authority,
+            gate=lambda folder: Gatekeeper(),
+            servers=lambda settings, current, host, registrar=None: Doors(self.net, f"memory://{name}", host),
+            api=lambda *args: None,
+            draw=lambda: random.Random(f"{self.seed} {self.lives}"),
+            link=lambda current, transport, proxy: lambda url: self.net.link(process, current, url),
+        )
+        place = self.folder / name
+        patience = {"patience": 20.0, "edge_patience": 6.0}
+        if name == "coordinator":
+            return Coordinator(Server(folder=str(place), federation="test", **patience), outside)
+        self._enrol(name)
+        hub = "memory://coordinator"
+        if name in self.edges:
+            return EdgeNode(Edge(folder=str(place), name=name, join=(hub,), home=5.0, **patience), outside)
+        k = self.clients.index(name)
+        doors = [f"memory://{edge}" for edge in self.edges]
+        turned = doors[k % len(doors) :] + doors[: k % len(doors)] if doors else []
+        held = {"rows": {"train": "train.csv", "test": "test.csv", "target": "label", "task": "classes"}}
+        settings = Client(folder=str(place), name=name, join=(*turned, hub), data=held, home=5.0)
+        return Agent(settings, outside)
+
+    def _store(self, process: Process, folder: Path) -> Store:
+        store = Store.open("", folder, clock=lambda: 1.8e9 + asyncio.get_running_loop().time())
+        write = store.write
+
+        def guarded(*args, **values):
+            process.check()
+            return write(*args, **values)
+
+        store.write = guarded
+        return store
+
+    def _authority(self, settings: Server, store: Store) -> Any:
+        place = self._pki()
+        return Registrar(Authority.open(place / "authority"), store), Current(place / "identity")
+
+    def _pki(self) -> Path:
+        place = self.folder / "pki"
+        if not place.exists():
+            import time
+
+            init(place, "test", hosts=("localhost",), now=time.time())
+        return place
+
+    def _enrol(self, name: str) -> None:
+        place = self.folder / name / "identity"
+        if not place.exists():
+            role = "edge" if name in self.edges else "client"
+            authority = Authority.open(self._pki() / "authority")
+            made = certified(authority, role, name)
+            shutil.copytree(made.folder, place)
+        if name in self.clients and not (self.folder / name / "train.csv").exists():
+            k = self.clients.index(name)
+            _rows(self.folder / name / "train.csv", self.data, self.data[k])
+            _rows(self.folder / name / "test.csv", self.data, self.data.tests[k])
+
+    # -- what operators do --------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        return self.processes["coordinator"].node.store
+
+    def submit(self, table: dict[str, Any], seed: int) -> str:
+        return self.store.submit(table, seed, "test", name=str(table.get("name", "job")))
+
+    async def until(self, ready: Callable[[], bool], seconds: float = 600.0) -> None:
+        """Let time pass until it is so."""
+        end = asyncio.get_running_loop().time() + seconds
+        while not ready():
+            if asyncio.get_running_loop().time() > end:
+                raise AssertionError(f"not within {seconds:g} virtual seconds: {self.report()}")
+            await asyncio.sleep(0.05)
+
+    def alive(self, name: str = "coordinator") -> bool:
+        process = self.processes.get(name)
+        return process is not None and not process.dead and hasattr(process.node, "host")
+
+    async def gathered(self) -> None:
+        """Until the coordinator can reach every client."""
+        count = len(self.clients)
+        await self.until(
+            lambda: self.alive() and len(self.processes["coordinator"].node.host.fleet.reachable()) == count
+        )
+
+    def state(self, run: str) -> str:
+        return self.store.run(run)["state"]
+
+    async def finished(self, run: str, seconds: float = 900.0) -> dict[str, Any]:
+        await self.until(lambda: self.alive() and self.state(run) in ("done", "failed", "stopped"), seconds)
+        return self.store.run(run)
+
+    def params(self, run: str) -> bytes:
+        model = next(m for m in self.store.models() if m["run"] == run)
+        return self.store.blobs.read(model["blob"])
+
+    def report(self) -> dict[str, Any]:
+        ended = {
+            n: p.task.exception()
+            for n, p in self.processes.items()
+            if p.task.done() and not p.task.cancelled()
+        }
+        runs = [(r["id"], r["state"], r["reason"], r["rounds"]) for r in self.store.runs()]
+        return {"runs": runs, "ended": ended, "open": self.processes["coordinator"].node.host._asks.keys()}
+
+
+def run(main: Any) -> Any:
+    """A coroutine in a loop of its own in virtual time; whatever still runs then dies."""
+    loop = VirtualLoop()
+    loop.set_exception_handler(lambda loop, context: None)
+    loop.set_task_factory(_owned)
+    task = loop.create_task(main)
+    try:
+        return loop.run_until_complete(task)
+    finally:
+        for left in asyncio.all_tasks(loop):
+            process = OWNER.get(left)
+            if process is not None:
+                process.dead = True
+            left.cancel()
+        loop.run_until_complete(_ended(loop))
+        loop.close()
+
+
+def _owned(loop: Any, job: Any, **values: Any) -> Any:
+    task = asyncio.Task(job, loop=loop, **values)
+    OWNER[task] = PROCESS.get()
+    return task
+
+
+async def _ended(loop: Any) -> None:
+    while left := asyncio.all_tasks(loop) - {asyncio.current_task()}:
+        await asyncio.wait(left, timeout=5.0)
+        for task in left:
+            task.cancel()

@@ -1,0 +1,121 @@
+"""The chain of events: an altered, missing, added or forged row is named."""
+
+# ruff: noqa: S608  statements put together are the faults looked for
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from atoll.control.store import Store
+from atoll.control.store.chain import GENESIS, link
+from tests.store import script
+
+
+@pytest.fixture
+def store(url: str, tmp_path: Path) -> Iterator[Store]:
+    """A store with a run in the middle, so that each table has rows."""
+    with Store.open(url, tmp_path) as made:
+        run = made.submit({"rounds": 2}, 7, "ann")
+        made.move(run, "running", frm=("queued",), reason="", actor="me")
+        journal = made.journal(run)
+        journal.asked(0, {"a": 1})
+        journal.closed(0, [], {})
+        journal.checkpoint(b"state", 1, 0)
+        journal.asked(1, {"a": 1})
+        journal.answered(1, "bank-a", blob=made.blobs.put(b"update"), info={"w": 1.5})
+        journal.note(0, {"round": 0, "loss": 0.5})
+        made.model_add(run, "m", made.blobs.put(b"model"), b"manifest")
+        script.people(made, lambda _: None)
+        made.revoke("bank-b")
+        yield made
+
+
+def spoil(store: Store, statement: str) -> None:
+    with store.engine.connect() as conn, conn.begin():
+        assert conn.execute(text(statement)).rowcount
+
+
+def test_untouched_it_verifies(store: Store) -> None:
+    verdict = store.verify(head=store.head(), check=lambda payload, signature: signature == payload[::-1])
+    assert verdict.ok, verdict.fault
+    assert verdict.events > 1
+
+
+def last(store: Store) -> int:
+    return store.head()[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["body = '{}'", "actor = 'bob'", "kind = 'x'", "run = 'x'", "node = 'x'", "at = at + 1", "hash = kind"],
+)
+def test_an_altered_event_is_named(store: Store, change: str) -> None:
+    seq = last(store) - 1
+    spoil(store, f"UPDATE events SET {change} WHERE seq = {seq}")
+    verdict = store.verify()
+    assert (verdict.ok, verdict.seq) == (False, seq)
+    assert f"event {seq}" in verdict.fault
+
+
+def test_a_missing_event_is_named(store: Store) -> None:
+    seq = last(store) - 1
+    spoil(store, f"DELETE FROM events WHERE seq = {seq}")
+    assert store.verify().fault.startswith(f"event {seq} is missing")
+
+
+def test_a_cut_end_is_named(store: Store) -> None:
+    seq, digest = store.head()
+    spoil(store, f"DELETE FROM events WHERE seq = {seq}")
+    assert store.verify().fault.startswith(f"event {seq} is missing")
+    # The head is cut as well: only who kept the end elsewhere can tell.
+    before = store.events(seq - 2)[-1]
+    spoil(store, f"UPDATE head SET seq = {before['seq']}, hash = '{before['hash']}'")
+    assert f"event {seq} is not the one seen before" in store.verify(head=(seq, digest)).fault
+
+
+def test_a_chain_written_again_is_seen_by_its_seals(store: Store) -> None:
+    seq = store.seal(lambda payload: payload[::-1])
+    row = store.events(seq - 1)[0]
+    row["actor"], row["body"] = "bob", "{}"
+    before = store.events(seq - 2)[0]["hash"] if seq > 1 else GENESIS
+    forged = link(before, row)
+    spoil(store, f"UPDATE events SET actor = 'bob', body = '{{}}', hash = '{forged}' WHERE seq = {seq}")
+    spoil(store, f"UPDATE head SET hash = '{forged}'")
+    assert f"event {seq} is not the one that was sealed" in store.verify().fault
+    spoil(store, f"UPDATE seals SET hash = '{forged}' WHERE seq = {seq}")
+    fault = store.verify(check=lambda payload, signature: signature == payload[::-1]).fault
+    assert f"the seal of event {seq} is not signed" in fault
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        ("UPDATE runs SET state = 'done'", "run r0001"),
+        ("UPDATE runs SET job = '{}'", "run r0001"),
+        ("UPDATE runs SET seed = '8'", "run r0001"),
+        ("UPDATE answers SET info = '{}'", "answer r0001"),
+        ("UPDATE answers SET peer = 'bank-b'", "answer r0001"),
+        ("DELETE FROM answers", "answer r0001"),
+        ("UPDATE notes SET record = '{}'", "note r0001"),
+        ("UPDATE scopes SET requests = 0", "scope r0001"),
+        ("UPDATE models SET manifest = ''", "model m/1"),
+        ("UPDATE models SET blob = run", "model m/1"),
+        ("UPDATE tokens SET role = 'admin' WHERE name = 'ann'", "token eeee"),
+        ("UPDATE tokens SET revoked = NOT revoked WHERE name = 'ann'", "token eeee"),
+        ("DELETE FROM bans WHERE name = 'bank-b'", "ban bank-b"),
+    ],
+)
+def test_a_row_that_its_events_do_not_tell_of_is_named(store: Store, change: str, row: str) -> None:
+    spoil(store, change)
+    verdict = store.verify()
+    assert not verdict.ok
+    assert f"the row of {row}" in verdict.fault
+
+
+def test_an_added_row_is_named(url: str, tmp_path: Path) -> None:
+    with Store.open(url, tmp_path) as store:
+        store.submit({}, 0, "ann")
+        spoil(store, "INSERT INTO bans (name, at, actor) VALUES ('bank-c', 0, '')")
+        assert "the row of ban bank-c was altered" in store.verify().fault

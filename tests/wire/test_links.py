@@ -1,0 +1,95 @@
+"""Every transport keeps the same laws: the conformance suite over each of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+
+from atoll.privacy.keys import Authority, Identity, Member
+from atoll.transport.conformance import LAWS, Desk, check
+from atoll.transport.grpc import GrpcLink
+from atoll.transport.grpc import serve as serve_grpc
+from atoll.transport.https import serve as serve_https
+from atoll.transport.https_link import HttpsLink
+from atoll.transport.link import Link
+from atoll.transport.memory import MemoryLink
+from atoll.transport.service import Limits, Service
+from tests.wire.pki import NOW
+from tests.wire.pki import member as certified
+
+LIMITS = Limits(takeover=0.2)
+
+
+@cache
+def authority() -> Authority:
+    return Authority.new("lab", now=NOW)
+
+
+@cache
+def hub() -> Identity:
+    return certified(authority(), "coordinator", "hub", hosts=["127.0.0.1", "localhost"])
+
+
+@cache
+def identity(name: str) -> Identity:
+    return certified(authority(), "client", name)
+
+
+def member(name: str) -> Member:
+    return Member("lab", "client", name, 1, 1e12)
+
+
+@asynccontextmanager
+async def memory(desk: Desk) -> AsyncIterator[tuple[Service, Callable[[str], Link]]]:
+    service = Service(desk, LIMITS)
+    await service.start()
+    yield service, lambda name: MemoryLink(service, member(name))
+    await service.close()
+
+
+def grpc(tls: bool) -> Any:
+    @asynccontextmanager
+    async def make(desk: Desk) -> AsyncIterator[tuple[Service, Callable[[str], Link]]]:
+        service = Service(desk, LIMITS, federation="lab")
+        await service.start()
+        server = await serve_grpc(service, "127.0.0.1:0", hub() if tls else None, federation="lab")
+        url = f"{'grpcs' if tls else 'grpc'}://127.0.0.1:{server.port}"
+        yield service, lambda name: GrpcLink(url, identity(name) if tls else None, claim=member(name))
+        await service.close()
+        await server.close(0)
+
+    return make
+
+
+def https(scheme: str) -> Any:
+    tls = scheme.startswith(("https", "wss"))
+
+    @asynccontextmanager
+    async def make(desk: Desk) -> AsyncIterator[tuple[Service, Callable[[str], Link]]]:
+        service = Service(desk, LIMITS, federation="lab")
+        await service.start()
+        server = await serve_https(service, "127.0.0.1:0", hub() if tls else None, federation="lab")
+        url = f"{scheme}://127.0.0.1:{server.port}"
+        yield service, lambda name: HttpsLink(url, identity(name) if tls else None, claim=member(name))
+        await service.close()
+        await server.close()
+
+    return make
+
+
+WORLDS: dict[str, Any] = {
+    "memory": memory,
+    "grpc": grpc(False),
+    "grpcs": grpc(True),
+    **{scheme: https(scheme) for scheme in ("http", "https", "https+poll", "ws", "wss")},
+}
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.strip("_"))
+@pytest.mark.parametrize("world", WORLDS)
+def test_law(world: str, law: Any) -> None:
+    check(WORLDS[world], [law])

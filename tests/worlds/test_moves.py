@@ -1,0 +1,150 @@
+"""Clients that move to another edge while a round runs: each counts once, and the model is that of
+the undisturbed run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from atoll.core.aggregate import Reply, Sum, points
+from atoll.core.edge import Answer, Task, relay
+from atoll.core.rng import Rng
+from atoll.core.transform import chain
+from atoll.core.update import Update
+from atoll.job import Job
+from atoll.learn import rounds
+from atoll.learn.algorithm import as_algorithm, fedavg
+from atoll.learn.buffered import fedbuff
+from atoll.learn.local import Local
+from atoll.learn.select import Everyone
+from atoll.learn.server import mean
+from atoll.run import simulate
+from atoll.simulate.faults import Crash, World
+from atoll.simulate.world import Simulation
+from tests.worlds.cases import CLIENTS, SLOW, WIDE, Drift, Tally, clients
+
+ALGORITHM = fedavg()
+FIRST = {"edge a": list(range(4)), "edge b": list(range(4, CLIENTS))}
+
+
+class Places(dict):
+    """Who stands where; not a plain dict, so that everybody looks again."""
+
+
+def federation(world, moves, *, learner=None, algorithm=ALGORITHM, rehome=0.0, seed=3, raw=True, total=6):
+    """Run rounds over two edges whose clients move: `moves` are (time, client, from, to)."""
+    learner = learner or Drift()
+    notes = []
+    sim = Simulation(world, Rng.of(seed), on_note=lambda peer, record: notes.append(record))
+    local = Local(
+        learner, algorithm, dict(enumerate(clients())), dict(enumerate(clients())), Rng.of(seed), raw=raw
+    )
+    top = Places({edge: list(who) for edge, who in FIRST.items()})
+    below = {edge: Places({f"client{c}": [c] for c in who}) for edge, who in FIRST.items()}
+    for c in range(CLIENTS):
+        sim.add(f"client{c}", answers=rounds.client(local), device=True)
+    for edge in FIRST:
+        sim.add(edge, answers=rounds.edge(below[edge], algorithm))
+
+    async def mover(p):
+        for when, client, old, new in sorted(moves):
+            await p.sleep(max(when - p.now, 0.0))
+            if old is not None:
+                top[old].remove(client)
+                del below[old][f"client{client}"]
+            if new is not None:
+                top[new].append(client)
+                below[new][f"client{client}"] = [client]
+
+    plan = rounds.Plan(learner, algorithm, top, total, Everyone(), roster=range(CLIENTS), rehome=rehome)
+    one = algorithm.protocol.coordinator if algorithm.protocol else rounds.coordinator
+    sim.add("mover", main=mover)
+    sim.add("coordinator", main=lambda p: one(p, plan))
+    return sim.run("coordinator"), notes
+
+
+def crash(at, **more):
+    return World(**SLOW, crashes=(Crash("edge a", at, 1e6),), **more)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("at", [0.3, 1.0, 2.7, 5.1])
+@pytest.mark.parametrize("trouble", [{}, {"delay": WIDE, "loss": 0.2, "resend": 2.0}], ids=["calm", "rough"])
+def test_an_edge_dies_and_its_clients_go_on_under_the_other(at, trouble, raw):
+    """They turn up within two seconds; nothing of the round is lost."""
+    calm = simulate(Job(Drift(), rounds=6), clients(), 3)
+    moves = [(at, c, "edge a", None) for c in FIRST["edge a"]]
+    moves += [(at + 0.5 * (1 + c), c, None, "edge b") for c in FIRST["edge a"]]
+    done, notes = federation(crash(at, **trouble), moves, rehome=8.0, raw=raw)
+    assert done.params == calm.params
+    assert not any(record.get("failed") for record in notes)
+    assert notes[-1]["sites"] == calm.sites
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_clients_who_move_at_any_time_count_once(seed):
+    """The learner itself checks that what it keeps is what the model says."""
+    luck = np.random.default_rng(seed)
+    where = {c: edge for edge, who in FIRST.items() for c in who}
+    moves, when = [], 0.0
+    for _ in range(12):
+        when += float(luck.exponential(1.0))
+        c = int(luck.integers(CLIENTS))
+        new = "edge b" if where[c] == "edge a" else "edge a"
+        moves.append((when, c, where[c], new))
+        where[c] = new
+    crashes = tuple(
+        Crash(edge, float(luck.uniform(0, 12)), float(luck.exponential(1.0))) for edge in ("edge a", "edge b")
+    )
+    world = World(**SLOW, delay=WIDE, loss=0.1, crashes=crashes)
+    done, notes = federation(
+        world, moves, learner=Tally(), algorithm=as_algorithm(chain(mean(over=1))), total=8, seed=seed
+    )
+    counted = [record["clients"] for record in notes if record["round"]]
+    assert done.params["times"].sum() == sum(counted)
+    assert not [why for r in notes for why in r.get("failed", {}).values() if "Error" in why]
+    assert all(site["behind"] == 0 for r in notes for site in r.get("sites", {}).values())
+
+
+def test_without_a_place_to_go_a_client_is_named_as_missing():
+    moves = [(0.99, c, "edge a", None) for c in FIRST["edge a"]]
+    _, notes = federation(crash(1.0), moves)
+    last = notes[-1]
+    assert last["clients"] == 4
+    assert last["failed"] == dict.fromkeys(FIRST["edge a"], "stands under no child")
+
+
+def test_a_buffer_finds_clients_where_they_stand_now():
+    whole = fedbuff(size=3, concurrency=4, staleness="constant", lr=3.0)
+    moves = [(1.0, c, "edge a", None) for c in FIRST["edge a"]]
+    moves += [(3.0, c, None, "edge b") for c in FIRST["edge a"]]
+    done, notes = federation(crash(1.0), moves, learner=Tally(), algorithm=whole, total=12)
+    assert done.params["times"].sum() == sum(record["clients"] for record in notes if record["round"])
+    assert max(done.used[c] for c in FIRST["edge a"] if c in done.used) > 6
+
+
+def test_an_edge_may_not_answer_for_others():
+    """A client that two children claim counts once; a child that claims more is set aside."""
+    like = Update.of({"w": np.ones(4, np.float32)})
+    task = Task(0, Rng.of(1), (0, 1), (-1, -1), like, points(like, 2), (0, 1))
+    rule = Sum().at(task.points, task.cohort, task.key)
+
+    def claims(*who):
+        async def answer(p, asked):
+            return Answer(who, replies=tuple((c, Reply(like.scale(1 + c))) for c in who))
+
+        return answer
+
+    async def main(p):
+        return await relay(p, task, {"a": [0], "b": [0, 1]}, rule)
+
+    for b, counted, failed in ((claims(1), {0, 1}, set()), (claims(0, 1), {0}, {1})):
+        sim = Simulation(World(), Rng.of(0))
+        sim.add("a", answers=claims(0))
+        sim.add("b", answers=b)
+        sim.add("main", main=main)
+        answer = sim.run("main")
+        assert (set(answer.clients), set(answer.failed)) == (counted, failed)
+        assert rule.finish(answer.partial).count == len(counted)
+        assert all("b answers for client 0" in why for why in answer.failed.values())
