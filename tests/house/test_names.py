@@ -107,6 +107,7 @@ PUBLIC: list[str] = [
     "flat",
     "gossip",
     "heterogeneity",
+    "hierarchical",
     "iid",
     "labels",
     "linear",
