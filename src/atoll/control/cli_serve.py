@@ -21,6 +21,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
     c.add_argument("--clients", type=int, default=6, help=say("number of clients"))
     c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
+    text = "a file that says which edges there are and who stands under whom"
+    c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
     _transport(c, say, "grpc")
     c = command("down", _down, "end the federation that up started")
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
@@ -31,6 +33,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
     c.add_argument("--clients", type=int, default=6, help=say("number of clients"))
     c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
+    text = "a file that says which edges there are and who stands under whom"
+    c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
     _transport(c, say, "grpc")
     c = command("coordinator", _coordinator, "run a coordinator")
     _server(c, say)
@@ -79,7 +83,7 @@ def _up(args: argparse.Namespace, say: Say) -> int:
         print(text, file=sys.stderr, flush=True)
 
     found = up.start(
-        args.folder, job, clients=args.clients, edges=args.edges, transport=args.transport, tell=tell
+        args.folder, job, clients=args.clients, topology=_topology(args), transport=args.transport, tell=tell
     )
     if args.json:
         print(json.dumps(found))
@@ -87,8 +91,10 @@ def _up(args: argparse.Namespace, say: Say) -> int:
     print(f"{say('console')}: {found['api']}")
     print(f"{say('token')}: {args.folder / 'operator.json'}")
     print(f"{say('logs')}: {found['logs']}")
-    inside = "" if args.folder == Path("federation") else f"cd {args.folder} && "
-    print(f"{say('next')}: {inside}atoll submit {found['job']}; atoll down")
+    other = "" if args.folder == Path("federation") else f" --folder {args.folder}"
+    inside = f"cd {args.folder} && " if other else ""
+    print(f"{say('next')}: {inside}atoll submit {Path(found['job']).resolve()} --watch")
+    print(f"{say('ends it')}: atoll down{other}")
     return 0
 
 
@@ -96,7 +102,15 @@ def _demo(args: argparse.Namespace, say: Say) -> int:
     from . import demo
 
     job = args.job or _default_job()
-    return demo.run(args.folder, job, say, clients=args.clients, edges=args.edges, transport=args.transport)
+    return demo.run(
+        args.folder, job, say, clients=args.clients, topology=_topology(args), transport=args.transport
+    )
+
+
+def _topology(args: argparse.Namespace) -> Any:
+    from . import topology
+
+    return topology.plain(args.edges) if args.topology is None else topology.read(args.topology)
 
 
 def _default_job() -> Path:
@@ -106,7 +120,8 @@ def _default_job() -> Path:
 def _down(args: argparse.Namespace, say: Say) -> int:
     from . import up
 
-    ended = up.stop(args.folder)
+    here = Path("processes.json").exists() and not args.folder.exists()
+    ended = up.stop(Path() if here else args.folder)
     if args.json:
         print(json.dumps({"ended": ended}))
     else:

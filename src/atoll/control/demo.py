@@ -24,6 +24,7 @@ from . import config, live, predicting, up
 from .sdk import RemoteRun, connect
 from .settings import Client, read
 from .table import number, size, table
+from .topology import Topology
 from .where import read as kept
 
 Say = Callable[[str], str]
@@ -31,7 +32,7 @@ ROWS = 100  # test rows that a client is asked to predict
 WAIT = 20.0  # seconds for a model to reach a client
 
 
-def run(folder: Path, job: Path, say: Say, *, clients: int, edges: int, transport: str) -> int:
+def run(folder: Path, job: Path, say: Say, *, clients: int, topology: Topology, transport: str) -> int:
     """Everything, and in the end `down`, whatever happened; the exit code."""
     began = time.perf_counter()
 
@@ -39,7 +40,12 @@ def run(folder: Path, job: Path, say: Say, *, clients: int, edges: int, transpor
         print(f"\n[{time.perf_counter() - began:5.1f} s] {text}", flush=True)
 
     up.start(
-        folder, job, clients=clients, edges=edges, transport=transport, tell=lambda text: step(say(text))
+        folder,
+        job,
+        clients=clients,
+        topology=topology,
+        transport=transport,
+        tell=lambda text: step(say(text)),
     )
     try:
         return _through(folder, job, clients, say, step, began)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -292,6 +294,12 @@ class Host:
     def live(self) -> set[str]:
         """Names of blobs that an open ask refers to."""
         return {letter["params"] for sent in self._asks.values() for letter in sent.letters.values()}
+
+    def touch(self) -> None:
+        """Mark the blobs of open asks as in use: they are collected by age where SQL names them not."""
+        for blob in self.live():
+            with suppress(OSError):
+                os.utime(self.store.blobs.path(blob))
 
     def _key(self, ask: str, peer: str) -> str:
         return f"{ask}.{peer}"

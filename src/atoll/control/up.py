@@ -31,6 +31,7 @@ from ..privacy.private import write_private
 from ..simulate.folder import write
 from .config import JobFile, read
 from .settings import Server
+from .topology import CLOUD, Topology, dealt
 
 FEDERATION = "local"
 WAIT = 90.0  # seconds until everybody must be there
@@ -38,14 +39,14 @@ _NAME = re.compile(r"[^a-z0-9._-]+")
 
 
 def start(
-    folder: Path, job: Path, *, clients: int, edges: int, transport: str, tell: Callable[[str], None]
+    folder: Path, job: Path, *, clients: int, topology: Topology, transport: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Start a federation in `folder` for the data of `job`; what runs and where.
 
     Raises StateError if one runs there already or does not come up, ConfigError for numbers that make none.
     """
-    if clients < 1 or edges < 0:
-        raise ConfigError("a federation needs at least one client, and 0 edges or more")
+    if clients < 1:
+        raise ConfigError("a federation needs at least one client")
     if running(folder):
         raise StateError(f"a federation runs in {folder} already: atoll down --folder {folder} ends it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,14 +56,15 @@ def start(
         file = read(job, [f"data.clients={clients}"])
         names = _deal(file, folder / "clients")
         write(made, job.read_bytes())
-        ports = _lay(folder, names, edges, transport)
+        ports = _lay(folder, names, topology, transport)
     else:
         ports = json.loads((folder / "ports.json").read_text("utf-8"))
         names = sorted(p.name for p in (folder / "clients").iterdir())
-    tell(f"starting a coordinator, {edges} edges and {len(names)} clients in {folder}")
+    edges = _edges(ports)
+    tell(f"starting a coordinator, {len(edges)} edges and {len(names)} clients in {folder}")
     processes = _launch(folder, names, ports)
     try:
-        _await_members(folder, [*_edges(ports), *names], processes)
+        _await_members(folder, [*edges, *names], processes)
     except StateError:
         stop(folder)
         raise
@@ -146,12 +148,13 @@ def _rows(path: Path, sites: Sites, rows: Examples) -> None:
     write(path, text.getvalue().encode())
 
 
-def _lay(folder: Path, names: Sequence[str], edges: int, transport: str) -> dict[str, Any]:
+def _lay(folder: Path, names: Sequence[str], topology: Topology, transport: str) -> dict[str, Any]:
     """Ports, tokens and settings of every member, before any of them runs."""
     from .founding import found_authority
     from .store.store import Store
 
-    ports = _free(3 + 2 * edges)
+    edges = topology.tiers()
+    ports = _free(3 + 2 * len(edges))
     hub = {"listen": ports[0], "grpc": ports[1], "api": ports[2]}
     place = folder / "coordinator"
     settings = Server(
@@ -166,8 +169,10 @@ def _lay(folder: Path, names: Sequence[str], edges: int, transport: str) -> dict
         place / "coordinator.toml",
         {k: getattr(settings, k) for k in ("name", "federation", "listen", "grpc", "api", "names")},
     )
-    laid: dict[str, Any] = {"api": f"https://127.0.0.1:{hub['api']}", "edges": {}}
-    at_hub = f"https://127.0.0.1:{hub['listen']}"
+    laid: dict[str, Any] = {"api": f"https://127.0.0.1:{hub['api']}"}
+    doors = {CLOUD: f"https://127.0.0.1:{hub['listen']}"}
+    doors |= {name: f"https://127.0.0.1:{ports[3 + 2 * i]}" for i, name in enumerate(edges)}
+    laid["edges"] = {name: doors[name] for name in edges}
     with Store.open("", place) as store:
         registrar, _ = found_authority(settings, store, now=time.time())
 
@@ -176,14 +181,13 @@ def _lay(folder: Path, names: Sequence[str], edges: int, transport: str) -> dict
                 registrar.token(role, name, now=time.time(), random=secrets.token_bytes, actor="atoll up")
             )
 
-        for i in range(edges):
-            name, (listen, grpc) = f"edge-{chr(97 + i)}", ports[3 + 2 * i : 5 + 2 * i]
-            laid["edges"][name] = f"https://127.0.0.1:{listen}"
+        for i, name in enumerate(edges):
+            listen, grpc = ports[3 + 2 * i : 5 + 2 * i]
             _toml(
                 folder / "edges" / name / "edge.toml",
                 {
                     "name": name,
-                    "join": [at_hub],
+                    "join": [doors[parent] for parent in topology.parents(name)],
                     "token": token("edge", name),
                     "transport": transport,
                     "listen": f"127.0.0.1:{listen}",
@@ -191,12 +195,9 @@ def _lay(folder: Path, names: Sequence[str], edges: int, transport: str) -> dict
                     "names": ["localhost", "127.0.0.1"],
                 },
             )
-        doors = list(laid["edges"].values())
-        for k, name in enumerate(names):
-            home = doors[k % len(doors) :] + doors[: k % len(doors)] if doors else []
-            _client(
-                folder / "clients" / name, name, [*home, at_hub], token("client", name), transport, folder
-            )
+        for name, parents in dealt(topology, list(names)):
+            join = [doors[parent] for parent in parents]
+            _client(folder / "clients" / name, name, join, token("client", name), transport, folder)
     write_private(folder / "ports.json", json.dumps(laid, indent=1).encode())
     return laid
 
