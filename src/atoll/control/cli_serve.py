@@ -82,9 +82,7 @@ def _up(args: argparse.Namespace, say: Say) -> int:
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    found = up.start(
-        args.folder, job, clients=args.clients, topology=_topology(args), transport=args.transport, tell=tell
-    )
+    found = up.start(args.folder, job, above=_above(args), transport=args.transport, tell=tell)
     if args.json:
         print(json.dumps(found))
         return 0
@@ -102,15 +100,16 @@ def _demo(args: argparse.Namespace, say: Say) -> int:
     from . import demo
 
     job = args.job or _default_job()
-    return demo.run(
-        args.folder, job, say, clients=args.clients, topology=_topology(args), transport=args.transport
-    )
+    return demo.run(args.folder, job, say, above=_above(args), transport=args.transport)
 
 
-def _topology(args: argparse.Namespace) -> Any:
-    from . import topology
+def _above(args: argparse.Namespace) -> dict[str, str]:
+    """Each member's parent, from a topology file or the numbers of edges and clients."""
+    from . import topology, up
 
-    return topology.plain(args.edges) if args.topology is None else topology.read(args.topology)
+    if args.topology is None:
+        return up.plain(args.edges, args.clients)
+    return {member.name: member.below for member in topology.read(args.topology)}
 
 
 def _default_job() -> Path:

@@ -1,16 +1,11 @@
-"""A federation's tiers, declared: which edges there are, who stands under whom. Any depth.
+"""A topology file: who is there and who dials whom, any number of tiers, as one declaration.
 
-    [edges]
-    plant-1 = "cloud"            # an edge and its parent; "cloud" is the coordinator
-    line-1a = "plant-1"
-    line-1b = "plant-1"
+    [members.cloud]                         no `below`: the coordinator
+    [members.plant-north]  below = "cloud"  others are below it: an edge
+    [members.line-1]       below = "plant-north"   nobody is: a client
 
-    [clients]                    # where each client is at home
-    "press-*" = "line-1a"        # names, or patterns as in file names
-    "*" = "line-1b"
-
-Where nothing is said about a client it is at home at the coordinator. Should its home be away, a client
-goes to the others at the same place, then upwards.
+From it comes each member's settings file. A member dials its parent first; where that is away, the
+parent's siblings, then who is above them, up to the coordinator.
 """
 
 from __future__ import annotations
@@ -19,130 +14,140 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.registry import nearest
+from ..simulate.folder import write
+from . import config, settings
 
-CLOUD = "cloud"
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_KINDS: Mapping[str, type[Any]] = {
+    "coordinator": settings.Server,
+    "edge": settings.Edge,
+    "client": settings.Client,
+}
+_KEYS = ("federation", "transport", "members")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+LISTEN = {"listen": "0.0.0.0:8443", "grpc": "0.0.0.0:8444"}  # members dial in from elsewhere
 
 
 @dataclass(frozen=True)
-class Topology:
-    """`edges`: each edge's parent. `clients`: homes by name or pattern, the first that fits counts.
+class Member:
+    """One member: its role, its parent's name ("" for the coordinator) and its settings file's values."""
 
-    Raises ConfigError for an unknown parent, a ring, or a bad name.
+    name: str
+    role: str
+    below: str
+    values: Mapping[str, Any]
+
+
+def read(path: Path) -> list[Member]:
+    """Every member of a topology file, parents before those below them.
+
+    Raises ConfigError, with the path in the file, for a parent that is not there, a circle, two
+    coordinators, a name of another form, or settings that the member does not have.
     """
-
-    edges: Mapping[str, str]
-    clients: Mapping[str, str]
-
-    def __post_init__(self) -> None:
-        known = [CLOUD, *self.edges]
-        for kind, table in (("edges", self.edges), ("clients", self.clients)):
-            for name, parent in table.items():
-                if parent not in known:
-                    raise ConfigError(
-                        f"there is no edge {parent!r}: {nearest(parent, known)}", f"$.{kind}.{name}"
-                    )
-        for name in self.edges:
-            if not NAME.fullmatch(name) or name == CLOUD:
-                raise ConfigError(
-                    f"an edge's name is lower-case letters, digits, dots and dashes, and not {CLOUD!r}",
-                    f"$.edges.{name}",
-                )
-            self.above(name)
-
-    def above(self, name: str) -> tuple[str, ...]:
-        """An edge's parents, the nearest first, without the coordinator. Raises ConfigError for a ring."""
-        found: list[str] = []
-        parent = self.edges[name]
-        while parent != CLOUD:
-            if parent in (name, *found):
-                raise ConfigError(
-                    "edges stand in a ring: one of them must have the coordinator as parent",
-                    f"$.edges.{name}",
-                )
-            found.append(parent)
-            parent = self.edges[parent]
-        return tuple(found)
-
-    def tiers(self) -> list[str]:
-        """The edges, parents before children."""
-        return sorted(self.edges, key=lambda name: (len(self.above(name)), name))
-
-    def parents(self, name: str) -> tuple[str, ...]:
-        """Whom an edge joins, the preferred first: its parent, those beside the parent, then upwards."""
-        return self._ways(self.edges[name], but=self._below(name))
-
-    def homes(self, client: str) -> tuple[str, ...]:
-        """Whom a client joins, the preferred first."""
-        home = next((edge for pattern, edge in self.clients.items() if fnmatchcase(client, pattern)), CLOUD)
-        return self._ways(home, but=frozenset())
-
-    def _ways(self, home: str, but: frozenset[str]) -> tuple[str, ...]:
-        found: list[str] = []
-        while home != CLOUD:
-            beside = [
-                edge for edge, parent in self.edges.items() if parent == self.edges[home] and edge != home
-            ]
-            found += [edge for edge in (home, *beside) if edge not in but and edge not in found]
-            home = self.edges[home]
-        return (*found, CLOUD)
-
-    def _below(self, name: str) -> frozenset[str]:
-        return frozenset(edge for edge in self.edges if edge == name or name in self.above(edge))
-
-
-def read(path: Path) -> Topology:
-    """A topology file. Raises ConfigError with the path of what is wrong in it."""
     try:
         table = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}: atoll new shows one, topology.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as a topology file: {error}") from None
     for key in table:
-        if key not in ("edges", "clients"):
-            raise ConfigError(f"unknown key {key!r}: {nearest(key, ('edges', 'clients'))}", f"$.{key}")
-    return Topology(_texts(table, "edges"), _texts(table, "clients"))
+        if key not in _KEYS:
+            raise ConfigError(f"unknown key {key!r}: {nearest(key, _KEYS)}", f"$.{key}")
+    members = table.get("members")
+    if not isinstance(members, dict) or not members:
+        raise ConfigError("name the members, each a table, as in [members.cloud]", "$.members")
+    above = {name: _parent(name, values, members) for name, values in members.items()}
+    order = sorted(above, key=lambda name: (_depth(name, above), list(above).index(name)))
+    tops = [name for name in order if not above[name]]
+    if len(tops) != 1:
+        found = ", ".join(tops) or "none"
+        raise ConfigError(f"exactly one member, the coordinator, is below nobody; found {found}", "$.members")
+    return [_member(name, above, table) for name in order]
 
 
-def plain(edges: int) -> Topology:
-    """So many edges under the coordinator, with the clients dealt to them by `up`."""
-    return Topology({f"edge-{letters(i)}": CLOUD for i in range(edges)}, {})
+def lay(members: list[Member], folder: Path) -> list[Path]:
+    """Write each member's settings as FOLDER/NAME/ROLE.toml; the files. Raises StateError as `write` does."""
+    made = []
+    for member in members:
+        path = folder / member.name / f"{member.role}.toml"
+        write(path, config.dump(member.values).encode())
+        made.append(path)
+    return made
 
 
-def letters(n: int) -> str:
-    """a, b, … z, aa, ab, …"""
-    text = ""
-    n += 1
-    while n:
-        n, rest = divmod(n - 1, 26)
-        text = chr(97 + rest) + text
-    return text
+def tree(members: list[Member]) -> Iterator[str]:
+    """The topology as lines of text, children indented below their parents."""
+
+    def below(name: str, depth: int) -> Iterator[str]:
+        for member in members:
+            if member.below == name:
+                yield f"{'  ' * depth}{member.name} ({member.role})"
+                yield from below(member.name, depth + 1)
+
+    yield from below("", 0)
 
 
-def _texts(table: Mapping[str, Any], key: str) -> dict[str, str]:
-    found = table.get(key, {})
-    if not isinstance(found, Mapping):
-        raise ConfigError(f'expected a table of names, as in line-1 = "{CLOUD}"', f"$.{key}")
-    for name, parent in found.items():
-        if not isinstance(parent, str):
-            raise ConfigError("expected the name of a parent", f"$.{key}.{name}")
-    return dict(found)
+def _parent(name: str, values: Any, members: Mapping[str, Any]) -> str:
+    if not isinstance(values, dict) or not _NAME.fullmatch(name):
+        raise ConfigError("a member is a table, its name up to 63 of a-z 0-9 . _ -", f"$.members.{name}")
+    parent = values.get("below", "")
+    if parent and parent not in members:
+        raise ConfigError(
+            f"no member is called {parent!r}: {nearest(str(parent), members)}", f"$.members.{name}.below"
+        )
+    return str(parent)
 
 
-def dealt(topology: Topology, clients: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each client and whom it joins; where the topology names no clients, dealt to the lowest edges in turn."""
-    inner = set(topology.edges.values())
-    lowest = [edge for edge in topology.tiers() if edge not in inner]
-    for k, client in enumerate(clients):
-        if topology.clients or not lowest:
-            yield client, topology.homes(client)
-        else:
-            home = lowest[k % len(lowest)]
-            yield client, Topology(topology.edges, {client: home}).homes(client)
+def _depth(name: str, above: Mapping[str, str]) -> int:
+    seen = [name]
+    while parent := above[seen[-1]]:
+        if parent in seen:
+            raise ConfigError(f"{' is below '.join([*seen, parent])}: a circle", f"$.members.{name}.below")
+        seen.append(parent)
+    return len(seen)
+
+
+def _member(name: str, above: Mapping[str, str], table: Mapping[str, Any]) -> Member:
+    parent = above[name]
+    role = "coordinator" if not parent else "edge" if name in above.values() else "client"
+    values = {key: value for key, value in table["members"][name].items() if key != "below"}
+    values = {"name": name, **(LISTEN if role != "client" else {}), **values}
+    if role != "client":  # whoever sits at this machine reaches it as well
+        values["names"] = [*dict.fromkeys([*values.get("names", [name]), "localhost"])]
+    if role == "coordinator":
+        values = {"federation": table.get("federation", "atoll"), **values}
+    else:
+        values = {
+            "transport": table.get("transport", "grpc"),
+            "join": [_url(door, table["members"][door]) for door in doors(name, above)],
+            **values,
+        }
+    try:
+        settings.make(_KINDS[role], dict(values), f"the {role} {name}")
+    except ConfigError as error:
+        raise ConfigError(
+            str(error).removeprefix(f"{error.path}: "), f"$.members.{name}{error.path[1:]}"
+        ) from None
+    return Member(name, role, parent, values)
+
+
+def doors(name: str, above: Mapping[str, str]) -> list[str]:
+    """Whom a member dials, in order: its parent, the parent's siblings, and so on upward.
+
+    `above`: each member's parent, "" for the coordinator. Nobody dials a member below itself.
+    """
+    found: list[str] = []
+    at = above[name]
+    while at:
+        edges = [other for other in above if above[other] == above[at] and other in above.values()]
+        found += [at, *(e for e in edges if e not in (at, name) and above[at])]
+        at = above[at]
+    return found
+
+
+def _url(name: str, values: Mapping[str, Any]) -> str:
+    host = (values.get("names") or [name])[0]
+    _, port = settings.address(str(values.get("listen", LISTEN["listen"])), f"$.members.{name}.listen")
+    return f"https://{host}:{port}"
