@@ -75,7 +75,7 @@ def test_the_files_are_settings_of_their_members(atoll, tmp_path) -> None:
     edge = settings.read(tmp_path / "m" / "north" / "edge.toml", settings.Edge)
     assert (edge.listen, edge.join) == ("0.0.0.0:9443", ("https://cloud.example:8443",))
     cloud = settings.read(tmp_path / "m" / "cloud" / "coordinator.toml", settings.Server)
-    assert (cloud.federation, cloud.names) == ("works", ("cloud.example",))
+    assert (cloud.federation, cloud.names) == ("works", ("cloud.example", "localhost"))
     plain = json.loads(atoll("topology", file, "--json").out)
     assert [m["name"] for m in plain["members"]][:3] == ["cloud", "north", "south"]
     assert plain["files"] == []

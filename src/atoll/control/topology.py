@@ -114,6 +114,8 @@ def _member(name: str, above: Mapping[str, str], table: Mapping[str, Any]) -> Me
     role = "coordinator" if not parent else "edge" if name in above.values() else "client"
     values = {key: value for key, value in table["members"][name].items() if key != "below"}
     values = {"name": name, **(LISTEN if role != "client" else {}), **values}
+    if role != "client":  # whoever sits at this machine reaches it as well
+        values["names"] = [*dict.fromkeys([*values.get("names", [name]), "localhost"])]
     if role == "coordinator":
         values = {"federation": table.get("federation", "atoll"), **values}
     else:
