@@ -71,6 +71,8 @@ def _clients(want: Want, values: Values) -> None:
     match values.form:
         case "raw" | "gather":
             spoken, fits = [said.client for said in values.replies], not (values.parts or values.sites)
+            if want.together and len(spoken) == 1 and spoken[0] in values.clients:
+                spoken = values.clients
         case "sites":
             spoken, fits = [client for client, _ in values.sites], not (values.parts or values.replies)
         case "none":
