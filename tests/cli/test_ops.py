@@ -222,7 +222,8 @@ def test_backup_wipe_restore(atoll, far, tmp_path: Path) -> None:
     assert Path(made["path"]).is_file()
     said = atoll("backup", tmp_path / "b.tar", "--state", far.office.folder)
     assert said.code == 0
-    assert atoll("backup", tmp_path / "c.tar").code == 2
+    assert "no coordinator's store" in atoll("backup", tmp_path / "c.tar").err
+    assert atoll("backup", "--state", far.office.folder).code == 2
     assert atoll("restore", tmp_path / "b.tar", "--state", tmp_path / "again").code == 0
     from atoll.control.store import Store
 
