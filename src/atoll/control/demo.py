@@ -38,7 +38,9 @@ def run(folder: Path, job: Path, say: Say, *, clients: int, edges: int, transpor
     def step(text: str) -> None:
         print(f"\n[{time.perf_counter() - began:5.1f} s] {text}", flush=True)
 
-    up.start(folder, job, clients=clients, edges=edges, transport=transport, tell=lambda text: step(say(text)))
+    up.start(
+        folder, job, clients=clients, edges=edges, transport=transport, tell=lambda text: step(say(text))
+    )
     try:
         return _through(folder, job, clients, say, step, began)
     finally:
@@ -84,7 +86,9 @@ def _predictions(folder: Path, model: dict[str, Any], say: Say) -> str:
     until = time.monotonic() + WAIT
     while (served := _served(url, model["name"])) != model["version"]:
         if time.monotonic() > until:
-            raise StateError(f"{place.name} serves version {served} of {model['name']}: see {folder / 'logs'}")
+            raise StateError(
+                f"{place.name} serves version {served} of {model['name']}: see {folder / 'logs'}"
+            )
         time.sleep(0.1)
     path = place / "test.csv"
     with path.open(newline="", encoding="utf-8") as file:
@@ -131,4 +135,7 @@ def _compare(file: config.JobFile, result: Run, remote: RemoteRun, say: Say) -> 
     sent = f"{say('sent up')} {size(record['up'])}, {say('sent down')} {size(record['down'])}"
     print(f"{record['round']} {say('rounds')}, {result.seconds:.1f} {say('seconds')}, {sent}")
     if not same:
-        print(say("the engines of this machine's processes differ: see docs/explanation/engines.md"), file=sys.stderr)
+        print(
+            say("the engines of this machine's processes differ: see docs/explanation/engines.md"),
+            file=sys.stderr,
+        )

@@ -24,7 +24,11 @@ from .store.store import Store
 from .work import Work
 
 log = logging.getLogger("atoll.coordinator")
-_EXPORTED, _STORED, _ADDED = declare("finished.exported"), declare("finished.stored"), declare("finished.added")
+_EXPORTED, _STORED, _ADDED = (
+    declare("finished.exported"),
+    declare("finished.stored"),
+    declare("finished.added"),
+)
 
 
 def register(

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ log = logging.getLogger("atoll.host")
 T = TypeVar("T")
 _SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
 _ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
+MOVED = "it moved to another parent"
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
@@ -80,6 +81,7 @@ class Host:
         self._admitted: dict[str, dict[str, Any]] = {}
         self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
+        self._elsewhere: set[str] = set()  # clients that have another parent by now
 
     # -- where slow things run --------------------------------------------------------------
 
@@ -169,15 +171,28 @@ class Host:
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
         await self._remember(name, self.roles[name], about)
+        self._elsewhere.discard(name)
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
+        asked = {c for sent in self._asks.values() for c in sent.letters.get(name, {}).get("names", ())}
+        self._found([name, *sorted(asked)])
         for ask, sent in list(self._asks.items()):
             if name in sent.letters:
                 self._say(ask, sent, name)
         for letter in self.models.values():
             self.service.send(name, "model", letter)
         self.changed.set()
+
+    def _found(self, clients: Iterable[str]) -> None:
+        """Clients are here, while edges that were away meanwhile may still be asked for them."""
+        for client in clients:
+            seen = self.fleet.clients.get(client)
+            if seen is not None and seen.present:
+                for sent in self._asks.values():
+                    for edge, letter in sent.letters.items():
+                        if client in letter.get("names", ()) and edge != seen.via:
+                            self.service.send(edge, "moved", {"client": client})
 
     async def absent(self, name: str, reason: str) -> None:
         """It is away: its asks wait for it, but not for ever."""
@@ -232,6 +247,7 @@ class Host:
         await self._remember_below(edge, below)
         for moved in self.fleet.below(edge, below):
             self._moved(*moved)
+        self._found(below)
         self.changed.set()
 
     def _moved(self, client: str, before: str) -> None:
@@ -247,7 +263,8 @@ class Host:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
         here = {s["name"] for s in self.service.sessions() if s.get("connected")}
         if client not in here:
-            self._lost(client, "it moved to another parent")
+            self._elsewhere.add(client)
+            self._lost(client, MOVED)
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
@@ -267,6 +284,8 @@ class Host:
         kept.letters[peer] = letter
         kept.wants[peer] = asked
         self._say(ask, kept, peer)
+        if peer in self._elsewhere:
+            self.spawn(kept.drive.failed(kept.request, peer, MOVED))
         self._await(peer)
 
     def _say(self, ask: str, sent: Sent, peer: str) -> None:
