@@ -2,7 +2,7 @@
 #
 # It needs Python 3.11 or newer, pip and make. Packages go into .venv, never into your system.
 # There is one environment with three sizes, each a stamp file in it:
-#   demo  the package and scikit-learn: small, so that the first run starts soon
+#   demo  what a federation on this machine needs, and scikit-learn: no PyTorch, so that it starts soon
 #   dev   what tests and checks need, PyTorch included
 #   docs  what builds the documentation
 # A size is installed once, and again when pyproject.toml or constraints.txt change.
@@ -29,8 +29,9 @@ help: ## say what there is
 	@echo "PYTHON=python3.12 chooses the interpreter, WORKERS=4 the test processes,"
 	@echo "ATOLL_DATA=folder where the data sets are that some tests and benchmarks read."
 
-demo: $(DEMO) ## train on 20 simulated clients, compare, write a report: under a minute, no PyTorch
-	$(BIN)/atoll simulate examples/digits.toml --baselines
+demo: $(DEMO) ## a real federation on this machine: start, train, export, predict, compare, end
+	rm -rf build/federation
+	$(BIN)/atoll demo --folder build/federation
 
 test: $(DEV) ## run every test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
@@ -53,6 +54,7 @@ format: $(DEV) ## lay out the code as `make lint` wants it
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and everything that was built
+	-test -d build/federation && $(BIN)/atoll down --folder build/federation
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
@@ -62,7 +64,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(DEMO): pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable '.[sklearn]'
+	$(INSTALL) --editable '.[edge,export,server,sklearn]'
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python

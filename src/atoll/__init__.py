@@ -64,6 +64,7 @@ from .learn.feddyn import feddyn
 from .learn.fednova import fednova, nova
 from .learn.fedprox import fedprox
 from .learn.gossip import gossip
+from .learn.hierarchical import hierarchical
 from .learn.moon import moon
 from .learn.newton import exact_newton, newton_learner
 from .learn.personal import fedbn, fedper, fedrep, stay
@@ -178,6 +179,7 @@ __all__ = [
     "flat",
     "gossip",
     "heterogeneity",
+    "hierarchical",
     "iid",
     "labels",
     "linear",

@@ -82,7 +82,7 @@ class Nursery:
 
 @dataclass
 class Life:
-    """One process of a member: its number, a descriptor that can be waited for, and Popen's own if it has one."""
+    """A member's process: its number, a descriptor that can be waited for, Popen's own if it has one."""
 
     pid: int
     end: int
@@ -127,8 +127,10 @@ class Federation:
         self.file = folder / "job.toml"
         if not self.file.exists():
             self.file.write_text(dump(dict(job)))
-            clients = up._deal(read(self.file), folder / "clients")
-            up._lay(folder, clients, edges, transport)
+            above = up.plain(edges, read(self.file).data["clients"])
+            names = [name for name in above if name.startswith("client-")]
+            up._deal(read(self.file), folder / "clients", names)
+            up._lay(folder, above, names, transport)
         self.clients = sorted(path.name for path in (folder / "clients").iterdir())
         self.edges = sorted(path.name for path in (folder / "edges").iterdir()) if edges else []
         self.names = ["coordinator", *self.edges, *self.clients]
@@ -237,7 +239,7 @@ class Federation:
         return self.connect().submit(table, seed=seed).id
 
     def connect(self) -> at.Federation:
-        found = self.until(lambda: self._admin(), what="the coordinator's API")
+        found: at.Federation = self.until(self._admin, what="the coordinator's API")
         return found
 
     def _admin(self) -> Any:

@@ -11,8 +11,9 @@ from pathlib import Path
 from atoll.control import gate_worker
 from atoll.control.gate_worker import Case, Verdict
 
-BOMB, HANG, KILL, NONSENSE, WRITE, SLOW = range(1000, 1006)
+BOMB, HANG, KILL, NONSENSE, WRITE, SLOW, LEAK = range(1000, 1007)
 look = gate_worker.look
+LEFT: list[bytearray] = []
 
 
 def faulty(case: Case, tick) -> Verdict:
@@ -31,6 +32,8 @@ def faulty(case: Case, tick) -> Verdict:
                 Path(case.path).with_name("written").write_bytes(b"x")
             except OSError as error:
                 return Verdict(case.number, refused=f"cannot write: {error.strerror}")
+        case 1006:
+            LEFT.append(bytearray(90 << 20))
         case 1005:
             for _ in range(20):  # longer than the patience, but with signs of life
                 threading.Event().wait(0.1)

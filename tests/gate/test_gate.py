@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from atoll.control.gate import COMMAND, Gate
@@ -18,7 +19,7 @@ from atoll.core.metrics import Mean
 from atoll.wire import wire_pb2 as pb
 from atoll.wire.body import answer_message, answer_of
 from tests.gate.answers import CLIENTS, ROUNDS, RUN, Round, forged, opened, spool
-from tests.gate.faulty_worker import BOMB, HANG, KILL, NONSENSE, SLOW, WRITE
+from tests.gate.faulty_worker import BOMB, HANG, KILL, LEAK, NONSENSE, SLOW, WRITE
 from tests.laws.test_body import same
 
 FAULTY = (sys.executable, str(Path(__file__).with_name("faulty_worker.py")))
@@ -145,6 +146,21 @@ def test_bombs_are_refused_and_the_process_lives(tmp_path) -> None:
     assert "dimensions" in reasons["huge"]
 
 
+def test_a_bomb_among_the_plain_values_is_refused_and_the_process_lives(tmp_path) -> None:
+    """As large as plain values may be at all, made of the smallest there are."""
+    asked = Round()
+    items = (asked.want().text - 200) // 2
+    inner = sealed(wide(items).replace(b"\x0a\x06answer", b"\x0a\x06values", 1))
+    message = forged(asked.message(), values=np.frombuffer(inner, np.uint8))
+    head = spool(message, tmp_path / "b")
+
+    async def body(gate: Gate) -> None:
+        assert "plain values" in await outcome(gate.check(asked.want(), head, tmp_path / "b"))
+        assert gate.started == 1
+
+    run(body)
+
+
 def test_control_such_a_head_is_small_and_its_contents_are_not() -> None:
     """1 MB of head is half a million values: read by a server itself, they are its memory."""
     assert len(BOMBS["wide"]) < 1 << 20
@@ -171,8 +187,8 @@ def test_an_answer_longer_or_shorter_than_its_head_says_is_refused(tmp_path) -> 
 
 
 def test_an_answer_of_another_size_than_the_model_is_refused_by_its_head(tmp_path) -> None:
-    asked, larger = Round(), Round(n=40_000)
-    head = spool(larger.message(), tmp_path / "b")
+    asked, larger = Round(), Round(n=400_000)
+    head = spool(larger.message(CLIENTS[:1]), tmp_path / "b")
     assert (tmp_path / "b").stat().st_size > asked.want().size
     reason = run(lambda gate: outcome(gate.check(asked.want(), head, tmp_path / "b")))
     assert "numbers" in reason or "bytes" in reason
@@ -217,7 +233,7 @@ def test_what_ends_the_process_twice_is_quarantined_and_others_do_not_suffer(fau
         assert reasons[:3] + reasons[4:] == [""] * 6
         assert "bank-a" in reasons[3]
         assert "twice it ended the process" in reasons[3]
-        assert gate.started == 3
+        assert (gate.started, gate.struck) == (3, 2)
         assert await outcome(gate.check(*good[0])) == ""
         assert gate.started == 3
 
@@ -266,6 +282,19 @@ def test_a_larger_answer_gets_a_larger_process(tmp_path, monkeypatch) -> None:
         assert gate.started == 2
 
     run(body)
+
+
+def test_a_process_that_leaks_is_replaced_between_two_answers(tmp_path) -> None:
+    one = faulty(Round(), LEAK, tmp_path / "b")
+
+    async def body(gate: Gate) -> None:
+        reasons = await asyncio.gather(*(outcome(gate.check(*one)) for _ in range(12)))
+        assert reasons == [""] * 12
+        assert gate.started > 2
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not say how much a process holds")
+    run(body, command=FAULTY)
 
 
 def test_one_who_stops_waiting_does_not_hold_up_the_others(tmp_path) -> None:

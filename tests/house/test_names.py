@@ -108,6 +108,7 @@ PUBLIC: list[str] = [
     "flat",
     "gossip",
     "heterogeneity",
+    "hierarchical",
     "iid",
     "labels",
     "linear",

@@ -1,6 +1,8 @@
 """Migrations: the same tables as the schema's, old or new wherever they are cut, newer ones refused."""
 
 import os
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from sqlalchemy import Engine, inspect, text
 from atoll.control.store import Store, schema
 from atoll.control.store.engine import connect
 from atoll.control.store.migrate import VERSIONS, migrate, revision
+from atoll.control.store.restore import restore
 from atoll.core.errors import StateError
+from atoll.wire.files import Files
 from tests.store.conftest import Run, Urls
 
 NEXT = '''"""A change that moves data: a new table, filled from another, a column dropped."""
@@ -102,3 +106,19 @@ def test_killed_half_way_it_is_old_or_new(
 def test_control_each_statement_is_a_place_to_be_killed_at(place: Path, run: Run, versions: Path) -> None:
     Store.open("", place).close()
     assert run("migrate", "", place, 0, "store.migrate.step:5:kill", versions=str(versions)) == -9
+
+
+def test_an_older_backup_is_brought_to_the_present_schema(
+    url: str, tmp_path: Path, versions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open("", tmp_path / "old") as store:
+        run = store.submit({}, 0, "ann", name="first")
+        store.backup(tmp_path / "backup.tar")
+    later = partial(migrate, versions=[*VERSIONS, versions])
+    monkeypatch.setattr("atoll.control.store.restore.migrate", lambda engine, to="0002": later(engine, to=to))
+    restore(tmp_path / "backup.tar", url, tmp_path / "new", clock=time.time, files=Files(), random=os.urandom)
+    engine = connect(url, tmp_path / "new")
+    found = look(engine)
+    engine.dispose()
+    assert found[0] == "0002"
+    assert found[3] == [(run, "first")]

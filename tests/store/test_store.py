@@ -1,11 +1,62 @@
 """The store's contract, over each database it can stand on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from atoll.control.store import Store
+import pytest
+
+from atoll.control.store import Journal, Store
 from atoll.testing import check_store
 from tests.store.conftest import Urls
 
 
 def test_the_contract(urls: Urls, tmp_path: Path) -> None:
     check_store(lambda name: Store.open(urls(name), tmp_path / name))
+
+
+def forgets(store: Store) -> None:
+    """Answers are told as taken, and are not kept."""
+    Journal.answered = lambda *_, **__: True  # type: ignore[method-assign]
+
+
+def takes_late(store: Store) -> None:
+    Journal.closed = lambda *_, **__: None  # type: ignore[method-assign]
+
+
+def keeps_all(store: Store) -> None:
+    store.blobs.superfluous = lambda names: None  # type: ignore[method-assign]
+
+
+def throws_away(store: Store) -> None:
+    collect = store.blobs.collect
+    store.blobs.collect = lambda older=0: collect(0)  # type: ignore[method-assign]
+
+
+def leases_twice(store: Store) -> None:
+    store.run_lease = lambda *_: True  # type: ignore[method-assign]
+
+
+def lets_in_twice(store: Store) -> None:
+    store.token_use = lambda digest, now, by="": ("client", "bank-a")  # type: ignore[method-assign]
+
+
+def tells_nobody(store: Store) -> None:
+    store._tell = lambda seq: None  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    "fault", [forgets, takes_late, keeps_all, throws_away, leases_twice, lets_in_twice, tells_nobody]
+)
+def test_control_a_store_that_breaks_a_law_is_found_out(
+    fault: Callable[[Store], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("answered", "closed"):
+        monkeypatch.setattr(Journal, name, getattr(Journal, name))  # put back afterwards
+
+    def make(name: str) -> Store:
+        store = Store.open("", tmp_path / name)
+        fault(store)
+        return store
+
+    with pytest.raises(AssertionError, match=r" must |needs"):
+        check_store(make)

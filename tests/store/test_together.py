@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,3 +111,18 @@ def test_a_lost_database_is_told_and_found_again(tmp_path: Path, request: Any) -
         with pytest.raises(StateError, match="cannot be reached"):
             store.move(run, "running", frm=("queued",))
         assert store.move(run, "running", frm=("queued",))
+
+
+def test_a_lease_holds_whatever_a_coordinators_clock_says(tmp_path: Path, request: Any) -> None:
+    url = request.getfixturevalue("postgres_database")()
+    late, early = (lambda: time.time() + 86400), (lambda: time.time() - 86400)
+    with (
+        Store.open(url, tmp_path, clock=early) as first,
+        Store.open(url, tmp_path, clock=late) as second,
+    ):
+        run = first.submit({}, 0, "ann")
+        assert first.run_lease(run, "first", first.clock() + 60)
+        assert not second.run_lease(run, "second", second.clock() + 60)
+        assert first.run_lease(run, "first", first.clock())
+        assert second.run_lease(run, "second", second.clock() + 60)
+        assert not first.run_lease(run, "first", first.clock() + 60)

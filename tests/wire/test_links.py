@@ -81,11 +81,26 @@ def https(scheme: str) -> Any:
     return make
 
 
+def sealed(scheme: str) -> Any:
+    @asynccontextmanager
+    async def make(desk: Desk) -> AsyncIterator[tuple[Service, Callable[[str], Link]]]:
+        service = Service(desk, LIMITS, federation="lab")
+        await service.start()
+        server = await serve_https(service, "127.0.0.1:0", None, federation="lab", signer=hub())
+        url = f"{scheme}://127.0.0.1:{server.port}"
+        yield service, lambda name: HttpsLink(url, identity(name))
+        await service.close()
+        await server.close()
+
+    return make
+
+
 WORLDS: dict[str, Any] = {
     "memory": memory,
     "grpc": grpc(False),
     "grpcs": grpc(True),
     **{scheme: https(scheme) for scheme in ("http", "https", "https+poll", "ws", "wss")},
+    **{scheme: sealed(scheme) for scheme in ("http+sealed", "http+poll+sealed", "ws+sealed")},
 }
 
 

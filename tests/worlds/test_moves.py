@@ -45,7 +45,8 @@ def federation(world, moves, *, learner=None, algorithm=ALGORITHM, rehome=0.0, s
     for c in range(CLIENTS):
         sim.add(f"client{c}", answers=rounds.client(local), device=True)
     for edge in FIRST:
-        sim.add(edge, answers=rounds.edge(below[edge], algorithm))
+        make = (algorithm.protocol and algorithm.protocol.edge) or rounds.edge
+        sim.add(edge, answers=make(below[edge], algorithm))
 
     async def mover(p):
         for when, client, old, new in sorted(moves):

@@ -25,6 +25,8 @@ POLICY: Mapping[tuple[str, str], str] = {
     ("GET", "/"): ANYONE,
     ("GET", "/page.css"): ANYONE,
     ("GET", "/page.js"): ANYONE,
+    ("GET", "/draw.js"): ANYONE,
+    ("GET", "/words.js"): ANYONE,
     ("GET", "/healthz"): ANYONE,
     ("GET", "/readyz"): ANYONE,
     ("GET", "/v1/root"): ANYONE,

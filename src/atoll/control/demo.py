@@ -1,4 +1,4 @@
-"""`atoll demo`: the whole of it once, on this machine, with real processes: start, train, export, predict, end.
+"""`atoll demo`: the whole of it once, on this machine: start, train, export, predict, end; real processes.
 
 It says each step as it does it, and ends with what federated learning is measured against: each site
 alone, all data pooled, and the same job simulated, whose model has the same bytes.
@@ -10,7 +10,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ ROWS = 100  # test rows that a client is asked to predict
 WAIT = 20.0  # seconds for a model to reach a client
 
 
-def run(folder: Path, job: Path, say: Say, *, clients: int, edges: int, transport: str) -> int:
+def run(folder: Path, job: Path, say: Say, *, above: Mapping[str, str], transport: str) -> int:
     """Everything, and in the end `down`, whatever happened; the exit code."""
     began = time.perf_counter()
 
@@ -39,18 +39,20 @@ def run(folder: Path, job: Path, say: Say, *, clients: int, edges: int, transpor
         print(f"\n[{time.perf_counter() - began:5.1f} s] {text}", flush=True)
 
     up.start(
-        folder, job, clients=clients, edges=edges, transport=transport, tell=lambda text: step(say(text))
+        folder,
+        job,
+        above=above,
+        transport=transport,
+        tell=lambda text: step(say(text)),
     )
     try:
-        return _through(folder, job, clients, say, step, began)
+        return _through(folder, job, say, step, began)
     finally:
         up.stop(folder)
 
 
-def _through(
-    folder: Path, job: Path, clients: int, say: Say, step: Callable[[str], None], began: float
-) -> int:
-    where = kept(folder / up.OPERATOR)
+def _through(folder: Path, job: Path, say: Say, step: Callable[[str], None], began: float) -> int:
+    where = kept(folder / "operator.json")
     with connect(where.url, where.token) as fed:
         step(say("training: each client on its own rows, over mutual TLS, through the edges"))
         remote = fed.submit(folder / "job.toml")
@@ -65,7 +67,8 @@ def _through(
         step(say("predictions of a client, from the ONNX model, on its own test rows"))
         print(_predictions(folder, model, say))
         step(say("for comparison: each site alone, all data pooled"))
-        file = config.read(job, [f"data.clients={clients}"])
+        count = sum(1 for _ in (folder / "clients").iterdir())
+        file = config.read(job, [f"data.clients={count}"])
         _compare(file, result, remote, say)
         print(f"{time.perf_counter() - began:.0f} {say('seconds in all')}; {say('logs')}: {folder / 'logs'}")
     return 0
@@ -81,7 +84,7 @@ def _difference(graph: Path, result: Run) -> float:
 
 def _predictions(folder: Path, model: dict[str, Any], say: Say) -> str:
     """What the first client's service answers, once it serves this version."""
-    place = sorted((folder / "clients").iterdir())[0]
+    place = min((folder / "clients").iterdir())
     url = f"http://{read(place / 'client.toml', Client).predict}"
     until = time.monotonic() + WAIT
     while (served := _served(url, model["name"])) != model["version"]:
@@ -98,14 +101,9 @@ def _predictions(folder: Path, model: dict[str, Any], say: Say) -> str:
     answer = predicting.ask(url, rows)
     took = 1000 * (time.perf_counter() - started)
     classes = json.loads((folder / "data.json").read_text("utf-8"))["classes"]
-    right = sum(classes[int(p)] == label for p, label in zip(_labels(answer), labels, strict=True))
+    right = sum(classes[int(p)] == label for p, label in zip(answer["predictions"], labels, strict=True))
     made = f"{model['name']} {say('version')} {model['version']}"
     return f"{place.name}, {made}: {right} / {len(labels)} {say('right')}, {took:.1f} ms"
-
-
-def _labels(answer: dict[str, Any]) -> list[Any]:
-    found = answer["predictions"]
-    return list(found["label"] if isinstance(found, dict) else found)
 
 
 def _served(url: str, name: str) -> int:

@@ -114,9 +114,12 @@ def logs(store: Store, id: str, limit: int = 500) -> list[Row] | None:
 def nodes(store: Store, live: Live, now: float) -> list[Row]:
     """Every member: what the store knows, and what its session says at this moment.
 
-    `live`: by name, for those connected: phase, run, up and down in bytes.
+    `live`: by name, for those connected: phase, up and down in bytes, sealed (TLS ends at a proxy). Of a
+    client below an edge we see the edge's session: its phase is the edge's.
     """
-    return [_node(node, live.get(node["name"], {}), now) for node in store.nodes()]
+    found = store.nodes()
+    phases = {name: {"phase": here["phase"]} for name, here in live.items() if here.get("phase")}
+    return [_node(node, live.get(node["name"]), phases.get(node["parent"], {}), now) for node in found]
 
 
 def drain(store: Store, name: str, on: bool, actor: str) -> Row | None:  # noqa: FBT001
@@ -196,10 +199,11 @@ def _member(store: Store, name: str) -> bool:
     return any(node["name"] == name for node in store.nodes()) or bool(store.certificates(name))
 
 
-def _node(node: Row, session: Mapping[str, Any], now: float) -> Row:
-    here = bool(session) or node["online"]
+def _node(node: Row, session: Mapping[str, Any] | None, above: Row, now: float) -> Row:
+    here = node["online"] if session is None else session.get("connected", True)
     state = "revoked" if node["revoked"] else "online" if here else "away"
-    return {**node, "state": state, "live": dict(session), "ago": max(0.0, now - node["last_seen"])}
+    shown = dict(session or above) if state == "online" else {}
+    return {**node, "state": state, "live": shown, "ago": max(0.0, now - node["last_seen"])}
 
 
 def _record(store: Store, id: str) -> Row | None:

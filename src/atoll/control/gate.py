@@ -38,6 +38,7 @@ _KEPT = 16  # answers kept aside: whoever sends more of them shall not fill the 
 _STRIKES = 2
 _QUARANTINED = "twice it ended the process that reads it; it is in quarantine"
 _START = 60.0  # seconds in which a worker must have begun, on a busy machine with a slow disk
+_END = 5.0  # seconds for a worker to end by itself
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _VERDICT = msgspec.json.Decoder(Verdict)
 
@@ -60,6 +61,7 @@ class Gate:
 
     `kept`: where answers that ended the worker twice are kept, None for nowhere. `patience`: seconds
     without a sign of life. `command`: how the worker is started.
+    `started`, `struck`: how many workers were started, and how many of them an answer ended.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Gate:
         self.kept = kept
         self.patience = patience
         self.started = 0
+        self.struck = 0
         self._command = tuple(command)
         self._numbers = count(1)
         self._open: dict[int, _Open] = {}  # in the order in which the worker sees them
@@ -167,50 +170,55 @@ class Gate:
             return await self._serve(worker)
         finally:
             self._stdin = None
-            self._kill()
             await _end(worker)
             self._process = None
 
     async def _serve(self, worker: asyncio.subprocess.Process) -> bool:
         """Hand over all that is open and take verdicts until the worker ends; False if it never began."""
-        stdin, stdout = (
-            cast("asyncio.StreamWriter", worker.stdin),
-            cast("asyncio.StreamReader", worker.stdout),
-        )
-        loop = asyncio.get_running_loop()
-        began, patience = False, max(self.patience, _START)
-        self._heard = loop.time()
-        while True:
-            reading = asyncio.ensure_future(_read(stdout))
-            while not reading.done():
-                await asyncio.wait({reading}, timeout=patience)
-                if self._open and loop.time() - self._heard >= patience:
-                    await asyncio.wait({reading}, timeout=min(patience, 1.0))  # it may be we who were late
-                    if not reading.done():
-                        self._kill()
-            verdict = reading.result()
-            if verdict is None:
-                return began
-            self._heard = loop.time()
-            if not began:
-                began, patience = True, self.patience
-                if max(map(_room, self._open.values()), default=0) > self._most:
-                    self._replaced = True
-                    self._kill()
-                    continue
-                for this in self._open.values():
-                    stdin.write(this.frame)
-                self._stdin = stdin
-                with suppress(ConnectionError):
-                    await stdin.drain()
+        stdout = cast("asyncio.StreamReader", worker.stdout)
+        verdict = await self._hear(stdout, max(self.patience, _START))
+        if verdict is None:
+            return False
+        await self._hand_over(cast("asyncio.StreamWriter", worker.stdin))
+        while (verdict := await self._hear(stdout, self.patience)) is not None:
+            if not verdict.number:
+                self._replaced = True  # it makes room for a fresh one
             elif not verdict.busy:
                 self._done(verdict)
+        return True
+
+    async def _hear(self, stdout: asyncio.StreamReader, patience: float) -> Verdict | None:
+        """The next verdict, None at the worker's end, which comes if it is silent for too long."""
+        now = asyncio.get_running_loop().time
+        reading = asyncio.ensure_future(_read(stdout))
+        self._heard = now()
+        while not reading.done():
+            await asyncio.wait({reading}, timeout=patience)
+            if self._open and now() - self._heard >= patience:
+                await asyncio.wait({reading}, timeout=min(patience, 1.0))  # it may be we who were late
+                if not reading.done():
+                    self._kill()
+        return reading.result()
+
+    async def _hand_over(self, stdin: asyncio.StreamWriter) -> None:
+        """Give all that is open to a worker that has begun."""
+        if max(map(_room, self._open.values()), default=0) > self._most:
+            self._replaced = True
+            self._kill()
+            return
+        for this in self._open.values():
+            stdin.write(this.frame)
+        self._stdin = stdin
+        with suppress(ConnectionError):
+            await stdin.drain()
 
     def _case(self, want: Want, head: bytes, path: Path) -> Case:
         try:
             size = path.stat().st_size
         except OSError as error:
             raise StateError(f"the answer of {want.member} is not on the disk: {error.strerror}") from None
+        if size > want.size:
+            raise _refusal(want, f"it has {size} bytes, and such an answer has at most {want.size}")
         room = _ROOM + size + _GROWTH * (len(head) + min(size, want.text))
         return Case(next(self._numbers), want, head, str(path.absolute()), room)
 
@@ -229,6 +237,7 @@ class Gate:
         if self._replaced or not self._open or self._closed:
             return
         number, this = next(iter(self._open.items()))
+        self.struck += 1
         this.strikes += 1
         if this.strikes == _STRIKES:
             self._open.pop(number)
@@ -276,9 +285,15 @@ async def _read(stdout: asyncio.StreamReader) -> Verdict | None:
 
 
 async def _end(worker: asyncio.subprocess.Process) -> None:
-    """Wait for its end, and close its pipes."""
-    if worker.stdin is not None:
-        worker.stdin.close()
-        with suppress(ConnectionError):
-            await worker.stdin.wait_closed()
-    await worker.wait()
+    """Close its stdin, at which it ends, and wait; kill it only if it does not: that it may have ended
+    by itself meanwhile confuses those who wait for it.
+    """
+    stdin = cast("asyncio.StreamWriter", worker.stdin)
+    stdin.close()
+    with suppress(ConnectionError):
+        await stdin.wait_closed()
+    ending = asyncio.ensure_future(worker.wait())
+    if not (await asyncio.wait({ending}, timeout=_END))[0]:
+        with suppress(ProcessLookupError):
+            worker.kill()
+    await ending

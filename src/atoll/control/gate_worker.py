@@ -31,6 +31,7 @@ from .admission import examine
 from .want import Want
 
 LENGTH = struct.Struct("<I")
+_DRIFT = 256 << 20  # bytes that may be left over from former cases before the process ends
 TICK = 1.0  # seconds between signs of life
 
 
@@ -48,8 +49,8 @@ class Case(msgspec.Struct):
 
 
 class Verdict(msgspec.Struct, omit_defaults=True):
-    """What the worker says of a case: still busy, refused with a reason, failed as the file
-    cannot be read, or what may come in.
+    """What the worker says of a case: still busy, refused with a reason, failed as the file cannot be
+    read, or what may come in. Of number 0: that it begins, and later, that it ends.
     """
 
     number: int
@@ -99,24 +100,34 @@ def _limits(want: Want) -> Limits:
     return Limits(bytes=want.size, elements=want.size, leaves=max(arrays, 16), values=16, depth=2)
 
 
-def _confine(most: int) -> Callable[[int], None]:
-    """Give up all this process needs not; returns how to set the memory of one case."""
-    try:
-        import resource
-    except ImportError:  # Windows: the process alone is the wall
-        return lambda room: None
-    for name in ("RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC"):
-        with suppress(ValueError, OSError):
-            resource.setrlimit(getattr(resource, name), (0, 0))
-    base = _address_space()
-    if not base:
-        return lambda room: None
-    resource.setrlimit(resource.RLIMIT_AS, (base + most, base + most))
+class Walls:
+    """What this process gives up, and how much memory it may hold: it can never take more than `most`."""
 
-    def allow(room: int) -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (min(base + room, base + most), base + most))
+    def __init__(self, most: int) -> None:
+        self.base = 0
+        self._most = most
+        try:
+            import resource
+        except ImportError:  # Windows: the process alone is the wall
+            return
+        for name in ("RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC"):
+            with suppress(ValueError, OSError):
+                resource.setrlimit(getattr(resource, name), (0, 0))
+        self.base = _address_space()
+        self.allow(most)
 
-    return allow
+    def allow(self, room: int) -> None:
+        """Let it take `room` bytes more than it holds now."""
+        if self.base:
+            import resource
+
+            hard = self.base + self._most + _DRIFT
+            resource.setrlimit(resource.RLIMIT_AS, (min(_address_space() + room, hard), hard))
+
+    @property
+    def worn(self) -> bool:
+        """Whether so much is left over from former cases that a fresh process is better."""
+        return bool(self.base) and _address_space() > self.base + _DRIFT
 
 
 def _address_space() -> int:
@@ -150,7 +161,7 @@ def main(most: int) -> None:
         sink.write(LENGTH.pack(len(data)) + data)
         sink.flush()
 
-    allow = _confine(most)
+    walls = Walls(most)
     say(Verdict(0))
     for frame in frames(source):
         case = decode(frame)
@@ -163,12 +174,14 @@ def main(most: int) -> None:
                 say(Verdict(number, busy=True))
 
         try:
-            allow(case.room)
-            verdict = look(case, tick)
-            say(verdict)
+            walls.allow(case.room)
+            say(look(case, tick))
         except MemoryError:
-            allow(most)
+            walls.allow(most)
             say(Verdict(case.number, refused="it takes more memory to read than an answer of its size may"))
+        if walls.worn:
+            say(Verdict(0))
+            return
 
 
 if __name__ == "__main__":

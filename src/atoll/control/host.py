@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,11 +161,12 @@ class Host:
 
     async def _remember_below(self, edge: str, below: Mapping[str, Any]) -> None:
         for name, about in below.items():
-            self.roles.setdefault(name, "client")
+            role = "edge" if about.get("role") == "edge" else "client"
+            self.roles.setdefault(name, role)
             before = self.fleet.clients.get(name)
             if before is None or before.via != edge or not before.present or before.about != about:
-                info = {**about, "parent": edge}
-                await self.durable(lambda name=name, info=info: self.store.node_seen(name, "client", info))  # type: ignore[misc]
+                info = {"parent": edge, **{k: v for k, v in about.items() if k != "role"}}
+                await self.durable(lambda n=name, r=role, i=info: self.store.node_seen(n, r, i))  # type: ignore[misc]
 
     async def present(self, name: str) -> None:
         """A member is here: send it what is open. Only now: a seat it had before has ended by then."""
@@ -196,9 +199,10 @@ class Host:
 
     async def absent(self, name: str, reason: str) -> None:
         """It is away: its asks wait for it, but not for ever."""
+        before = self.fleet.reachable()
         for moved in self.fleet.left(name):
             self._moved(*moved)
-        await self.durable(lambda: self.store.node_gone(name, reason))
+        await self._gone({name, *before} - {*self.fleet.reachable()}, reason)
         self._await(name)
         self.changed.set()
 
@@ -245,10 +249,16 @@ class Host:
         if self.fleet.children.get(edge) != "edge" or not isinstance(below, Mapping):
             return
         await self._remember_below(edge, below)
+        before = self.fleet.reachable()
         for moved in self.fleet.below(edge, below):
             self._moved(*moved)
         self._found(below)
+        await self._gone(before.keys() - self.fleet.reachable().keys(), f"left {edge}")
         self.changed.set()
+
+    async def _gone(self, names: Collection[str], reason: str) -> None:
+        for name in sorted(names):
+            await self.durable(lambda name=name: self.store.node_gone(name, reason))  # type: ignore[misc]
 
     def _moved(self, client: str, before: str) -> None:
         """A client changed its parent: whoever it left need not wait for it."""
@@ -311,6 +321,12 @@ class Host:
     def live(self) -> set[str]:
         """Names of blobs that an open ask refers to."""
         return {letter["params"] for sent in self._asks.values() for letter in sent.letters.values()}
+
+    def touch(self) -> None:
+        """Mark the blobs of open asks as in use: they are collected by age where SQL names them not."""
+        for blob in self.live():
+            with suppress(OSError):
+                os.utime(self.store.blobs.path(blob))
 
     def _key(self, ask: str, peer: str) -> str:
         return f"{ask}.{peer}"

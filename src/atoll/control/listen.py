@@ -57,8 +57,9 @@ class Listening:
 
     @property
     def url(self) -> str:
-        """Where it answers, as in https://127.0.0.1:8444."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        """Where it answers, as in https://127.0.0.1:8444; on this machine where it is every address."""
+        host = "localhost" if self.host in ("", "0.0.0.0", "::") else self.host  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
         return f"{'https' if self._server.config.is_ssl else 'http'}://{host}:{self.port}"
 
     async def serve(self) -> None:

@@ -77,13 +77,33 @@ def ask(url: str, rows: Sequence[Sequence[float]]) -> dict[str, Any]:
             if answer.status != 200:
                 raise Refused(_reason(body, answer.status))
             values = json.loads(body)
-            found += values["predictions"]
+            found += _first(values["predictions"])
             model = values.get("model")
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise Gone(f"no prediction service answers at {url}: {error}; see `predict` in client.toml") from None
     finally:
         connection.close()
     return {"predictions": found, "model": model}
+
+
+def _first(predictions: Any) -> list[Any]:
+    """A model's first answer for each row: the label, the number; its scores stand beside."""
+    if isinstance(predictions, dict):
+        predictions = predictions.get("label") or next(iter(predictions.values()))
+    return list(predictions)
+
+
+def models(url: str) -> list[dict[str, Any]]:
+    """The models that a prediction service serves: name, version. Raises Gone where nobody answers."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
+    try:
+        connection.request("GET", "/v1/models")
+        return list(json.loads(connection.getresponse().read(MOST))["models"])
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise Gone(f"no prediction service answers at {url}: {error}; see `predict` in client.toml") from None
+    finally:
+        connection.close()
 
 
 _JSON = {"Content-Type": "application/json"}

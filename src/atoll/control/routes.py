@@ -24,6 +24,8 @@ PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/draw.js": ("draw.js", "text/javascript"),
+    "/words.js": ("words.js", "text/javascript"),
 }
 
 

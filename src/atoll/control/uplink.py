@@ -202,9 +202,10 @@ class Uplink:
 
         while True:
             await asyncio.sleep(RENEW)
-            if self.identity.renew_due(time.time()):
+            for url in urls if self.identity.renew_due(time.time()) else ():
                 try:
-                    await renew(urls[0], self.identity, proxy=self.settings.proxy or None, now=time.time())
+                    await renew(url, self.identity, proxy=self.settings.proxy or None, now=time.time())
+                    break
                 except AtollError as error:
                     log.warning("the certificate was not renewed: %s", error)
 

@@ -141,11 +141,16 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
 
 
 async def ask(
-    p: Party, plan: Plan, now: Progress, cohort: tuple[int, ...], key: Any
+    p: Party,
+    plan: Plan,
+    now: Progress,
+    cohort: tuple[int, ...],
+    key: Any,
+    rule: Callable[[Task], Aggregator] | None = None,
 ) -> tuple[Progress, dict[str, Any]]:
-    """`one_round` for a cohort that is chosen."""
+    """`one_round` for a cohort that is chosen; `rule(task)` sums the answers, None for the algorithm's."""
     task = replace(_task(now, key, cohort), points=update_points(plan, now.params, len(cohort)))
-    aggregator = _rule(plan.algorithm, task)
+    aggregator = rule(task) if rule is not None else _rule(plan.algorithm, task)
     began = p.now
     answer = await plan.relay(p, task, aggregator, _quorum(plan, cohort))
     record = {
@@ -273,8 +278,15 @@ def judge(stop: Stop | None, now: Progress, metrics: Mapping[str, float]) -> Pro
     return replace(now, over=stop.over(value, now.without))
 
 
-def edge(children: Mapping[str, Sequence[int]], algorithm: Algorithm) -> Responder:
-    """An edge's answer: its children's answers, merged."""
+def always(now: float) -> bool:
+    """An edge that can always deliver."""
+    return True
+
+
+def edge(
+    children: Mapping[str, Sequence[int]], algorithm: Algorithm, online: Callable[[float], bool] = always
+) -> Responder:
+    """An edge's answer: its children's answers, merged. Whether it is `online` changes nothing here."""
 
     async def answer(p: Party, task: Task) -> Answer:
         return await relay(p, task, children, _rule(algorithm, task))
@@ -293,7 +305,7 @@ def client(local: Local) -> Responder:
     return answer
 
 
-ROLES = Roles(coordinator, client, apart=False)
+ROLES = Roles(coordinator, client, edge, apart=False)
 
 
 class _Sites:

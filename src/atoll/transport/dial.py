@@ -34,7 +34,7 @@ from .fetch import Part
 from .frames import FrameFile
 from .half import Half, Inbox, Outbox
 from .link import CAPABILITIES, DOWN, PROTOCOL, UP, Channel, Link, agreed, fault, letter, pack, read, unpack
-from .pump import pump, thread
+from .pump import keep_memory, pump, thread
 
 log = logging.getLogger("atoll.transport")
 
@@ -146,6 +146,7 @@ class Dial:
         Raises Refused or ProtocolError when every parent said no for good.
         """
         failures = place = 0
+        keep_memory(8 << 20)
         try:
             while not self._closing:
                 self.url, opened = self.urls[place], self._clock()

@@ -20,16 +20,19 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from aiohttp import web
 
 from ..core.errors import ConfigError, ProtocolError, StateError
 from ..core.session import Packet
 from ..privacy.keys import Member
+from ..wire.codec import FRAME, HEADER, Bytes
 from .address import claimed, host_port, loopback
 from .link import PROTOCOL, SESSION, letter, pack
 from .pieces import frames, packed, packets
+from .pump import thread
+from .sealed import OVERHEAD, Seal, Sealer, said
 from .service import Service, Way
 from .tls import Source, https_member, server_context
 
@@ -38,11 +41,22 @@ log = logging.getLogger("atoll.transport")
 Handler: TypeAlias = Callable[[web.Request, Member | None], Awaitable[web.StreamResponse]]
 Extra: TypeAlias = Mapping[tuple[str, str], Handler]  # (method, path): may answer strangers
 
+_Call: TypeAlias = Callable[[web.Request, Member, Seal | None], Awaitable[web.StreamResponse]]
+
 POLL = 25.0  # seconds a poll waits for a packet: proxies often cut at 30 or 60
 HANDSHAKE = 10.0  # seconds for a TLS handshake
 IDLE = 75.0  # seconds a connection may stand without a request, or with an unfinished one
 SWEEP = 5.0
+STRANGER = "a member shows its certificate, or signs: enrol with a token first"
+OVER = "this connection is over: say hello again"
 HTTP = {"refused": 403, "protocol": 400, "gone": 503}
+
+
+class _Caller(NamedTuple):
+    """Who makes a request; the seal, where it is signed."""
+
+    member: Member | None = None
+    seal: Seal | None = None
 
 
 class Listening:
@@ -68,7 +82,7 @@ async def serve(
     *,
     federation: str,
     extra: Extra | None = None,
-    sealed: bool = False,
+    signer: Source | None = None,
     connections: int = 20_000,
     idle: float = IDLE,
     wall: Callable[[], float] = time.time,
@@ -76,15 +90,18 @@ async def serve(
     """Listen at `address` (host:port, port 0 for any) with the identity of `source`.
 
     Without one members are who they say, in plain text: loopback only, for recording what is said.
-    `sealed`: members without certificate may sign each call instead, behind a proxy that ends TLS.
+    `signer`: whose signatures members behind a proxy that ends TLS trust; by default the same identity.
     `extra`: more routes, each by (method, path). Raises ConfigError where it cannot listen there.
     """
+    sealer = _sealer(signer or source, federation, wall)
 
-    def who(request: web.Request) -> Member | None:
-        if source is None and not sealed:
-            return claimed(request.headers.get("atoll-member", ""))
+    def who(request: web.Request) -> _Caller:
+        if sealer is not None and "atoll-seal" in request.headers:
+            return _Caller(*sealer.request(request.method, request.raw_path, request.headers))
+        if sealer is None:
+            return _Caller(claimed(request.headers.get("atoll-member", "")))
         connection = request.transport.get_extra_info("ssl_object") if request.transport else None
-        return https_member(connection, federation=federation, now=wall())
+        return _Caller(https_member(connection, federation=federation, now=wall()))
 
     host, port = host_port(address)
     context: ssl.SSLContext | None = None
@@ -93,7 +110,7 @@ async def serve(
     else:
         context = server_context(source, "optional", ["http/1.1"])
     watch = _Watch(connections, idle)
-    calls = _Calls(service, who)
+    calls = _Calls(service, who, sealer)
     app = web.Application(middlewares=[watch.middleware], client_max_size=1 << 20)
     app.add_routes(calls.routes())
     for (method, path), handler in (extra or {}).items():
@@ -113,6 +130,12 @@ async def serve(
         raise ConfigError(f"cannot listen at {address}: {error.strerror or error}") from None
     watch.start()
     return Listening(runner, server, watch)
+
+
+def _sealer(source: Source | None, federation: str, wall: Callable[[], float]) -> Sealer | None:
+    if source is None:
+        return None
+    return Sealer(source if callable(source) else lambda: source, federation, wall)
 
 
 class _Watch:
@@ -166,15 +189,19 @@ class _Watch:
 class _Calls:
     """The calls of a member: who speaks is asked first, errors are said as status and reason."""
 
-    def __init__(self, service: Service, who: Callable[[web.Request], Member | None]) -> None:
+    def __init__(
+        self, service: Service, who: Callable[[web.Request], _Caller], sealer: Sealer | None
+    ) -> None:
         self._service = service
         self._who = who
+        self._sealer = sealer
         self._polled: dict[tuple[str, str], _Polled] = {}
 
     def routes(self) -> list[web.RouteDef]:
         """All of them."""
         return [
             web.get("/v1/", self._about),
+            web.post("/v1/seal", self.open_to_strangers(self._seal)),
             web.post("/v1/session", self._members_only(self._session)),
             web.get("/v1/ws", self._members_only(self._socket)),
             web.head("/v1/uploads/{upload}", self._members_only(self._offset)),
@@ -182,20 +209,20 @@ class _Calls:
             web.get("/v1/blobs/{blob}", self._members_only(self._download), allow_head=False),
         ]
 
-    def _members_only(self, call: Callable[[web.Request, Member], Awaitable[web.StreamResponse]]) -> Any:
+    def _members_only(self, call: _Call) -> Any:
         async def handler(request: web.Request) -> web.StreamResponse:
-            member = None
+            caller = _Caller()
             try:
-                member = self._who(request)
-                if member is None:
-                    reason = "a member shows its certificate: enrol with a token first"
-                    return _said(401, "refused", reason)
-                return await call(request, member)
+                caller = self._who(request)
+                if caller.member is None:
+                    return _said(request, caller, 401, "refused", STRANGER)
+                return await call(request, caller.member, caller.seal)
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001  said to the member, logged by the service
-                word, reason = self._service.word(error, member)
-                return _said(401 if member is None else HTTP[word], word, reason)
+                word, reason = self._service.word(error, caller.member)
+                status = 401 if caller.member is None and word != "gone" else HTTP[word]
+                return _said(request, caller, status, word, reason)
 
         return handler
 
@@ -203,51 +230,62 @@ class _Calls:
         """A route that says itself whom it answers."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
-            member = None
+            caller = _Caller()
             try:
-                member = self._who(request)
-                return await call(request, member)
+                caller = self._who(request)
+                return await call(request, caller.member)
             except web.HTTPException:
                 raise
             except Exception as error:  # noqa: BLE001
-                word, reason = self._service.word(error, member)
-                return _said(HTTP[word], word, reason)
+                word, reason = self._service.word(error, caller.member)
+                return _said(request, caller, HTTP[word], word, reason)
 
         return handler
+
+    async def _seal(self, request: web.Request, member: Member | None) -> web.Response:
+        if self._sealer is None:
+            raise ProtocolError("this server signs nothing: it has no identity")
+        try:
+            asked = await request.json()
+        except ValueError:
+            raise ProtocolError("expected JSON") from None
+        return web.json_response(self._sealer.answer(asked))
 
     async def _about(self, request: web.Request) -> web.Response:
         return web.json_response({"protocol": list(PROTOCOL)})
 
     # -- sessions -------------------------------------------------------------------------------
 
-    async def _session(self, request: web.Request, member: Member) -> web.StreamResponse:
+    async def _session(self, request: web.Request, member: Member, seal: Seal | None) -> web.StreamResponse:
         mode, connection = request.headers.get("atoll-mode", ""), request.headers.get("atoll-connection", "")
         if mode not in {"stream", "poll", "send", "end"} or not SESSION.fullmatch(connection):
             raise ProtocolError("expected atoll-mode stream, poll, send or end, and an atoll-connection")
         key = member.name, connection
         if mode == "stream":
-            return await self._stream(request, member, key)
+            return await self._stream(request, member, seal, key)
         polled = self._polled.get(key)
         if polled is None:
             if mode != "poll" or request.headers.get("atoll-open") != "1":
-                return _said(410, "gone", "this connection is over: say hello again")
+                return _said(request, _Caller(member, seal), 410, "gone", OVER)
             polled = self._polled[key] = _Polled()
             polled.start(
-                self._service, member, _way("https+poll", request), lambda: self._polled.pop(key, None)
+                self._service, member, _way("https+poll", request, seal), lambda: self._polled.pop(key, None)
             )
         async for packet in packets(request.content.iter_any()):
-            polled.put(packet)
+            polled.put(_open(seal, packet))
         if mode == "end":
             polled.end()
         if mode != "poll":
             return web.Response(status=204)
         ready = await polled.get(POLL)
         if ready is None:
-            return _said(410, "gone", "this connection is over: say hello again")
-        return web.Response(body=packed(ready), headers=_PLAIN)
+            return _said(request, _Caller(member, seal), 410, "gone", OVER)
+        return web.Response(body=packed(_close(seal, packet) for packet in ready), headers=_PLAIN)
 
-    async def _stream(self, request: web.Request, member: Member, key: tuple[str, str]) -> web.StreamResponse:
-        first = [packet async for packet in packets(request.content.iter_any())]
+    async def _stream(
+        self, request: web.Request, member: Member, seal: Seal | None, key: tuple[str, str]
+    ) -> web.StreamResponse:
+        first = [_open(seal, packet) async for packet in packets(request.content.iter_any())]
         response = web.StreamResponse(headers=_PLAIN | {"X-Accel-Buffering": "no"})
         await response.prepare(request)
         line = self._polled[key] = _Polled()
@@ -255,39 +293,44 @@ class _Calls:
             line.put(packet)
 
         async def send(packet: bytes) -> None:
-            await response.write(packed([packet]))
+            await response.write(packed([_close(seal, packet)]))
 
         try:
-            await self._service.session(member, _way("https", request), line.incoming(), send)
+            await self._service.session(member, _way("https", request, seal), line.incoming(), send)
             await response.write_eof()
         finally:
             self._polled.pop(key, None)
         return response
 
-    async def _socket(self, request: web.Request, member: Member) -> web.StreamResponse:
+    async def _socket(self, request: web.Request, member: Member, seal: Seal | None) -> web.StreamResponse:
         from .ws import serve_socket
 
-        return await serve_socket(self._service, request, member, _way("wss", request))
+        return await serve_socket(self._service, request, member, _way("wss", request, seal), seal)
 
     # -- transfers ------------------------------------------------------------------------------
 
-    async def _offset(self, request: web.Request, member: Member) -> web.Response:
+    async def _offset(self, request: web.Request, member: Member, seal: Seal | None) -> web.Response:
         try:
             frames = await self._service.offset(member, _name(request), request.match_info["upload"])
         except Exception as error:  # noqa: BLE001  HEAD has no body: the reason stands in a header
             word, reason = self._service.word(error, member)
-            return _said(HTTP[word], word, reason)
-        return web.Response(headers={"atoll-frames": str(frames)})
+            return _said(request, _Caller(member, seal), HTTP[word], word, reason)
+        headers = {"atoll-frames": str(frames)}
+        if seal is not None:
+            headers["atoll-seal"] = said(seal, request.raw_path, 200, str(frames))
+        return web.Response(headers=headers)
 
-    async def _upload(self, request: web.Request, member: Member) -> web.Response:
-        incoming = frames(request.content.iter_any())
+    async def _upload(self, request: web.Request, member: Member, seal: Seal | None) -> web.Response:
+        upload = request.match_info["upload"]
+        incoming: AsyncIterator[Bytes] = frames(request.content.iter_any())
+        if seal is not None:
+            incoming = _opened(seal, upload, packets(request.content.iter_any(), FRAME + HEADER + OVERHEAD))
         start = _count(request.headers.get("atoll-start", ""))
-        receipt = await self._service.upload(
-            member, _name(request), request.match_info["upload"], start, incoming
-        )
-        return web.Response(body=pack(Packet(0, 0, letter("receipt", receipt))), headers=_PLAIN)
+        receipt = await self._service.upload(member, _name(request), upload, start, incoming)
+        answer = pack(Packet(0, 0, letter("receipt", receipt)))
+        return web.Response(body=seal.close(f"receipt {upload}", answer) if seal else answer, headers=_PLAIN)
 
-    async def _download(self, request: web.Request, member: Member) -> web.StreamResponse:
+    async def _download(self, request: web.Request, member: Member, seal: Seal | None) -> web.StreamResponse:
         response = web.StreamResponse(headers=_PLAIN)
 
         async def send(frame: bytes) -> None:
@@ -372,19 +415,31 @@ class _Polled:
         return ready
 
 
-def _said(status: int, word: str, reason: str) -> web.Response:
-    body = json.dumps({"error": word, "reason": reason[:1000]})
-    header = json.dumps(reason[:500])[1:-1]  # ASCII
-    return web.Response(
-        status=status,
-        text=body,
-        content_type="application/json",
-        headers={"atoll-error": word, "atoll-reason": header, "Cache-Control": "no-store"},
-    )
+def _said(request: web.Request, caller: _Caller, status: int, word: str, reason: str) -> web.Response:
+    reason = reason[:500]
+    headers = {"atoll-error": word, "atoll-reason": json.dumps(reason)[1:-1], "Cache-Control": "no-store"}
+    if caller.seal is not None:
+        headers["atoll-seal"] = said(caller.seal, request.raw_path, status, f"{word}\n{reason}")
+    return web.json_response({"error": word, "reason": reason}, status=status, headers=headers)
 
 
-def _way(transport: str, request: web.Request) -> Way:
-    return Way(transport, request.remote or "")
+def _open(seal: Seal | None, packet: bytes) -> bytes:
+    """A packet as it was said; where all is signed, checked."""
+    return bytes(seal.open("packet", packet)) if seal else packet
+
+
+def _close(seal: Seal | None, packet: bytes) -> bytes:
+    return seal.close("packet", packet) if seal else packet
+
+
+async def _opened(seal: Seal, upload: str, records: AsyncIterator[bytes]) -> AsyncIterator[Bytes]:
+    """The frames in signed records; a megabyte is hashed off the event loop."""
+    async for record in records:
+        yield await thread(None, seal.open, f"frame {upload}", record)
+
+
+def _way(transport: str, request: web.Request, seal: Seal | None) -> Way:
+    return Way(transport, request.remote or "", sealed=seal is not None)
 
 
 def _name(request: web.Request) -> str:

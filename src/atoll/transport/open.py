@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..core.errors import ConfigError
@@ -30,10 +31,17 @@ class Listening(Protocol):
 
 
 def open_link(
-    url: str, identity: Identity | None, *, claim: Member | None = None, proxy: str | None = None
+    url: str,
+    identity: Identity | None,
+    *,
+    claim: Member | None = None,
+    proxy: str | None = None,
+    ca: Path | None = None,
 ) -> Link:
     """A link to the server at `url`: grpcs://, https://, https+poll:// or wss://host:port.
 
+    https+sealed://, https+poll+sealed:// and wss+sealed:// are for a proxy that ends TLS: each call is
+    signed, and `ca` (PEM; None: the system's) vouches for the proxy.
     `proxy`: an HTTP proxy to go through, http://user:password@host:port; None: as the environment says.
     grpc://, http://, ws:// are plain text, to this machine only; `claim` is who we say we are there.
     Raises ConfigError for another URL.
@@ -46,7 +54,7 @@ def open_link(
         return GrpcLink(url, identity, claim=claim, proxy=proxy)
     from .https_link import HttpsLink
 
-    return HttpsLink(url, identity, claim=claim, proxy=proxy)
+    return HttpsLink(url, identity, claim=claim, proxy=proxy, ca=ca)
 
 
 async def listen(

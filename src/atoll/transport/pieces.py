@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Iterable
 from ..core.errors import CodecError, Gone
 from ..wire.codec import FRAME, HEADER
 from .link import PACKET
+from .sealed import OVERHEAD
 
 _LENGTH = struct.Struct("<I")
-HELD = 16 * PACKET  # bytes of packets in one request
 
 
 async def frames(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -49,15 +49,15 @@ def packed(packets: Iterable[bytes]) -> bytes:
     return b"".join(part for packet in packets for part in (_LENGTH.pack(len(packet)), packet))
 
 
-async def packets(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The packets in a body. Raises CodecError, Gone."""
+async def packets(body: AsyncIterator[bytes], longest: int = PACKET + OVERHEAD) -> AsyncIterator[bytes]:
+    """The packets in a body, or other records of at most `longest` bytes. Raises CodecError, Gone."""
     held = bytearray()
     async for piece in body:
         held += piece
         while len(held) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(held)
-            if length > PACKET:
-                raise CodecError(f"expected packets of at most {PACKET} bytes, got one of {length}")
+            if length > longest:
+                raise CodecError(f"expected packets of at most {longest} bytes, got one of {length}")
             if len(held) < _LENGTH.size + length:
                 break
             yield bytes(held[_LENGTH.size : _LENGTH.size + length])

@@ -34,6 +34,7 @@ from .blobs import Blobs
 from .delta import Deltas
 from .half import Inbox, Outbox
 from .link import BLOB, CAPABILITIES, SESSION, UP, UPLOAD, agreed, letter, pack, read, unpack, word
+from .pump import keep_memory
 from .receive import Uploads
 from .seat import Line, Seat
 
@@ -161,6 +162,7 @@ class Service:
 
     async def start(self) -> None:
         """Begin to watch for silent members; on the running event loop."""
+        keep_memory()
         self._sweep()
 
     async def close(self, reason: str = "the server shuts down") -> None:

@@ -10,23 +10,27 @@ from aiohttp import web
 from ..core.errors import Gone
 from ..privacy.keys import Member
 from .link import PACKET
+from .sealed import OVERHEAD, Seal
 from .service import Service, Way
 
 
 async def serve_socket(
-    service: Service, request: web.Request, member: Member, way: Way
+    service: Service, request: web.Request, member: Member, way: Way, seal: Seal | None
 ) -> web.WebSocketResponse:
-    """Serve one connection until it ends."""
-    socket = web.WebSocketResponse(max_msg_size=PACKET, compress=False, autoping=True, timeout=2.0)
+    """Serve one connection until it ends; with a seal each packet is signed."""
+    socket = web.WebSocketResponse(max_msg_size=PACKET + OVERHEAD, compress=False, autoping=True, timeout=2.0)
     await socket.prepare(request)
 
     async def incoming() -> AsyncIterator[bytes]:
         async for message in socket:
             if message.type is not aiohttp.WSMsgType.BINARY:
                 return
-            yield message.data
+            yield bytes(seal.open("packet", message.data)) if seal else message.data
 
-    await service.session(member, way, incoming(), socket.send_bytes)
+    async def send(packet: bytes) -> None:
+        await socket.send_bytes(seal.close("packet", packet) if seal else packet)
+
+    await service.session(member, way, incoming(), send)
     await socket.close()
     return socket
 
@@ -34,13 +38,14 @@ async def serve_socket(
 class SocketChannel:
     """See link.Channel."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, seal: Seal | None = None) -> None:
         self._socket = socket
+        self._seal = seal
 
     async def send(self, packet: bytes) -> None:
         """See link.Channel."""
         try:
-            await self._socket.send_bytes(packet)
+            await self._socket.send_bytes(self._seal.close("packet", packet) if self._seal else packet)
         except (ConnectionError, aiohttp.ClientError):
             raise Gone("the connection has ended") from None
 
@@ -49,7 +54,7 @@ class SocketChannel:
         message = await self._socket.receive()
         if message.type is aiohttp.WSMsgType.BINARY:
             data: bytes = message.data
-            return data
+            return bytes(self._seal.open("packet", data)) if self._seal else data
         if message.type is aiohttp.WSMsgType.ERROR:
             raise Gone(f"the connection broke: {message.data}")
         return None

@@ -218,24 +218,39 @@ def _distinct(names: list[str], limits: Limits) -> None:
 
 
 def _check_values(head: pb.Head, limits: Limits) -> None:
-    """Count the plain values level by level, so that no nesting can exhaust the stack."""
+    """Count the plain values level by level, so that no nesting can exhaust the stack.
+
+    Each list is counted before its items are touched: an item of 2 bytes becomes an object of 80.
+    """
     level: list[pb.Value] = []
-    count, depth = _open(head.values, level, limits), 0
+    count, depth = len(head.values), 0
+    _few(count, depth, limits)
+    _open(head.values, level, limits)
     while level:
         deeper: list[pb.Value] = []
         for value in level:
-            count += len(value.integers.items) + len(value.reals.items) + len(value.list.items)
-            deeper += value.list.items
-            count += _open(value.table.entries, deeper, limits)
+            which = value.WhichOneof("of")
+            if which == "table":
+                count += len(value.table.entries)
+                _few(count, depth, limits)
+                _open(value.table.entries, deeper, limits)
+            elif which in ("list", "integers", "reals"):
+                items = getattr(value, which).items
+                count += len(items)
+                _few(count, depth, limits)
+                deeper += items if which == "list" else ()
         level, depth = deeper, depth + 1
-        if count > limits.values or depth > limits.depth:
-            raise CodecError(f"expected at most {limits.values} plain values, {limits.depth} deep")
+        _few(count, depth, limits)
 
 
-def _open(entries: Any, level: list[pb.Value], limits: Limits) -> int:
+def _few(count: int, depth: int, limits: Limits) -> None:
+    if count > limits.values or depth > limits.depth:
+        raise CodecError(f"expected at most {limits.values} plain values, {limits.depth} deep")
+
+
+def _open(entries: Any, level: list[pb.Value], limits: Limits) -> None:
     _distinct([e.name for e in entries], limits)
     level += [e.value for e in entries]
-    return len(entries)
 
 
 def build(

@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .upsert import insert_new
 OLD = 3600.0  # seconds an unnamed blob, or a temp of a process elsewhere, is left alone
 _NAME = re.compile(r"[0-9a-f]{64}")
 _BATCH = 256  # files taken away while the database is held
-_COLLECT = transition("collect")
+_COLLECT, _LET_GO = transition("collect"), transition("let_go")
 _KEEP, _RELEASE = transition("keep"), transition("release")
 _TAKEN = declare("store.collect.unlinked")
 _NAMED = union(
@@ -60,6 +60,8 @@ class Blobs:
         self.folder = db.folder / "blobs"
         self._temp = self.folder / "tmp"
         self._lock = threading.Lock()
+        self._fresh: set[str] = set()  # put here, and not yet named by a row
+        self._held: set[str] = set()  # read here, though no row names them
 
     def path(self, name: str) -> Path:
         """Where the blob called `name` is, or would be. Raises MisuseError unless it is 64 hex digits."""
@@ -70,6 +72,12 @@ class Blobs:
     def exists(self, name: str) -> bool:
         """Whether it is here."""
         return self.path(name).is_file()
+
+    def need(self, name: str) -> None:
+        """A row is about to name this blob. Raises StateError if it is not here."""
+        if not self.exists(name):
+            raise StateError(f"blob {name} is missing: put it before the row that names it")
+        self._fresh.discard(name)
 
     def read(self, name: str) -> bytes:
         """All of it. Raises StateError if it is not here."""
@@ -90,6 +98,7 @@ class Blobs:
             if whole and not name:
                 name = hashlib.sha256(data).hexdigest()  # type: ignore[arg-type]
             if name and self.touch(name):
+                self._fresh.add(name)
                 return name
             temp = self._new()
             try:
@@ -101,6 +110,7 @@ class Blobs:
                             digest.update(piece)
                     self._files.sync(out)
                 name = name or digest.hexdigest()
+                self._fresh.add(name)
                 self._settle(temp, name)
             finally:
                 with suppress(OSError):
@@ -118,6 +128,7 @@ class Blobs:
         with self._db.disk.watch():
             target = self.path(name)
             head = path.with_name(path.name + ".head")
+            self._fresh.add(name)
             if self.touch(name):
                 self._files.unlink(path)
                 self._files.unlink(head)
@@ -142,8 +153,7 @@ class Blobs:
     def keep(self, name: str, owner: str) -> None:
         """Pin a blob for `owner` until it is released. Raises StateError if it is not here."""
         with self._db.write(_KEEP) as tx:
-            if not self.exists(name):
-                raise StateError(f"blob {name} is missing: it cannot be kept")
+            self.need(name)
             tx.run(insert_new(t.pins, self._db.dialect), {"blob": name, "owner": owner})
 
     def release(self, name: str, owner: str) -> None:
@@ -162,20 +172,41 @@ class Blobs:
                 if len(part.name) == 2:
                     yield from sorted(p.name for p in part.iterdir() if _NAME.fullmatch(p.name))
 
+    def hold(self, name: str) -> None:
+        """Spare a blob that no row names, such as a model on its way, until `let_go` or the process ends."""
+        self._held.add(name)
+
+    def let_go(self, names: Collection[str]) -> None:
+        """Nobody here needs these any more: they go, unless a row names them."""
+        self._held.difference_update(names)
+        self._fresh.difference_update(names)
+        self.superfluous(names)
+
+    def superfluous(self, names: Collection[str]) -> None:
+        """Some rows named these blobs and are gone: so are the blobs, unless somebody else needs them."""
+        with self._db.write(_LET_GO) as tx, self._lock:
+            kept = {row[0] for row in tx.run(_NAMED)} | self._fresh | self._held
+            for name in sorted(set(names) - kept):
+                self._take_away(name)
+
     def collect(self, older: float = OLD) -> int:
         """Take away blobs that nothing names and nobody touched for `older` seconds; returns how many."""
         names, gone = list(self.names()), 0
         for start in range(0, len(names), _BATCH):
             # Whoever names a blob holds the same lock and sees whether it is still there.
             with self._db.write(_COLLECT) as tx, self._lock:
-                kept = {row[0] for row in tx.run(_NAMED)}
+                kept = {row[0] for row in tx.run(_NAMED)} | self._held
                 for name in names[start : start + _BATCH]:
                     if name not in kept and self._age(name) >= older:
-                        self._files.unlink(self.path(name))
-                        self._files.unlink(self.head(name))
-                        hit(_TAKEN)
+                        self._take_away(name)
                         gone += 1
         return gone
+
+    def _take_away(self, name: str) -> None:
+        self._files.unlink(self.path(name))
+        self._files.unlink(self.head(name))
+        self._fresh.discard(name)
+        hit(_TAKEN)
 
     def sweep(self) -> None:
         """Remove what killed writers left; called when a store opens."""

@@ -14,9 +14,10 @@ PostgreSQL: whoever adds to the chain locks its head row.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ _BATCH = transition("batch")
 
 
 class Tx:
-    """A writing transaction under way. `now`: its time, the same in all its rows."""
+    """A writing transaction under way. `now`: its time, the same in all its rows; `after`: what to do once
+    it is committed.
+    """
 
-    __slots__ = ("_events", "_hash", "conn", "now", "seq")
+    __slots__ = ("_events", "_hash", "after", "conn", "now", "seq")
 
     def __init__(self, conn: Connection, now: float, seq: int, digest: str) -> None:
         self.conn = conn
@@ -61,6 +64,7 @@ class Tx:
         self.seq = seq
         self._hash = digest
         self._events: list[dict[str, Any]] = []
+        self.after: list[Callable[[], None]] = []
 
     def run(self, statement: Executable, values: Mapping[str, Any] | None = None) -> CursorResult[Any]:
         """Execute one statement."""
@@ -151,9 +155,11 @@ class Database:
             finally:
                 self._local.tx = None
         hit(after)
+        for work in tx.after:
+            with suppress(StateError, OSError):  # what is committed is acknowledged; the rest is tidying
+                work()
         if tx.seq > start.seq:
-            for watcher in tuple(self.changed):
-                watcher(tx.seq)
+            self._tell(tx.seq)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -179,6 +185,14 @@ class Database:
     def close(self) -> None:
         """Let go of the database; committed work is on disk already."""
         self.engine.dispose()
+
+    def _tell(self, seq: int) -> None:
+        for watcher in tuple(self.changed):
+            try:
+                watcher(seq)
+            except Exception:
+                # What is committed is acknowledged, whatever becomes of those who watch.
+                logging.getLogger("atoll.store").exception("a watcher of the store failed")
 
     def _probe(self) -> None:
         """Take some pages and give them back: fails where the database has no room."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from ...core.errors import StateError
@@ -54,9 +54,9 @@ _ANSWER = select(t.answers).where(*_this(t.answers), t.answers.c.peer == bindpar
 _COUNT_ROUND = update(t.runs).where(t.runs.c.id == bindparam("r")).values(rounds=t.runs.c.rounds + 1)
 _NOTES = select(t.notes.c.number, t.notes.c.record).where(*_here(t.notes)).order_by(t.notes.c.number)
 _KEPT: Any = bindparam("keep", expanding=True)
-_FORGET_ANSWERS = delete(t.answers).where(
-    *_here(t.answers), t.answers.c.request < bindparam("q"), t.answers.c.request.not_in(_KEPT)
-)
+_OLD = t.answers.c.request < bindparam("q"), t.answers.c.request.not_in(_KEPT)
+_OLD_BLOBS = select(t.answers.c.blob).where(*_here(t.answers), *_OLD)
+_FORGET_ANSWERS = delete(t.answers).where(*_here(t.answers), *_OLD)
 _FORGET_ASKS = delete(t.asks).where(
     *_here(t.asks), t.asks.c.request < bindparam("q"), t.asks.c.request.not_in(_KEPT)
 )
@@ -96,15 +96,16 @@ class Journal:
         return next((Answered(a.request, a.peer, a.blob, a.reason, parsed(a.info)) for a in found), None)
 
     def asked(self, request: int, detail: Mapping[str, Any]) -> None:
-        """A request goes out. Again: nothing. Raises StateError for one before the last checkpoint."""
+        """A request goes out. Again: nothing. Raises StateError for one that a checkpoint holds."""
         with self._db.write(_ASKED) as tx:
+            if tx.run(_ASK, {**self._at, "q": request}).one_or_none() is not None:
+                return
             self._not_before_checkpoint(tx, request)
             text = canonical(dict(detail))
             row = {**self._key, "request": request, "detail": text, "closed": 0}
-            new = tx.run(insert_new(t.asks, self._db.dialect), {**row, "replied": "[]", "missing": "{}"})
-            if new.rowcount:
-                body = {"scope": self.scope, "request": request, "detail": digest(text)}
-                tx.event("asked", body, run=self.run)
+            tx.run(insert(t.asks), {**row, "replied": "[]", "missing": "{}"})
+            body = {"scope": self.scope, "request": request, "detail": digest(text)}
+            tx.event("asked", body, run=self.run)
 
     def answered(
         self,
@@ -129,8 +130,8 @@ class Journal:
                 return False
             if ask.closed:
                 raise StateError(f"request {request} of {self.run}/{self.scope} is closed")
-            if blob is not None and not self._blobs.exists(blob):
-                raise StateError(f"blob {blob} is missing: put it before the answer that names it")
+            if blob is not None:
+                self._blobs.need(blob)
             peer, reason, kept = clean(peer), clean(reason), canonical(dict(info or {}))
             body = {"scope": self.scope, "request": request, "blob": blob, "reason": reason}
             seq = tx.event("answered", {**body, "info": digest(kept)}, run=self.run, node=peer)
@@ -179,12 +180,12 @@ class Journal:
         """All before `requests` is in `state`, bytes or the name of a blob with them: forget it, but for
         the requests in `keep`, which are still under way.
 
-        The blobs of what is forgotten are released. Raises StateError where the counts go back.
+        The blobs of what is forgotten go, unless something else names them. Raises StateError where
+        the counts go back.
         """
         name = state if isinstance(state, str) else self._blobs.put(state)
         with self._db.write(_CHECKPOINT) as tx:
-            if not self._blobs.exists(name):
-                raise StateError(f"blob {name} is missing: put it before the checkpoint that names it")
+            self._blobs.need(name)
             found = tx.run(_SCOPE, self._at).one_or_none()
             if found is not None and (found.requests > requests or found.notes > notes):
                 raise StateError(
@@ -194,23 +195,27 @@ class Journal:
             row = {**self._key, "state": name, "requests": requests, "notes": notes}
             columns = ("state", "requests", "notes")
             tx.run(insert_or_set(t.scopes, self._db.dialect, *columns), row)
-            self._forget(tx, requests, keep)
+            self._forget(tx, requests, keep, [found.state] if found else [])
             body = {"scope": self.scope, "requests": requests, "notes": notes, "blob": name}
-            tx.event("checkpoint", body, run=self.run)
+            tx.event("checkpoint", {**body, "keep": sorted(keep)}, run=self.run)
 
     def drop(self) -> None:
         """The scope is over: forget all of it, its notes too."""
         with self._db.write(_DROP) as tx:
+            state = tx.run(_SCOPE, self._at).one_or_none()
             top = tx.run(select(func.max(t.asks.c.request)).where(*_here(t.asks)), self._at).scalar()
-            gone = 0 if top is None else self._forget(tx, top + 1, ())
+            gone = self._forget(tx, 0 if top is None else top + 1, (), [state.state] if state else [])
             for table in (t.notes, t.scopes):
                 gone += tx.run(delete(table).where(*_here(table)), self._at).rowcount
             if gone:
                 tx.event("dropped", {"scope": self.scope}, run=self.run)
 
-    def _forget(self, tx: Tx, requests: int, keep: Sequence[int]) -> int:
+    def _forget(self, tx: Tx, requests: int, keep: Sequence[int], blobs: list[str]) -> int:
         at = {**self._at, "q": requests, "keep": list(keep)}
+        blobs += [blob for blob in tx.run(_OLD_BLOBS, at).scalars() if blob]
         tx.run(_FORGET_ANSWERS, at)
+        if blobs:
+            tx.after.append(lambda: self._blobs.superfluous(blobs))
         return tx.run(_FORGET_ASKS, at).rowcount
 
     def _not_before_checkpoint(self, tx: Tx, request: int) -> None:

@@ -40,8 +40,7 @@ class Models(Database):
             same = select(c.version).where(c.name == name, c.run == run, c.blob == blob)
             if (before := tx.run(same).scalar()) is not None:
                 return int(before)
-            if not self.blobs.exists(blob):
-                raise StateError(f"blob {blob} is missing: put it before the model that names it")
+            self.blobs.need(blob)
             version = (tx.run(select(func.max(c.version)).where(c.name == name)).scalar() or 0) + 1
             signed = manifest if isinstance(manifest, bytes) else manifest(version)
             text = signed.decode("utf-8")

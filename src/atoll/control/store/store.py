@@ -59,7 +59,8 @@ class Store(Runs, Nodes, Tokens, Models, Logs, Audit, Backup, Retention):
         reached, is damaged or is newer than this Atoll.
         """
         files = files or Files()
-        (folder / "spool").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds what lets people in
+        (folder / "spool").mkdir(exist_ok=True)
         store = cls(url, folder, clock, files, random)
         try:
             with store.disk.watch():
