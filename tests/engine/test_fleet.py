@@ -67,8 +67,7 @@ def test_every_client_has_one_home_and_it_is_there_if_anybody_reports_it(events)
             fleet.below(edge, dict.fromkeys(clients, ROWS))
         else:
             fleet.left(edge)
-            clients = set()
-        told[edge] = clients
+        told[edge] = set() if what == "leave" else clients
     homes = fleet.homes({"x": 0, "y": 1, "z": 2})
     assert sorted(c for ids in homes.values() for c in ids) == [0, 1, 2]
     for client in "xyz":

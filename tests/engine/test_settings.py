@@ -41,7 +41,7 @@ def test_no_file_and_no_toml(tmp_path) -> None:
 def test_addresses() -> None:
     assert address("127.0.0.1:8443", "$.listen") == ("127.0.0.1", 8443)
     assert address("[::1]:0", "$.listen") == ("::1", 0)
-    assert address(":80", "$.listen") == ("0.0.0.0", 80)
+    assert address(":80", "$.listen") == ("0.0.0.0", 80)  # noqa: S104
     for wrong in ("hub", "hub:http", "hub:99999", ""):
         with pytest.raises(ConfigError, match=r"\$\.listen"):
             address(wrong, "$.listen")
