@@ -189,6 +189,10 @@ def test_the_audit_names_an_altered_row(hall) -> None:
     good = admin.get("/v1/audit").json()
     assert good["ok"]
     assert good["events"] == good["head"]["seq"] > 2
+    seen = f"{good['head']['seq']}:{good['head']['hash']}"
+    assert admin.get("/v1/audit", params={"seen": seen}).json()["ok"]
+    assert "was cut" in admin.get("/v1/audit", params={"seen": f"2:{'0' * 64}"}).json()["fault"]
+    assert admin.get("/v1/audit", params={"seen": "x"}).status_code == 422
     from sqlalchemy import text
 
     with hall.store.engine.connect() as conn, conn.begin():
