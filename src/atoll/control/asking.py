@@ -58,7 +58,7 @@ class Asking:
         head = {"run": self.run, "task": body.ask_head(task), "params": blob, "job": dict(self.job)}
         if edge:
             head["names"] = {self.names[c]: c for c in task.clients}
-        rule = None
+        rule, own = None, self.algorithm.protocol
         if task.want == "fit":
             rule = self.algorithm.rule.at(task.points, task.cohort, task.key)
         asked = want(
@@ -68,6 +68,7 @@ class Asking:
             run=self._ask(request),
             request=request,
             edge=edge,
+            together=edge and own is not None and own.edge is not None,
             bits=ring_bits(self.algorithm.chain),
         )
         assert self.drive is not None  # noqa: S101  set when the drive was made

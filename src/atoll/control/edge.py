@@ -108,7 +108,9 @@ class EdgeNode:
         asking = Asking(self.host, run, scope, asked.job, work.job.trained, names)
         asking.parcels[id(task.params)] = (task.params, asked.blob)
         homes = Homes(self.host.fleet, roster)
-        responder = rounds.edge(homes, work.job.trained)
+        own = work.job.trained.protocol
+        make = rounds.edge if own is None or own.edge is None else own.edge
+        responder = make(homes, work.job.trained, self._online)
         drive = Drive(
             self.settings.name,
             Rng.of(work.seed).at(self.settings.name),
@@ -126,6 +128,10 @@ class EdgeNode:
         answer: Answer = await drive.run()
         hit(_SUMMED)
         return answer
+
+    def _online(self, _now: float) -> bool:
+        """Whether the parent can be reached: an edge that is cut off may go on by itself."""
+        return self.uplink.state == "connected"
 
     async def _take_in(self, blob: str) -> None:
         """The parent's model among our blobs, for the children; the file itself, not a copy."""

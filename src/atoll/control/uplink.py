@@ -235,9 +235,8 @@ class Uplink:
             if not path.exists():
                 asked = await self.read(head)
                 answer = await self._on_ask(asked)
-                message = body.answer_message(
-                    answer, run=ask, request=asked.request, most=asked.work.job.max_weight
-                )
+                most = None if isinstance(self.settings, Edge) else asked.work.job.max_weight
+                message = body.answer_message(answer, run=ask, request=asked.request, most=most)
                 hit(_KEPT[0])
                 await asyncio.to_thread(keep_frames, path, message)
                 hit(_KEPT[1])
