@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -389,7 +388,7 @@ class Host:
             return before
         _, sent = self._find(name, upload)
         hit(_SPOOLED)
-        self._count(name, "up", os.stat(path).st_size + len(head))  # noqa: ASYNC240  it takes no time
+        self._count(name, "up", path.stat().st_size + len(head))  # noqa: ASYNC240  no time
         try:
             checked = await self.gate.check(sent.wants[name], head, path)
         except ProtocolError as error:
