@@ -19,7 +19,7 @@ from tests.wire.pki import NOW
 from tests.wire.pki import member as certified
 
 FAST = Patience(first=0.02, longest=0.2, welcome=5, home=0.05)
-LIMITS = Limits(takeover=0.2, heartbeat=0.2, grace=30)
+LIMITS = Limits(takeover=1, heartbeat=0.2, grace=30)
 SCHEMES = ("grpcs", "https", "https+poll", "wss")
 
 

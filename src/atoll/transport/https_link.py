@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import yarl
 
 from ..core.errors import AtollError, ConfigError, Gone, IntegrityError, ProtocolError
 from ..privacy.keys import Identity, Member
@@ -95,11 +94,13 @@ class HttpsLink:
         told = {**self._headers, **(headers or {})}
         if self._seal is not None:
             told["atoll-seal"] = header(self._seal, method, path, told)
+        from yarl import URL
+
         if self._proxy:
             more["proxy"] = self._proxy
         try:
             async with self._client().request(
-                method, yarl.URL(self._base + path, encoded=True), headers=told, allow_redirects=False, **more
+                method, URL(self._base + path, encoded=True), headers=told, allow_redirects=False, **more
             ) as response:
                 if response.status >= 300:
                     raise self._error(response.status, response.headers, path)
