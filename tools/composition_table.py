@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from atoll.core.aggregate import Buckets, Gather, Sum
+from atoll.core.aggregate import Sum
 from atoll.core.compose import check, table
 from atoll.core.errors import CompositionError
 from atoll.core.transform import Transform, chain
@@ -23,6 +23,7 @@ from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
 from atoll.learn.ring import ring
+from atoll.learn.robust import Buckets, Gather
 from atoll.learn.server import adam, mean, sgd
 from atoll.privacy.dp import clip
 

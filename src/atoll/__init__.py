@@ -64,6 +64,7 @@ from .learn.feddyn import feddyn
 from .learn.fednova import fednova, nova
 from .learn.fedprox import fedprox
 from .learn.gossip import gossip
+from .learn.hierarchical import hierarchical
 from .learn.moon import moon
 from .learn.newton import exact_newton, newton_learner
 from .learn.personal import fedbn, fedper, fedrep, stay
@@ -125,6 +126,7 @@ __all__ = [
     "Partitioner",
     "PeerError",
     "Plan",
+    "Policy",
     "PrivacyError",
     "ProtocolError",
     "Pull",
@@ -178,6 +180,7 @@ __all__ = [
     "flat",
     "gossip",
     "heterogeneity",
+    "hierarchical",
     "iid",
     "labels",
     "linear",
@@ -199,6 +202,9 @@ __all__ = [
     "qfedavg",
     "quantity",
     "ring",
+    "run_client",
+    "run_coordinator",
+    "run_edge",
     "run_plan",
     "sample",
     "scaffold",
@@ -225,10 +231,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What is found on first use: scikit-learn's doors, and the way to a federation of machines."""
-    if name == "connect":
-        from .control.sdk import connect
+    if name in ("connect", "Policy", "run_client", "run_coordinator", "run_edge"):
+        from .control import members, sdk, settings
 
-        return connect
+        doors = {"connect": sdk.connect, "Policy": settings.Policy}
+        return doors.get(name) or getattr(members, name)
     if name.startswith("Federated") and name in __all__:
         from . import estimators
 

@@ -325,7 +325,8 @@ def _grow(sim: Simulation, job: Job, local: Local, roles: Roles, *, apart: bool)
             groups = {f"{name}.{i}": list(members[i :: fanout[0]]) for i in range(fanout[0])}
             for edge, mine in groups.items():
                 children = below(edge, mine, fanout[1:])
-                sim.add(edge, answers=rounds.edge(children, job.trained))
+                made = (roles.edge or rounds.edge)(children, job.trained, _online(sim.world, edge, name))
+                sim.add(edge, answers=made)
             return groups
         peers = {f"client{c}": [c] for c in members} if apart else {f"lane{name}": list(members)}
         for peer in peers:
@@ -333,6 +334,13 @@ def _grow(sim: Simulation, job: Job, local: Local, roles: Roles, *, apart: bool)
         return peers
 
     return below("", sorted(local.train), job.topology.fanout)
+
+
+def _online(world: World, edge: str, above: str) -> Callable[[float], bool]:
+    """Whether nothing stands between an edge and who is above it, at a moment of the world's clock."""
+    ends = (edge, above or COORDINATOR)
+    cuts = [c for c in world.partitions if (ends[0] in c.peers) != (ends[1] in c.peers)]
+    return lambda now: not any(c.start <= now < c.stop for c in cuts)
 
 
 def _central(learner: Any, test: Any, key: Rng) -> Callable[[Update], Mapping[str, Any]] | None:

@@ -499,6 +499,7 @@ def _check_resume(make: Callable[[], Any], run: str, blobs: Sequence[str], befor
         _law(not store.blobs.exists(blobs[1]), "a dropped scope must let go of its blobs")
         _law(not other.resume().asked, "a dropped scope must be empty")
         _check_batch(store, journal)
+        _check_under_way(journal, blobs[2])
         _law(store.verify().ok, "an untouched chain must verify")
 
 
@@ -516,6 +517,24 @@ def _check_batch(store: Any, journal: Any) -> None:
     _law(peers == ["x", "y"], "a batch must be kept whole or not at all")
 
 
+def _check_under_way(journal: Any, blob: str) -> None:
+    """Requests a checkpoint keeps are asked, answered and closed as before."""
+    journal.asked(3, {})
+    journal.answered(2, "w", blob=blob)
+    journal.checkpoint(b"later", 4, 1, keep=[2])
+    found = journal.resume()
+    _law(sorted(found.asked) == [2], "a checkpoint must keep the requests that are under way")
+    _law(found.answers[-1].blob == blob, "a request under way must keep its answers")
+    journal.asked(2, {"again": True})
+    _law(journal.resume() == found, "what a checkpoint kept may be asked again")
+    _raises(StateError, "what it did not keep may not", journal.asked, 3, {})
+    _law(journal.answered(2, "v", reason="late"), "a request under way must take answers")
+    journal.closed(2, ["w"], {"v": "late", "x": "", "y": ""})
+    _law(list(journal.resume().closed) == [2], "a request under way must close")
+    journal.checkpoint(b"last", 4, 1)
+    _law(not journal.resume().asked, "a checkpoint must end what it no longer keeps")
+
+
 def _check_blobs(make: Callable[[], Any]) -> None:
     with make() as store:
         name = store.blobs.put(b"abc")
@@ -530,6 +549,11 @@ def _check_blobs(make: Callable[[], Any]) -> None:
         _raises(StateError, "a missing blob must not be kept", store.blobs.keep, "0" * 64, "me")
         _law(store.blobs.collect(older=3600) == 0, "a young blob must not be collected")
         _law(store.blobs.collect(older=0) == 1, "what nobody names must be collected")
+        held = store.blobs.put(b"on its way")
+        store.blobs.hold(held)
+        _law(store.blobs.collect(older=0) == 0, "what is held must not be collected")
+        store.blobs.let_go([held, name])
+        _law(not store.blobs.exists(held), "what is let go of must go")
     with make() as store:
         _law(store.blobs.read(name) == b"abc", "what is named must stay")
         store.blobs.release(name, "me")

@@ -11,13 +11,19 @@ from atoll.control.rest import Rest
 from atoll.core.errors import ConfigError, Gone, PrivacyError, Refused, StateError
 from atoll.privacy.token import Token
 from tests.api.roots import server_pem
-from tests.api.serving import served
+from tests.api.serving import context_of, served
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.0.2.1", "hub.example"])  # noqa: S104
 def test_no_public_address_without_tls(host: str) -> None:
     with pytest.raises(ConfigError, match="without TLS"):
         Listening(None, host, 0, None)
+
+
+def test_every_address_is_reached_as_this_machine() -> None:
+    listening = Listening(None, "0.0.0.0", 0, context_of(server_pem("reef", "localhost")))  # noqa: S104
+    assert listening.url == f"https://localhost:{listening.port}"
+    listening._socket.close()
 
 
 def test_a_taken_port_is_said() -> None:
@@ -176,6 +182,27 @@ def test_many_threads_share_one_client(hall) -> None:
             thread.join()
         assert found == [{"runs": []}] * 8
         rest.close()
+
+
+def test_who_waits_for_news_goes_when_the_server_ends(hall) -> None:
+    answers: list = []
+    asked, ask = threading.Event(), hall.office.ask
+
+    async def heard(verb, *args, **values):
+        found = await ask(verb, *args, **values)
+        if verb.__name__ == "events":
+            asked.set()
+        return found
+
+    hall.office.ask = heard
+    with served(hall) as url:
+        rest = Rest(url, Token.parse(hall.token("viewer")))
+        waiting = threading.Thread(target=lambda: answers.append(rest.get("/v1/events", after=1000, wait=25)))
+        waiting.start()
+        assert asked.wait(20)
+    waiting.join(15)
+    assert answers == [{"events": [], "next": 1000}]
+    rest.close()
 
 
 def test_a_certificate_renewed_while_it_serves(hall) -> None:

@@ -16,8 +16,8 @@ from atoll.run import simulate
 from atoll.simulate.faults import World, uniform
 
 HEAD = {"fedper": {"head": "layer1"}, "fedrep": {"head": "layer1"}}
-# moon and fedbn need a learner that knows its layers; asynchronous protocols have tests of their own
-LEFT_OUT = {"newton", "moon", "fedbn", "fedbuff", "fedasync", "gossip"}
+# moon and fedbn need a learner that knows its layers; asynchronous and tiered ones have their own tests
+LEFT_OUT = {"newton", "moon", "fedbn", "fedbuff", "fedasync", "gossip", "hierarchical"}
 NAMES = [p.name for p in parts("algorithm") if p.name not in LEFT_OUT]
 
 

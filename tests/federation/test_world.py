@@ -1,5 +1,7 @@
 """Whole federations in virtual time."""
 
+import asyncio
+
 import pytest
 
 from tests.federation.faults import DATA, TABLE, TABLES, expected, leaves, troubled
@@ -25,3 +27,43 @@ def test_members_die_and_part_and_the_model_is_the_same(tmp_path, seed):
     table = TABLES[seed % len(TABLES)]
     _, found = run(troubled(tmp_path, seed, table=table))
     assert found == expected(table, seed)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_edges_train_rounds_of_their_own(tmp_path, asynchronous):
+    algorithm = {"name": "hierarchical", "edge_rounds": 2, "asynchronous": asynchronous}
+
+    async def main():
+        world = World(tmp_path, DATA, edges=2)
+        world.start_all()
+        await world.gathered()
+        run_id = world.submit({**TABLE, "algorithm": algorithm}, 5)
+        record = await world.finished(run_id)
+        assert record["state"] == "done", record
+        return world.store.history(run_id), leaves(world.params(run_id))
+
+    history, found = run(main())
+    assert history[-1]["train"]["edge_rounds"] == 2
+    if not asynchronous:  # else the order in which edges come in is the net's
+        tree = {"name": "tree", "fanout": [2]}
+        assert found == expected({**TABLE, "algorithm": algorithm, "topology": tree}, 5)
+
+
+def test_an_edge_that_is_cut_off_goes_on(tmp_path):
+    algorithm = {"name": "hierarchical", "edge_rounds": 2, "offline": "continue", "extra": 6}
+
+    async def main():
+        world = World(tmp_path, DATA, edges=2, latency=0.2)
+        world.start_all()
+        await world.gathered()
+        run_id = world.submit({**TABLE, "algorithm": algorithm}, 5)
+        await world.until(lambda: len(world.store.history(run_id)) > 1)
+        world.net.part("coordinator", "edge-a")
+        await asyncio.sleep(4.0)
+        world.net.partitions.clear()
+        record = await world.finished(run_id)
+        assert record["state"] == "done", record
+        return world.store.history(run_id)
+
+    history = run(main())
+    assert max(r["train"]["edge_rounds"] for r in history[1:]) > 2

@@ -333,9 +333,12 @@ class World:
     async def gathered(self) -> None:
         """Until the coordinator can reach every client."""
         count = len(self.clients)
-        await self.until(
-            lambda: self.alive() and len(self.processes["coordinator"].node.host.fleet.reachable()) == count
-        )
+
+        def here() -> int:
+            found = self.processes["coordinator"].node.host.fleet.reachable()
+            return sum("data" in about for about in found.values())
+
+        await self.until(lambda: self.alive() and here() == count)
 
     def state(self, run: str) -> str:
         return self.store.run(run)["state"]

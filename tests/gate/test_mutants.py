@@ -75,7 +75,7 @@ def test_wrong_answers_among_right_ones_change_nothing(tmp_path) -> None:
                 assert model(asked, [honest]) == alone[kind]
             named = "the answer of bank-a to request 4 is refused: "
             assert all(reason.startswith(named) for reason in came if isinstance(reason, str))
-        assert gate.started == 1  # not one of them ended it
+        assert gate.struck == 0  # not one of them ended it
         await gate.close()
 
     asyncio.run(body())

@@ -24,7 +24,7 @@ def takes_late(store: Store) -> None:
 
 
 def keeps_all(store: Store) -> None:
-    store.blobs.let_go = lambda names: None  # type: ignore[method-assign]
+    store.blobs.superfluous = lambda names: None  # type: ignore[method-assign]
 
 
 def throws_away(store: Store) -> None:

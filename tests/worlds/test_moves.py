@@ -45,7 +45,8 @@ def federation(world, moves, *, learner=None, algorithm=ALGORITHM, rehome=0.0, s
     for c in range(CLIENTS):
         sim.add(f"client{c}", answers=rounds.client(local), device=True)
     for edge in FIRST:
-        sim.add(edge, answers=rounds.edge(below[edge], algorithm))
+        make = (algorithm.protocol and algorithm.protocol.edge) or rounds.edge
+        sim.add(edge, answers=make(below[edge], algorithm))
 
     async def mover(p):
         for when, client, old, new in sorted(moves):
@@ -126,6 +127,13 @@ def test_a_buffer_finds_clients_where_they_stand_now():
 
 def test_an_edge_may_not_answer_for_others():
     """A client that two children claim counts once; a child that claims more is set aside."""
+
+    async def twice(p, asked):
+        return Answer((1,), replies=((1, Reply(like)), (1, Reply(like))))
+
+    async def unnamed(p, asked):
+        return Answer((), replies=((1, Reply(like)),))
+
     like = Update.of({"w": np.ones(4, np.float32)})
     task = Task(0, Rng.of(1), (0, 1), (-1, -1), like, points(like, 2), (0, 1))
     rule = Sum().at(task.points, task.cohort, task.key)
@@ -139,7 +147,12 @@ def test_an_edge_may_not_answer_for_others():
     async def main(p):
         return await relay(p, task, {"a": [0], "b": [0, 1]}, rule)
 
-    for b, counted, failed in ((claims(1), {0, 1}, set()), (claims(0, 1), {0}, {1})):
+    for b, counted, failed in (
+        (claims(1), {0, 1}, set()),
+        (claims(0, 1), {0}, {1}),
+        (twice, {0}, {1}),
+        (unnamed, {0}, {1}),
+    ):
         sim = Simulation(World(), Rng.of(0))
         sim.add("a", answers=claims(0))
         sim.add("b", answers=b)
@@ -147,4 +160,4 @@ def test_an_edge_may_not_answer_for_others():
         answer = sim.run("main")
         assert (set(answer.clients), set(answer.failed)) == (counted, failed)
         assert rule.finish(answer.partial).count == len(counted)
-        assert all("b answers for client 0" in why for why in answer.failed.values())
+        assert all("b answers" in why for why in answer.failed.values())

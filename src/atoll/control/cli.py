@@ -121,14 +121,10 @@ def _parser(say: Say) -> argparse.ArgumentParser:
 
 def _far(commands: Any, command: Any, say: Say) -> None:
     """Commands of a federation of machines, each family in a file of its own."""
-    from . import cli_admin, cli_ops, cli_serve
+    from . import cli_admin, cli_ops, cli_pki, cli_serve
 
     for family in (cli_serve, cli_ops, cli_admin):
         family.register(commands, command, say)
-    try:
-        from . import cli_pki
-    except ImportError:
-        return
     cli_pki.register(commands, command, say, cli_ops.remote(say), cli_ops.connected)
 
 

@@ -31,17 +31,18 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     )
     inner = group(commands, "audit", "the chained log of events", say)
     c = command("verify", _audit, "find the first event that was altered or is missing", inner, far)
+    text = "an end that verify printed earlier: it must still be there"
+    c.add_argument("--seen", default="", metavar="NUMBER:HASH", help=say(text))
     _state(c, say)
     c = command(
         "backup", _backup, "write everything a coordinator must not lose into one file", commands, far
     )
-    c.add_argument(
-        "file", type=Path, nargs="?", metavar="FILE.tar", help=say("the file to write; needs --state")
-    )
+    text = "the file to write, on the coordinator's machine; without it the coordinator writes one"
+    c.add_argument("file", type=Path, nargs="?", metavar="FILE.tar", help=say(text))
     _state(c, say)
     c = command("restore", _restore, "fill an empty coordinator's folder from a backup")
     c.add_argument("file", type=Path, metavar="FILE.tar", help=say("a backup"))
-    _state(c, say, needed=True)
+    _state(c, say)
     c = command("prune", _prune, "forget old runs and the files nobody needs", commands, far)
     c.add_argument("--keep-days", type=float, default=30.0, help=say("days that ended runs are kept"))
     c.add_argument("--keep-runs", type=int, default=20, help=say("so many runs are kept however old"))
@@ -65,9 +66,9 @@ def _version(c: Any, say: Say) -> None:
     c.add_argument("--version", default="latest", metavar="N", help=say("the version; the newest without"))
 
 
-def _state(c: Any, say: Say, *, needed: bool = False) -> None:
-    text = "the coordinator's folder, on this machine"
-    c.add_argument("--state", type=Path, required=needed, metavar="DIR", help=say(text))
+def _state(c: Any, say: Say) -> None:
+    text = "the coordinator's folder on this machine, by default the current one"
+    c.add_argument("--state", type=Path, metavar="DIR", help=say(text))
     c.add_argument(
         "--store", default="", metavar="URL", help=say("its database, SQLite in the folder by default")
     )
@@ -150,27 +151,27 @@ def _audit(args: argparse.Namespace, say: Say) -> int:
         from . import admin
 
         with _store(args) as store:
-            found = admin.audit(store)
+            found = admin.audit(store, args.seen)
     else:
         with connected(args) as fed:
-            found = fed.audit()
-    good = f"{found['events']} {say('events, none altered')}; {say('the last is')} {found['head']['hash']}"
+            found = fed.audit(args.seen)
+    end = f"{found['head']['seq']}:{found['head']['hash']}"
+    good = f"{found['events']} {say('events, none altered')}; {say('the last is')} {end}"
     show(args, found, good if found["ok"] else f"{say('altered')}: {found['fault']}")
     return 0 if found["ok"] else 1
 
 
 def _backup(args: argparse.Namespace, say: Say) -> int:
+    """A file is written here, from the store in a folder; without one the coordinator writes it."""
     from ..core.errors import ConfigError
 
-    if (args.file is None) != (args.state is None):
-        raise ConfigError(
-            "a backup holds keys and does not travel: name a file and the coordinator's folder (--state DIR)"
-            " on its own machine, or neither, and the coordinator writes one into its folder"
-        )
     if args.file is None:
+        if args.state is not None:
+            raise ConfigError("name the file to write: atoll backup FILE.tar --state DIR")
         with connected(args) as fed:
             found = fed.backup()
     else:
+        args.state = args.state or Path()
         with _store(args) as store:
             store.backup(args.file)
         found = {"path": str(args.file), "bytes": args.file.stat().st_size}
@@ -180,10 +181,11 @@ def _backup(args: argparse.Namespace, say: Say) -> int:
 def _restore(args: argparse.Namespace, say: Say) -> int:
     from .store import Store
 
-    Store.restore(args.file, args.store, args.state).close()
-    done = {"restored": str(args.state), "from": str(args.file)}
+    folder = args.state or Path()
+    Store.restore(args.file, args.store, folder).close()
+    done = {"restored": str(folder), "from": str(args.file)}
     return show(
-        args, done, f"{say('restored')}: {args.state}\n{say('next')}: atoll coordinator --folder {args.state}"
+        args, done, f"{say('restored')}: {folder}\n{say('next')}: atoll coordinator --folder {folder}"
     )
 
 

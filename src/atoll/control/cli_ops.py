@@ -32,6 +32,9 @@ def register(commands: Any, command: Command, say: Say) -> None:
     c = command("logs", _logs, "what sites reported about a run", commands, far)
     _run(c, say)
     c.add_argument("--all", action="store_true", help=say("whole tracebacks"))
+    c = command("topology", _topology, "check a topology file, and write each member's settings")
+    c.add_argument("file", type=Path, metavar="TOPOLOGY.toml", help=say("who is there and who dials whom"))
+    c.add_argument("--to", type=Path, metavar="DIR", help=say("the folder to write them into"))
     inner = group(commands, "node", "members of a federation", say)
     command("list", _node_list, "list edges and clients", inner, far)
     c = command("drain", _node_drain, "give a member no new work", inner, far)
@@ -180,6 +183,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def _topology(args: argparse.Namespace, say: Say) -> int:
+    from . import topology
+
+    members = topology.read(args.file)
+    made = topology.lay(members, args.to) if args.to is not None else []
+    if args.json:
+        rows = [{"name": m.name, "role": m.role, "below": m.below, "settings": m.values} for m in members]
+        return show(args, {"members": rows, "files": list(map(str, made))}, "")
+    print("\n".join(topology.tree(members)))
+    for member, path in zip(members, made, strict=False):
+        if member.role != "coordinator":
+            print(f"{say('next')}: atoll token create --role {member.role} --name {member.name}")
+        token = "" if member.role == "coordinator" else " --token …"
+        print(f"{say('next')}: atoll {member.role} --config {path}{token}")
+    return 0
+
+
 def _node_list(args: argparse.Namespace, say: Say) -> int:
     with connected(args) as fed:
         rows = fed.nodes()
@@ -192,7 +212,8 @@ def _node_list(args: argparse.Namespace, say: Say) -> int:
 
 def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
     state = say(r["state"]) + (f", {say('drained')}" if r["drained"] else "")
-    way = [r["parent"], r["transport"], r["address"], r["version"]]
+    kind = r["transport"] + (f", {say('sealed')}" if r["live"].get("sealed") else "")
+    way = [r["parent"], kind, r["address"], r["version"]]
     doing = say(r["live"]["phase"]) if r["live"].get("phase") else "–"
     return [r["name"], say(r["role"]), state, doing, *(text or "–" for text in way), when(r["last_seen"])]
 

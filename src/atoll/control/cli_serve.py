@@ -21,6 +21,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
     c.add_argument("--clients", type=int, default=6, help=say("number of clients"))
     c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
+    text = "a file that says which edges there are and who stands under whom"
+    c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
     _transport(c, say, "grpc")
     c = command("down", _down, "end the federation that up started")
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
@@ -31,6 +33,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
     c.add_argument("--clients", type=int, default=6, help=say("number of clients"))
     c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
+    text = "a file that says which edges there are and who stands under whom"
+    c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
     _transport(c, say, "grpc")
     c = command("coordinator", _coordinator, "run a coordinator")
     _server(c, say)
@@ -78,17 +82,17 @@ def _up(args: argparse.Namespace, say: Say) -> int:
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    found = up.start(
-        args.folder, job, clients=args.clients, edges=args.edges, transport=args.transport, tell=tell
-    )
+    found = up.start(args.folder, job, above=_above(args), transport=args.transport, tell=tell)
     if args.json:
         print(json.dumps(found))
         return 0
     print(f"{say('console')}: {found['api']}")
     print(f"{say('token')}: {args.folder / 'operator.json'}")
     print(f"{say('logs')}: {found['logs']}")
-    inside = "" if args.folder == Path("federation") else f"cd {args.folder} && "
-    print(f"{say('next')}: {inside}atoll submit {found['job']}; atoll down")
+    other = "" if args.folder == Path("federation") else f" --folder {args.folder}"
+    inside = f"cd {args.folder} && " if other else ""
+    print(f"{say('next')}: {inside}atoll submit {Path(found['job']).resolve()} --watch")
+    print(f"{say('ends it')}: atoll down{other}")
     return 0
 
 
@@ -96,7 +100,16 @@ def _demo(args: argparse.Namespace, say: Say) -> int:
     from . import demo
 
     job = args.job or _default_job()
-    return demo.run(args.folder, job, say, clients=args.clients, edges=args.edges, transport=args.transport)
+    return demo.run(args.folder, job, say, above=_above(args), transport=args.transport)
+
+
+def _above(args: argparse.Namespace) -> dict[str, str]:
+    """Each member's parent, from a topology file or the numbers of edges and clients."""
+    from . import topology, up
+
+    if args.topology is None:
+        return up.plain(args.edges, args.clients)
+    return {member.name: member.below for member in topology.read(args.topology)}
 
 
 def _default_job() -> Path:
@@ -106,7 +119,8 @@ def _default_job() -> Path:
 def _down(args: argparse.Namespace, say: Say) -> int:
     from . import up
 
-    ended = up.stop(args.folder)
+    here = Path("processes.json").exists() and not args.folder.exists()
+    ended = up.stop(Path() if here else args.folder)
     if args.json:
         print(json.dumps({"ended": ended}))
     else:

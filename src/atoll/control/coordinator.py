@@ -46,6 +46,9 @@ _ROSTER = declare("coordinator.roster.before"), declare("coordinator.roster.afte
 _TRAINED, _REGISTERED = declare("coordinator.trained"), declare("coordinator.registered")
 _DONE = declare("coordinator.done.before"), declare("coordinator.done.after")
 LEASE = 30.0  # seconds; prolonged while a run is worked on
+TIDY = 600.0  # seconds between two collections of what nobody needs
+LOOK = 30.0  # seconds between two looks at what is to be kept or renewed
+KEPT_RUNS = 100  # ended runs that stay whatever their age
 TICK = 5.0  # seconds between two looks at the store where nothing rings
 
 
@@ -98,6 +101,7 @@ class Coordinator:
         api = self.outside.api(self, registrar)
         bell = Bell()
         self.store.changed.append(bell.ring)
+        keeping = asyncio.get_running_loop().create_task(self._keep_house())
         try:
             await servers.start()
             await self.host.recall()
@@ -107,6 +111,7 @@ class Coordinator:
                 servers.announce({"api": api.url})
             await self._work(bell)
         finally:
+            keeping.cancel()
             for task in list(self._running.values()):
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -119,6 +124,18 @@ class Coordinator:
     async def close(self) -> None:
         """Finish: runs stay where they are, the next life goes on with them."""
         self._closing.set()
+
+    async def _keep_house(self) -> None:
+        """Renew our own certificate at half of its life; forget what nobody needs, once an hour."""
+        pruned = 0.0
+        while True:
+            await asyncio.sleep(LOOK)
+            loop = asyncio.get_running_loop()
+            if self.current().renew_due(time.time()):
+                await self.host.durable(lambda: self.outside.authority(self.settings, self.store))
+            if loop.time() - pruned > TIDY:
+                pruned = loop.time()
+                await self.host.durable(lambda: self.store.prune(self.settings.keep_days, KEPT_RUNS))
 
     # -- the queue --------------------------------------------------------------------------
 
@@ -239,7 +256,10 @@ class Coordinator:
             context=homes.context,
         )
         asking.drive = homes.drive = drive
-        last: Progress = await drive.run()
+        try:
+            last: Progress = await drive.run()
+        finally:
+            asking.close()
         hit(_TRAINED)
         await self._finish(run, work, last)
 

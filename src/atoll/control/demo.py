@@ -10,7 +10,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ ROWS = 100  # test rows that a client is asked to predict
 WAIT = 20.0  # seconds for a model to reach a client
 
 
-def run(folder: Path, job: Path, say: Say, *, clients: int, edges: int, transport: str) -> int:
+def run(folder: Path, job: Path, say: Say, *, above: Mapping[str, str], transport: str) -> int:
     """Everything, and in the end `down`, whatever happened; the exit code."""
     began = time.perf_counter()
 
@@ -39,17 +39,19 @@ def run(folder: Path, job: Path, say: Say, *, clients: int, edges: int, transpor
         print(f"\n[{time.perf_counter() - began:5.1f} s] {text}", flush=True)
 
     up.start(
-        folder, job, clients=clients, edges=edges, transport=transport, tell=lambda text: step(say(text))
+        folder,
+        job,
+        above=above,
+        transport=transport,
+        tell=lambda text: step(say(text)),
     )
     try:
-        return _through(folder, job, clients, say, step, began)
+        return _through(folder, job, say, step, began)
     finally:
         up.stop(folder)
 
 
-def _through(
-    folder: Path, job: Path, clients: int, say: Say, step: Callable[[str], None], began: float
-) -> int:
+def _through(folder: Path, job: Path, say: Say, step: Callable[[str], None], began: float) -> int:
     where = kept(folder / "operator.json")
     with connect(where.url, where.token) as fed:
         step(say("training: each client on its own rows, over mutual TLS, through the edges"))
@@ -65,7 +67,8 @@ def _through(
         step(say("predictions of a client, from the ONNX model, on its own test rows"))
         print(_predictions(folder, model, say))
         step(say("for comparison: each site alone, all data pooled"))
-        file = config.read(job, [f"data.clients={clients}"])
+        count = sum(1 for _ in (folder / "clients").iterdir())
+        file = config.read(job, [f"data.clients={count}"])
         _compare(file, result, remote, say)
         print(f"{time.perf_counter() - began:.0f} {say('seconds in all')}; {say('logs')}: {folder / 'logs'}")
     return 0

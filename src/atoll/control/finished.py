@@ -24,7 +24,8 @@ from .store.store import Store
 from .work import Work
 
 log = logging.getLogger("atoll.coordinator")
-_EXPORTED, _STORED, _ADDED = declare("finished.exported"), declare("finished.stored"), declare("finished.added")
+_EXPORTED, _STORED = declare("finished.exported"), declare("finished.stored")
+_ADDED = declare("finished.added")
 
 
 def register(

@@ -30,6 +30,11 @@ class Seen:
         return bool(self.ways)
 
     @property
+    def parent(self) -> str:
+        """The member right above it, "" where that is us."""
+        return str(self.about.get("parent") or ("" if self.via == self.name else self.via))
+
+    @property
     def via(self) -> str:
         """Through whom it is reached."""
         return max(self.ways, key=self.ways.__getitem__) if self.ways else self.last or self.name
@@ -49,11 +54,13 @@ class Fleet:
     def joined(self, name: str, role: str, about: Mapping[str, Any]) -> list[tuple[str, str]]:
         """A member of ours connected; an edge's `about["below"]` tells of the clients under it."""
         self.children[name] = role
-        return self._report(name, {name: about} if role == "client" else about.get("below", {}))
+        if role == "edge":
+            return self.below(name, about.get("below", {}))
+        return self._report(name, {name: about})
 
     def below(self, edge: str, clients: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-        """All clients that are connected below an edge, anew."""
-        return self._report(edge, clients)
+        """All clients and edges that are connected below an edge of ours, anew, and the edge itself."""
+        return self._report(edge, {**clients, edge: {"role": "edge"}})
 
     def left(self, name: str) -> list[tuple[str, str]]:
         """A member of ours is no longer connected."""
@@ -105,9 +112,16 @@ class Fleet:
         }
 
     def reachable(self) -> dict[str, dict[str, Any]]:
-        """Connected clients with what they say about themselves: what an edge reports upward."""
-        return {name: dict(seen.about) for name, seen in sorted(self.clients.items()) if seen.present}
+        """Connected clients and edges with what they say about themselves: what an edge reports upward.
+
+        `parent` stands in it for whoever is below a member of ours.
+        """
+        return {
+            name: {**seen.about, **({} if name == seen.via else {"parent": seen.parent})}
+            for name, seen in sorted(self.clients.items())
+            if seen.present
+        }
 
     def deserted(self, edge: str) -> bool:
         """Whether nobody is reached through this edge any more."""
-        return not any(seen.via == edge for seen in self.clients.values())
+        return not any(seen.via == edge and name != edge for name, seen in self.clients.items())

@@ -38,6 +38,7 @@ _KEPT = 16  # answers kept aside: whoever sends more of them shall not fill the 
 _STRIKES = 2
 _QUARANTINED = "twice it ended the process that reads it; it is in quarantine"
 _START = 60.0  # seconds in which a worker must have begun, on a busy machine with a slow disk
+_END = 5.0  # seconds for a worker to end by itself
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _VERDICT = msgspec.json.Decoder(Verdict)
 
@@ -60,6 +61,7 @@ class Gate:
 
     `kept`: where answers that ended the worker twice are kept, None for nowhere. `patience`: seconds
     without a sign of life. `command`: how the worker is started.
+    `started`, `struck`: how many workers were started, and how many of them an answer ended.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Gate:
         self.kept = kept
         self.patience = patience
         self.started = 0
+        self.struck = 0
         self._command = tuple(command)
         self._numbers = count(1)
         self._open: dict[int, _Open] = {}  # in the order in which the worker sees them
@@ -167,7 +170,6 @@ class Gate:
             return await self._serve(worker)
         finally:
             self._stdin = None
-            self._kill()
             await _end(worker)
             self._process = None
 
@@ -215,6 +217,8 @@ class Gate:
             size = path.stat().st_size
         except OSError as error:
             raise StateError(f"the answer of {want.member} is not on the disk: {error.strerror}") from None
+        if size > want.size:
+            raise _refusal(want, f"it has {size} bytes, and such an answer has at most {want.size}")
         room = _ROOM + size + _GROWTH * (len(head) + min(size, want.text))
         return Case(next(self._numbers), want, head, str(path.absolute()), room)
 
@@ -233,6 +237,7 @@ class Gate:
         if self._replaced or not self._open or self._closed:
             return
         number, this = next(iter(self._open.items()))
+        self.struck += 1
         this.strikes += 1
         if this.strikes == _STRIKES:
             self._open.pop(number)
@@ -280,9 +285,15 @@ async def _read(stdout: asyncio.StreamReader) -> Verdict | None:
 
 
 async def _end(worker: asyncio.subprocess.Process) -> None:
-    """Wait for its end, and close its pipes."""
-    if worker.stdin is not None:
-        worker.stdin.close()
-        with suppress(ConnectionError):
-            await worker.stdin.wait_closed()
-    await worker.wait()
+    """Close its stdin, at which it ends, and wait; kill it only if it does not: that it may have ended
+    by itself meanwhile confuses those who wait for it.
+    """
+    stdin = cast("asyncio.StreamWriter", worker.stdin)
+    stdin.close()
+    with suppress(ConnectionError):
+        await stdin.wait_closed()
+    ending = asyncio.ensure_future(worker.wait())
+    if not (await asyncio.wait({ending}, timeout=_END))[0]:
+        with suppress(ProcessLookupError):
+            worker.kill()
+    await ending

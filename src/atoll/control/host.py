@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ log = logging.getLogger("atoll.host")
 T = TypeVar("T")
 _SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
 _ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
+MOVED = "it moved to another parent"
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
@@ -78,8 +79,10 @@ class Host:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._admitted: dict[str, dict[str, Any]] = {}
+        self._held: Counter[str] = Counter()
         self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
+        self._elsewhere: set[str] = set()  # clients that have another parent by now
 
     # -- where slow things run --------------------------------------------------------------
 
@@ -157,11 +160,12 @@ class Host:
 
     async def _remember_below(self, edge: str, below: Mapping[str, Any]) -> None:
         for name, about in below.items():
-            self.roles.setdefault(name, "client")
+            role = "edge" if about.get("role") == "edge" else "client"
+            self.roles.setdefault(name, role)
             before = self.fleet.clients.get(name)
             if before is None or before.via != edge or not before.present or before.about != about:
-                info = {**about, "parent": edge}
-                await self.durable(lambda name=name, info=info: self.store.node_seen(name, "client", info))  # type: ignore[misc]
+                info = {"parent": edge, **{k: v for k, v in about.items() if k != "role"}}
+                await self.durable(lambda n=name, r=role, i=info: self.store.node_seen(n, r, i))  # type: ignore[misc]
 
     async def present(self, name: str) -> None:
         """A member is here: send it what is open. Only now: a seat it had before has ended by then."""
@@ -169,9 +173,12 @@ class Host:
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
         await self._remember(name, self.roles[name], about)
+        self._elsewhere.discard(name)
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
+        asked = {c for sent in self._asks.values() for c in sent.letters.get(name, {}).get("names", ())}
+        self._found([name, *sorted(asked)])
         for ask, sent in list(self._asks.items()):
             if name in sent.letters:
                 self._say(ask, sent, name)
@@ -179,11 +186,22 @@ class Host:
             self.service.send(name, "model", letter)
         self.changed.set()
 
+    def _found(self, clients: Iterable[str]) -> None:
+        """Clients are here, while edges that were away meanwhile may still be asked for them."""
+        for client in clients:
+            seen = self.fleet.clients.get(client)
+            if seen is not None and seen.present:
+                for sent in self._asks.values():
+                    for edge, letter in sent.letters.items():
+                        if client in letter.get("names", ()) and edge != seen.via:
+                            self.service.send(edge, "moved", {"client": client})
+
     async def absent(self, name: str, reason: str) -> None:
         """It is away: its asks wait for it, but not for ever."""
+        before = self.fleet.reachable()
         for moved in self.fleet.left(name):
             self._moved(*moved)
-        await self.durable(lambda: self.store.node_gone(name, reason))
+        await self._gone({name, *before} - {*self.fleet.reachable()}, reason)
         self._await(name)
         self.changed.set()
 
@@ -230,9 +248,16 @@ class Host:
         if self.fleet.children.get(edge) != "edge" or not isinstance(below, Mapping):
             return
         await self._remember_below(edge, below)
+        before = self.fleet.reachable()
         for moved in self.fleet.below(edge, below):
             self._moved(*moved)
+        self._found(below)
+        await self._gone(before.keys() - self.fleet.reachable().keys(), f"left {edge}")
         self.changed.set()
+
+    async def _gone(self, names: Collection[str], reason: str) -> None:
+        for name in sorted(names):
+            await self.durable(lambda name=name: self.store.node_gone(name, reason))  # type: ignore[misc]
 
     def _moved(self, client: str, before: str) -> None:
         """A client changed its parent: whoever it left need not wait for it."""
@@ -247,7 +272,8 @@ class Host:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
         here = {s["name"] for s in self.service.sessions() if s.get("connected")}
         if client not in here:
-            self._lost(client, "it moved to another parent")
+            self._elsewhere.add(client)
+            self._lost(client, MOVED)
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
@@ -267,6 +293,8 @@ class Host:
         kept.letters[peer] = letter
         kept.wants[peer] = asked
         self._say(ask, kept, peer)
+        if peer in self._elsewhere:
+            self.spawn(kept.drive.failed(kept.request, peer, MOVED))
         self._await(peer)
 
     def _say(self, ask: str, sent: Sent, peer: str) -> None:
@@ -289,9 +317,17 @@ class Host:
         """Members that have yet to answer something of this run."""
         return sorted({peer for sent in self._asks.values() if sent.run == run for peer in sent.letters})
 
-    def live(self) -> set[str]:
-        """Names of blobs that an open ask refers to."""
-        return {letter["params"] for sent in self._asks.values() for letter in sent.letters.values()}
+    def hold(self, blob: str) -> None:
+        """Somebody may fetch this blob, which no row in SQL names, until it is released as often."""
+        self._held[blob] += 1
+        self.store.blobs.hold(blob)
+
+    def release(self, blob: str) -> None:
+        """It is needed once less; a blob that nobody needs goes."""
+        self._held[blob] -= 1
+        if self._held[blob] <= 0:
+            del self._held[blob]
+            self.spawn(self.durable(lambda: self.store.blobs.let_go([blob])))
 
     def _key(self, ask: str, peer: str) -> str:
         return f"{ask}.{peer}"

@@ -36,6 +36,7 @@ class Listening:
         if tls is not None:
             tls.minimum_version = ssl.TLSVersion.TLSv1_3
         self.host = host
+        self._app = app
         self._socket = _bound(host, port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
@@ -57,8 +58,9 @@ class Listening:
 
     @property
     def url(self) -> str:
-        """Where it answers, as in https://127.0.0.1:8444."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        """Where it answers, as in https://127.0.0.1:8444; on this machine where it is every address."""
+        host = "localhost" if self.host in ("", "0.0.0.0", "::") else self.host  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
         return f"{'https' if self._server.config.is_ssl else 'http'}://{host}:{self.port}"
 
     async def serve(self) -> None:
@@ -71,6 +73,8 @@ class Listening:
     def close(self) -> None:
         """Take no more requests; `serve` returns once those under way are answered, or 2 s later."""
         self._server.should_exit = True
+        if (close := getattr(self._app, "close", None)) is not None:
+            close()
 
 
 class _Server(uvicorn.Server):

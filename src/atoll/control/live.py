@@ -59,7 +59,7 @@ def _lines(run: RemoteRun, say: Say) -> Row:
     """One line a round, and one for each state it comes into."""
     done, state, record = -1, "", run.record
     for record in run.watch():
-        if record["state"] != state:
+        if record["state"] not in (state, *ENDED):  # its end is said below, with the result
             state = record["state"]
             print(f"{run.id} {say(state)}", flush=True)
         for round in run.since(done):

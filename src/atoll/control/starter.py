@@ -15,7 +15,13 @@ from ..simulate.folder import write
 SITES = ("north", "east", "south", "west")
 ROWS = 80
 _TEMPLATE = Path(__file__).with_name("template")
-_FILES = {"job.toml": "job.toml", "parts.py": "parts.py.txt", "README.md": "README.md"}
+_FILES = {
+    "job.toml": "job.toml",
+    "parts.py": "parts.py.txt",
+    "README.md": "README.md",
+    "client.toml": "client.toml",  # and for real machines
+    "topology.toml": "topology.toml",
+}
 
 
 def make(folder: Path) -> list[Path]:

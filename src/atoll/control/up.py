@@ -30,39 +30,43 @@ from ..data.examples import Examples
 from ..privacy.private import write_private
 from ..simulate.folder import write
 from .config import JobFile, read
-from .settings import Server
+from .settings import Server, make
+from .topology import doors
 
 FEDERATION = "local"
+HUB = "coordinator"
 WAIT = 90.0  # seconds until everybody must be there
 _NAME = re.compile(r"[^a-z0-9._-]+")
 
 
 def start(
-    folder: Path, job: Path, *, clients: int, edges: int, transport: str, tell: Callable[[str], None]
+    folder: Path, job: Path, *, above: Mapping[str, str], transport: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Start a federation in `folder` for the data of `job`; what runs and where.
 
-    Raises StateError if one runs there already or does not come up, ConfigError for numbers that make none.
+    `above`: each member's parent, "" for the coordinator; whoever has nobody below it is a client.
+    Raises StateError if one runs there already or does not come up, ConfigError where there is no client.
     """
-    if clients < 1 or edges < 0:
-        raise ConfigError("a federation needs at least one client, and 0 edges or more")
     if running(folder):
         raise StateError(f"a federation runs in {folder} already: atoll down --folder {folder} ends it")
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / "job.toml"
     fresh = not (folder / "coordinator" / "atoll.db").exists()
     if fresh:
-        file = read(job, [f"data.clients={clients}"])
-        names = _deal(file, folder / "clients")
+        names = [name for name in above if above[name] and name not in above.values()]
+        if not names:
+            raise ConfigError("a federation needs at least one client")
+        _deal(read(job, [f"data.clients={len(names)}"]), folder / "clients", names)
         write(made, job.read_bytes())
-        ports = _lay(folder, names, edges, transport)
+        ports = _lay(folder, above, names, transport)
     else:
         ports = json.loads((folder / "ports.json").read_text("utf-8"))
         names = sorted(p.name for p in (folder / "clients").iterdir())
-    tell(f"starting a coordinator, {edges} edges and {len(names)} clients in {folder}")
-    processes = _launch(folder, names, ports)
+    edges = list(ports["edges"])
+    tell(f"starting a coordinator, {len(edges)} edges and {len(names)} clients in {folder}")
+    processes = _launch(folder, names, edges)
     try:
-        _await_members(folder, [*_edges(ports), *names], processes)
+        _await_members(folder, [*edges, *names], processes)
     except StateError:
         stop(folder)
         raise
@@ -73,6 +77,17 @@ def start(
         "job": str(made),
         "logs": str(folder / "logs"),
     }
+
+
+def plain(edges: int, clients: int) -> dict[str, str]:
+    """A coordinator, so many edges under it and clients dealt to them in turn: each one's parent."""
+    if clients < 1 or not 0 <= edges <= 26:
+        raise ConfigError("a federation on one machine has at least one client and 0 to 26 edges")
+    doors = [f"edge-{chr(97 + i)}" for i in range(edges)]
+    digits = len(str(clients))
+    homes = doors or [HUB]
+    members = {f"client-{k + 1:0{digits}d}": homes[k % len(homes)] for k in range(clients)}
+    return {HUB: "", **dict.fromkeys(doors, HUB), **members}
 
 
 def stop(folder: Path) -> list[str]:
@@ -115,22 +130,15 @@ def running(folder: Path) -> dict[str, Any]:
 # -- what each member finds in its folder ----------------------------------------------------
 
 
-def _deal(file: JobFile, folder: Path) -> list[str]:
-    """Each client's rows as CSV files in its folder, as a site would have them; the clients' names."""
+def _deal(file: JobFile, folder: Path, names: Sequence[str]) -> None:
+    """Each client's rows as CSV files in its folder, as a site would have them."""
     sites = file.sites()
-    digits = len(str(len(sites)))
-    names = []
-    for k in range(len(sites)):
-        name = f"client-{k + 1:0{digits}d}"
-        names.append(name)
+    for k, name in enumerate(sorted(names)):
         _rows(folder / name / "train.csv", sites, sites[k])
         if sites.tests:
             _rows(folder / name / "test.csv", sites, sites.tests[k])
-    write(
-        folder.parent / "data.json",
-        json.dumps({"name": file.data["name"], "classes": list(sites.classes)}).encode(),
-    )
-    return names
+    about = {"name": file.data["name"], "classes": list(sites.classes)}
+    write(folder.parent / "data.json", json.dumps(about).encode())
 
 
 def _rows(path: Path, sites: Sites, rows: Examples) -> None:
@@ -146,71 +154,54 @@ def _rows(path: Path, sites: Sites, rows: Examples) -> None:
     write(path, text.getvalue().encode())
 
 
-def _lay(folder: Path, names: Sequence[str], edges: int, transport: str) -> dict[str, Any]:
+def _lay(folder: Path, above: Mapping[str, str], clients: Sequence[str], transport: str) -> dict[str, Any]:
     """Ports, tokens and settings of every member, before any of them runs."""
     from .founding import found_authority
     from .store.store import Store
 
-    ports = _free(3 + 2 * edges)
-    hub = {"listen": ports[0], "grpc": ports[1], "api": ports[2]}
+    (hub,) = (name for name, parent in above.items() if not parent)
+    edges = [name for name in above if name != hub and name not in clients]
+    api, *rest = _free(3 + 2 * len(edges))
+    ports = {name: rest[2 * i : 2 * i + 2] for i, name in enumerate([hub, *edges])}
+    urls = {name: f"https://127.0.0.1:{listen}" for name, (listen, _) in ports.items()}
+    laid: dict[str, Any] = {
+        "api": f"https://127.0.0.1:{api}",
+        "edges": {name: urls[name] for name in edges},
+    }
+
+    def server(name: str) -> dict[str, Any]:
+        listen, grpc = ports[name]
+        own = {"listen": f"127.0.0.1:{listen}", "grpc": f"127.0.0.1:{grpc}"}
+        return {"name": name, **own, "names": ["localhost", "127.0.0.1"]}
+
     place = folder / "coordinator"
-    settings = Server(
-        folder=str(place),
-        federation=FEDERATION,
-        listen=f"127.0.0.1:{hub['listen']}",
-        grpc=f"127.0.0.1:{hub['grpc']}",
-        api=f"127.0.0.1:{hub['api']}",
-        names=("localhost", "127.0.0.1"),
-    )
-    _toml(
-        place / "coordinator.toml",
-        {k: getattr(settings, k) for k in ("name", "federation", "listen", "grpc", "api", "names")},
-    )
-    laid: dict[str, Any] = {"api": f"https://127.0.0.1:{hub['api']}", "edges": {}}
-    at_hub = f"https://127.0.0.1:{hub['listen']}"
+    top = {**server(hub), "federation": FEDERATION, "api": f"127.0.0.1:{api}"}
+    _toml(place / "coordinator.toml", top)
     with Store.open("", place) as store:
-        registrar, _ = found_authority(settings, store, now=time.time())
+        registrar, _ = found_authority(make(Server, {**top, "folder": str(place)}), store, now=time.time())
 
-        def token(role: str, name: str) -> str:
-            return str(
-                registrar.token(role, name, now=time.time(), random=secrets.token_bytes, actor="atoll up")
-            )
+        def member(name: str, role: str) -> dict[str, Any]:
+            token = registrar.token(role, name, now=time.time(), random=secrets.token_bytes, actor="atoll up")
+            join = [urls[door] for door in doors(name, above)]
+            return {"name": name, "join": join, "token": str(token), "transport": transport}
 
-        for i in range(edges):
-            name, (listen, grpc) = f"edge-{chr(97 + i)}", ports[3 + 2 * i : 5 + 2 * i]
-            laid["edges"][name] = f"https://127.0.0.1:{listen}"
-            _toml(
-                folder / "edges" / name / "edge.toml",
-                {
-                    "name": name,
-                    "join": [at_hub],
-                    "token": token("edge", name),
-                    "transport": transport,
-                    "listen": f"127.0.0.1:{listen}",
-                    "grpc": f"127.0.0.1:{grpc}",
-                    "names": ["localhost", "127.0.0.1"],
-                },
-            )
-        doors = list(laid["edges"].values())
-        for k, name in enumerate(names):
-            home = doors[k % len(doors) :] + doors[: k % len(doors)] if doors else []
-            _client(
-                folder / "clients" / name, name, [*home, at_hub], token("client", name), transport, folder
-            )
+        for name in edges:
+            _toml(folder / "edges" / name / "edge.toml", {**server(name), **member(name, "edge")})
+        for name in clients:
+            _client(folder / "clients" / name, member(name, "client"), folder)
     write_private(folder / "ports.json", json.dumps(laid, indent=1).encode())
     return laid
 
 
-def _client(place: Path, name: str, join: Sequence[str], token: str, transport: str, folder: Path) -> None:
+def _client(place: Path, member: Mapping[str, Any], folder: Path) -> None:
     data = json.loads((folder / "data.json").read_text("utf-8"))
     table: dict[str, Any] = {"train": "train.csv", "target": "label"}
     if data["classes"]:
         table |= {"task": "classes", "classes": data["classes"]}
     if (place / "test.csv").exists():
         table["test"] = "test.csv"
-    settings = {"name": name, "join": list(join), "token": token, "transport": transport}
-    port = _free(1)[0]
-    _toml(place / "client.toml", {**settings, "predict": f"127.0.0.1:{port}", "data": {data["name"]: table}})
+    predict = f"127.0.0.1:{_free(1)[0]}"
+    _toml(place / "client.toml", {**member, "predict": predict, "data": {data["name"]: table}})
 
 
 def _toml(path: Path, values: Mapping[str, Any]) -> None:
@@ -233,36 +224,36 @@ def _free(count: int) -> list[int]:
 # -- processes -------------------------------------------------------------------------------
 
 
-def _edges(ports: Mapping[str, Any]) -> list[str]:
-    return list(ports["edges"])
-
-
-def _launch(folder: Path, names: Sequence[str], ports: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
+def _launch(folder: Path, names: Sequence[str], edges: Sequence[str]) -> dict[str, tuple[int, float]]:
     """Start everybody; (pid, when it began) by name."""
     (folder / "logs").mkdir(exist_ok=True)
     started: dict[str, tuple[int, float]] = {}
     todo = [("coordinator", "coordinator", folder / "coordinator" / "coordinator.toml")]
-    todo += [(name, "edge", folder / "edges" / name / "edge.toml") for name in _edges(ports)]
+    todo += [(name, "edge", folder / "edges" / name / "edge.toml") for name in edges]
     todo += [(name, "client", folder / "clients" / name / "client.toml") for name in names]
     for name, command, settings in todo:
-        started[name] = _spawn(name, command, settings, folder / "logs" / f"{name}.log")
+        started[name] = _spawn(command, settings, folder / "logs" / f"{name}.log")
         write_private(folder / "processes.json", json.dumps(started).encode())
     return started
 
 
-def _spawn(name: str, command: str, settings: Path, log: Path) -> tuple[int, float]:
-    import psutil
-
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+def launched(command: str, settings: Path, log: Path, **more: str) -> subprocess.Popen[bytes]:
+    """A member's process, begun; `more`: further environment. What it says goes to the end of `log`."""
     with log.open("ab") as out:
-        process = subprocess.Popen(  # noqa: S603  our own command, no shell
+        return subprocess.Popen(  # noqa: S603  our own command, no shell
             [sys.executable, "-m", "atoll", command, "--config", str(settings)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=env,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **more},
         )
+
+
+def _spawn(command: str, settings: Path, log: Path) -> tuple[int, float]:
+    import psutil
+
+    process = launched(command, settings, log)
     return process.pid, psutil.Process(process.pid).create_time()
 
 

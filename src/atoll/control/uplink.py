@@ -202,9 +202,10 @@ class Uplink:
 
         while True:
             await asyncio.sleep(RENEW)
-            if self.identity.renew_due(time.time()):
+            for url in urls if self.identity.renew_due(time.time()) else ():
                 try:
-                    await renew(urls[0], self.identity, proxy=self.settings.proxy or None, now=time.time())
+                    await renew(url, self.identity, proxy=self.settings.proxy or None, now=time.time())
+                    break
                 except AtollError as error:
                     log.warning("the certificate was not renewed: %s", error)
 
@@ -234,9 +235,8 @@ class Uplink:
             if not path.exists():
                 asked = await self.read(head)
                 answer = await self._on_ask(asked)
-                message = body.answer_message(
-                    answer, run=ask, request=asked.request, most=asked.work.job.max_weight
-                )
+                most = None if isinstance(self.settings, Edge) else asked.work.job.max_weight
+                message = body.answer_message(answer, run=ask, request=asked.request, most=most)
                 hit(_KEPT[0])
                 await asyncio.to_thread(keep_frames, path, message)
                 hit(_KEPT[1])

@@ -18,6 +18,7 @@ from ..core.errors import MisuseError
 from ..core.rng import Rng
 from ..core.transform import Context, Transform
 from ..core.update import Update
+from ..learn.hierarchical import heavier
 from ..learn.robust import Buckets, Gather
 from ..wire.manifest import ALIGN
 from ..wire.values import Form
@@ -43,7 +44,8 @@ class Want(msgspec.Struct, frozen=True):
     the leaves, None where a rule takes any finite number. `buckets`: how many of `clients` fall into
     each. `metrics`: how many one client may report; `plain`: how many plain values those may take.
     `kinds`: of metrics that may come, None for all that are known. `rows`: the largest weight of a
-    metric. Weights: 0 to `max_weight`; `cohort`: everybody in the round.
+    metric. Weights: 0 to `max_weight`; `cohort`: everybody in the round. `together`: one raw reply may
+    stand for several clients, as that of an edge which trained rounds of its own.
     """
 
     member: str
@@ -64,6 +66,7 @@ class Want(msgspec.Struct, frozen=True):
     plain: int = 1 << 17
     kinds: tuple[str, ...] | None = None
     rows: float = 2.0**48
+    together: bool = False
 
     @property
     def limit(self) -> float:
@@ -115,17 +118,22 @@ def want(
     run: str,
     request: int,
     edge: bool = False,
+    together: bool = False,
     **more: Any,
 ) -> Want:
     """What `member` may answer to `task`. `rule`: the round's aggregator, None to evaluate.
 
-    `edge`: whether it answers with a partial. `more`: other fields of Want, such as `bits`.
+    `edge`: whether it answers with a partial; `together`: or with one reply for all its clients, which may
+    weigh as much as they. `more`: other fields of Want, such as `bits`.
     Raises MisuseError for a rule whose partials cannot travel.
     """
     asked: dict[str, Any] = {"member": member, "run": run, "request": request, "clients": task.clients}
     if task.want == "evaluate":
         return Want(form="sites", leaves=(), **asked, **more)
     points = task.points
+    if together and points is not None:
+        points = heavier(points, len(task.clients))
+        asked["together"] = True
     layout = task.params.layout if points is None else points.layout
     asked["leaves"] = tuple((name, shape) for name, shape in layout.leaves)
     if points is not None:
@@ -134,7 +142,7 @@ def want(
             asked["exponents"] = points.exponents
     form: Form = "raw"
     match rule:
-        case _ if not edge:
+        case _ if together or not edge:
             pass
         case Sum():
             form = "sum"

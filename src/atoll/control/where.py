@@ -3,7 +3,8 @@
     --url, --token     else    $ATOLL_URL, $ATOLL_TOKEN     else    operator.json
 
 operator.json ({"url": ..., "token": ...}, mode 0600) is looked for in the current folder, in the one
-`atoll up` uses, and in the configuration folder of the user.
+`atoll up` uses, and in the configuration folder of the user. In a coordinator's own folder, admin.json
+of its first start does as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from ..core.errors import ConfigError, PrivacyError, StateError
 
 FILE = "operator.json"
+FIRST = "admin.json"  # what a coordinator writes at its first start
 UP = "federation"  # the folder of `atoll up`
 
 
@@ -39,13 +41,13 @@ def where(url: str | None = None, token: str | None = None, env: Mapping[str, st
             if url in (None, kept.url):
                 return Where(kept.url, token or kept.token)
     missing = "token (--token, or $ATOLL_TOKEN)" if url else "URL of the API (--url, or $ATOLL_URL)"
-    raise ConfigError(f"give the {missing}: a coordinator writes both into {FILE} at its first start")
+    raise ConfigError(f"give the {missing}, or both in {FILE}; a coordinator's first start writes {FIRST}")
 
 
 def places(env: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     """Where operator.json is looked for, in order."""
     home = env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "~")).expanduser() / ".config"
-    return Path(FILE), Path(UP, FILE), Path(home, "atoll", FILE)
+    return Path(FILE), Path(FIRST), Path(UP, FILE), Path(home, "atoll", FILE)
 
 
 def read(path: Path) -> Where:

@@ -143,6 +143,9 @@ async def relay(
     def join(so_far: Answer | None, peer: str, body: Answer) -> Answer:
         if strange := set(body.clients).difference(messages[peer].clients):
             raise ProtocolError(f"{peer} answers for client {min(strange)}, for whom it was not asked")
+        named = [c for c, _ in body.replies]
+        if len(set(named).intersection(body.clients)) < len(named):
+            raise ProtocolError(f"{peer} answers twice for one client, or for one that it does not name")
         return merge_answers(aggregator, so_far or Answer(()), body)
 
     again = getattr(children, "again", lambda: children)

@@ -8,9 +8,9 @@ several of them under one name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from ..core.aggregate import Aggregator, Sum
 from ..core.compose import check
@@ -25,16 +25,31 @@ from .server import adagrad, adam, mean, sgd, yogi
 Wrap: TypeAlias = Callable[[Learner], Any]
 
 
+class Edge(Protocol):
+    """Makes an edge's answer. `children`: who answers for which clients below it, as it is now.
+    `online(now)`: whether the edge could deliver an answer at this moment.
+    """
+
+    def __call__(
+        self,
+        children: Mapping[str, Sequence[int]],
+        algorithm: Algorithm,
+        online: Callable[[float], bool] = ...,
+    ) -> Responder: ...
+
+
 @dataclass(frozen=True)
 class Roles:
     """A protocol of its own instead of synchronous rounds: `coordinator(p, plan) -> Progress`.
 
     `client(local)`: what a client answers, None for its contribution as in learn/rounds.py.
+    `edge(children, algorithm, online)`: what an edge answers, None for its children's sum; see Edge.
     `apart`: every client is a peer of its own; otherwise one peer may hold many and batch them.
     """
 
     coordinator: Callable[..., Coroutine[Any, Any, Any]]
     client: Callable[..., Responder] | None = None
+    edge: Edge | None = None
     apart: bool = True
 
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from ..core.aggregate import Reply, fold
+from ..core.aggregate import Aggregator, Reply, fold
 from ..core.edge import Answer, Task, lifted, wire
 from ..core.errors import ConfigError, QuorumError
 from ..core.protocol import Party
@@ -62,7 +62,10 @@ class Buffered:
 
 @dataclass
 class Fleet:
-    """Clients at work: `flights` are their tasks by the number of the post, `turn` counts the draws."""
+    """Clients at work: `flights` are their tasks by the number of the post, `turn` counts the draws.
+
+    A task's cohort is the one client it is for.
+    """
 
     p: Party
     plan: Plan
@@ -74,38 +77,55 @@ class Fleet:
         self.look()
 
     def look(self) -> None:
-        """See under which child each client stands now."""
+        """See who stands under which child now."""
         self.holder = {c: peer for peer, clients in self.plan.children.items() for c in clients}
 
     async def fill(self, now: Progress, buffer: Buffer) -> None:
         """Draw clients, uniformly from the idle ones, until enough are in flight."""
         if type(self.plan.children) is not dict:  # clients move
             self.look()
-        busy = {task.clients[0] for task in self.flights.values()} | buffer.used.keys()
-        idle = [c for c in self.plan.clients if c not in busy and c in self.holder]
-        enough = concurrency(self.rule, self.plan)
+        busy = {task.cohort[0] for task in self.flights.values()} | buffer.used.keys()
+        idle = [c for c in self.crew() if c not in busy and c in self.holder]
+        enough = concurrency(self.rule, self.plan, len(self.crew()))
         while idle and len(self.flights) < enough:
             draw = self.p.key.at("draw", self.turn).generator().integers(len(idle))
             self.turn += 1
-            await self.send(now, idle.pop(int(draw)))
-            buffer.down += wire(now.params)
+            client = idle.pop(int(draw))
+            await self.send(now, client)
+            buffer.down += self.down(now, client)
+
+    def crew(self) -> tuple[int, ...]:
+        """Everybody who may be drawn."""
+        return self.plan.clients
+
+    def down(self, now: Progress, client: int) -> int:
+        """Bytes of models that a task brings down."""
+        return wire(now.params)
+
+    def task(self, now: Progress, client: int) -> Task:
+        """What a client is asked."""
+        points = update_points(replace(self.plan, max_weight=1.0), now.params, self.rule.size)
+        key, used = self.p.key.at("round", now.round), (now.used.get(client, -1),)
+        return Task(now.round, key, (client,), used, now.params, points, (client,))
+
+    def aggregator(self, task: Task) -> Aggregator:
+        """What the answer to a task was summed by."""
+        return self.plan.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
 
     async def send(self, now: Progress, client: int) -> None:
         """Post the model to a client."""
-        points = update_points(self.plan, now.params, self.rule.size)
-        key, used = self.p.key.at("round", now.round), (now.used.get(client, -1),)
-        task = Task(now.round, key, (client,), used, now.params, points, (client,))
+        task = self.task(now, client)
         self.flights[await self.p.post(self.holder[client], task, deadline=self.plan.deadline)] = task
 
     async def landed(self) -> tuple[Task, Answer]:
         """The next client to come back, with what it brings."""
         posted = await self.p.next()
         task = self.flights.pop(posted.number)
-        return task, posted.body or Answer((), failed={task.clients[0]: posted.reason})
+        return task, posted.body or Answer((), failed={task.cohort[0]: posted.reason})
 
     def saved(self) -> Any:
         """All that `resume` needs: draws so far, who has which version, and those versions."""
-        out = [(task.clients[0], task.round) for task in self.flights.values()]
+        out = [(task.cohort[0], task.round) for task in self.flights.values()]
         return self.turn, out, {task.round: task.params for task in self.flights.values()}
 
     async def resume(self, now: Progress) -> None:
@@ -127,22 +147,22 @@ class Buffer:
     up: int = 0
     down: int = 0
 
-    def take(self, rule: Buffered, plan: Plan, now: Progress, task: Task, answer: Answer) -> bool:
+    def take(self, fleet: Fleet, now: Progress, task: Task, answer: Answer) -> bool:
         """Put an update in, weighed by its age, or count it as too old; False if there is none."""
         self.failed.update(answer.failed)
         self.up += answer.sent
         if not answer.clients:
             return False
-        client, age = task.clients[0], now.round - task.round
+        rule, client, age = fleet.rule, task.cohort[0], now.round - task.round
         if rule.oldest is not None and age > rule.oldest:
             self.dropped += 1
             return True
-        then = plan.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
+        then = fleet.aggregator(task)
         total = then.finish(lifted(then, answer).partial)
         if not total.weight:
             self.failed[client] = "its contribution has weight 0"
             return False
-        update = total.update
+        update = total.update if total.weight == 1 else total.update.scale(1.0 / total.weight)
         if rule.mix:
             update = update + task.params - now.params
         self.replies.append((client, Reply(update, rule.say(age), total.metrics)))
@@ -169,11 +189,13 @@ class Buffer:
         }
 
 
-async def coordinator(rule: Buffered, p: Party, plan: Plan) -> Progress:
+async def coordinator(
+    rule: Buffered, p: Party, plan: Plan, fly: Callable[[Party, Plan, Buffered], Fleet] = Fleet
+) -> Progress:
     """Keep clients at work and step whenever the buffer is full; resumes from `p.restored`."""
-    concurrency(rule, plan)
+    fleet = fly(p, plan, rule)
+    concurrency(rule, plan, len(fleet.crew()))
     now = p.restored or begin(plan, p)
-    fleet = Fleet(p, replace(plan, max_weight=1.0), rule)
     if now.round == 0:
         await p.note({"round": 0, **await evaluate(p, plan, now)})
     else:
@@ -196,24 +218,23 @@ async def collect(fleet: Fleet, now: Progress) -> Buffer:
             await fleet.p.sleep(PAUSE)
             continue
         task, answer = await fleet.landed()
-        failures = 0 if buffer.take(fleet.rule, fleet.plan, now, task, answer) else failures + 1
-        if failures >= PATIENCE * len(fleet.plan.clients):
+        failures = 0 if buffer.take(fleet, now, task, answer) else failures + 1
+        if failures >= PATIENCE * len(fleet.crew()):
             raise QuorumError(f"{failures} answers in a row contributed nothing. {why(buffer.failed)}")
     return buffer
 
 
 def step(fleet: Fleet, now: Progress, buffer: Buffer) -> tuple[Progress, Any]:
     """The buffer's sum, in fixed point and so in any order, back through the chain onto the model."""
-    plan, cohort = fleet.plan, tuple(sorted(buffer.used))
+    plan, cohort = replace(fleet.plan, max_weight=1.0), tuple(sorted(buffer.used))
     key = fleet.p.key.at("round", now.round)
     rule = plan.algorithm.rule.at(update_points(plan, now.params, fleet.rule.size), cohort, key)
     after, train = apply(plan, now, rule, Answer(cohort, fold(rule, buffer.replies)), key)
     return replace(after, used={**now.used, **buffer.used}), train
 
 
-def concurrency(rule: Buffered, plan: Plan) -> int:
-    """How many clients are in flight. Raises ConfigError where the numbers do not fit."""
-    clients = len(plan.clients)
+def concurrency(rule: Buffered, plan: Plan, clients: int) -> int:
+    """How many of so many clients are in flight. Raises ConfigError where the numbers do not fit."""
     if rule.size > clients:
         raise ConfigError(
             f"{clients} clients, once each, cannot fill a buffer of {rule.size}", "$.algorithm.size"

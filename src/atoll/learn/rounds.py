@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.aggregate import Aggregator, Points, own, points
 from ..core.edge import Answer, Task, relay, wire
-from ..core.errors import ConfigError, ProtocolError, QuorumError
+from ..core.errors import ConfigError, MisuseError, ProtocolError, QuorumError
 from ..core.message import Learner
 from ..core.metrics import merge_all
 from ..core.protocol import Party, Responder
@@ -141,11 +141,16 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
 
 
 async def ask(
-    p: Party, plan: Plan, now: Progress, cohort: tuple[int, ...], key: Any
+    p: Party,
+    plan: Plan,
+    now: Progress,
+    cohort: tuple[int, ...],
+    key: Any,
+    rule: Callable[[Task], Aggregator] | None = None,
 ) -> tuple[Progress, dict[str, Any]]:
-    """`one_round` for a cohort that is chosen."""
+    """`one_round` for a cohort that is chosen; `rule(task)` sums the answers, None for the algorithm's."""
     task = replace(_task(now, key, cohort), points=update_points(plan, now.params, len(cohort)))
-    aggregator = _rule(plan.algorithm, task)
+    aggregator = rule(task) if rule is not None else _rule(plan.algorithm, task)
     began = p.now
     answer = await plan.relay(p, task, aggregator, _quorum(plan, cohort))
     record = {
@@ -193,7 +198,8 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
     async def losses(clients: Sequence[int]) -> dict[int, float]:
         task = replace(_task(now, key, tuple(clients)), want="evaluate")
         found = (await plan.relay(p, task, SITES)).partial or {}
-        return {c: float(m["loss"].value) for c, m in found.items() if "loss" in m}
+        told = {c: m["loss"].value for c, m in found.items() if "loss" in m}
+        return {c: float(value) for c, value in told.items() if isinstance(value, (int, float))}
 
     return await plan.cohort.pick(Choice(plan.clients, plan.sizes, key.at("cohort"), losses))
 
@@ -241,12 +247,16 @@ async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
     if plan.sites:
         task = replace(_task(now, p.key.at("evaluate"), plan.clients), want="evaluate")
         answer = await plan.relay(p, task, SITES)
-        found = answer.partial or {}
-        if answer.failed:
-            seen["sites_failed"] = dict(answer.failed)
-        seen["sites"] = {c: {n: m.value for n, m in found[c].items()} for c in sorted(found)}
+        found, failed = dict(answer.partial or {}), dict(answer.failed)
         for c in sorted(found):
-            merged = merge_all(merged, found[c])
+            try:
+                merged = merge_all(merged, found[c])
+            except MisuseError as error:  # one site counts another way: it is left out, and said to be
+                del found[c]
+                failed[c] = f"its metrics are not of the others' kind: {error}"
+        if failed:
+            seen["sites_failed"] = failed
+        seen["sites"] = {c: {n: m.value for n, m in found[c].items()} for c in sorted(found)}
         if merged and central:
             seen["sites_metrics"] = {n: m.value for n, m in merged.items()}
     seen["metrics"] = {n: m.value for n, m in (central or merged).items()}
@@ -273,8 +283,15 @@ def judge(stop: Stop | None, now: Progress, metrics: Mapping[str, float]) -> Pro
     return replace(now, over=stop.over(value, now.without))
 
 
-def edge(children: Mapping[str, Sequence[int]], algorithm: Algorithm) -> Responder:
-    """An edge's answer: its children's answers, merged."""
+def always(now: float) -> bool:
+    """An edge that can always deliver."""
+    return True
+
+
+def edge(
+    children: Mapping[str, Sequence[int]], algorithm: Algorithm, online: Callable[[float], bool] = always
+) -> Responder:
+    """An edge's answer: its children's answers, merged. Whether it is `online` changes nothing here."""
 
     async def answer(p: Party, task: Task) -> Answer:
         return await relay(p, task, children, _rule(algorithm, task))
@@ -293,7 +310,7 @@ def client(local: Local) -> Responder:
     return answer
 
 
-ROLES = Roles(coordinator, client, apart=False)
+ROLES = Roles(coordinator, client, edge, apart=False)
 
 
 class _Sites:

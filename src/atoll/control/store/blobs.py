@@ -61,6 +61,7 @@ class Blobs:
         self._temp = self.folder / "tmp"
         self._lock = threading.Lock()
         self._fresh: set[str] = set()  # put here, and not yet named by a row
+        self._held: set[str] = set()  # read here, though no row names them
 
     def path(self, name: str) -> Path:
         """Where the blob called `name` is, or would be. Raises MisuseError unless it is 64 hex digits."""
@@ -171,10 +172,20 @@ class Blobs:
                 if len(part.name) == 2:
                     yield from sorted(p.name for p in part.iterdir() if _NAME.fullmatch(p.name))
 
+    def hold(self, name: str) -> None:
+        """Spare a blob that no row names, such as a model on its way, until `let_go` or the process ends."""
+        self._held.add(name)
+
     def let_go(self, names: Collection[str]) -> None:
-        """Some rows named these blobs and are gone: so are the blobs, unless another row names them."""
+        """Nobody here needs these any more: they go, unless a row names them."""
+        self._held.difference_update(names)
+        self._fresh.difference_update(names)
+        self.superfluous(names)
+
+    def superfluous(self, names: Collection[str]) -> None:
+        """Some rows named these blobs and are gone: so are the blobs, unless somebody else needs them."""
         with self._db.write(_LET_GO) as tx, self._lock:
-            kept = {row[0] for row in tx.run(_NAMED)} | self._fresh
+            kept = {row[0] for row in tx.run(_NAMED)} | self._fresh | self._held
             for name in sorted(set(names) - kept):
                 self._take_away(name)
 
@@ -184,7 +195,7 @@ class Blobs:
         for start in range(0, len(names), _BATCH):
             # Whoever names a blob holds the same lock and sees whether it is still there.
             with self._db.write(_COLLECT) as tx, self._lock:
-                kept = {row[0] for row in tx.run(_NAMED)}
+                kept = {row[0] for row in tx.run(_NAMED)} | self._held
                 for name in names[start : start + _BATCH]:
                     if name not in kept and self._age(name) >= older:
                         self._take_away(name)

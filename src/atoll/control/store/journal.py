@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from ...core.errors import StateError
@@ -96,15 +96,16 @@ class Journal:
         return next((Answered(a.request, a.peer, a.blob, a.reason, parsed(a.info)) for a in found), None)
 
     def asked(self, request: int, detail: Mapping[str, Any]) -> None:
-        """A request goes out. Again: nothing. Raises StateError for one before the last checkpoint."""
+        """A request goes out. Again: nothing. Raises StateError for one that a checkpoint holds."""
         with self._db.write(_ASKED) as tx:
+            if tx.run(_ASK, {**self._at, "q": request}).one_or_none() is not None:
+                return
             self._not_before_checkpoint(tx, request)
             text = canonical(dict(detail))
             row = {**self._key, "request": request, "detail": text, "closed": 0}
-            new = tx.run(insert_new(t.asks, self._db.dialect), {**row, "replied": "[]", "missing": "{}"})
-            if new.rowcount:
-                body = {"scope": self.scope, "request": request, "detail": digest(text)}
-                tx.event("asked", body, run=self.run)
+            tx.run(insert(t.asks), {**row, "replied": "[]", "missing": "{}"})
+            body = {"scope": self.scope, "request": request, "detail": digest(text)}
+            tx.event("asked", body, run=self.run)
 
     def answered(
         self,
@@ -196,7 +197,7 @@ class Journal:
             tx.run(insert_or_set(t.scopes, self._db.dialect, *columns), row)
             self._forget(tx, requests, keep, [found.state] if found else [])
             body = {"scope": self.scope, "requests": requests, "notes": notes, "blob": name}
-            tx.event("checkpoint", body, run=self.run)
+            tx.event("checkpoint", {**body, "keep": sorted(keep)}, run=self.run)
 
     def drop(self) -> None:
         """The scope is over: forget all of it, its notes too."""
@@ -214,7 +215,7 @@ class Journal:
         blobs += [blob for blob in tx.run(_OLD_BLOBS, at).scalars() if blob]
         tx.run(_FORGET_ANSWERS, at)
         if blobs:
-            tx.after.append(lambda: self._blobs.let_go(blobs))
+            tx.after.append(lambda: self._blobs.superfluous(blobs))
         return tx.run(_FORGET_ASKS, at).rowcount
 
     def _not_before_checkpoint(self, tx: Tx, request: int) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import bindparam, insert, select, update
 from . import schema as t
 from .database import Database, transition
 from .plain import canonical, clean, parsed
+from .tokens import MEMBERS
 from .upsert import insert_new
 
 _LIVE = ("parent", "address", "version", "transport")
@@ -87,15 +88,20 @@ class Nodes(Database):
         return [{**row._mapping, "serial": int(row.serial)} for row in rows]
 
     def revoke(self, name: str, actor: str = "") -> bool:
-        """Refuse this name and all its certificates from now on; False if it is refused already."""
+        """Refuse this name, its certificates and its tokens from now on; False if it is refused already."""
         with self.write(_REVOKE) as tx:
             row = {"name": name, "at": tx.now, "actor": clean(actor)}
             new = tx.run(insert_new(t.bans, self.dialect), row).rowcount
             certificates = t.certificates.c
             change = update(t.certificates).where(certificates.name == name, certificates.revoked.is_(False))
             serials = tx.run(change.values(revoked=True).returning(certificates.serial)).scalars().all()
+            held = t.tokens.c.name == name, t.tokens.c.role.in_(MEMBERS), t.tokens.c.revoked.is_(False)
+            lost = update(t.tokens).where(*held).values(revoked=True).returning(t.tokens.c.digest)
+            tokens = tx.run(lost).scalars().all()
             if new or serials:
                 tx.event("node.revoked", {"serials": sorted(serials)}, node=name, actor=actor)
+            for token in sorted(tokens):
+                tx.event("token.revoked", {"token": token}, node=name, actor=actor)
             return bool(new)
 
     def readmit(self, name: str, actor: str = "") -> bool:

@@ -61,7 +61,8 @@ def _note(rows: Any, event: Any, body: Any, _what: str) -> None:
 def _checkpoint(rows: Any, event: Any, body: Any, _what: str) -> None:
     place = event["run"], body["scope"]
     answers = rows["answer", *place]
-    rows["answer", *place] = {key: row for key, row in answers.items() if key[0] >= body["requests"]}
+    first, keep = body["requests"], set(body.get("keep", ()))
+    rows["answer", *place] = {k: row for k, row in answers.items() if k[0] >= first or k[0] in keep}
     rows["scope", *place][()] = (body["blob"], body["requests"], body["notes"])
 
 
