@@ -294,17 +294,20 @@ class Host:
         """A client changed its parent: whoever it left need not wait for it."""
         if before == client:
             self.moved_away(client)
-        elif before in self.fleet.children:
+        elif before in self._connected():
             self.service.send(before, "moved", {"client": client})
         elif self.fleet.deserted(before):
             self._lost(before, "its clients moved to another parent")
 
     def moved_away(self, client: str) -> None:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
-        here = {s["name"] for s in self.service.sessions() if s.get("connected")}
-        if client not in here:
+        if client not in self._connected():
             self._elsewhere.add(client)
             self._lost(client, MOVED)
+
+    def _connected(self) -> set[str]:
+        """Members with a connection at this moment, not only a seat that waits for them."""
+        return {str(s["name"]) for s in self.service.sessions() if s.get("connected")}
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
