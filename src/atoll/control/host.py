@@ -271,10 +271,13 @@ class Host:
 
     def moved_away(self, client: str) -> None:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
-        here = {s["name"] for s in self.service.sessions() if s.get("connected")}
-        if client not in here:
+        if not self._here(client):
             self._elsewhere.add(client)
             self._lost(client, MOVED)
+
+    def _here(self, client: str) -> bool:
+        """Whether it is connected to us at this moment."""
+        return any(s["name"] == client and s.get("connected") for s in self.service.sessions())
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
@@ -294,8 +297,9 @@ class Host:
         kept.letters[peer] = letter
         kept.wants[peer] = asked
         self._say(ask, kept, peer)
-        if peer in self._elsewhere:
+        if peer in self._elsewhere and not self._here(peer):
             self.spawn(kept.drive.failed(kept.request, peer, MOVED))
+        self._elsewhere.discard(peer)
         self._await(peer)
 
     def _say(self, ask: str, sent: Sent, peer: str) -> None:
