@@ -47,9 +47,23 @@ class Asking:
             return known[1]
         blob = await self.host.work(lambda: write_frames(self.host.store, body.params_message(params)))
         while len(self.parcels) > 1:
-            self.parcels.pop(next(iter(self.parcels)))
-        self.parcels[id(params)] = (params, blob)
+            self._let_go(next(iter(self.parcels)))
+        self.keep(params, blob)
         return blob
+
+    def keep(self, params: Update, blob: str) -> None:
+        """This model is that blob, which stays on disk while somebody may fetch it."""
+        self.host.hold(blob)
+        self.parcels[id(params)] = (params, blob)
+
+    def close(self) -> None:
+        """The drive is over: nobody fetches its models any more."""
+        for key in list(self.parcels):
+            self._let_go(key)
+
+    def _let_go(self, key: int) -> None:
+        _, blob = self.parcels.pop(key)
+        self.host.release(blob)
 
     def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
         """Hand a task over, with all its member needs to know."""

@@ -46,6 +46,7 @@ _ROSTER = declare("coordinator.roster.before"), declare("coordinator.roster.afte
 _TRAINED, _REGISTERED = declare("coordinator.trained"), declare("coordinator.registered")
 _DONE = declare("coordinator.done.before"), declare("coordinator.done.after")
 LEASE = 30.0  # seconds; prolonged while a run is worked on
+TIDY = 600.0  # seconds between two collections of what nobody needs
 LOOK = 30.0  # seconds between two looks at what is to be kept or renewed
 KEPT_RUNS = 100  # ended runs that stay whatever their age
 TICK = 5.0  # seconds between two looks at the store where nothing rings
@@ -132,9 +133,8 @@ class Coordinator:
             loop = asyncio.get_running_loop()
             if self.current().renew_due(time.time()):
                 await self.host.durable(lambda: self.outside.authority(self.settings, self.store))
-            if loop.time() - pruned > 3600:
+            if loop.time() - pruned > TIDY:
                 pruned = loop.time()
-                await self.host.durable(self.host.touch)
                 await self.host.durable(lambda: self.store.prune(self.settings.keep_days, KEPT_RUNS))
 
     # -- the queue --------------------------------------------------------------------------
@@ -256,7 +256,10 @@ class Coordinator:
             context=homes.context,
         )
         asking.drive = homes.drive = drive
-        last: Progress = await drive.run()
+        try:
+            last: Progress = await drive.run()
+        finally:
+            asking.close()
         hit(_TRAINED)
         await self._finish(run, work, last)
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,6 +79,7 @@ class Host:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._admitted: dict[str, dict[str, Any]] = {}
+        self._held: Counter[str] = Counter()
         self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
         self._elsewhere: set[str] = set()  # clients that have another parent by now
@@ -322,15 +321,17 @@ class Host:
         """Members that have yet to answer something of this run."""
         return sorted({peer for sent in self._asks.values() if sent.run == run for peer in sent.letters})
 
-    def live(self) -> set[str]:
-        """Names of blobs that an open ask refers to."""
-        return {letter["params"] for sent in self._asks.values() for letter in sent.letters.values()}
+    def hold(self, blob: str) -> None:
+        """Somebody may fetch this blob, which no row in SQL names, until it is released as often."""
+        self._held[blob] += 1
+        self.store.blobs.hold(blob)
 
-    def touch(self) -> None:
-        """Mark the blobs of open asks as in use: they are collected by age where SQL names them not."""
-        for blob in self.live():
-            with suppress(OSError):
-                os.utime(self.store.blobs.path(blob))
+    def release(self, blob: str) -> None:
+        """It is needed once less; a blob that nobody needs goes."""
+        self._held[blob] -= 1
+        if self._held[blob] <= 0:
+            del self._held[blob]
+            self.spawn(self.durable(lambda: self.store.blobs.let_go([blob])))
 
     def _key(self, ask: str, peer: str) -> str:
         return f"{ask}.{peer}"
