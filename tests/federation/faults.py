@@ -41,13 +41,14 @@ TABLES: tuple[Mapping[str, Any], ...] = (
     {**TABLE, "algorithm": "fedadam", "cohort": HALF},
     {**TABLE, "algorithm": {"name": "ditto", "lam": 0.1}},
     {**TABLE, "algorithm": {"name": "feddyn", "alpha": 0.1}, "cohort": HALF},
-    {**TABLE, "algorithm": "qfedavg"},
+    {**TABLE, "algorithm": "fedavgm"},
     {**TABLE, "algorithm": "fednova"},
     {**TABLE, "algorithm": "cyclic"},
     {**TABLE, "algorithm": {"name": "fedbuff", "size": 2}},
     {**TABLE, "algorithm": "fedasync"},
 )
 ORDERED = ("fedbuff", "fedasync")  # the order in which answers come counts, and the net decides it
+PATIENT = (1000.0, 1000.0)  # seconds a client, an edge may be away: nobody here is for as long
 PLACES = sorted(failpoint.NAMES)
 
 
@@ -61,6 +62,7 @@ class Scene:
     latency: float
     loss: float
     twice: float
+    patience: tuple[float, float]
     faults: int
 
     @property
@@ -80,6 +82,7 @@ def scene(seed: int) -> Scene:
         latency=float(dice.choice([0.005, 0.05, 0.5])),
         loss=float(dice.choice([0.0, 0.02, 0.1])),
         twice=float(dice.choice([0.0, 0.2])),
+        patience=PATIENT if dice.random() < 0.7 else (20.0, 6.0),
         faults=int(dice.integers(2, 6)),
     )
 
@@ -105,6 +108,7 @@ async def troubled(folder: Path, seed: int, **more: Any) -> list[str]:
     world = World(
         folder, DATA, above=this.above, seed=seed, latency=this.latency, loss=this.loss, twice=this.twice
     )
+    world.patience = {"patience": this.patience[0], "edge_patience": this.patience[1]}
     world.start_all()
     await world.gathered()
     run = world.submit(dict(this.table), seed % 3)

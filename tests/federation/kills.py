@@ -172,7 +172,11 @@ class Sweep:
         over = ("done", "failed")
         fed.until(lambda: fed.dead(victim) or fed.state(run) in over, what=f"{victim} to die")
         with suppress(AssertionError):  # what comes after the end of a run
-            fed.until(lambda: fed.dead(victim), 3.0)
+            fed.until(lambda: fed.dead(victim), 1.0)
+        if not fed.dead(victim):
+            fed.stop(*(name for name in fed.clients if name != victim))  # they say goodbye
+            with suppress(AssertionError):
+                fed.until(lambda: fed.dead(victim), 3.0)
         if not fed.dead(victim):
             outcome.broken.append(f"{case.point} was not reached {case.hit} times")
         else:

@@ -252,6 +252,7 @@ class World:
         self.bombs: dict[str, int] = {}
         self.processes: dict[str, Process] = {}
         self.lives = 0
+        self.patience = {"patience": 20.0, "edge_patience": 6.0}
         self.look = 0.5  # virtual seconds
         self._watch: list[Callable[[str], None]] = []
 
@@ -311,7 +312,7 @@ class World:
             link=lambda current, transport, proxy: lambda url: self.net.link(process, current, url),
         )
         place = self.folder / name
-        patience = {"patience": 20.0, "edge_patience": 6.0}
+        patience = self.patience
         if name == "coordinator":
             return Coordinator(Server(folder=str(place), federation="test", **patience), outside)
         self._enrol(name)

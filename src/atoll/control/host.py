@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..core.edge import LOST
 from ..core.errors import Gone, ProtocolError, Refused, StateError
 from ..privacy.keys import Member
 from ..transport.drive import Drive
@@ -33,7 +34,7 @@ log = logging.getLogger("atoll.host")
 T = TypeVar("T")
 _SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
 _ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
-MOVED = "it moved to another parent"
+MOVED = f"{LOST}it moved to another parent"
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
@@ -210,7 +211,7 @@ class Host:
         if name not in self._timers and name not in self.fleet.children:
             seconds = self._patience.get(self.roles.get(name, "client"), 60.0)
             loop = asyncio.get_running_loop()
-            self._timers[name] = loop.call_later(seconds, self._lost, name, f"away for {seconds:g} seconds")
+            self._timers[name] = loop.call_later(seconds, self._lost, name, f"{LOST}away for {seconds:g} seconds")
 
     def _lost(self, name: str, reason: str) -> None:
         timer = self._timers.pop(name, None)
@@ -266,7 +267,7 @@ class Host:
         elif before in self.fleet.children:
             self.service.send(before, "moved", {"client": client})
         elif self.fleet.deserted(before):
-            self._lost(before, "its clients moved to another parent")
+            self._lost(before, f"{LOST}its clients moved to another parent")
 
     def moved_away(self, client: str) -> None:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
@@ -292,6 +293,7 @@ class Host:
     def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
         """An ask goes out to a member, now or when it comes."""
         self._promised.pop(ask, None)
+        self._receipts.pop(self._key(ask, peer), None)  # of the same ask before it was dropped and came again
         kept = self._asks.setdefault(ask, sent)
         kept.letters[peer] = letter
         kept.wants[peer] = asked
