@@ -200,7 +200,11 @@ class Placed(Federation):
             file = self.folder / f"{name}.hits" if hits else None
             self.start(name, failpoints=failpoints.get(name.replace("-", "_"), ""), hits=file)
             if self.role(name) != "client":
-                self.until(lambda name=name: self.listens(name) or self.dead(name), what=f"{name} to listen")
+                begun = list(self.lives)
+                self.until(
+                    lambda name=name, begun=begun: self.listens(name) or any(map(self.dead, begun)),
+                    what=f"{name} to listen",
+                )
 
     def address(self, name: str) -> tuple[str, int]:
         """Where a server listens."""
