@@ -45,7 +45,7 @@ INSIDE = re.compile(r"atoll\.(adapt\.(torch|sklearn|onnx|xgboost)_\w+|control\.s
 # Whoever serves or dials needs these: their modules name them at the top, `import atoll` loads none of them.
 SERVICE = {
     *("aiohttp", "alembic", "cryptography", "fastapi", "grpc", "prometheus_client"),
-    *("psutil", "pydantic", "sqlalchemy", "starlette", "uvicorn", "zstandard"),
+    *("psutil", "pydantic", "sqlalchemy", "starlette", "uvicorn", "yarl", "zstandard"),
 }
 SERVING = re.compile(
     r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(authority|certificate|identity|keys|models|token)|serve\.\w+)"

@@ -29,18 +29,25 @@ class Place(Protocol):
     """Where a spool goes and how long it may get: service.Offer."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path:
+        """The spool file."""
 
     @property
-    def limit(self) -> int: ...
+    def limit(self) -> int:
+        """Bytes it may have."""
 
 
 class Desk(Protocol):
     """What of service.Desk uploads need."""
 
-    async def offered(self, name: str, upload: str) -> Place: ...
-    async def uploaded(self, name: str, upload: str, head: bytes, path: Path) -> Mapping[str, Any]: ...
-    async def receipt(self, name: str, upload: str) -> Mapping[str, Any] | None: ...
+    async def offered(self, name: str, upload: str) -> Place:
+        """Where it goes."""
+
+    async def uploaded(self, name: str, upload: str, head: bytes, path: Path) -> Mapping[str, Any]:
+        """It is whole: the receipt."""
+
+    async def receipt(self, name: str, upload: str) -> Mapping[str, Any] | None:
+        """That of an upload kept before."""
 
 
 class Spool:
