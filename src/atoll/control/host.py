@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..core.edge import LOST
 from ..core.errors import Gone, ProtocolError, Refused, StateError
 from ..privacy.keys import Member
 from ..transport.drive import Drive
@@ -33,7 +34,7 @@ log = logging.getLogger("atoll.host")
 T = TypeVar("T")
 _SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
 _ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
-MOVED = "it moved to another parent"
+MOVED = f"{LOST}it moved to another parent"
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
@@ -211,7 +212,7 @@ class Host:
         if name not in self._timers and name not in self.fleet.children:
             seconds = self._patience.get(self.roles.get(name, "client"), 60.0)
             loop = asyncio.get_running_loop()
-            self._timers[name] = loop.call_later(seconds, self._lost, name, f"away for {seconds:g} seconds")
+            self._timers[name] = loop.call_later(seconds, self._lost, name, f"{LOST}away for {seconds:g} seconds")
 
     def _lost(self, name: str, reason: str) -> None:
         timer = self._timers.pop(name, None)
@@ -297,10 +298,11 @@ class Host:
         elif before in self._connected():
             self.service.send(before, "moved", {"client": client})
         elif self.fleet.deserted(before):
-            self._lost(before, "its clients moved to another parent")
+            self._lost(before, f"{LOST}its clients moved to another parent")
 
     def moved_away(self, client: str) -> None:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
+<<<<<<< HEAD
         if client not in self._connected():
             self._elsewhere.add(client)
             self._lost(client, MOVED)
@@ -308,6 +310,15 @@ class Host:
     def _connected(self) -> set[str]:
         """Members with a connection at this moment, not only a seat that waits for them."""
         return {str(s["name"]) for s in self.service.sessions() if s.get("connected")}
+=======
+        if not self._here(client):
+            self._elsewhere.add(client)
+            self._lost(client, MOVED)
+
+    def _here(self, client: str) -> bool:
+        """Whether it is connected to us at this moment."""
+        return any(s["name"] == client and s.get("connected") for s in self.service.sessions())
+>>>>>>> faults
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
@@ -323,12 +334,14 @@ class Host:
     def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
         """An ask goes out to a member, now or when it comes."""
         self._promised.pop(ask, None)
+        self._receipts.pop(self._key(ask, peer), None)  # of the same ask before it was dropped and came again
         kept = self._asks.setdefault(ask, sent)
         kept.letters[peer] = letter
         kept.wants[peer] = asked
         self._say(ask, kept, peer)
-        if peer in self._elsewhere:
+        if peer in self._elsewhere and not self._here(peer):
             self.spawn(kept.drive.failed(kept.request, peer, MOVED))
+        self._elsewhere.discard(peer)
         self._await(peer)
 
     def _say(self, ask: str, sent: Sent, peer: str) -> None:
