@@ -7,22 +7,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.edge import Answer, Task
+from ..core.errors import ProtocolError, StateError
 from ..core.update import Update
 from ..learn.algorithm import Algorithm
-from ..transport.drive import Answered, Drive
-from ..wire import body
+from ..transport.drive import Answered, Drive, Stored
+from ..wire import body, checkpoint
 from .host import Host, Sent
 from .kept import kept_plain
-from .parcels import write_frames
+from .parcels import read_frames, write_frames
 from .want import ring_bits, want
 
+PARCELS = 3  # the newest model, the best one, and one in work
+SMALL = 1 << 16  # bytes of an Update that stands in the checkpoint itself: a file of its own costs more
 
 @dataclass
 class Asking:
     """One drive's net: tasks of one run out as letters, answers back as values to fold.
 
     `scope`: the journal's. `job`: the signed job every letter carries. `names`: of clients, by id.
-    `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for.
+    `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for, and
+    for checkpoints too, which name them.
     """
 
     host: Host
@@ -42,14 +46,49 @@ class Asking:
         return letters
 
     async def _parcel(self, params: Update) -> str:
-        known = self.parcels.get(id(params))
-        if known is not None and known[0] is params:
-            return known[1]
-        blob = await self.host.work(lambda: write_frames(self.host.store, body.params_message(params)))
-        while len(self.parcels) > 1:
+        known = self._known(params)
+        return known or await self.host.work(lambda: self._put(params))
+
+    def _known(self, params: Update) -> str:
+        found, blob = self.parcels.get(id(params), (None, ""))
+        return blob if found is params else ""
+
+    def _put(self, params: Update) -> str:
+        blob = self._known(params) or write_frames(self.host.store, body.params_message(params))
+        self._remember(params, blob)
+        return blob
+
+    def _remember(self, params: Update, blob: str) -> None:
+        while len(self.parcels) >= PARCELS:
             self.parcels.pop(next(iter(self.parcels)))
         self.parcels[id(params)] = (params, blob)
-        return blob
+
+    def dump(self, state: Any, records: checkpoint.Records) -> Stored:
+        """A checkpoint on disk. The models in it are written as the parcels that the next round sends."""
+        named: list[str] = []
+        best = getattr(state, "best", None)
+        models = (getattr(state, "params", None), best and best[2])
+
+        def elsewhere(update: Update) -> str | None:
+            if update.buffer.nbytes < SMALL or not any(update is model for model in models):
+                return None
+            named.append(self._put(update))
+            return named[-1]
+
+        return Stored(self.host.store.blobs.put(checkpoint.dump(state, records, elsewhere)), tuple(named))
+
+    def load(self, data: bytes, records: checkpoint.Records) -> Any:
+        """From `dump`. Raises StateError where a blob it names is gone or damaged."""
+
+        def elsewhere(blob: str) -> Update:
+            try:
+                params = body.params_of(read_frames(self.host.store.blobs.path(blob), finite=False))
+            except (OSError, ProtocolError) as error:
+                raise StateError(f"blob {blob} of a checkpoint: {error}; restore a backup") from None
+            self._remember(params, blob)
+            return params
+
+        return checkpoint.load(data, records, elsewhere)
 
     def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
         """Hand a task over, with all its member needs to know."""

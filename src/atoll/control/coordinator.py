@@ -26,7 +26,6 @@ from ..learn.rounds import Plan, Progress
 from ..privacy.keys import Current
 from ..run import COORDINATOR, RECORDS
 from ..transport.drive import Drive
-from ..wire import checkpoint
 from ..wire.failpoint import declare, hit
 from . import finished
 from .asking import Asking
@@ -251,8 +250,8 @@ class Coordinator:
             net=asking,
             durable=self.host.durable,
             work=self.host.work,
-            dump=lambda state: checkpoint.dump(state, RECORDS),
-            load=lambda data: checkpoint.load(data, RECORDS),
+            dump=lambda state: asking.dump(state, RECORDS),
+            load=lambda data: asking.load(data, RECORDS),
             context=homes.context,
         )
         asking.drive = homes.drive = drive
@@ -342,7 +341,7 @@ def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float) -> Plan:
         job.cohort,
         sizes=sizes,
         every=job.every,
-        sites=True,
+        sites=job.sites,
         stop=job.stop,
         deadline=job.deadline,
         max_weight=job.max_weight,
