@@ -126,6 +126,7 @@ __all__ = [
     "Partitioner",
     "PeerError",
     "Plan",
+    "Policy",
     "PrivacyError",
     "ProtocolError",
     "Pull",
@@ -201,6 +202,9 @@ __all__ = [
     "qfedavg",
     "quantity",
     "ring",
+    "run_client",
+    "run_coordinator",
+    "run_edge",
     "run_plan",
     "sample",
     "scaffold",
@@ -225,12 +229,21 @@ __all__ = [
 ]
 
 
+_MACHINES = {  # a federation of machines: where each of its doors is
+    "Policy": "settings",
+    "connect": "sdk",
+    "run_client": "members",
+    "run_coordinator": "members",
+    "run_edge": "members",
+}
+
+
 def __getattr__(name: str) -> Any:
     """What is found on first use: scikit-learn's doors, and the way to a federation of machines."""
-    if name == "connect":
-        from .control.sdk import connect
+    if name in _MACHINES:
+        from importlib import import_module
 
-        return connect
+        return getattr(import_module(f"{__name__}.control.{_MACHINES[name]}"), name)
     if name.startswith("Federated") and name in __all__:
         from . import estimators
 

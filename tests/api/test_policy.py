@@ -1,6 +1,7 @@
 """Every route × everyone who may try: the table of who may call what is complete, and it holds."""
 
 import re
+from pathlib import Path
 
 import pytest
 from starlette.routing import Route
@@ -23,6 +24,12 @@ def routes(app) -> set[tuple[str, str]]:
 
 def test_every_route_has_a_line_and_every_line_a_route(hall) -> None:
     assert routes(hall.guard.app) == set(POLICY)
+
+
+def test_the_page_in_the_docs_is_the_policy() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "api.md").read_text("utf-8")
+    listed = re.findall(r"(?m)^\| `(\w+) (/\S*)` \| (\w+) \|", page)
+    assert {(method, path): role for method, path, role in listed} == POLICY
 
 
 def test_control_a_route_without_a_line_is_seen_and_refused(hall) -> None:

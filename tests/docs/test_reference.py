@@ -29,7 +29,9 @@ def test_every_command_and_option_stands_on_its_page_and_no_other() -> None:
     known = commands(cli._parser(str))
     text = page("cli")
     assert {name for name in known if f"`{name}" not in text} == set()
-    assert set(re.findall(r"--[a-z]+", text)) == {o for options in known.values() for o in options}
+    assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", text)) == {
+        o for options in known.values() for o in options
+    }
 
 
 def test_every_key_of_a_job_stands_on_its_page() -> None:

@@ -10,11 +10,12 @@ import numpy as np
 
 from atoll.control.gate_worker import Case, Verdict, look
 from atoll.control.want import Table, Want, want
-from atoll.core.aggregate import Buckets, Gather, Reply, Sum, fold, points
+from atoll.core.aggregate import Reply, Sum, fold, points
 from atoll.core.edge import Answer, Task
 from atoll.core.metrics import AUC, Count, Mean
 from atoll.core.rng import Rng
 from atoll.core.update import Rows, Update
+from atoll.learn.robust import Buckets, Gather
 from atoll.wire.body import Checked, Section, answer_message, layout_of, limits
 from atoll.wire.codec import HEADER, Message, encode
 from atoll.wire.manifest import aligned

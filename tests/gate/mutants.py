@@ -91,6 +91,7 @@ def _metric(draw: Draw, asked: Round, said: Values) -> None:
         ["tally", [[0, 1]]],
         ["quantiles", 0, [1, 1], [[1], [1]], 0],
     ]
+    odd += [] if said.replies else [0.5, 0.25]
     kind = int(draw.integers(4))
     if kind == 0:
         _pick(draw, found).update({f"m{i}": 0.5 for i in range(int(draw.integers(65, 400)))})

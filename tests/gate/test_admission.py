@@ -239,6 +239,8 @@ PARTS: list[tuple[str, str, Change, str]] = [
     ("buckets", "counts more than fall into it", part(count=3), "contributions"),
     ("sites", "not in it", values(clients=[1, 2, 3]), "what the form"),
     ("sites", "twice", lambda v: v.sites.append(v.sites[0]), "what the form"),
+    ("sites", "bare number", lambda v: v.sites[0][1].update(loss=0.5), "not one that merges"),
+    ("sum", "bare number", lambda v: v.parts[0].metrics.update(loss=0.5), "not one that merges"),
     ("sites", "metric nan", lambda v: v.sites[0][1].update(loss=math.nan), "NaN"),
     ("gather", "negative weight", reply(weight=-1.0), "weight"),
 ]

@@ -10,7 +10,6 @@ import pytest
 
 from atoll.control.want import ring_bits, want
 from atoll.core import edge
-from atoll.core.aggregate import Buckets, Gather
 from atoll.core.edge import Answer, Task
 from atoll.core.protocol import Party
 from atoll.core.transform import chain
@@ -21,6 +20,7 @@ from atoll.learn.buffered import fedasync, fedbuff
 from atoll.learn.compress import topk
 from atoll.learn.dense import mlp
 from atoll.learn.ring import ring
+from atoll.learn.robust import Buckets, Gather
 from atoll.learn.select import sample
 from atoll.learn.server import adam, mean
 from atoll.privacy.dp import clip
@@ -65,10 +65,10 @@ class Wire:
 
             return wired
 
-        def raw(rule: Any, replies: Any) -> Any:
+        def raw(rule: Any, replies: Any, into: Any = None) -> Any:
             assert self.task is not None
             answer = Answer(tuple(c for c, _ in replies), replies=tuple(replies))
-            return fold(rule, self.pass_on(self.task, answer, whole=False).replies)
+            return fold(rule, self.pass_on(self.task, answer, whole=False).replies, into)
 
         patch.setattr(rounds, "client", client)
         patch.setattr(rounds, "ROLES", Roles(rounds.coordinator, client, apart=False))

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import atoll.learn.categories as cat
-from atoll.core.aggregate import Buckets, Gather, Partial, Points, Reply, Sum, fold, points
+from atoll.core.aggregate import Partial, Points, Reply, Sum, fold, points
 from atoll.core.edge import Answer, Task
 from atoll.core.errors import CodecError, MisuseError, StateError
 from atoll.core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
 from atoll.core.rng import Rng
 from atoll.core.update import Layout, Leaf, Rows, Update
+from atoll.learn.robust import Buckets, Gather
 from atoll.wire.body import (
     Section,
     answer_message,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.store import postgres
 
 
 @pytest.fixture(scope="session")
-def postgres_database() -> Iterator[Callable[[], str]]:
+def postgres_server() -> Iterator[postgres.Databases]:
     """Makes empty PostgreSQL databases; skips, with the reason, where there can be no server."""
     if reason := postgres.missing():
         pytest.skip(reason)
@@ -24,13 +25,17 @@ def postgres_database() -> Iterator[Callable[[], str]]:
         yield database
 
 
+@pytest.fixture
+def postgres_database(postgres_server: postgres.Databases) -> Iterator[Callable[[], str]]:
+    """The URL of an empty database at each call; they last as long as the test."""
+    with ExitStack() as databases:
+        yield lambda: databases.enter_context(postgres_server())
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty database of each kind; "" is SQLite in the store's own folder."""
-    if request.param == "sqlite":
-        return ""
-    made: str = request.getfixturevalue("postgres_database")()
-    return made
+    return "" if request.param == "sqlite" else request.getfixturevalue("postgres_database")()
 
 
 @pytest.fixture
@@ -50,7 +55,8 @@ def urls(request: pytest.FixtureRequest) -> Urls:
     """The URL of the database called so, empty the first time it is asked for."""
     if request.param == "sqlite":
         return lambda _name: ""
-    return cache(lambda _name: request.getfixturevalue("postgres_database")())
+    database = request.getfixturevalue("postgres_database")
+    return cache(lambda _name: database())
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def examine(want: Want, message: Message, tick: Tick = lambda: None) -> tuple[Va
     for k, part in enumerate(values.parts):
         _part(want, k, part, values, reading)
     for client, found in values.sites:
-        _metrics(want, found, f"client {client}")
+        _metrics(want, found, f"client {client}", bare=False)
     reading.done()
     return values, arrays
 
@@ -148,7 +148,7 @@ def _part(want: Want, k: int, part: Part, values: Values, reading: Reading) -> N
         raise ProtocolError(f"its sum counts more or fewer contributions than {clients} clients can make")
     if part.bits != want.bits or part.limbs != want.limbs:
         raise ProtocolError("its sum is in another ring or precision than this round's")
-    _metrics(want, part.metrics, "its sum", clients)
+    _metrics(want, part.metrics, "its sum", clients, bare=False)
     bound = want.limit * weight * WEIGHT_UNIT * _SLACK
     for limb in range(want.limbs):
         most = _FINE * part.count if limb else bound
@@ -170,14 +170,19 @@ def _rows(want: Want, k: int, part: Part, tables: Sequence[str], bound: float, r
         reading.packed(reading.take(f"{k}.rows.{t}"), len(ids) * width, bound, None, what)
 
 
-def _metrics(want: Want, found: Mapping[str, Any], whose: str, clients: int = 1) -> None:
-    """Few, with names that can be shown, each of a known kind and of a weight that can be."""
+def _metrics(
+    want: Want, found: Mapping[str, Any], whose: str, clients: int = 1, *, bare: bool = True
+) -> None:
+    """Few, with names that can be shown, each of a known kind and of a weight that can be.
+
+    `bare`: whether they may be numbers that their client's weight will weigh.
+    """
     if len(found) > want.metrics:
         raise ProtocolError(f"{whose} has {len(found)} metrics: expected at most {want.metrics}")
     for name, plain in found.items():
         if not name.isprintable():
             raise ProtocolError(f"{whose} has a metric whose name has control characters")
-        if type(plain) is float:  # finite: `opened` has looked
+        if bare and type(plain) is float:  # finite: `opened` has looked
             continue
         try:
             metric = from_plain(plain)

@@ -39,16 +39,19 @@ _KEPT = declare("agent.kept.before"), declare("agent.kept.after")
 
 
 class Agent:
-    """One client process. `held`: its data sets by name."""
+    """One client process. `held`: its data sets by name, those of the settings and others given."""
 
-    def __init__(self, settings: Client, outside: Outside | None = None) -> None:
-        if not settings.data:
+    def __init__(
+        self, settings: Client, outside: Outside | None = None, held: Mapping[str, Held] | None = None
+    ) -> None:
+        if not settings.data and not held:
             raise ConfigError("a client needs data: name a data set, as in [data.heart]", "$.data")
         if settings.policy.hours:
             inside(settings.policy.hours, 0)
         self.settings = settings
         self.folder = Path(settings.folder)
-        self.held: dict[str, Held] = {n: hold(n, t, self.folder) for n, t in settings.data.items()}
+        self.held: dict[str, Held] = dict(held or {})
+        self.held |= {n: hold(n, t, self.folder) for n, t in settings.data.items()}
         self.uplink = Uplink(settings, self.about, self.answer, self._letter, outside=outside)
         self.serving: Any = None
         self._locals: dict[str, Local] = {}

@@ -37,6 +37,7 @@ class Asking:
     names: Mapping[int, str]
     drive: Drive | None = None
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
+    _made: list[tuple[Update, str]] = field(default_factory=list)  # by checkpoints, off the event loop
 
     async def prepare(self, messages: Mapping[str, Task]) -> Mapping[str, Any]:
         """Each task with the blob of its model."""
@@ -46,22 +47,22 @@ class Asking:
         return letters
 
     async def _parcel(self, params: Update) -> str:
-        known = self._known(params)
-        return known or await self.host.work(lambda: self._put(params))
+        while self._made:
+            self.keep(*self._made.pop(0))
+        blob = self._known(params)
+        if not blob:
+            blob = await self.host.work(lambda: self._put(params))
+            self.keep(params, blob)
+        while len(self.parcels) > PARCELS:
+            self._let_go(next(iter(self.parcels)))
+        return blob
 
     def _known(self, params: Update) -> str:
         found, blob = self.parcels.get(id(params), (None, ""))
         return blob if found is params else ""
 
     def _put(self, params: Update) -> str:
-        blob = self._known(params) or write_frames(self.host.store, body.params_message(params))
-        self._remember(params, blob)
-        return blob
-
-    def _remember(self, params: Update, blob: str) -> None:
-        while len(self.parcels) >= PARCELS:
-            self.parcels.pop(next(iter(self.parcels)))
-        self.parcels[id(params)] = (params, blob)
+        return write_frames(self.host.store, body.params_message(params))
 
     def dump(self, state: Any, records: checkpoint.Records) -> Stored:
         """A checkpoint on disk. The models in it are written as the parcels that the next round sends."""
@@ -72,8 +73,12 @@ class Asking:
         def elsewhere(update: Update) -> str | None:
             if update.buffer.nbytes < SMALL or not any(update is model for model in models):
                 return None
-            named.append(self._put(update))
-            return named[-1]
+            blob = self._known(update)
+            if not blob:
+                blob = self._put(update)
+                self._made.append((update, blob))
+            named.append(blob)
+            return blob
 
         return Stored(self.host.store.blobs.put(checkpoint.dump(state, records, elsewhere)), tuple(named))
 
@@ -85,10 +90,25 @@ class Asking:
                 params = body.params_of(read_frames(self.host.store.blobs.path(blob), finite=False))
             except (OSError, ProtocolError) as error:
                 raise StateError(f"blob {blob} of a checkpoint: {error}; restore a backup") from None
-            self._remember(params, blob)
+            self._made.append((params, blob))
             return params
 
         return checkpoint.load(data, records, elsewhere)
+
+    def keep(self, params: Update, blob: str) -> None:
+        """This model is that blob, which stays on disk while somebody may fetch it."""
+        if not self._known(params):
+            self.host.hold(blob)
+            self.parcels[id(params)] = (params, blob)
+
+    def close(self) -> None:
+        """The drive is over: nobody fetches its models any more."""
+        for key in list(self.parcels):
+            self._let_go(key)
+
+    def _let_go(self, key: int) -> None:
+        _, blob = self.parcels.pop(key)
+        self.host.release(blob)
 
     def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
         """Hand a task over, with all its member needs to know."""

@@ -45,8 +45,10 @@ _ROSTER = declare("coordinator.roster.before"), declare("coordinator.roster.afte
 _TRAINED, _REGISTERED = declare("coordinator.trained"), declare("coordinator.registered")
 _DONE = declare("coordinator.done.before"), declare("coordinator.done.after")
 LEASE = 30.0  # seconds; prolonged while a run is worked on
+TIDY = 600.0  # seconds between two collections of what nobody needs
 LOOK = 30.0  # seconds between two looks at what is to be kept or renewed
 KEPT_RUNS = 100  # ended runs that stay whatever their age
+PAUSE = 0.2  # seconds between two looks where it rings all the time
 TICK = 5.0  # seconds between two looks at the store where nothing rings
 
 
@@ -131,9 +133,8 @@ class Coordinator:
             loop = asyncio.get_running_loop()
             if self.current().renew_due(time.time()):
                 await self.host.durable(lambda: self.outside.authority(self.settings, self.store))
-            if loop.time() - pruned > 3600:
+            if loop.time() - pruned > TIDY:
                 pruned = loop.time()
-                await self.host.durable(self.host.touch)
                 await self.host.durable(lambda: self.store.prune(self.settings.keep_days, KEPT_RUNS))
 
     # -- the queue --------------------------------------------------------------------------
@@ -144,6 +145,7 @@ class Coordinator:
         while not self._closing.is_set():
             pulled = bell.pulled
             await self._look()
+            await asyncio.wait({closing}, timeout=PAUSE)  # a round rings several times
             waiting = asyncio.ensure_future(Bell.wait(pulled, TICK))
             await asyncio.wait({closing, waiting}, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
@@ -255,7 +257,10 @@ class Coordinator:
             context=homes.context,
         )
         asking.drive = homes.drive = drive
-        last: Progress = await drive.run()
+        try:
+            last: Progress = await drive.run()
+        finally:
+            asking.close()
         hit(_TRAINED)
         await self._finish(run, work, last)
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +33,7 @@ log = logging.getLogger("atoll.host")
 T = TypeVar("T")
 _SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
 _ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
+MOVED = "it moved to another parent"
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
@@ -80,8 +79,10 @@ class Host:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._admitted: dict[str, dict[str, Any]] = {}
+        self._held: Counter[str] = Counter()
         self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
+        self._elsewhere: set[str] = set()  # clients that have another parent by now
 
     # -- where slow things run --------------------------------------------------------------
 
@@ -172,15 +173,28 @@ class Host:
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
         await self._remember(name, self.roles[name], about)
+        self._elsewhere.discard(name)
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
+        asked = {c for sent in self._asks.values() for c in sent.letters.get(name, {}).get("names", ())}
+        self._found([name, *sorted(asked)])
         for ask, sent in list(self._asks.items()):
             if name in sent.letters:
                 self._say(ask, sent, name)
         for letter in self.models.values():
             self.service.send(name, "model", letter)
         self.changed.set()
+
+    def _found(self, clients: Iterable[str]) -> None:
+        """Clients are here, while edges that were away meanwhile may still be asked for them."""
+        for client in clients:
+            seen = self.fleet.clients.get(client)
+            if seen is not None and seen.present:
+                for sent in self._asks.values():
+                    for edge, letter in sent.letters.items():
+                        if client in letter.get("names", ()) and edge != seen.via:
+                            self.service.send(edge, "moved", {"client": client})
 
     async def absent(self, name: str, reason: str) -> None:
         """It is away: its asks wait for it, but not for ever."""
@@ -237,6 +251,7 @@ class Host:
         before = self.fleet.reachable()
         for moved in self.fleet.below(edge, below):
             self._moved(*moved)
+        self._found(below)
         await self._gone(before.keys() - self.fleet.reachable().keys(), f"left {edge}")
         self.changed.set()
 
@@ -257,7 +272,8 @@ class Host:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
         here = {s["name"] for s in self.service.sessions() if s.get("connected")}
         if client not in here:
-            self._lost(client, "it moved to another parent")
+            self._elsewhere.add(client)
+            self._lost(client, MOVED)
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
@@ -277,6 +293,8 @@ class Host:
         kept.letters[peer] = letter
         kept.wants[peer] = asked
         self._say(ask, kept, peer)
+        if peer in self._elsewhere:
+            self.spawn(kept.drive.failed(kept.request, peer, MOVED))
         self._await(peer)
 
     def _say(self, ask: str, sent: Sent, peer: str) -> None:
@@ -299,15 +317,17 @@ class Host:
         """Members that have yet to answer something of this run."""
         return sorted({peer for sent in self._asks.values() if sent.run == run for peer in sent.letters})
 
-    def live(self) -> set[str]:
-        """Names of blobs that an open ask refers to."""
-        return {letter["params"] for sent in self._asks.values() for letter in sent.letters.values()}
+    def hold(self, blob: str) -> None:
+        """Somebody may fetch this blob, which no row in SQL names, until it is released as often."""
+        self._held[blob] += 1
+        self.store.blobs.hold(blob)
 
-    def touch(self) -> None:
-        """Mark the blobs of open asks as in use: they are collected by age where SQL names them not."""
-        for blob in self.live():
-            with suppress(OSError):
-                os.utime(self.store.blobs.path(blob))
+    def release(self, blob: str) -> None:
+        """It is needed once less; a blob that nobody needs goes."""
+        self._held[blob] -= 1
+        if self._held[blob] <= 0:
+            del self._held[blob]
+            self.spawn(self.durable(lambda: self.store.blobs.let_go([blob])))
 
     def _key(self, ask: str, peer: str) -> str:
         return f"{ask}.{peer}"

@@ -232,24 +232,28 @@ def _launch(folder: Path, names: Sequence[str], edges: Sequence[str]) -> dict[st
     todo += [(name, "edge", folder / "edges" / name / "edge.toml") for name in edges]
     todo += [(name, "client", folder / "clients" / name / "client.toml") for name in names]
     for name, command, settings in todo:
-        started[name] = _spawn(name, command, settings, folder / "logs" / f"{name}.log")
+        started[name] = _spawn(command, settings, folder / "logs" / f"{name}.log")
         write_private(folder / "processes.json", json.dumps(started).encode())
     return started
 
 
-def _spawn(name: str, command: str, settings: Path, log: Path) -> tuple[int, float]:
-    import psutil
-
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+def launched(command: str, settings: Path, log: Path, **more: str) -> subprocess.Popen[bytes]:
+    """A member's process, begun; `more`: further environment. What it says goes to the end of `log`."""
     with log.open("ab") as out:
-        process = subprocess.Popen(  # noqa: S603  our own command, no shell
+        return subprocess.Popen(  # noqa: S603  our own command, no shell
             [sys.executable, "-m", "atoll", command, "--config", str(settings)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=env,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **more},
         )
+
+
+def _spawn(command: str, settings: Path, log: Path) -> tuple[int, float]:
+    import psutil
+
+    process = launched(command, settings, log)
     return process.pid, psutil.Process(process.pid).create_time()
 
 

@@ -110,7 +110,9 @@ def opened(letter: Mapping[str, Any], roots: bytes, federation: str, *, now: flo
         raise ProtocolError("expected a signed job (text, signature, chain)")
     signer = verify(chain, roots, text, signature, now=now, purpose=PURPOSE)
     if signer.role != "coordinator" or signer.federation != federation:
-        raise ProtocolError(f"a job is signed by this federation's coordinator, this one by a {signer.role}")
+        raise ProtocolError(
+            f"a job is signed by this federation's coordinator, this one by {signer.role} {signer.name}"
+        )
     work = Work(text)
     if work.values["federation"] != federation:
         raise ProtocolError("this job was signed for another federation")

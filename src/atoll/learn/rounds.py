@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.aggregate import Aggregator, Points, own, points
 from ..core.edge import Answer, Task, relay, wire
-from ..core.errors import ConfigError, ProtocolError, QuorumError
+from ..core.errors import ConfigError, MisuseError, ProtocolError, QuorumError
 from ..core.message import Learner
 from ..core.metrics import merge_all
 from ..core.protocol import Party, Responder
@@ -198,7 +198,8 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
     async def losses(clients: Sequence[int]) -> dict[int, float]:
         task = replace(_task(now, key, tuple(clients)), want="evaluate")
         found = (await plan.relay(p, task, SITES)).partial or {}
-        return {c: float(m["loss"].value) for c, m in found.items() if "loss" in m}
+        told = {c: m["loss"].value for c, m in found.items() if "loss" in m}
+        return {c: float(value) for c, value in told.items() if isinstance(value, (int, float))}
 
     return await plan.cohort.pick(Choice(plan.clients, plan.sizes, key.at("cohort"), losses))
 
@@ -246,12 +247,16 @@ async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
     if plan.sites:
         task = replace(_task(now, p.key.at("evaluate"), plan.clients), want="evaluate")
         answer = await plan.relay(p, task, SITES)
-        found = answer.partial or {}
-        if answer.failed:
-            seen["sites_failed"] = dict(answer.failed)
-        seen["sites"] = {c: {n: m.value for n, m in found[c].items()} for c in sorted(found)}
+        found, failed = dict(answer.partial or {}), dict(answer.failed)
         for c in sorted(found):
-            merged = merge_all(merged, found[c])
+            try:
+                merged = merge_all(merged, found[c])
+            except MisuseError as error:  # one site counts another way: it is left out, and said to be
+                del found[c]
+                failed[c] = f"its metrics are not of the others' kind: {error}"
+        if failed:
+            seen["sites_failed"] = failed
+        seen["sites"] = {c: {n: m.value for n, m in found[c].items()} for c in sorted(found)}
         if merged and central:
             seen["sites_metrics"] = {n: m.value for n, m in merged.items()}
     seen["metrics"] = {n: m.value for n, m in (central or merged).items()}

@@ -58,7 +58,8 @@ _KEPT: Any = bindparam("keep", expanding=True)
 _OLD = t.answers.c.request < bindparam("q"), t.answers.c.request.not_in(_KEPT)
 _OLD_BLOBS = select(t.answers.c.blob).where(*_here(t.answers), *_OLD)
 _FORGET_ANSWERS = delete(t.answers).where(*_here(t.answers), *_OLD)
-_UNPIN = delete(t.pins).where(t.pins.c.owner == bindparam("o"), t.pins.c.blob.not_in(_KEPT))
+_LEFT = t.pins.c.owner == bindparam("o"), t.pins.c.blob.not_in(_KEPT)
+_UNPIN, _UNPINNED = delete(t.pins).where(*_LEFT), select(t.pins.c.blob).where(*_LEFT)
 _FORGET_ASKS = delete(t.asks).where(
     *_here(t.asks), t.asks.c.request < bindparam("q"), t.asks.c.request.not_in(_KEPT)
 )
@@ -224,13 +225,14 @@ class Journal:
 
     def _pin(self, tx: Tx, blobs: Sequence[str]) -> None:
         """These are what the checkpoint refers to, and no others any more."""
-        owner = f"{self.run} {self.scope}"
+        at = {"o": f"{self.run} {self.scope}", "keep": list(blobs)}
         for blob in blobs:
-            if not self._blobs.exists(blob):
-                raise StateError(f"blob {blob} is missing: put it before the checkpoint that names it")
-        tx.run(_UNPIN, {"o": owner, "keep": list(blobs)})
-        for blob in blobs:
-            tx.run(insert_new(t.pins, self._db.dialect), {"blob": blob, "owner": owner})
+            self._blobs.need(blob)
+            tx.run(insert_new(t.pins, self._db.dialect), {"blob": blob, "owner": at["o"]})
+        gone = list(tx.run(_UNPINNED, at).scalars())
+        if gone:
+            tx.run(_UNPIN, at)
+            tx.after.append(lambda: self._blobs.superfluous(gone))
 
     def _forget(self, tx: Tx, requests: int, keep: Sequence[int], blobs: list[str]) -> int:
         at = {**self._at, "q": requests, "keep": list(keep)}

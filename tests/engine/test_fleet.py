@@ -1,0 +1,78 @@
+"""Who is reached through whom, as reports come and go in any order."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll.control.fleet import Fleet
+
+ROWS = {"data": {"heart": {"rows": 10}}}
+
+
+def test_the_way_reported_last_counts_and_the_one_before_takes_over() -> None:
+    fleet = Fleet()
+    fleet.joined("edge-a", "edge", {"below": {"c": ROWS}})
+    assert fleet.homes({"c": 0}) == {"edge-a": [0]}
+    assert fleet.joined("c", "client", ROWS) == [("c", "edge-a")]
+    assert fleet.homes({"c": 0}) == {"c": [0]}
+    assert fleet.left("c") == [("c", "c")]
+    assert fleet.homes({"c": 0}) == {"edge-a": [0]}
+    assert fleet.below("edge-a", {}) == []
+    assert fleet.homes({"c": 0}) == {"edge-a": [0]}, "remembered where it was last"
+    assert fleet.homes({"c": 0}, here=True) == {}
+
+
+def test_an_edge_that_leaves_takes_its_clients_along() -> None:
+    fleet = Fleet()
+    fleet.joined("edge-a", "edge", {"below": {"c": ROWS, "d": ROWS}})
+    fleet.left("edge-a")
+    assert fleet.offering("heart") == {}
+    assert not fleet.deserted("edge-a")
+    assert fleet.joined("edge-b", "edge", {"below": {"c": ROWS, "d": ROWS}}) == []
+    assert fleet.deserted("edge-a")
+
+
+def test_who_is_drained_is_not_offered_nor_what_stands_below_it() -> None:
+    fleet = Fleet()
+    fleet.joined("edge-a", "edge", {"below": {"c": ROWS}})
+    fleet.joined("d", "client", ROWS)
+    assert set(fleet.offering("heart")) == {"c", "d"}
+    assert set(fleet.offering("heart", without=["d"])) == {"c"}
+    assert set(fleet.offering("heart", without=["edge-a"])) == {"d"}
+    assert fleet.offering("other") == {}
+
+
+def test_edges_below_edges_are_reported_with_their_parents() -> None:
+    plant, cloud = Fleet(), Fleet()
+    plant.joined("line", "edge", {"below": {"c": ROWS}})
+    cloud.joined("plant", "edge", {"below": plant.reachable()})
+    assert cloud.homes({"c": 0}) == {"plant": [0]}
+    assert {n: s.parent for n, s in cloud.clients.items()} == {"plant": "", "line": "plant", "c": "line"}
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["join", "leave", "below"]), st.sampled_from("ab"), st.sets(st.sampled_from("xyz"))
+    ),
+    max_size=30,
+)
+
+
+@given(EVENTS)
+def test_every_client_has_one_home_and_it_is_there_if_anybody_reports_it(events) -> None:
+    fleet, told = Fleet(), {"a": set(), "b": set()}
+    for what, edge, clients in events:
+        if what == "join":
+            fleet.joined(edge, "edge", {"below": dict.fromkeys(clients, ROWS)})
+        elif what == "below":
+            fleet.below(edge, dict.fromkeys(clients, ROWS))
+        else:
+            fleet.left(edge)
+        told[edge] = set() if what == "leave" else clients
+    homes = fleet.homes({"x": 0, "y": 1, "z": 2})
+    assert sorted(c for ids in homes.values() for c in ids) == [0, 1, 2]
+    for client in "xyz":
+        ways = {edge for edge, below in told.items() if client in below}
+        seen = fleet.clients.get(client)
+        assert (seen is not None and seen.present) == bool(ways)
+        if ways:
+            assert seen.via in ways

@@ -1,0 +1,58 @@
+"""Settings files: values, with their defaults; every wrong key by its path."""
+
+import pytest
+
+from atoll.control.settings import Client, Edge, Server, address, make, read
+from atoll.control.up import plain
+from atoll.core.errors import ConfigError
+
+
+def test_a_file_is_read_and_the_command_line_goes_over_it(tmp_path) -> None:
+    file = tmp_path / "client.toml"
+    file.write_text('name = "a"\njoin = ["https://hub:8443"]\n[data.heart]\ntrain = "x.csv"\n')
+    found = read(file, Client, name="b", token=None)
+    assert (found.name, found.join, found.token) == ("b", ("https://hub:8443",), "")
+    assert found.folder == str(tmp_path / ".") or found.folder == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "words"),
+    [
+        (Client, {"nmae": "a"}, r"\$\.nmae.*did you mean 'name'"),
+        (Client, {"policy": {"min_cohort": "many"}}, r"policy"),
+        (Client, {"policy": {"epsilon": 1}}, "epsilon"),
+        (Edge, {"transport": "smoke"}, "transport"),
+        (Server, {"patience": "long"}, "patience"),
+    ],
+)
+def test_wrong_values_are_named(kind, table, words) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make(kind, table, "a file")
+
+
+def test_no_file_and_no_toml(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="there is no file"):
+        read(tmp_path / "x.toml", Client)
+    (tmp_path / "y.toml").write_text("name = ")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        read(tmp_path / "y.toml", Client)
+
+
+def test_addresses() -> None:
+    assert address("127.0.0.1:8443", "$.listen") == ("127.0.0.1", 8443)
+    assert address("[::1]:0", "$.listen") == ("::1", 0)
+    assert address(":80", "$.listen") == ("0.0.0.0", 80)  # noqa: S104
+    for wrong in ("hub", "hub:http", "hub:99999", ""):
+        with pytest.raises(ConfigError, match=r"\$\.listen"):
+            address(wrong, "$.listen")
+
+
+def test_a_plain_federation_deals_clients_to_edges() -> None:
+    assert plain(2, 3) == {
+        "coordinator": "", "edge-a": "coordinator", "edge-b": "coordinator",
+        "client-1": "edge-a", "client-2": "edge-b", "client-3": "edge-a",
+    }  # fmt: skip
+    assert plain(0, 1) == {"coordinator": "", "client-1": "coordinator"}
+    assert list(plain(0, 12))[1:3] == ["client-01", "client-02"]
+    with pytest.raises(ConfigError):
+        plain(1, 0)

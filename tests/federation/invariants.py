@@ -1,0 +1,99 @@
+"""What holds after every fault, in real processes and in the virtual world alike, as sentences where not.
+
+I1 every acknowledged update is in one committed aggregate or was expired     I2 none twice
+I3 model versions rise, their bytes hash to the registry's name                I4 the log verifies
+I5 each round is noted once, in order                                          I6 no orphan temporary files
+I7 the model has the bits of the undisturbed run
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.numpy import load
+
+from atoll.control.store import Store
+
+
+def leaves(blob: bytes) -> dict[str, bytes]:
+    """A model's leaves as bytes."""
+    return {name: leaf.tobytes() for name, leaf in load(blob).items()}
+
+
+def broken(
+    store: Store,
+    run: str,
+    *,
+    expected: Mapping[str, bytes] | None,
+    rounds: int | None = None,
+    whole: bool = True,
+) -> list[str]:
+    """Which invariants of a finished run do not hold in the coordinator's store.
+
+    `expected`: the undisturbed run's leaves, None where order may count. `rounds`: how many there were
+    to be. `whole`: nobody may be missing in any of them.
+    """
+    wrong = [*aggregates(store), *chain(store), *temporary(store)]
+    models = [m for m in store.models() if m["run"] == run]
+    if len(models) != 1:
+        return [*wrong, f"I3: {len(models)} models of one run"]
+    versions = [m["version"] for m in store.models(models[0]["name"])]
+    if versions != sorted(set(versions)):
+        wrong.append(f"I3: versions {versions}")
+    blob = store.blobs.read(models[0]["blob"])
+    if hashlib.sha256(blob).hexdigest() != models[0]["blob"]:
+        wrong.append("I3: the model's bytes are not those of its name")
+    history = store.history(run)
+    if rounds is not None and [r["round"] for r in history] != list(range(rounds + 1)):
+        wrong.append(f"I5: rounds {[r['round'] for r in history]}")
+    if whole and any("sites_failed" in r for r in history):
+        wrong.append(f"I1: somebody was left out: {[r.get('sites_failed') for r in history]}")
+    if expected is not None and leaves(blob) != expected:
+        wrong.append("I7: the model has other bits than the undisturbed run's")
+    return wrong
+
+
+def aggregates(store: Store) -> list[str]:
+    """I1 and I2 over the events of a store: each recorded answer in one closed request, once."""
+    answered: Counter[tuple[str, str, int, str]] = Counter()
+    closed: Counter[tuple[str, str, int]] = Counter()
+    ended: dict[tuple[str, str, int], tuple[list[str], dict[str, str]]] = {}
+    dropped: set[tuple[str, str]] = set()
+    for event in store.events(0, 10**6):
+        body = event["body"]
+        if event["kind"] == "dropped":
+            dropped.add((event["run"], body["scope"]))
+        if event["kind"] == "answered":
+            answered[event["run"], body["scope"], body["request"], event["node"]] += 1
+        if event["kind"] == "closed":
+            key = (event["run"], body["scope"], body["request"])
+            closed[key] += 1
+            ended[key] = body["replied"], body["missing"]
+    wrong = [f"I2: {key} was recorded {count} times" for key, count in answered.items() if count > 1]
+    wrong += [f"I2: {key} closed {count} times" for key, count in closed.items() if count > 1]
+    for run, scope, request, node in answered:
+        replied, missing = ended.get((run, scope, request), ([], {}))
+        where = replied.count(node) + (node in missing)
+        if where != 1 and (run, scope) not in dropped:
+            wrong.append(f"I1: the answer of {node} to {scope}.{request} counts {where} times")
+    return wrong
+
+
+def chain(store: Store) -> list[str]:
+    """I4."""
+    verdict = store.verify()
+    return [] if verdict.ok else [f"I4: {verdict.fault}"]
+
+
+def temporary(store: Store) -> list[str]:
+    """I6, once the store was opened: that is when it sweeps."""
+    return [f"I6: {path.relative_to(store.folder)}" for path in (store.folder / "blobs").rglob("*.part")]
+
+
+def settled(folder: Path) -> list[str]:
+    """Of a member that still runs: no half-written files beside its answers and models."""
+    found = [path for name in ("answers", "models", "runs") for path in (folder / name).glob("*.part")]
+    return [f"I6: {path}" for path in found]
