@@ -184,6 +184,27 @@ def test_many_threads_share_one_client(hall) -> None:
         rest.close()
 
 
+def test_who_waits_for_news_goes_when_the_server_ends(hall) -> None:
+    answers: list = []
+    asked, ask = threading.Event(), hall.office.ask
+
+    async def heard(verb, *args, **values):
+        found = await ask(verb, *args, **values)
+        if verb.__name__ == "events":
+            asked.set()
+        return found
+
+    hall.office.ask = heard
+    with served(hall) as url:
+        rest = Rest(url, Token.parse(hall.token("viewer")))
+        waiting = threading.Thread(target=lambda: answers.append(rest.get("/v1/events", after=1000, wait=25)))
+        waiting.start()
+        assert asked.wait(20)
+    waiting.join(15)
+    assert answers == [{"events": [], "next": 1000}]
+    rest.close()
+
+
 def test_a_certificate_renewed_while_it_serves(hall) -> None:
     pem = server_pem("reef", "127.0.0.1")
     with served(hall, pem=pem) as url:

@@ -140,6 +140,7 @@ def test_logs_say_site_cause_and_fix(hall) -> None:
 def test_nodes_drain_and_revoke(hall) -> None:
     hall.store.node_seen("plant", "edge", {"address": "10.0.0.7", "version": "0.1", "transport": "grpc"})
     hall.store.node_seen("line-1", "client", {"parent": "plant"})
+    hall.token("edge", "plant")
     hall.live = {"line-1": {"phase": "training", "run": "r1", "up": 10, "down": 20}}
     admin = hall.as_("admin")
     rows = {n["name"]: n for n in admin.get("/v1/nodes").json()["nodes"]}
@@ -149,6 +150,7 @@ def test_nodes_drain_and_revoke(hall) -> None:
     assert admin.post("/v1/nodes/line-1/drain", json={"on": False}).json()["drained"] is False
     assert admin.post("/v1/nodes/plant/revoke").json() == {"name": "plant", "revoked": True}
     assert hall.cuts == [("plant", "revoked")]
+    assert admin.get("/v1/audit").json()["ok"]
     states = {n["name"]: n["state"] for n in admin.get("/v1/nodes").json()["nodes"]}
     assert states == {"plant": "revoked", "line-1": "online"}
     assert admin.post("/v1/nodes/plant/readmit").json()["revoked"] is False
@@ -189,6 +191,10 @@ def test_the_audit_names_an_altered_row(hall) -> None:
     good = admin.get("/v1/audit").json()
     assert good["ok"]
     assert good["events"] == good["head"]["seq"] > 2
+    seen = f"{good['head']['seq']}:{good['head']['hash']}"
+    assert admin.get("/v1/audit", params={"seen": seen}).json()["ok"]
+    assert "was cut" in admin.get("/v1/audit", params={"seen": f"2:{'0' * 64}"}).json()["fault"]
+    assert admin.get("/v1/audit", params={"seen": "x"}).status_code == 422
     from sqlalchemy import text
 
     with hall.store.engine.connect() as conn, conn.begin():

@@ -67,3 +67,17 @@ def test_an_edge_that_is_cut_off_goes_on(tmp_path):
 
     history = run(main())
     assert max(r["train"]["edge_rounds"] for r in history[1:]) > 2
+
+
+def test_after_a_restart_everybody_is_seen_again(tmp_path):
+    async def main():
+        world = World(tmp_path, DATA, edges=2)
+        world.start_all()
+        await world.gathered()
+        await world.until(lambda: len(world.online()) == 6)
+        for name in world.processes:
+            world.kill(name)
+        world.start_all()
+        await world.until(lambda: world.alive() and len(world.online()) == 6)
+
+    run(main())

@@ -330,6 +330,10 @@ class World:
         process = self.processes.get(name)
         return process is not None and not process.dead and hasattr(process.node, "host")
 
+    def online(self) -> set[str]:
+        """Whom the store says to be there."""
+        return {node["name"] for node in self.store.nodes() if node["online"]}
+
     async def gathered(self) -> None:
         """Until the coordinator can reach every client."""
         count = len(self.clients)

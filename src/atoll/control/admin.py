@@ -71,9 +71,16 @@ def model_path(store: Store, name: str, version: str, form: str = "safetensors")
     return path if path.is_file() else None
 
 
-def audit(store: Store) -> Row:
-    """Verify the chain: {ok, events, fault, seq, head}; `fault` names the first altered or missing row."""
-    verdict = store.verify()
+def audit(store: Store, seen: str = "") -> Row:
+    """Verify the chain: {ok, events, fault, seq, head}; `fault` names the first altered or missing row.
+
+    `seen`: an end noted earlier, "number:hash", which the chain must still hold. Raises ConfigError for
+    another form.
+    """
+    number, colon, noted = seen.partition(":")
+    if seen and not (colon and number.isdecimal()):
+        raise ConfigError(f"an end noted earlier is NUMBER:HASH as verify prints it, got {seen[:80]!r}")
+    verdict = store.verify(head=(int(number), noted) if seen else None)
     seq, digest = store.head()
     return {
         "ok": verdict.ok,

@@ -49,7 +49,15 @@ def guarded(
 
         return await office.ask(look)
 
-    return Guard(app, lambda: app.routes, who, lambda: office.hosts, clock, limits=limits or Limits())
+    return Guard(
+        app,
+        lambda: app.routes,
+        who,
+        lambda: office.hosts,
+        clock,
+        limits=limits or Limits(),
+        close=office.close,
+    )
 
 
 def api(office: Office) -> FastAPI:

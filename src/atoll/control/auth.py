@@ -60,6 +60,26 @@ POLICY: Mapping[tuple[str, str], str] = {
     ("POST", "/v1/prune"): ADMIN,
 }
 
+MEMBER, PROOF = "member", "proof"  # this federation's certificate; a token's secret or a key's signature
+MEMBERS: Mapping[tuple[str, str], str] = {
+    # what members find at a coordinator's or an edge's own doors; operators' tokens open none of them
+    ("GET", "/v1/root"): ANYONE,
+    ("GET", "/v1/ways"): ANYONE,
+    ("GET", "/v1/"): ANYONE,  # which versions are spoken
+    ("POST", "/v1/seal"): ANYONE,  # begins a signed session; each call in it then proves who it is
+    ("POST", "/v1/enrol"): PROOF,
+    ("POST", "/v1/renew"): PROOF,
+    ("POST", "/v1/session"): MEMBER,
+    ("GET", "/v1/ws"): MEMBER,
+    ("HEAD", "/v1/uploads/{upload}"): MEMBER,
+    ("PUT", "/v1/uploads/{upload}"): MEMBER,
+    ("GET", "/v1/blobs/{blob}"): MEMBER,
+    ("gRPC", "Session"): MEMBER,
+    ("gRPC", "Offset"): MEMBER,
+    ("gRPC", "Upload"): MEMBER,
+    ("gRPC", "Download"): MEMBER,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

@@ -31,6 +31,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     )
     inner = group(commands, "audit", "the chained log of events", say)
     c = command("verify", _audit, "find the first event that was altered or is missing", inner, far)
+    text = "an end that verify printed earlier: it must still be there"
+    c.add_argument("--seen", default="", metavar="NUMBER:HASH", help=say(text))
     _state(c, say)
     c = command(
         "backup", _backup, "write everything a coordinator must not lose into one file", commands, far
@@ -149,11 +151,12 @@ def _audit(args: argparse.Namespace, say: Say) -> int:
         from . import admin
 
         with _store(args) as store:
-            found = admin.audit(store)
+            found = admin.audit(store, args.seen)
     else:
         with connected(args) as fed:
-            found = fed.audit()
-    good = f"{found['events']} {say('events, none altered')}; {say('the last is')} {found['head']['hash']}"
+            found = fed.audit(args.seen)
+    end = f"{found['head']['seq']}:{found['head']['hash']}"
+    good = f"{found['events']} {say('events, none altered')}; {say('the last is')} {end}"
     show(args, found, good if found["ok"] else f"{say('altered')}: {found['fault']}")
     return 0 if found["ok"] else 1
 

@@ -318,13 +318,8 @@ class Coordinator:
 
     def live(self) -> Mapping[str, Mapping[str, Any]]:
         """What each connected member does at this moment."""
-        busy = {name: run for run in self._running for name in self.host.waiting(run)}
-        found = {}
-        for session in self.host.service.sessions():
-            name = str(session.get("name"))
-            phase = "working" if name in busy else "idle"
-            found[name] = {**session, "phase": phase, "run": busy.get(name, "")}
-        return found
+        sessions = {str(session["name"]): session for session in self.host.service.sessions()}
+        return {name: {**sessions.get(name, {}), **told} for name, told in self.host.doing().items()}
 
     def about(self, run: str) -> Mapping[str, Any]:
         """What a run's data have in common, and its clients' names by number."""

@@ -27,10 +27,12 @@ from .advice import advise
 from .store import FINAL, MAIN, Store
 from .store.schema import notes
 from .store.schema import runs as known
+from .told import Told, told
 
 DEEPEST = 12  # tables within tables of a job
 LONGEST = 4096  # characters of one text in it
 SHOWN = 8  # runs on the page
+ROUNDS = 400  # of one run on it
 NUMBERS = range(-(2**63), 2**63)
 
 Row: TypeAlias = dict[str, Any]
@@ -81,10 +83,21 @@ def run(store: Store, id: str) -> Row | None:
     record = _record(store, id)
     if record is None:
         return None
-    rounds = store.history(id)
-    sent = {way: sum(r.get(way, 0) for r in rounds) for way in ("up", "down")}
+    so_far = told(store, id)
     place = _places(store).get(id, {})
-    return {**_run(record, rounds), **sent, **place, "table": record["table"]}
+    return {
+        **_run(record, so_far.rounds),
+        "up": so_far.up,
+        "down": so_far.down,
+        **place,
+        "table": record["table"],
+    }
+
+
+def active(store: Store) -> list[Row]:
+    """Runs that are under way."""
+    found = [r for state in ("running", "paused", "stopping") for r in store.runs(state=state)]
+    return [_run(record, told(store, record["id"]).rounds) for record in found]
 
 
 def history(store: Store, id: str, after: int = -1, limit: int = 500) -> list[Row] | None:
@@ -170,14 +183,14 @@ def overview(store: Store, live: Live, now: float, id: str | None = None) -> Row
     found = None if chosen is None else run(store, chosen)
     if id is not None and found is None:
         return None
-    records = [] if chosen is None else store.history(chosen)
+    so_far = Told() if chosen is None else told(store, chosen)
     return {
         "now": now,
         "runs": newest,
         "nodes": nodes(store, live, now),
         "run": found,
-        "rounds": [_short(r) for r in records][-400:],
-        "sites": _sites(records),
+        "rounds": so_far.rounds[-ROUNDS:],
+        "sites": {"metrics": so_far.sites, "failed": so_far.failed},
     }
 
 
@@ -264,19 +277,3 @@ def _manifest(text: bytes) -> Any:
 def _advised(entry: Row) -> Row:
     advice = advise(entry["text"])
     return {**entry, "cause": advice.cause, "fix": advice.fix} if entry["level"] == "error" else entry
-
-
-_SHORT = ("round", "seconds", "clients", "cohort", "up", "down", "metrics")
-
-
-def _short(record: Row) -> Row:
-    """One round in a few numbers."""
-    kept: Row = {name: record[name] for name in _SHORT if name in record}
-    return {**kept, "failed": len(record.get("failed", {}))}
-
-
-def _sites(records: Sequence[Row]) -> Row:
-    """Each site's metrics at the last evaluation, and what it failed at since, by client number."""
-    last = next((r for r in reversed(records) if "sites" in r), {})
-    failed = records[-1].get("failed", {}) if records else {}
-    return {"metrics": last.get("sites", {}), "failed": {**last.get("sites_failed", {}), **failed}}

@@ -58,7 +58,7 @@ def run_of(record: Mapping[str, Any], history: Sequence[dict[str, Any]], params:
         shape = features if isinstance(features, tuple) else (features,)
         example = np.zeros((2, *shape), np.float32)
     history = list(history)
-    stopped = record["reason"] if record["state"] == "stopped" else ""
+    stopped = (record["reason"] or "stopped") if record["state"] == "stopped" else ""
     stopped = stopped or next((r["stop"] for r in reversed(history) if r.get("stop")), "")
     empty = Update.of({}) if params is None else params
     return Run(file.job, int(record["seed"]), learner, empty, history, stopped, example)

@@ -55,7 +55,7 @@ class Guard:
 
     `routes`: what there is. `who(authorization)`: the caller a header proves. `hosts`: names this
     server answers to, without ports; a page elsewhere that points its own name at us is turned away.
-    `clock`: seconds, monotonic.
+    `clock`: seconds, monotonic. `close()`: whoever waits for something may go.
     """
 
     app: Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -65,6 +65,7 @@ class Guard:
     clock: Callable[[], float]
     policy: Mapping[tuple[str, str], str] = field(default_factory=lambda: POLICY)
     limits: Limits = field(default_factory=Limits)
+    close: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self._calls, self._failures = self.limits.calls(), self.limits.failures()

@@ -72,6 +72,7 @@ class Host:
         self.fleet = Fleet()
         self.changed = asyncio.Event()
         self.roles: dict[str, str] = {}
+        self.live: dict[str, dict[str, Any]] = {}  # by member, here and below: bytes up and down, phase
         self.models: dict[str, dict[str, Any]] = {}  # letters that say which model to serve, by its name
         self._patience = {"client": patience, "edge": edge_patience}
         self._asks: dict[str, Sent] = {}
@@ -170,9 +171,9 @@ class Host:
     async def present(self, name: str) -> None:
         """A member is here: send it what is open. Only now: a seat it had before has ended by then."""
         about = self._admitted.get(name, {})
+        await self._remember(name, self.roles[name], about)
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
-        await self._remember(name, self.roles[name], about)
         self._elsewhere.discard(name)
         timer = self._timers.pop(name, None)
         if timer is not None:
@@ -229,6 +230,8 @@ class Host:
                 await self._below(name, head)
             case "alert":
                 await self._log("", name, "warning", str(head.get("reason", "")))
+            case "live":
+                self._told(name, head.get("members"))
             case "log":
                 level = str(head.get("level", "info"))
                 await self._log(str(head.get("run", "")), name, level, str(head.get("text", "")))
@@ -236,6 +239,34 @@ class Host:
                 await self._log("", name, "info", f"serves {head.get('name')} version {head.get('version')}")
             case _:
                 pass  # of a later minor version
+
+    def _told(self, edge: str, members: Any) -> None:
+        """What an edge says that the members below it do at this moment."""
+        if self.fleet.children.get(edge) != "edge" or not isinstance(members, Mapping):
+            return
+        for name, told in members.items():
+            if name in self.fleet.clients and isinstance(told, Mapping):
+                up, down = (n if isinstance(n := told.get(k), int) else 0 for k in ("up", "down"))
+                phase = "working" if told.get("phase") == "working" else "idle"
+                self.live[name] = {
+                    "up": up,
+                    "down": down,
+                    "phase": phase,
+                    "run": str(told.get("run", ""))[:64],
+                }
+
+    def doing(self) -> dict[str, dict[str, Any]]:
+        """What every member, here or below, does at this moment: phase, run, bytes up and down."""
+        busy = {peer: sent.run for sent in self._asks.values() for peer in sent.letters}
+        found = {name: dict(told) for name, told in self.live.items()}
+        for name in self.fleet.children:
+            mine = found.setdefault(name, {"up": 0, "down": 0})
+            mine |= {"phase": "working" if name in busy else "idle", "run": busy.get(name, "")}
+        return found
+
+    def _count(self, name: str, way: str, size: int) -> None:
+        told = self.live.setdefault(name, {"up": 0, "down": 0, "phase": "idle", "run": ""})
+        told[way] += size
 
     async def _refused(self, name: str, ask: str, reason: str) -> None:
         sent = self._asks.get(ask)
@@ -313,10 +344,6 @@ class Host:
         if not sent.letters:
             del self._asks[ask]
 
-    def waiting(self, run: str) -> list[str]:
-        """Members that have yet to answer something of this run."""
-        return sorted({peer for sent in self._asks.values() if sent.run == run for peer in sent.letters})
-
     def hold(self, blob: str) -> None:
         """Somebody may fetch this blob, which no row in SQL names, until it is released as often."""
         self._held[blob] += 1
@@ -361,6 +388,7 @@ class Host:
             return before
         _, sent = self._find(name, upload)
         hit(_SPOOLED)
+        self._count(name, "up", path.stat().st_size + len(head))  # noqa: ASYNC240  no time
         try:
             checked = await self.gate.check(sent.wants[name], head, path)
         except ProtocolError as error:
@@ -405,7 +433,10 @@ class Host:
         mine = {s.letters[name]["params"] for s in self._asks.values() if name in s.letters}
         if blob in mine or blob in {m["blob"] for m in self.models.values()}:
             path = self.store.blobs.path(blob)
-            return path if path.exists() else None
+            if not path.exists():
+                return None
+            self._count(name, "down", path.stat().st_size)
+            return path
         self._soon()
         return None
 

@@ -36,6 +36,7 @@ class Listening:
         if tls is not None:
             tls.minimum_version = ssl.TLSVersion.TLSv1_3
         self.host = host
+        self._app = app
         self._socket = _bound(host, port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
@@ -72,6 +73,8 @@ class Listening:
     def close(self) -> None:
         """Take no more requests; `serve` returns once those under way are answered, or 2 s later."""
         self._server.should_exit = True
+        if (close := getattr(self._app, "close", None)) is not None:
+            close()
 
 
 class _Server(uvicorn.Server):

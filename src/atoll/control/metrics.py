@@ -31,15 +31,14 @@ class _Figures(Collector):
 
     def collect(self) -> Iterator[Any]:
         now, store = self._office.clock(), self._store
-        runs = desk.runs(store, limit=1000)
         nodes = desk.nodes(store, self._office.live(), now)
         health = store.health()
         yield InfoMetricFamily("atoll", "This coordinator", {"version": version("atoll-fl")})
-        states = Counter(r["state"] for r in runs)
+        states = Counter(r["state"] for r in store.runs())
         yield _gauge("atoll_runs", "Runs by state", ("state",), (((s,), states[s]) for s in STATES))
         seen = Counter((n["role"], n["state"]) for n in nodes)
         yield _gauge("atoll_nodes", "Members by role and state", ("role", "state"), seen.items())
-        active = [r for r in runs if r["state"] in ("running", "paused", "stopping")]
+        active = desk.active(store)
         yield _gauge("atoll_run_round", "Rounds done", ("run",), (((r["id"],), r["round"]) for r in active))
         yield _gauge("atoll_run_rounds", "Rounds to do", ("run",), (((r["id"],), r["of"]) for r in active))
         metrics = (((r["id"], r["metric"]), r["value"]) for r in active if r["value"] is not None)

@@ -24,6 +24,6 @@ async def events(office: Office, after: int, limit: int, wait: float, run: str |
         pulled = office.bell.pulled
         rows: list[Row] = await office.ask(Store.events, after, limit, run=run)
         left = ends - loop.time()
-        if rows or left <= 0:
+        if rows or left <= 0 or office.closing:
             return {"events": rows, "next": rows[-1]["seq"] if rows else after}
         await office.bell.wait(pulled, min(left, LOOK))

@@ -58,7 +58,14 @@ class Office:
 
     def __post_init__(self) -> None:
         self.fingerprint = fingerprint(self.root)
+        self.closing = False
         self._bell: Bell | None = None
+
+    def close(self) -> None:
+        """Let whoever waits for news go: the server ends."""
+        self.closing = True
+        if self._bell is not None:
+            self._bell.ring()
 
     async def ask(self, verb: Callable[..., T], *args: Any, **values: Any) -> T:
         """One verb over the store, in the store's own thread."""

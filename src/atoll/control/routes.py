@@ -200,9 +200,12 @@ def records(app: FastAPI, office: Office) -> None:
         return _there(await office.ask(admin.forget, token, request.state.caller.name), "token")
 
     @app.get("/v1/audit", tags=["audit"])
-    async def audit() -> Any:
-        """Verify the chain of events: the first row that was altered or is missing, if any."""
-        return await office.ask(admin.audit)
+    async def audit(seen: Annotated[str, Query(max_length=100)] = "") -> Any:
+        """Verify the chain of events: the first row that was altered or is missing, if any.
+
+        `seen`: an end noted earlier, `number:hash`, which the chain must still hold.
+        """
+        return await office.ask(admin.audit, seen)
 
     @app.post("/v1/backups", tags=["store"], status_code=201)
     async def backup(body: Nothing | None = None) -> Any:

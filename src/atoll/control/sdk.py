@@ -160,9 +160,12 @@ class Federation:
         """The coordinator's store, disk, schema, certificate and versions."""
         return self._row(self._rest.get("/v1/health"))
 
-    def audit(self) -> Row:
-        """Verify the chained log of events: ok, how many, and the first row that was altered."""
-        return self._row(self._rest.get("/v1/audit", timeout=600.0))
+    def audit(self, seen: str = "") -> Row:
+        """Verify the chained log of events: ok, how many, and the first row that was altered.
+
+        `seen`: an end noted earlier, "number:hash", which the log must still hold.
+        """
+        return self._row(self._rest.get("/v1/audit", timeout=600.0, seen=seen or None))
 
     def backup(self) -> Row:
         """Have the coordinator write a backup into its own folder; its path there, size and SHA-256."""

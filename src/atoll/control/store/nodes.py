@@ -96,9 +96,12 @@ class Nodes(Database):
             change = update(t.certificates).where(certificates.name == name, certificates.revoked.is_(False))
             serials = tx.run(change.values(revoked=True).returning(certificates.serial)).scalars().all()
             held = t.tokens.c.name == name, t.tokens.c.role.in_(MEMBERS), t.tokens.c.revoked.is_(False)
-            tx.run(update(t.tokens).where(*held).values(revoked=True))
+            lost = update(t.tokens).where(*held).values(revoked=True).returning(t.tokens.c.digest)
+            tokens = tx.run(lost).scalars().all()
             if new or serials:
                 tx.event("node.revoked", {"serials": sorted(serials)}, node=name, actor=actor)
+            for token in sorted(tokens):
+                tx.event("token.revoked", {"token": token}, node=name, actor=actor)
             return bool(new)
 
     def readmit(self, name: str, actor: str = "") -> bool:
