@@ -413,7 +413,7 @@ class Host:
             raise
         hit(_GATED)
         blob = hashlib.sha256(head).hexdigest()
-        await self.work(lambda: self.store.blobs.adopt(path, blob))
+        await self.work(lambda: self.store.blobs.adopt(path, blob, head=False))
         hit(_ADOPTED)
         info = {"checked": plain_kept(checked)}
         counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
@@ -432,7 +432,11 @@ class Host:
         known = self._receipts.get(upload)
         if known is not None or not upload.endswith(f".{name}"):
             return known
-        run, _, rest = upload.removesuffix(f".{name}").partition(".")
+        ask = upload.removesuffix(f".{name}")
+        sent = self._asks.get(ask)
+        if sent is not None and sent.drive.waits(sent.request, name):
+            return None  # what the journal holds of an open request, its drive knows
+        run, _, rest = ask.partition(".")
         scope, _, request = rest.rpartition(".")
         if not request.isdigit():
             return None
