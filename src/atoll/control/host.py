@@ -295,30 +295,20 @@ class Host:
         """A client changed its parent: whoever it left need not wait for it."""
         if before == client:
             self.moved_away(client)
-        elif before in self._connected():
+        elif self._here(before):
             self.service.send(before, "moved", {"client": client})
         elif self.fleet.deserted(before):
             self._lost(before, f"{LOST}its clients moved to another parent")
 
     def moved_away(self, client: str) -> None:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
-<<<<<<< HEAD
-        if client not in self._connected():
-            self._elsewhere.add(client)
-            self._lost(client, MOVED)
-
-    def _connected(self) -> set[str]:
-        """Members with a connection at this moment, not only a seat that waits for them."""
-        return {str(s["name"]) for s in self.service.sessions() if s.get("connected")}
-=======
         if not self._here(client):
             self._elsewhere.add(client)
             self._lost(client, MOVED)
 
-    def _here(self, client: str) -> bool:
-        """Whether it is connected to us at this moment."""
-        return any(s["name"] == client and s.get("connected") for s in self.service.sessions())
->>>>>>> faults
+    def _here(self, name: str) -> bool:
+        """Whether it is connected to us at this moment: a seat alone only waits for it."""
+        return any(s["name"] == name and s.get("connected") for s in self.service.sessions())
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""

@@ -72,7 +72,6 @@ class Servers:
             source,
             federation=federation,
             extra=self._extra(ways),
-            sealed=self.settings.sealed,
         )
         self._open.append(front)
         ways |= {"https": front.port, "websocket": front.port}
