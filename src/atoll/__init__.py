@@ -229,21 +229,13 @@ __all__ = [
 ]
 
 
-_MACHINES = {  # a federation of machines: where each of its doors is
-    "Policy": "settings",
-    "connect": "sdk",
-    "run_client": "members",
-    "run_coordinator": "members",
-    "run_edge": "members",
-}
-
-
 def __getattr__(name: str) -> Any:
     """What is found on first use: scikit-learn's doors, and the way to a federation of machines."""
-    if name in _MACHINES:
-        from importlib import import_module
+    if name in ("connect", "Policy", "run_client", "run_coordinator", "run_edge"):
+        from .control import members, sdk, settings
 
-        return getattr(import_module(f"{__name__}.control.{_MACHINES[name]}"), name)
+        doors = {"connect": sdk.connect, "Policy": settings.Policy}
+        return doors.get(name) or getattr(members, name)
     if name.startswith("Federated") and name in __all__:
         from . import estimators
 

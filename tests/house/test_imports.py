@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "privacy": {"core"},
     "wire": {"core"},
     **dict.fromkeys(ALGORITHMS | DRIVERS, BELOW),
-    "testing": BELOW,
+    "testing": BELOW | {"transport"},  # its suites stand beside the contracts
     "job": BELOW | ALGORITHMS,  # values: it names algorithms, and no driver
     "__main__": {"control"},
     "draw": set(),  # charts: standard library only
@@ -45,7 +45,7 @@ INSIDE = re.compile(r"atoll\.(adapt\.(torch|sklearn|onnx|xgboost)_\w+|control\.s
 # Whoever serves or dials needs these: their modules name them at the top, `import atoll` loads none of them.
 SERVICE = {
     *("aiohttp", "alembic", "cryptography", "fastapi", "grpc", "prometheus_client"),
-    *("psutil", "pydantic", "sqlalchemy", "starlette", "uvicorn", "zstandard"),
+    *("psutil", "pydantic", "sqlalchemy", "starlette", "uvicorn", "yarl", "zstandard"),
 }
 SERVING = re.compile(
     r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(authority|certificate|identity|keys|models|token)|serve\.\w+)"

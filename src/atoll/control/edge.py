@@ -31,6 +31,10 @@ _TAKEN, _SUMMED = declare("edge.taken_in"), declare("edge.summed")
 _OVER = declare("edge.over.before"), declare("edge.over.after")
 
 
+LIVE = 2.0  # seconds between two looks at what members do
+TIDY = 600.0  # seconds between two collections of blobs
+
+
 class EdgeNode:
     """One edge process. `outside`: what it stands on."""
 
@@ -63,16 +67,17 @@ class EdgeNode:
             edge_patience=self.settings.edge_patience,
         )
         servers = self.outside.servers(self.settings, current, self.host)
-        telling = None
+        telling: list[asyncio.Task[None]] = []
         self.uplink.on_open = self._opened
         try:
             await servers.start()
             await self.host.recall()
-            telling = asyncio.get_running_loop().create_task(self._tell())
+            jobs = self._tell(), self._tell_live(), self._keep_house()
+            telling = [asyncio.get_running_loop().create_task(job) for job in jobs]
             await self.uplink.run()
         finally:
-            if telling is not None:
-                telling.cancel()
+            for task in telling:
+                task.cancel()
             await servers.stop()
             await gate.close()
             self.store.close()
@@ -91,6 +96,22 @@ class EdgeNode:
                 self._told = below
                 self.uplink.send("below", {"clients": below})
 
+    async def _tell_live(self) -> None:
+        """Say now and then what the members below do, for those who look."""
+        told: Mapping[str, Any] = {}
+        while True:
+            await asyncio.sleep(LIVE)
+            doing = self.host.doing()
+            if doing != told and self.uplink.state == "connected":
+                told = doing
+                self.uplink.send("live", {"members": doing})
+
+    async def _keep_house(self) -> None:
+        """Take away, now and then, what nobody needs."""
+        while True:
+            await asyncio.sleep(TIDY)
+            await self.host.durable(self.store.blobs.collect)
+
     def _opened(self) -> None:
         self._told = None
         self.host.changed.set()
@@ -106,7 +127,7 @@ class EdgeNode:
         hit(_TAKEN)
         names = {client: name for name, client in roster.items()}
         asking = Asking(self.host, run, scope, asked.job, work.job.trained, names)
-        asking.parcels[id(task.params)] = (task.params, asked.blob)
+        asking.keep(task.params, asked.blob)
         homes = Homes(self.host.fleet, roster)
         own = work.job.trained.protocol
         make = rounds.edge if own is None or own.edge is None else own.edge
@@ -125,7 +146,10 @@ class EdgeNode:
             deadline=asked.deadline,
         )
         asking.drive = homes.drive = drive
-        answer: Answer = await drive.run()
+        try:
+            answer: Answer = await drive.run()
+        finally:
+            asking.close()
         hit(_SUMMED)
         return answer
 
@@ -165,6 +189,7 @@ class EdgeNode:
     async def _serve(self, head: Mapping[str, Any]) -> None:
         """Pass a model that clients are to serve on to them; they check its signature themselves."""
         await self._take_in(str(head.get("blob", "")))
+        self.host.hold(str(head.get("blob", "")))
         self.host.serve_model(dict(head))
 
 
