@@ -50,11 +50,14 @@ def reach(url: str, proxy: str, timeout: float) -> Generator[Finding, None, Far 
     far = Far(host, parts.port or (443 if secure else 80), _proxy(host, parts.scheme, proxy), timeout, secure)
     yield _proxied(host, far.proxy)
     first = far.proxy[:2] if far.proxy else (host, far.port)
-    for look in (lambda: _name(first[0]), lambda: way(first, timeout)):
-        found = look()
-        yield found
-        if found.level == "bad":
-            return None
+    known = _name(first[0])
+    yield known
+    if known.level == "bad":
+        return None
+    there = way(first, timeout)
+    yield there
+    if there.level == "bad":
+        return None
     return far
 
 
