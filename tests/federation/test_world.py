@@ -81,10 +81,11 @@ def test_after_a_restart_everybody_is_seen_again(tmp_path):
         world = World(tmp_path, DATA, edges=2)
         world.start_all()
         await world.gathered()
-        await world.until(lambda: len(world.online()) == 6)
+        everybody = len(world.edges) + len(world.clients)
+        await world.until(lambda: len(world.online()) == everybody)
         for name in world.processes:
             world.kill(name)
         world.start_all()
-        await world.until(lambda: world.alive() and len(world.online()) == 6)
+        await world.until(lambda: world.alive() and len(world.online()) == everybody)
 
     run(main())
