@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from aiohttp import web
 
-from ..core.errors import ConfigError, Gone, ProtocolError, StateError
+from ..core.errors import ConfigError, Gone, ProtocolError
 from ..core.session import Packet
 from ..privacy.keys import Member
 from ..wire.codec import FRAME, HEADER, Bytes
@@ -456,4 +456,4 @@ def _count(text: str) -> int:
     return int(text)
 
 
-__all__ = ["Extra", "Listening", "StateError", "serve"]
+__all__ = ["Extra", "Listening", "serve"]
