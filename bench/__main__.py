@@ -1,4 +1,4 @@
-"""`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`, or `faults` (faults.py)."""
+"""`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`, or `bench faults`."""
 
 from __future__ import annotations
 

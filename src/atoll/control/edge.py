@@ -31,6 +31,7 @@ _TAKEN, _SUMMED = declare("edge.taken_in"), declare("edge.summed")
 _OVER = declare("edge.over.before"), declare("edge.over.after")
 
 
+LIVE = 2.0  # seconds between two looks at what members do
 TIDY = 600.0  # seconds between two collections of blobs
 
 
@@ -71,9 +72,8 @@ class EdgeNode:
         try:
             await servers.start()
             await self.host.recall()
-            telling = [
-                asyncio.get_running_loop().create_task(job) for job in (self._tell(), self._keep_house())
-            ]
+            jobs = self._tell(), self._tell_live(), self._keep_house()
+            telling = [asyncio.get_running_loop().create_task(job) for job in jobs]
             await self.uplink.run()
         finally:
             for task in telling:
@@ -95,6 +95,16 @@ class EdgeNode:
             if below != self._told and self.uplink.state == "connected":
                 self._told = below
                 self.uplink.send("below", {"clients": below})
+
+    async def _tell_live(self) -> None:
+        """Say now and then what the members below do, for those who look."""
+        told: Mapping[str, Any] = {}
+        while True:
+            await asyncio.sleep(LIVE)
+            doing = self.host.doing()
+            if doing != told and self.uplink.state == "connected":
+                told = doing
+                self.uplink.send("live", {"members": doing})
 
     async def _keep_house(self) -> None:
         """Take away, now and then, what nobody needs."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..core.edge import LOST
 from ..core.errors import Gone, ProtocolError, Refused, StateError
 from ..privacy.keys import Member
 from ..transport.drive import Drive
@@ -33,7 +34,7 @@ log = logging.getLogger("atoll.host")
 T = TypeVar("T")
 _SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
 _ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
-MOVED = "it moved to another parent"
+MOVED = f"{LOST}it moved to another parent"
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
@@ -72,6 +73,7 @@ class Host:
         self.fleet = Fleet()
         self.changed = asyncio.Event()
         self.roles: dict[str, str] = {}
+        self.live: dict[str, dict[str, Any]] = {}  # by member, here and below: bytes up and down, phase
         self.models: dict[str, dict[str, Any]] = {}  # letters that say which model to serve, by its name
         self._patience = {"client": patience, "edge": edge_patience}
         self._asks: dict[str, Sent] = {}
@@ -170,9 +172,9 @@ class Host:
     async def present(self, name: str) -> None:
         """A member is here: send it what is open. Only now: a seat it had before has ended by then."""
         about = self._admitted.get(name, {})
+        await self._remember(name, self.roles[name], about)
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
-        await self._remember(name, self.roles[name], about)
         self._elsewhere.discard(name)
         timer = self._timers.pop(name, None)
         if timer is not None:
@@ -210,7 +212,7 @@ class Host:
         if name not in self._timers and name not in self.fleet.children:
             seconds = self._patience.get(self.roles.get(name, "client"), 60.0)
             loop = asyncio.get_running_loop()
-            self._timers[name] = loop.call_later(seconds, self._lost, name, f"away for {seconds:g} seconds")
+            self._timers[name] = loop.call_later(seconds, self._lost, name, f"{LOST}away for {seconds:g} seconds")
 
     def _lost(self, name: str, reason: str) -> None:
         timer = self._timers.pop(name, None)
@@ -229,6 +231,8 @@ class Host:
                 await self._below(name, head)
             case "alert":
                 await self._log("", name, "warning", str(head.get("reason", "")))
+            case "live":
+                self._told(name, head.get("members"))
             case "log":
                 level = str(head.get("level", "info"))
                 await self._log(str(head.get("run", "")), name, level, str(head.get("text", "")))
@@ -236,6 +240,34 @@ class Host:
                 await self._log("", name, "info", f"serves {head.get('name')} version {head.get('version')}")
             case _:
                 pass  # of a later minor version
+
+    def _told(self, edge: str, members: Any) -> None:
+        """What an edge says that the members below it do at this moment."""
+        if self.fleet.children.get(edge) != "edge" or not isinstance(members, Mapping):
+            return
+        for name, told in members.items():
+            if name in self.fleet.clients and isinstance(told, Mapping):
+                up, down = (n if isinstance(n := told.get(k), int) else 0 for k in ("up", "down"))
+                phase = "working" if told.get("phase") == "working" else "idle"
+                self.live[name] = {
+                    "up": up,
+                    "down": down,
+                    "phase": phase,
+                    "run": str(told.get("run", ""))[:64],
+                }
+
+    def doing(self) -> dict[str, dict[str, Any]]:
+        """What every member, here or below, does at this moment: phase, run, bytes up and down."""
+        busy = {peer: sent.run for sent in self._asks.values() for peer in sent.letters}
+        found = {name: dict(told) for name, told in self.live.items()}
+        for name in self.fleet.children:
+            mine = found.setdefault(name, {"up": 0, "down": 0})
+            mine |= {"phase": "working" if name in busy else "idle", "run": busy.get(name, "")}
+        return found
+
+    def _count(self, name: str, way: str, size: int) -> None:
+        told = self.live.setdefault(name, {"up": 0, "down": 0, "phase": "idle", "run": ""})
+        told[way] += size
 
     async def _refused(self, name: str, ask: str, reason: str) -> None:
         sent = self._asks.get(ask)
@@ -263,17 +295,20 @@ class Host:
         """A client changed its parent: whoever it left need not wait for it."""
         if before == client:
             self.moved_away(client)
-        elif before in self.fleet.children:
+        elif self._here(before):
             self.service.send(before, "moved", {"client": client})
         elif self.fleet.deserted(before):
-            self._lost(before, "its clients moved to another parent")
+            self._lost(before, f"{LOST}its clients moved to another parent")
 
     def moved_away(self, client: str) -> None:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
-        here = {s["name"] for s in self.service.sessions() if s.get("connected")}
-        if client not in here:
+        if not self._here(client):
             self._elsewhere.add(client)
             self._lost(client, MOVED)
+
+    def _here(self, name: str) -> bool:
+        """Whether it is connected to us at this moment: a seat alone only waits for it."""
+        return any(s["name"] == name and s.get("connected") for s in self.service.sessions())
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
@@ -289,12 +324,14 @@ class Host:
     def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
         """An ask goes out to a member, now or when it comes."""
         self._promised.pop(ask, None)
+        self._receipts.pop(self._key(ask, peer), None)  # of the same ask before it was dropped and came again
         kept = self._asks.setdefault(ask, sent)
         kept.letters[peer] = letter
         kept.wants[peer] = asked
         self._say(ask, kept, peer)
-        if peer in self._elsewhere:
+        if peer in self._elsewhere and not self._here(peer):
             self.spawn(kept.drive.failed(kept.request, peer, MOVED))
+        self._elsewhere.discard(peer)
         self._await(peer)
 
     def _say(self, ask: str, sent: Sent, peer: str) -> None:
@@ -312,10 +349,6 @@ class Host:
             sent.wants.pop(peer, None)
         if not sent.letters:
             del self._asks[ask]
-
-    def waiting(self, run: str) -> list[str]:
-        """Members that have yet to answer something of this run."""
-        return sorted({peer for sent in self._asks.values() if sent.run == run for peer in sent.letters})
 
     def hold(self, blob: str) -> None:
         """Somebody may fetch this blob, which no row in SQL names, until it is released as often."""
@@ -361,6 +394,7 @@ class Host:
             return before
         _, sent = self._find(name, upload)
         hit(_SPOOLED)
+        self._count(name, "up", path.stat().st_size + len(head))  # noqa: ASYNC240  no time
         try:
             checked = await self.gate.check(sent.wants[name], head, path)
         except ProtocolError as error:
@@ -369,7 +403,7 @@ class Host:
             raise
         hit(_GATED)
         blob = hashlib.sha256(head).hexdigest()
-        await self.work(lambda: self.store.blobs.adopt(path, blob))
+        await self.work(lambda: self.store.blobs.adopt(path, blob, head=False))
         hit(_ADOPTED)
         info = {"checked": plain_kept(checked)}
         counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
@@ -388,7 +422,11 @@ class Host:
         known = self._receipts.get(upload)
         if known is not None or not upload.endswith(f".{name}"):
             return known
-        run, _, rest = upload.removesuffix(f".{name}").partition(".")
+        ask = upload.removesuffix(f".{name}")
+        sent = self._asks.get(ask)
+        if sent is not None and sent.drive.waits(sent.request, name):
+            return None  # what the journal holds of an open request, its drive knows
+        run, _, rest = ask.partition(".")
         scope, _, request = rest.rpartition(".")
         if not request.isdigit():
             return None
@@ -401,7 +439,10 @@ class Host:
         mine = {s.letters[name]["params"] for s in self._asks.values() if name in s.letters}
         if blob in mine or blob in {m["blob"] for m in self.models.values()}:
             path = self.store.blobs.path(blob)
-            return path if path.exists() else None
+            if not path.exists():
+                return None
+            self._count(name, "down", path.stat().st_size)
+            return path
         self._soon()
         return None
 

@@ -106,6 +106,7 @@ def _seen(fed: Federation, run: RemoteRun) -> Iterator[Row]:
 def picture(seen: Row, say: Say) -> Any:
     """What rich shows: the run, its curve in a line, a row for each client."""
     from rich.console import Group
+    from rich.padding import Padding
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -125,7 +126,8 @@ def picture(seen: Row, say: Say) -> Any:
         )
     for cells in clients(seen, say):
         rows.add_row(*cells)
-    return Group(head, count, ProgressBar(total=max(1, run["of"]), completed=run["round"], width=60), rows)
+    bar = ProgressBar(total=max(1, run["of"]), completed=run["round"], width=60)
+    return Group(head, count, Padding(bar, (0, 0, 1, 0)), rows)
 
 
 def clients(seen: Row, say: Say) -> Iterator[list[str]]:
