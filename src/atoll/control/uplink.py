@@ -39,7 +39,7 @@ _KEPT = declare("uplink.kept.before"), declare("uplink.kept.after")
 _UPLOADED = declare("uplink.uploaded")
 _FORGOTTEN = declare("uplink.forgotten.before"), declare("uplink.forgotten.after")
 KEPT = 2  # models kept on disk
-RENEW = 60.0  # seconds between two looks at the certificate's age
+RENEW = 60.0  # seconds between two looks at the certificate's age, less for one that is good for minutes
 
 OnAsk: TypeAlias = Callable[["Asked"], Awaitable[Answer]]
 OnLetter: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
@@ -201,7 +201,8 @@ class Uplink:
         from ..transport.enrol import renew
 
         while True:
-            await asyncio.sleep(RENEW)
+            mine = self.identity
+            await asyncio.sleep(min(RENEW, (mine.member.until - mine.since) / 8))
             for url in urls if self.identity.renew_due(time.time()) else ():
                 try:
                     await renew(url, self.identity, proxy=self.settings.proxy or None, now=time.time())
