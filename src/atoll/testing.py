@@ -5,6 +5,7 @@
     check_learner(learner, data)   data: one client's, small; fit is called about ten times
     check_transform(part)          a transform, or a chain of them
     check_aggregator(make)         make() -> an aggregator, before its round
+    check_link(make)               make(desk) -> a server of that desk and links to it, see there
     check_store(make)              make(name) -> the store called so, empty the first time
 
 Each returns None, or raises AssertionError with a message that says which law broke.
@@ -332,6 +333,17 @@ def _check_chain(part: Transform, update: Update, like: Update, ctx: Context) ->
         _law(way == chain(part), "chain() must be neutral")
         got, _ = way.out(update, way.start(like, "out"), ctx)
         _law(_fingerprint(got) == _fingerprint(alone), f"chain({part}) must do what {part} does")
+
+
+def check_link(make: Callable[[Any], Any]) -> None:
+    """What a transport promises: letters once and in order, one receipt for an upload, nothing for strangers.
+
+    `make(desk)`: an async context manager that gives (service, connect), a Service of that desk served
+    by your transport and connect(name) -> a new Link for that client; see transport/conformance.py.
+    """
+    from .transport.conformance import check
+
+    check(make)
 
 
 def check_aggregator(make: Callable[[], Aggregator], *, examples: int = 5, seed: int = 0) -> None:

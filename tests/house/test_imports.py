@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "privacy": {"core"},
     "wire": {"core"},
     **dict.fromkeys(ALGORITHMS | DRIVERS, BELOW),
-    "testing": BELOW,
+    "testing": BELOW | {"transport"},  # its suites stand beside the contracts
     "job": BELOW | ALGORITHMS,  # values: it names algorithms, and no driver
     "__main__": {"control"},
     "draw": set(),  # charts: standard library only

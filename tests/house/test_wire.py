@@ -1,12 +1,14 @@
-"""The generated messages are those of wire.proto, whichever protoc is at hand."""
+"""The generated messages are those of the .proto files, whichever protoc is at hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
+from atoll.transport import atoll_pb2
 from atoll.wire import wire_pb2
 
 SRC = Path(wire_pb2.__file__).parents[2]
@@ -22,10 +24,11 @@ def fields(file: FileDescriptorProto) -> list[object]:
     return [file.package, file.syntax, enums, messages]
 
 
-def test_generated_code_is_current(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", [wire_pb2, atoll_pb2], ids=lambda module: module.__name__)
+def test_generated_code_is_current(module: Any, tmp_path: Path) -> None:
     protoc = pytest.importorskip("grpc_tools.protoc", reason="needs grpcio-tools")
     made = tmp_path / "set"
-    assert protoc.main(["", f"-I{SRC}", f"--descriptor_set_out={made}", "atoll/wire/wire.proto"]) == 0
+    assert protoc.main(["", f"-I{SRC}", f"--descriptor_set_out={made}", module.DESCRIPTOR.name]) == 0
     (now,) = FileDescriptorSet.FromString(made.read_bytes()).file
-    committed = FileDescriptorProto.FromString(wire_pb2.DESCRIPTOR.serialized_pb)
-    assert fields(committed) == fields(now), "wire.proto changed: run tools/wire"
+    committed = FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
+    assert fields(committed) == fields(now), "a .proto changed: run tools/wire"

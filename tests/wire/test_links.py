@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from atoll.privacy.keys import Authority, Identity, Member
+from atoll.testing import check_link
 from atoll.transport.conformance import LAWS, Desk, check
 from atoll.transport.grpc import GrpcLink
 from atoll.transport.grpc import serve as serve_grpc
@@ -21,7 +22,7 @@ from atoll.transport.service import Limits, Service
 from tests.wire.pki import NOW
 from tests.wire.pki import member as certified
 
-LIMITS = Limits(takeover=0.2)
+LIMITS = Limits(takeover=2)
 
 
 @cache
@@ -108,3 +109,51 @@ WORLDS: dict[str, Any] = {
 @pytest.mark.parametrize("world", WORLDS)
 def test_law(world: str, law: Any) -> None:
     check(WORLDS[world], [law])
+
+
+def test_the_suite_is_for_everybody() -> None:
+    check_link(memory)
+
+
+def dropping(desk: Desk) -> Any:
+    seen = desk.letter
+
+    async def letter(name: str, kind: str, head: Any) -> None:
+        if head.get("k") != 2:
+            await seen(name, kind, head)
+
+    desk.letter = letter  # type: ignore[method-assign]
+    return memory(desk)
+
+
+def forgetful(desk: Desk) -> Any:
+    async def receipt(name: str, upload: str) -> None:
+        return None
+
+    desk.receipt = receipt  # type: ignore[method-assign]
+    return memory(desk)
+
+
+def short(desk: Desk) -> Any:
+    @asynccontextmanager
+    async def make() -> AsyncIterator[Any]:
+        async with memory(desk) as (service, _):
+
+            class Short(MemoryLink):
+                async def download(self, blob: str, start: int, have: Any) -> Any:
+                    frames = [frame async for frame in super().download(blob, start, have)]
+                    for frame in frames[:-1]:
+                        yield frame
+
+            yield service, lambda name: Short(service, member(name))
+
+    return make()
+
+
+@pytest.mark.parametrize(
+    ("make", "law"),
+    [(dropping, "once and in order"), (forgetful, "one receipt"), (short, "to the end")],
+)
+def test_control_the_suite_notices_what_is_wrong(make: Any, law: str) -> None:
+    with pytest.raises(AssertionError, match=law):
+        check_link(make)

@@ -7,22 +7,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.edge import Answer, Task
+from ..core.errors import ProtocolError, StateError
 from ..core.update import Update
 from ..learn.algorithm import Algorithm
-from ..transport.drive import Answered, Drive
-from ..wire import body
+from ..transport.drive import Answered, Drive, Stored
+from ..wire import body, checkpoint
 from .host import Host, Sent
 from .kept import kept_plain
-from .parcels import write_frames
+from .parcels import read_frames, write_frames
 from .want import ring_bits, want
 
+PARCELS = 3  # the newest model, the best one, and one in work
+SMALL = 1 << 16  # bytes of an Update that stands in the checkpoint itself: a file of its own costs more
 
 @dataclass
 class Asking:
     """One drive's net: tasks of one run out as letters, answers back as values to fold.
 
     `scope`: the journal's. `job`: the signed job every letter carries. `names`: of clients, by id.
-    `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for.
+    `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for, and
+    for checkpoints too, which name them.
     """
 
     host: Host
@@ -33,6 +37,7 @@ class Asking:
     names: Mapping[int, str]
     drive: Drive | None = None
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
+    _made: list[tuple[Update, str]] = field(default_factory=list)  # by checkpoints, off the event loop
 
     async def prepare(self, messages: Mapping[str, Task]) -> Mapping[str, Any]:
         """Each task with the blob of its model."""
@@ -42,19 +47,59 @@ class Asking:
         return letters
 
     async def _parcel(self, params: Update) -> str:
-        known = self.parcels.get(id(params))
-        if known is not None and known[0] is params:
-            return known[1]
-        blob = await self.host.work(lambda: write_frames(self.host.store, body.params_message(params)))
-        while len(self.parcels) > 1:
+        while self._made:
+            self.keep(*self._made.pop(0))
+        blob = self._known(params)
+        if not blob:
+            blob = await self.host.work(lambda: self._put(params))
+            self.keep(params, blob)
+        while len(self.parcels) > PARCELS:
             self._let_go(next(iter(self.parcels)))
-        self.keep(params, blob)
         return blob
+
+    def _known(self, params: Update) -> str:
+        found, blob = self.parcels.get(id(params), (None, ""))
+        return blob if found is params else ""
+
+    def _put(self, params: Update) -> str:
+        return write_frames(self.host.store, body.params_message(params))
+
+    def dump(self, state: Any, records: checkpoint.Records) -> Stored:
+        """A checkpoint on disk. The models in it are written as the parcels that the next round sends."""
+        named: list[str] = []
+        best = getattr(state, "best", None)
+        models = (getattr(state, "params", None), best and best[2])
+
+        def elsewhere(update: Update) -> str | None:
+            if update.buffer.nbytes < SMALL or not any(update is model for model in models):
+                return None
+            blob = self._known(update)
+            if not blob:
+                blob = self._put(update)
+                self._made.append((update, blob))
+            named.append(blob)
+            return blob
+
+        return Stored(self.host.store.blobs.put(checkpoint.dump(state, records, elsewhere)), tuple(named))
+
+    def load(self, data: bytes, records: checkpoint.Records) -> Any:
+        """From `dump`. Raises StateError where a blob it names is gone or damaged."""
+
+        def elsewhere(blob: str) -> Update:
+            try:
+                params = body.params_of(read_frames(self.host.store.blobs.path(blob), finite=False))
+            except (OSError, ProtocolError) as error:
+                raise StateError(f"blob {blob} of a checkpoint: {error}; restore a backup") from None
+            self._made.append((params, blob))
+            return params
+
+        return checkpoint.load(data, records, elsewhere)
 
     def keep(self, params: Update, blob: str) -> None:
         """This model is that blob, which stays on disk while somebody may fetch it."""
-        self.host.hold(blob)
-        self.parcels[id(params)] = (params, blob)
+        if not self._known(params):
+            self.host.hold(blob)
+            self.parcels[id(params)] = (params, blob)
 
     def close(self) -> None:
         """The drive is over: nobody fetches its models any more."""

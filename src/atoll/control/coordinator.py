@@ -26,7 +26,6 @@ from ..learn.rounds import Plan, Progress
 from ..privacy.keys import Current
 from ..run import COORDINATOR, RECORDS
 from ..transport.drive import Drive
-from ..wire import checkpoint
 from ..wire.failpoint import declare, hit
 from . import finished
 from .asking import Asking
@@ -49,6 +48,7 @@ LEASE = 30.0  # seconds; prolonged while a run is worked on
 TIDY = 600.0  # seconds between two collections of what nobody needs
 LOOK = 30.0  # seconds between two looks at what is to be kept or renewed
 KEPT_RUNS = 100  # ended runs that stay whatever their age
+PAUSE = 0.2  # seconds between two looks where it rings all the time
 TICK = 5.0  # seconds between two looks at the store where nothing rings
 
 
@@ -146,6 +146,7 @@ class Coordinator:
         while not self._closing.is_set():
             pulled = bell.pulled
             await self._look()
+            await asyncio.wait({closing}, timeout=PAUSE)  # a round rings several times
             waiting = asyncio.ensure_future(Bell.wait(pulled, TICK))
             await asyncio.wait({closing, waiting}, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
@@ -252,8 +253,8 @@ class Coordinator:
             net=asking,
             durable=self.host.durable,
             work=self.host.work,
-            dump=lambda state: checkpoint.dump(state, RECORDS),
-            load=lambda data: checkpoint.load(data, RECORDS),
+            dump=lambda state: asking.dump(state, RECORDS),
+            load=lambda data: asking.load(data, RECORDS),
             context=homes.context,
         )
         asking.drive = homes.drive = drive
@@ -341,7 +342,7 @@ def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float) -> Plan:
         job.cohort,
         sizes=sizes,
         every=job.every,
-        sites=True,
+        sites=job.sites,
         stop=job.stop,
         deadline=job.deadline,
         max_weight=job.max_weight,

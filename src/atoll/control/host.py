@@ -308,7 +308,7 @@ class Host:
         """A client changed its parent: whoever it left need not wait for it."""
         if before == client:
             self.moved_away(client)
-        elif before in self.fleet.children:
+        elif self._here(before):
             self.service.send(before, "moved", {"client": client})
         elif self.fleet.deserted(before):
             self._lost(before, f"{LOST}its clients moved to another parent")
@@ -319,9 +319,9 @@ class Host:
             self._elsewhere.add(client)
             self._lost(client, MOVED)
 
-    def _here(self, client: str) -> bool:
-        """Whether it is connected to us at this moment."""
-        return any(s["name"] == client and s.get("connected") for s in self.service.sessions())
+    def _here(self, name: str) -> bool:
+        """Whether it is connected to us at this moment: a seat alone only waits for it."""
+        return any(s["name"] == name and s.get("connected") for s in self.service.sessions())
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
@@ -416,7 +416,7 @@ class Host:
             raise
         hit(_GATED)
         blob = hashlib.sha256(head).hexdigest()
-        await self.work(lambda: self.store.blobs.adopt(path, blob))
+        await self.work(lambda: self.store.blobs.adopt(path, blob, head=False))
         hit(_ADOPTED)
         info = {"checked": plain_kept(checked)}
         counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
@@ -435,7 +435,11 @@ class Host:
         known = self._receipts.get(upload)
         if known is not None or not upload.endswith(f".{name}"):
             return known
-        run, _, rest = upload.removesuffix(f".{name}").partition(".")
+        ask = upload.removesuffix(f".{name}")
+        sent = self._asks.get(ask)
+        if sent is not None and sent.drive.waits(sent.request, name):
+            return None  # what the journal holds of an open request, its drive knows
+        run, _, rest = ask.partition(".")
         scope, _, request = rest.rpartition(".")
         if not request.isdigit():
             return None

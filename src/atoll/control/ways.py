@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .coordinator import Coordinator
     from .pki import Registrar
 
+GRACE = 30.0  # seconds a member's seat waits for it to connect again
 _SCHEMES: Mapping[Transport, str] = {"grpc": "grpcs", "https": "https", "websocket": "wss"}
 
 
@@ -46,7 +47,8 @@ class Servers:
         self.host = host
         self.ports: dict[str, Any] = {}
         clock = asyncio.get_running_loop().time
-        self.service = Service(host, Limits(heartbeat=settings.heartbeat), clock=clock)
+        limits = Limits(heartbeat=settings.heartbeat, grace=min(settings.patience, GRACE))
+        self.service = Service(host, limits, clock=clock)
         host.service = self.service
         self._open: list[Any] = []
 

@@ -9,6 +9,9 @@ same questions; those the journal knows are answered from it, the first it does 
     answer ──► journal.answered ──► hub ──► fold        only then its sender gets a receipt
     hub: closed ──► journal.closed ──► the role goes on
 
+Records are written in their order; those that come while others are written, or that nobody outside can
+know of yet (closed, note, checkpoint), join the next write: a round costs few syncs of the disk.
+
 Roles are deterministic but for what they are told, so the replayed role stands where the killed one
 stood; sums do not depend on order, so the model has the same bits (tests/drive). Posts may be in flight
 over a checkpoint: the role posts them again when it goes on, and they are taken for the ones that were.
@@ -19,8 +22,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..core import hub as h
 from ..core import protocol as op
@@ -75,6 +79,13 @@ class Resumed:
     closed: Mapping[int, Closed] = field(default_factory=dict)
 
 
+class Stored(NamedTuple):
+    """A checkpoint that is on disk already: the blob with its bytes, and others that these refer to."""
+
+    blob: str
+    others: tuple[str, ...] = ()
+
+
 class Journal(Protocol):
     """What makes a role durable. Every method blocks until its record is on disk.
 
@@ -98,7 +109,7 @@ class Journal(Protocol):
     def note(self, number: int, record: Mapping[str, Any]) -> bool:
         """A record for whoever watches; False if that number is there already."""
 
-    def checkpoint(self, state: bytes, requests: int, notes: int, keep: Sequence[int]) -> None:
+    def checkpoint(self, state: bytes | Stored, requests: int, notes: int, keep: Sequence[int]) -> None:
         """The role is at `state`, after so many requests and notes."""
 
 
@@ -141,7 +152,7 @@ class Memory:
         """Not kept."""
         return True
 
-    def checkpoint(self, state: bytes, requests: int, notes: int, keep: Sequence[int]) -> None:
+    def checkpoint(self, state: bytes | Stored, requests: int, notes: int, keep: Sequence[int]) -> None:
         """Not kept."""
 
 
@@ -156,7 +167,16 @@ class _Open:
     folded: Any = None
     bad: dict[str, str] = field(default_factory=dict)
     folding: asyncio.Task[None] | None = None
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    recording: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Record:
+    """Something on its way into the journal, and who hears of it there: a waiter, or `then` with the result."""
+
+    write: Callable[[], Any]
+    done: asyncio.Future[Any] | None = None
+    then: Callable[[Any], None] = lambda result: None
 
 
 def _first(so_far: Any, _peer: str, body: Any) -> Any:
@@ -181,7 +201,7 @@ class Drive:
         net: Net,
         durable: Callable[[Callable[[], T]], Awaitable[T]],
         work: Callable[[Callable[[], T]], Awaitable[T]],
-        dump: Callable[[Any], bytes],
+        dump: Callable[[Any], bytes | Stored],
         load: Callable[[bytes], Any],
         context: Callable[[], Mapping[str, Any]] = dict,
         on_note: Callable[[Mapping[str, Any]], None] = lambda record: None,
@@ -212,6 +232,8 @@ class Drive:
         self._broken: BaseException | None = None
         self._requests = 0
         self._notes = 0
+        self._records: list[_Record] = []
+        self._writer: asyncio.Task[None] | None = None
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -231,7 +253,12 @@ class Drive:
         state = None if self._past.state is None else await self._work(lambda: self._load(self._past.state))
         party = Party(self.name, self._names, self._key, self.clock, state, self._deadline)
         try:
-            return await self._steps(self._main(party))
+            result = await self._steps(self._main(party))
+            await self._settle()
+            return result
+        except Exception:
+            await self._settle()
+            raise
         finally:
             for timer in self._timers:
                 timer.cancel()
@@ -269,20 +296,78 @@ class Drive:
                 await self.failed(request, peer, reason)
 
     async def _take(self, a: Answered) -> bool:
-        """One at a time for each request, so that nothing is recorded after its request closed."""
+        """Recorded in the order in which they come, so none after its request closed."""
         o = self._open.get(a.request)
         if o is None:
             return False
-        async with o.lock:
-            if not self.waits(a.request, a.peer):
-                return False
-            hit(_COUNTED[0])
-            await self._durable(
-                lambda: self._journal.answered(a.request, a.peer, blob=a.blob, reason=a.reason, info=a.info)
-            )
-            hit(_COUNTED[1])
+        while (other := o.recording.get(a.peer)) is not None:  # the first one wins, once it is on disk
+            await asyncio.wait([other])
+        if not self.waits(a.request, a.peer):
+            return False
+        hit(_COUNTED[0])
+        o.recording[a.peer] = recorded = self._record(
+            lambda: self._journal.answered(a.request, a.peer, blob=a.blob, reason=a.reason, info=a.info),
+            lambda _: self._recorded(o, a),
+        )
+        recorded.add_done_callback(lambda _: o.recording.pop(a.peer, None))
+        await asyncio.shield(recorded)
+        return True
+
+    def _recorded(self, o: _Open, a: Answered) -> None:
+        """Counted as soon as it is on disk, whether or not whoever brought it still waits."""
+        hit(_COUNTED[1])
+        if a.peer in o.waiting:
             self._count(a)
-            return True
+
+    # -- into the journal ---------------------------------------------------------------------
+
+    def _record(
+        self, write: Callable[[], Any], then: Callable[[Any], None] = lambda result: None
+    ) -> asyncio.Future[Any]:
+        """On disk when the future is done, and all before it. What comes meanwhile is written together."""
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._records.append(_Record(write, done, then))
+        if self._writer is None:
+            self._writer = asyncio.get_running_loop().create_task(self._write())
+        return done
+
+    def _later(self, write: Callable[[], Any], then: Callable[[Any], None] = lambda result: None) -> None:
+        """On disk with the next record that somebody waits for: nothing outside may follow from it before."""
+        self._records.append(_Record(write, None, then))
+
+    async def _settle(self) -> None:
+        """Until all that was recorded is on disk."""
+        if self._records or self._writer is not None:
+            await self._record(lambda: None)
+
+    async def _write(self) -> None:
+        try:
+            while self._records:
+                records, self._records = self._records, []
+                try:
+                    results = await self._durable(lambda records=records: self._together(records))
+                except Exception as error:  # noqa: BLE001  whoever waits for it hears of it, else the role
+                    self._fail(records, error)
+                    continue
+                for record, result in zip(records, results, strict=True):
+                    record.then(result)
+                    if record.done is not None and not record.done.done():
+                        record.done.set_result(result)
+        finally:
+            self._writer = None
+
+    def _together(self, records: Sequence[_Record]) -> list[Any]:
+        with getattr(self._journal, "batch", nullcontext)() if len(records) > 1 else nullcontext():
+            return [record.write() for record in records]
+
+    def _fail(self, records: Sequence[_Record], error: Exception) -> None:
+        for record in records:
+            if record.done is None:
+                self._broken = error
+                self._arrived.set()
+            elif not record.done.done():
+                record.done.set_exception(error)
+                record.done.exception()  # a waiter that was cancelled leaves it unread
 
     def _count(self, a: Answered) -> None:
         self._open[a.request].waiting.discard(a.peer)
@@ -342,15 +427,13 @@ class Drive:
     async def _close(self, closed: h.Closed) -> None:
         request, o = closed.request, self._open[closed.request]
         try:
-            async with o.lock:  # whoever is being recorded is still among the recorded
-                self._net.cancel(request, [*closed.replied, *closed.missing])
-                if o.folding is not None:
-                    await o.folding
-                replied = tuple(peer for peer in closed.replied if peer not in o.bad)
-                missing = {**closed.missing, **o.bad}
-                hit(_CLOSED[0])
-                await self._durable(lambda: self._journal.closed(request, replied, missing))
-                hit(_CLOSED[1])
+            self._net.cancel(request, [*closed.replied, *closed.missing])
+            if o.folding is not None:
+                await o.folding
+            replied = tuple(peer for peer in closed.replied if peer not in o.bad)
+            missing = {**closed.missing, **o.bad}
+            hit(_CLOSED[0])
+            self._later(lambda: self._journal.closed(request, replied, missing), lambda _: hit(_CLOSED[1]))
         except Exception as error:  # noqa: BLE001  the role hears of it: memory or the disk ran out, say
             self._broken = error
             self._arrived.set()
@@ -399,13 +482,15 @@ class Drive:
             case op.Next():
                 return await self._next()
             case op.Sleep(seconds):
+                await self._settle()
                 await asyncio.sleep(seconds)
             case op.Work(run, _):
+                await self._settle()
                 return await self._work(run)
             case op.Checkpoint(state):
                 await self._save(state)
             case op.Note(record):
-                await self._note(record)
+                self._note(record)
             case _:
                 raise MisuseError(
                     "letters between members (send and recv) are delivered in simulations only:"
@@ -425,7 +510,7 @@ class Drive:
         if request not in self._past.asked:
             detail = {"peers": sorted(messages), "context": dict(self._context())}
             hit(_ASKED[0])
-            await self._durable(lambda: self._journal.asked(request, detail))
+            await self._record(lambda: self._journal.asked(request, detail))
             hit(_ASKED[1])
         letters = await self._net.prepare(messages)
         o.waiting = set(messages)
@@ -469,6 +554,9 @@ class Drive:
             del self._flying[first.number]
             return first
         while not self._posted:
+            await self._settle()
+            if self._posted:
+                break
             if self._broken is not None:
                 raise self._broken
             self._arrived.clear()
@@ -481,13 +569,17 @@ class Drive:
         requests, notes, keep = self._requests, self._notes, sorted(self._flying)
         data = await self._work(lambda: self._dump(state))
         hit(_SAVED[0])
-        await self._durable(lambda: self._journal.checkpoint(data, requests, notes, keep))
-        hit(_SAVED[1])
+        self._later(
+            lambda: self._journal.checkpoint(data, requests, notes, keep), lambda _: hit(_SAVED[1])
+        )
 
-    async def _note(self, record: Mapping[str, Any]) -> None:
+    def _note(self, record: Mapping[str, Any]) -> None:
         number, self._notes = self._notes, self._notes + 1
+
+        def noted(fresh: bool) -> None:  # noqa: FBT001  the journal's answer
+            hit(_NOTED[1])
+            if fresh:
+                self._on_note(record)
+
         hit(_NOTED[0])
-        fresh = await self._durable(lambda: self._journal.note(number, record))
-        hit(_NOTED[1])
-        if fresh:
-            self._on_note(record)
+        self._later(lambda: self._journal.note(number, record), noted)

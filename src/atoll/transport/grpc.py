@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc._cython.cygrpc import InternalError
 
 from ..core.errors import AtollError, ConfigError, Gone, ProtocolError
 from ..core.session import Packet
@@ -32,6 +33,9 @@ _SERVER = [
     *_SIZES,
     ("grpc.so_reuseport", 0),  # a second server on the same port fails instead of sharing it
     ("grpc.max_concurrent_streams", 64),  # of one connection
+    # What came and was not read is lost when a connection breaks: let little more than one frame come.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 256 << 10),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.server_handshake_timeout_ms", 10_000),  # who connects and says nothing
     ("grpc.max_connection_idle_ms", 300_000),  # and who has no call open
@@ -299,12 +303,23 @@ class GrpcLink:
         await self._channel.close()
 
 
+_OVER = (grpc.aio.AioRpcError, asyncio.InvalidStateError, InternalError)
+
+
+async def _write(call: Any, data: bytes) -> None:
+    """As `call.write`, which gives a call that the server has ended the status INTERNAL if it fails
+    before the server's own status is read: a refusal would be taken for an accident.
+    """
+    await call.wait_for_connection()
+    await call._cython_call.send_serialized_message(data)
+
+
 async def _send(call: Any, frames: AsyncIterator[bytes]) -> None:
     try:
         async for frame in frames:
-            await call.write(wrap(frame))
+            await _write(call, wrap(frame))
         await call.done_writing()
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+    except _OVER:
         pass  # the call is over: its answer says why
     except Exception:
         call.cancel()  # the file cannot be read
@@ -317,8 +332,8 @@ class _Channel:
 
     async def send(self, packet: bytes) -> None:
         try:
-            await self._call.write(packet)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
+            await _write(self._call, packet)
+        except (*_OVER, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and not self._call.done():
                 raise
             raise Gone("the connection has ended") from None

@@ -99,7 +99,8 @@ async def serve(
         if sealer is not None and "atoll-seal" in request.headers:
             return _Caller(*sealer.request(request.method, request.raw_path, request.headers))
         if sealer is None:
-            return _Caller(claimed(request.headers.get("atoll-member", "")))
+            said = request.headers.get("atoll-member")
+            return _Caller(claimed(said) if said else None)
         connection = request.transport.get_extra_info("ssl_object") if request.transport else None
         return _Caller(https_member(connection, federation=federation, now=wall()))
 

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import yarl
 
-from ..core.errors import AtollError, ConfigError, Gone, ProtocolError
+from ..core.errors import AtollError, ConfigError, Gone, IntegrityError, ProtocolError
 from ..privacy.keys import Identity, Member
 from ..wire.codec import Bytes
 from .address import authority, loopback
@@ -95,11 +94,13 @@ class HttpsLink:
         told = {**self._headers, **(headers or {})}
         if self._seal is not None:
             told["atoll-seal"] = header(self._seal, method, path, told)
+        from yarl import URL
+
         if self._proxy:
             more["proxy"] = self._proxy
         try:
             async with self._client().request(
-                method, yarl.URL(self._base + path, encoded=True), headers=told, allow_redirects=False, **more
+                method, URL(self._base + path, encoded=True), headers=told, allow_redirects=False, **more
             ) as response:
                 if response.status >= 300:
                     raise self._error(response.status, response.headers, path)
@@ -124,9 +125,13 @@ class HttpsLink:
         reason = _reason(headers.get("atoll-reason"))
         reason = reason or f"the server or a proxy before it answered {status}"
         if self._identity is not None:
-            if self._seal is None or "atoll-seal" not in headers:
+            try:
+                if self._seal is None or "atoll-seal" not in headers:
+                    raise IntegrityError("no signature")
+                told = heard(self._seal, path, status, headers["atoll-seal"])
+            except ProtocolError:
                 return Gone(f"not signed by the server: {reason}")
-            word, _, reason = heard(self._seal, path, status, headers["atoll-seal"]).partition("\n")
+            word, _, reason = told.partition("\n")
         return fault(word, reason)
 
     async def session(self, name: str, hello: bytes) -> Channel:

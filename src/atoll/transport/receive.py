@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, Refused
 from ..wire.codec import FRAME, Bytes
@@ -24,30 +24,8 @@ from .frames import Announced, announced, number, payload
 from .link import KEPT
 from .pump import pump, thread
 
-
-class Place(Protocol):
-    """Where a spool goes and how long it may get: service.Offer."""
-
-    @property
-    def path(self) -> Path:
-        """The spool file."""
-
-    @property
-    def limit(self) -> int:
-        """Bytes it may have."""
-
-
-class Desk(Protocol):
-    """What of service.Desk uploads need."""
-
-    async def offered(self, name: str, upload: str) -> Place:
-        """Where it goes."""
-
-    async def uploaded(self, name: str, upload: str, head: bytes, path: Path) -> Mapping[str, Any]:
-        """It is whole: the receipt."""
-
-    async def receipt(self, name: str, upload: str) -> Mapping[str, Any] | None:
-        """That of an upload kept before."""
+if TYPE_CHECKING:
+    from .service import Desk
 
 
 class Spool:

@@ -118,8 +118,8 @@ class Blobs:
                 _live.discard(temp.name)
         return name
 
-    def adopt(self, path: Path, name: str) -> Path:
-        """Take a file in under this name, and `PATH.head` with it where there is one; durable by then.
+    def adopt(self, path: Path, name: str, *, head: bool = True) -> Path:
+        """Take a file in under this name, and with `head` `PATH.head` too where there is one; durable by then.
 
         It must lie on the store's file system (its `spool` does). Again with the same name: the
         file that is there stays. Raises StateError where the disk is full or `path` is missing.
@@ -127,18 +127,19 @@ class Blobs:
         self._db.disk.allow()
         with self._db.disk.watch():
             target = self.path(name)
-            head = path.with_name(path.name + ".head")
+            beside = path.with_name(path.name + ".head")
             self._fresh.add(name)
             if self.touch(name):
                 self._files.unlink(path)
-                self._files.unlink(head)
+                if head:
+                    self._files.unlink(beside)
                 return target
             try:
                 self._files.sync_path(path)
-                if head.exists():  # first: a blob that is there has its head
-                    self._files.sync_path(head)
+                if head and beside.exists():  # first: a blob that is there has its head
+                    self._files.sync_path(beside)
                     self._files.make_folder(target.parent)
-                    self._files.replace(head, self.head(name))
+                    self._files.replace(beside, self.head(name))
                 self._settle(path, name)
             except FileNotFoundError:
                 if not target.is_file():

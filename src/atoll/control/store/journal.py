@@ -14,13 +14,14 @@ what a checkpoint holds is not replayed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from ...core.errors import StateError
-from ...transport.drive import Answered, Closed, Resumed
+from ...transport.drive import Answered, Closed, Resumed, Stored
 from . import schema as t
 from .blobs import Blobs
 from .database import Database, Tx, transition
@@ -57,6 +58,8 @@ _KEPT: Any = bindparam("keep", expanding=True)
 _OLD = t.answers.c.request < bindparam("q"), t.answers.c.request.not_in(_KEPT)
 _OLD_BLOBS = select(t.answers.c.blob).where(*_here(t.answers), *_OLD)
 _FORGET_ANSWERS = delete(t.answers).where(*_here(t.answers), *_OLD)
+_LEFT = t.pins.c.owner == bindparam("o"), t.pins.c.blob.not_in(_KEPT)
+_UNPIN, _UNPINNED = delete(t.pins).where(*_LEFT), select(t.pins.c.blob).where(*_LEFT)
 _FORGET_ASKS = delete(t.asks).where(
     *_here(t.asks), t.asks.c.request < bindparam("q"), t.asks.c.request.not_in(_KEPT)
 )
@@ -72,6 +75,10 @@ class Journal:
         self._blobs = blobs
         self._key = {"run": run, "scope": scope}
         self._at = {"r": run, "s": scope}
+
+    def batch(self) -> AbstractContextManager[None]:
+        """Join the calls inside into one transaction: all of them are on disk at its end, or none."""
+        return self._db.batch()
 
     def resume(self) -> Resumed:
         """Everything since the last checkpoint. Raises StateError if its blob is gone."""
@@ -176,14 +183,18 @@ class Journal:
         """All records of this scope, by number."""
         return [parsed(row.record) for row in self._db.rows(_NOTES, self._at)]
 
-    def checkpoint(self, state: bytes | str, requests: int, notes: int, keep: Sequence[int] = ()) -> None:
+    def checkpoint(
+        self, state: bytes | str | Stored, requests: int, notes: int, keep: Sequence[int] = ()
+    ) -> None:
         """All before `requests` is in `state`, bytes or the name of a blob with them: forget it, but for
-        the requests in `keep`, which are still under way.
+        the requests in `keep`, which are still under way. What a stored state refers to is kept with it.
 
         The blobs of what is forgotten go, unless something else names them. Raises StateError where
         the counts go back.
         """
-        name = state if isinstance(state, str) else self._blobs.put(state)
+        name, others = state if isinstance(state, Stored) else (state, ())
+        if isinstance(name, bytes):
+            name = self._blobs.put(name)
         with self._db.write(_CHECKPOINT) as tx:
             self._blobs.need(name)
             found = tx.run(_SCOPE, self._at).one_or_none()
@@ -195,6 +206,7 @@ class Journal:
             row = {**self._key, "state": name, "requests": requests, "notes": notes}
             columns = ("state", "requests", "notes")
             tx.run(insert_or_set(t.scopes, self._db.dialect, *columns), row)
+            self._pin(tx, others)
             self._forget(tx, requests, keep, [found.state] if found else [])
             body = {"scope": self.scope, "requests": requests, "notes": notes, "blob": name}
             tx.event("checkpoint", {**body, "keep": sorted(keep)}, run=self.run)
@@ -205,10 +217,22 @@ class Journal:
             state = tx.run(_SCOPE, self._at).one_or_none()
             top = tx.run(select(func.max(t.asks.c.request)).where(*_here(t.asks)), self._at).scalar()
             gone = self._forget(tx, 0 if top is None else top + 1, (), [state.state] if state else [])
+            self._pin(tx, ())
             for table in (t.notes, t.scopes):
                 gone += tx.run(delete(table).where(*_here(table)), self._at).rowcount
             if gone:
                 tx.event("dropped", {"scope": self.scope}, run=self.run)
+
+    def _pin(self, tx: Tx, blobs: Sequence[str]) -> None:
+        """These are what the checkpoint refers to, and no others any more."""
+        at = {"o": f"{self.run} {self.scope}", "keep": list(blobs)}
+        for blob in blobs:
+            self._blobs.need(blob)
+            tx.run(insert_new(t.pins, self._db.dialect), {"blob": blob, "owner": at["o"]})
+        gone = list(tx.run(_UNPINNED, at).scalars())
+        if gone:
+            tx.run(_UNPIN, at)
+            tx.after.append(lambda: self._blobs.superfluous(gone))
 
     def _forget(self, tx: Tx, requests: int, keep: Sequence[int], blobs: list[str]) -> int:
         at = {**self._at, "q": requests, "keep": list(keep)}

@@ -41,6 +41,7 @@ class Retention(Database):
             ended = select(r.id, r.ended).where(r.state.in_(FINAL)).order_by(r.ended.desc(), r.number.desc())
             gone = [row.id for row in tx.run(ended).all()[keep_runs:] if row.ended <= since]
             for run in gone:
+                tx.run(delete(t.pins).where(t.pins.c.owner.startswith(f"{run} ", autoescape=True)))
                 for table in (t.answers, t.asks, t.notes, t.scopes, t.logs):
                     tx.run(delete(table).where(table.c.run == run))
                 tx.run(delete(t.runs).where(r.id == run))
