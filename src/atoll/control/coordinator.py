@@ -129,7 +129,8 @@ class Coordinator:
         """Renew our own certificate at half of its life; forget what nobody needs, once an hour."""
         pruned = 0.0
         while True:
-            await asyncio.sleep(LOOK)
+            mine = self.current()
+            await asyncio.sleep(min(LOOK, (mine.member.until - mine.since) / 8))
             loop = asyncio.get_running_loop()
             if self.current().renew_due(time.time()):
                 await self.host.durable(lambda: self.outside.authority(self.settings, self.store))

@@ -84,6 +84,7 @@ class Host:
         self._held: Counter[str] = Counter()
         self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
+        self._above: frozenset[str | int] = frozenset()  # of those, the ones a parent told of
         self._elsewhere: set[str] = set()  # clients that have another parent by now
 
     # -- where slow things run --------------------------------------------------------------
@@ -127,11 +128,21 @@ class Host:
             self._promised[f"{run}.{scope}.{request}"] = until
         await self.expel()
 
-    async def expel(self) -> None:
-        """Cut whoever was revoked since the last look."""
-        self._out = await self.durable(self.store.revoked)
+    async def expel(self, above: Iterable[str | int] | None = None) -> None:
+        """Cut whoever was revoked since the last look, here or by who stands above; edges hear of them."""
+        self._above = self._above if above is None else frozenset(above)
+        out = self._above | await self.durable(self.store.revoked)
+        if out != self._out:
+            self._out = out
+            for edge in [name for name, role in self.fleet.children.items() if role == "edge"]:
+                self._say_out(edge)
         for name in [name for name in self.fleet.children if name in self._out]:
             await self.service.cut(name, "revoked")
+
+    def _say_out(self, edge: str) -> None:
+        names = sorted(name for name in self._out if isinstance(name, str))
+        serials = sorted(f"{n:x}" for n in self._out if isinstance(n, int))
+        self.service.send(edge, "revoked", {"names": names, "serials": serials})
 
     async def admit(self, member: Member, hello: Mapping[str, Any]) -> dict[str, Any]:
         """Members of this federation that nobody revoked, in a role that dials out."""
@@ -176,6 +187,8 @@ class Host:
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
         self._elsewhere.discard(name)
+        if self.roles[name] == "edge":
+            self._say_out(name)
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()

@@ -467,6 +467,11 @@ class Dial:
         if (channel := self._channel) is not None:
             await channel.close()
 
+    async def again(self) -> None:
+        """Connect anew, by a link as `make` gives it now: the session and what is under way go on."""
+        if (channel := self._channel) is not None:
+            await channel.close()
+
     async def close(self) -> None:
         """Say goodbye and stop; `run` returns."""
         self._closing = True
