@@ -22,7 +22,7 @@ from ..transport import link
 from ..transport.open import open_link
 from ..wire.codec import Bytes
 from .host import Host
-from .settings import Transport, address
+from .settings import PLAIN, Transport, address
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -168,10 +168,15 @@ class Api:
 
 
 def find_link(current: Current, transport: Transport, proxy: str) -> Callable[[str], link.Link]:
-    """How to make a link to a URL: as its scheme says, or for https:// as `transport` does."""
+    """How to make a link to a URL: as its scheme says, or for https:// as `transport` does.
+
+    Over plain text, which links take to this machine only, we say who we are and nothing proves it.
+    """
 
     def make(url: str) -> link.Link:
         scheme = urlsplit(url).scheme
+        if scheme in PLAIN:
+            return open_link(url, None, claim=current().member)
         if scheme == "https" and transport != "https":
             return Found(url, current, transport, proxy)
         return open_link(url, current(), proxy=proxy or None)
