@@ -19,7 +19,9 @@ async def connect(host: str, port: int, tls: ssl.SSLContext | None = None) -> Pi
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
-        making.add_done_callback(lambda done: done.exception() or done.result()[1].transport.abort())
+        making.add_done_callback(
+            lambda done: done.cancelled() or done.exception() or done.result()[1].transport.abort()
+        )
         raise
 
 
@@ -80,10 +82,10 @@ async def join(a: Pipe, b: Pipe, through: Callable[[str, bytes], Awaitable[bytes
         for task in done:
             task.result()
     finally:
+        b[1].transport.abort()  # first: this task may be cancelled again
         for task in both:
             task.cancel()
         await asyncio.wait(both)
-        b[1].transport.abort()
 
 
 class Relay(Server):
