@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import grpc
@@ -98,8 +99,11 @@ def https_member(
     return _good(certificate, federation, now) if certificate else None
 
 
+_known = lru_cache(1024)(member_of)  # each call of a member shows the same certificate
+
+
 def _good(certificate: bytes, federation: str, now: float) -> Member:
-    member = member_of(certificate, federation)
+    member = _known(certificate, federation)
     if now > member.until:
         raise ProtocolError(f"the certificate of {member.uri} has ended: renew it or enrol again")
     return member
