@@ -39,24 +39,24 @@ class Federation:
     """A coordinator without edges and its clients, each a process of its own."""
 
     def __init__(
-        self, folder: Path, clients: int, *, transport: str = "grpc", client: Sequence[str] = ()
+        self, folder: Path, clients: int, *, transport: str = "grpc", client: Sequence[str] = (), again: bool = False
     ) -> None:
         self.folder = folder
         self.names = [f"c{k:02d}" for k in range(clients)]
         self.transport = transport
         self.processes: dict[str, psutil.Process] = {}
+        self._again = again
         self._client = list(client) or [sys.executable, "-m", "bench.member", "client"]
         self._open: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Federation:
         try:
-            self._lay()
+            if not self._again:
+                self._lay()
             self._launch("coordinator", [sys.executable, "-m", "bench.member", "coordinator"])
-            self._until(lambda: (self.folder / "coordinator" / "admin.json").exists())
+            self._until(self._reach)
             for name in self.names:
                 self._launch(name, self._client)
-            where = json.loads((self.folder / "coordinator" / "admin.json").read_text("utf-8"))
-            self.api = connect(where["url"], token=where["token"])
             self._until(self._online)
         except BaseException:
             self.__exit__()
@@ -161,6 +161,13 @@ class Federation:
             )
         self._open.append(process)
         self.processes[name] = psutil.Process(process.pid)
+
+    def _reach(self) -> bool:
+        with suppress(AtollError, FileNotFoundError):
+            where = json.loads((self.folder / "coordinator" / "admin.json").read_text("utf-8"))
+            self.api = connect(where["url"], token=where["token"])
+            return True
+        return False
 
     def _online(self) -> bool:
         with suppress(AtollError):
