@@ -225,7 +225,9 @@ class Host:
         if name not in self._timers and name not in self.fleet.children:
             seconds = self._patience.get(self.roles.get(name, "client"), 60.0)
             loop = asyncio.get_running_loop()
-            self._timers[name] = loop.call_later(seconds, self._lost, name, f"{LOST}away for {seconds:g} seconds")
+            self._timers[name] = loop.call_later(
+                seconds, self._lost, name, f"{LOST}away for {seconds:g} seconds"
+            )
 
     def _lost(self, name: str, reason: str) -> None:
         timer = self._timers.pop(name, None)

@@ -569,9 +569,7 @@ class Drive:
         requests, notes, keep = self._requests, self._notes, sorted(self._flying)
         data = await self._work(lambda: self._dump(state))
         hit(_SAVED[0])
-        self._later(
-            lambda: self._journal.checkpoint(data, requests, notes, keep), lambda _: hit(_SAVED[1])
-        )
+        self._later(lambda: self._journal.checkpoint(data, requests, notes, keep), lambda _: hit(_SAVED[1]))
 
     def _note(self, record: Mapping[str, Any]) -> None:
         number, self._notes = self._notes, self._notes + 1
