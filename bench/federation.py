@@ -36,7 +36,11 @@ WAIT = 120.0
 
 
 class Federation:
-    """A coordinator without edges and its clients, each a process of its own."""
+    """A coordinator without edges and its clients, each a process of its own.
+
+    `client`: the command of a client, to which its settings file is added. `again`: members that joined in
+    this folder before.
+    """
 
     def __init__(
         self, folder: Path, clients: int, *, transport: str = "grpc", client: Sequence[str] = (), again: bool = False
@@ -75,21 +79,17 @@ class Federation:
                 process.wait()
 
     @property
-    def identity(self) -> Current:
-        """A client's own, once it has joined."""
-        return Current(self.folder / self.names[0] / "identity")
+    def identities(self) -> tuple[Path, Path]:
+        """The folders of the coordinator's identity and, once it has joined, of a client's."""
+        return self.folder / "coordinator" / "pki" / "identity", self.folder / self.names[0] / "identity"
 
     def train(self, size: int, rounds: int) -> list[float]:
+        """Seconds of each round of instant clients."""
+        return self.run({"learner": {"name": "instant", "size": size}, "rounds": rounds, "every": rounds, "sites": False})
+
+    def run(self, table: dict[str, Any]) -> list[float]:
         """Seconds of each round, from one round's record in the log to the next one's."""
-        table = {
-            "name": "bench",
-            "rounds": rounds,
-            "every": rounds,
-            "sites": False,
-            "data": {"name": "bench"},
-            "learner": {"name": "instant", "size": size},
-        }
-        run = str(self.api.submit(table).id)
+        run = str(self.api.submit({"name": "bench", "data": {"name": "bench"}, **table}).id)
         while (state := self._rows("SELECT state, reason FROM runs WHERE id = ?", run)[0])[0] != "done":
             if state[0] not in ("queued", "running"):
                 raise RuntimeError(f"run {run} {state[0]}: {state[1]}")

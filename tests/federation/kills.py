@@ -172,7 +172,11 @@ class Sweep:
         over = ("done", "failed")
         fed.until(lambda: fed.dead(victim) or fed.state(run) in over, what=f"{victim} to die")
         with suppress(AssertionError):  # what comes after the end of a run
-            fed.until(lambda: fed.dead(victim), 3.0)
+            fed.until(lambda: fed.dead(victim), 1.0)
+        if not fed.dead(victim):
+            fed.stop(*(name for name in fed.clients if name != victim))  # they say goodbye
+            with suppress(AssertionError):
+                fed.until(lambda: fed.dead(victim), 3.0)
         if not fed.dead(victim):
             outcome.broken.append(f"{case.point} was not reached {case.hit} times")
         else:
@@ -196,7 +200,11 @@ class Placed(Federation):
             file = self.folder / f"{name}.hits" if hits else None
             self.start(name, failpoints=failpoints.get(name.replace("-", "_"), ""), hits=file)
             if self.role(name) != "client":
-                self.until(lambda name=name: self.listens(name) or self.dead(name), what=f"{name} to listen")
+                begun = list(self.lives)
+                self.until(
+                    lambda name=name, begun=begun: self.listens(name) or any(map(self.dead, begun)),
+                    what=f"{name} to listen",
+                )
 
     def address(self, name: str) -> tuple[str, int]:
         """Where a server listens."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,17 +27,20 @@ from atoll.control.coordinator import Coordinator
 from atoll.control.edge import EdgeNode
 from atoll.control.gate_worker import Case, look
 from atoll.control.outside import Outside
-from atoll.control.pki import Registrar, init
+from atoll.control.pki import Registrar
 from atoll.control.settings import Client, Edge, Server
 from atoll.control.store import Store
-from atoll.control.up import _rows
-from atoll.core.errors import Gone, ProtocolError
+from atoll.control.topology import doors
+from atoll.control.up import _rows, plain
+from atoll.core.errors import AtollError, Gone, ProtocolError
 from atoll.privacy.keys import Authority, Current
+from atoll.transport.link import KEPT, unpack
 from atoll.transport.memory import MemoryLink
 from atoll.transport.service import Limits, Service
+from atoll.wire import failpoint
 from atoll.wire.body import Checked, layout_of
+from tests.federation.quick import identity, pki, quick
 from tests.federation.virtual import VirtualLoop
-from tests.wire.pki import member as certified
 
 PROCESS: ContextVar[Process | None] = ContextVar("PROCESS", default=None)
 OWNER: WeakKeyDictionary[Any, Process | None] = WeakKeyDictionary()  # of each task
@@ -101,9 +105,31 @@ class Link(MemoryLink):
             self.cut()
             raise Gone("the net is down")
 
+    def _start(self, work):
+        """What a link starts is done by the server."""
+        context = PROCESS.set(self.theirs)
+        try:
+            return super()._start(work)
+        finally:
+            PROCESS.reset(context)
+
     async def session(self, name, hello):
         await self._way()
-        return await super().session(name, hello)
+        channel = await super().session(name, hello)
+        if self.net.twice:
+            channel.send = self._twice(channel.send)
+            channel.down.put = self._twice(channel.down.put)
+        return channel
+
+    def _twice(self, send):
+        """Some packets arrive twice."""
+
+        async def sent(packet):
+            await send(packet)
+            if packet is not None and unpack(packet).number and self.net.dice.random() < self.net.twice:
+                await send(packet)
+
+        return sent
 
     async def offset(self, upload):
         await self._way()
@@ -112,6 +138,9 @@ class Link(MemoryLink):
     async def upload(self, upload, frames, start):
         await self._way()
         receipt = await super().upload(upload, frames, start)
+        if self.net.dice.random() < self.net.twice:  # the same again, after it was acknowledged
+            with suppress(AtollError):
+                assert await super().upload(upload, frames, KEPT) == receipt
         await self._way()  # the receipt may be lost on its way back
         return receipt
 
@@ -156,6 +185,7 @@ class Net:
     dice: Any
     latency: float = 0.01
     loss: float = 0.0
+    twice: float = 0.0
     servers: dict[str, tuple[Process, Service]] = field(default_factory=dict)
     partitions: list[set[str]] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
@@ -189,6 +219,7 @@ class Process:
     dead: bool = False
     task: asyncio.Task[Any] | None = None
     node: Any = None
+    world: Any = None
 
     def check(self) -> None:
         if self.dead:
@@ -204,19 +235,25 @@ class World:
         data: at.Sites,
         *,
         edges: int = 0,
+        above: Mapping[str, str] | None = None,
         seed: int = 0,
         latency: float = 0.01,
         loss: float = 0.0,
+        twice: float = 0.0,
     ) -> None:
         self.folder = folder
         self.data = data
         self.dice = np.random.default_rng(seed)
-        self.net = Net(self.dice, latency, loss)
+        self.net = Net(self.dice, latency, loss, twice)
         self.seed = seed
-        self.edges = [f"edge-{chr(97 + i)}" for i in range(edges)]
-        self.clients = [f"client-{k}" for k in range(len(data))]
+        self.above = above or plain(edges, len(data))
+        self.edges = [name for name in self.above if name.startswith("edge-")]
+        self.clients = [name for name in self.above if name.startswith("client-")]
+        self.bombs: dict[str, int] = {}
         self.processes: dict[str, Process] = {}
         self.lives = 0
+        self.patience = {"patience": 20.0, "edge_patience": 6.0}
+        self.look = 0.5  # virtual seconds
         self._watch: list[Callable[[str], None]] = []
 
     # -- processes ----------------------------------------------------------------------------
@@ -224,7 +261,7 @@ class World:
     def start(self, *names: str) -> None:
         for name in names:
             self.lives += 1
-            process = Process(name)
+            process = Process(name, world=self)
             self.processes[name] = process
             context = PROCESS.set(process)
             process.task = asyncio.ensure_future(self._life(process))
@@ -248,6 +285,21 @@ class World:
             if OWNER.get(task) is process and task is not asyncio.current_task():
                 task.cancel()
 
+    def crash(self, point: str, count: int) -> None:
+        """Whoever reaches this failpoint for the `count`th time from now on dies there."""
+        self.bombs[point] = count
+        failpoint.arm(",".join(f"{name}:{left}:kill" for name, left in self.bombs.items()))
+
+    def reached(self, point: str) -> None:
+        process = PROCESS.get()
+        if process is None or process.dead or point not in self.bombs:
+            return
+        self.bombs[point] -= 1
+        if self.bombs[point] <= 0:
+            del self.bombs[point]
+            self.kill(process.name)
+            raise Dead
+
     def _make(self, process: Process) -> Any:
         name = process.name
         outside = Outside(
@@ -260,18 +312,15 @@ class World:
             link=lambda current, transport, proxy: lambda url: self.net.link(process, current, url),
         )
         place = self.folder / name
-        patience = {"patience": 20.0, "edge_patience": 6.0}
+        patience = self.patience
         if name == "coordinator":
             return Coordinator(Server(folder=str(place), federation="test", **patience), outside)
         self._enrol(name)
-        hub = "memory://coordinator"
+        join = tuple(f"memory://{door}" for door in doors(name, self.above))
         if name in self.edges:
-            return EdgeNode(Edge(folder=str(place), name=name, join=(hub,), home=5.0, **patience), outside)
-        k = self.clients.index(name)
-        doors = [f"memory://{edge}" for edge in self.edges]
-        turned = doors[k % len(doors) :] + doors[: k % len(doors)] if doors else []
+            return EdgeNode(Edge(folder=str(place), name=name, join=join, home=5.0, **patience), outside)
         held = {"rows": {"train": "train.csv", "test": "test.csv", "target": "label", "task": "classes"}}
-        settings = Client(folder=str(place), name=name, join=(*turned, hub), data=held, home=5.0)
+        settings = Client(folder=str(place), name=name, join=join, data=held, home=5.0)
         return Agent(settings, outside)
 
     def _store(self, process: Process, folder: Path) -> Store:
@@ -286,24 +335,14 @@ class World:
         return store
 
     def _authority(self, settings: Server, store: Store) -> Any:
-        place = self._pki()
+        place = pki()
         return Registrar(Authority.open(place / "authority"), store), Current(place / "identity")
-
-    def _pki(self) -> Path:
-        place = self.folder / "pki"
-        if not place.exists():
-            import time
-
-            init(place, "test", hosts=("localhost",), now=time.time())
-        return place
 
     def _enrol(self, name: str) -> None:
         place = self.folder / name / "identity"
         if not place.exists():
             role = "edge" if name in self.edges else "client"
-            authority = Authority.open(self._pki() / "authority")
-            made = certified(authority, role, name)
-            shutil.copytree(made.folder, place)
+            shutil.copytree(identity(role, name), place)
         if name in self.clients and not (self.folder / name / "train.csv").exists():
             k = self.clients.index(name)
             _rows(self.folder / name / "train.csv", self.data, self.data[k])
@@ -324,7 +363,7 @@ class World:
         while not ready():
             if asyncio.get_running_loop().time() > end:
                 raise AssertionError(f"not within {seconds:g} virtual seconds: {self.report()}")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(self.look)
 
     def alive(self, name: str = "coordinator") -> bool:
         process = self.processes.get(name)
@@ -367,6 +406,20 @@ class World:
 
 def run(main: Any) -> Any:
     """A coroutine in a loop of its own in virtual time; whatever still runs then dies."""
+    with quick(), patch.object(failpoint, "_fire", _reached):
+        try:
+            return _run(main)
+        finally:
+            failpoint.arm("")
+
+
+def _reached(point: str) -> None:
+    process = PROCESS.get()
+    if process is not None:
+        process.world.reached(point)
+
+
+def _run(main: Any) -> Any:
     loop = VirtualLoop()
     loop.set_exception_handler(lambda loop, context: None)
     loop.set_task_factory(_owned)

@@ -13,6 +13,16 @@ from typing import Any
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
+async def connect(host: str, port: int, tls: ssl.SSLContext | None = None) -> Pipe:
+    """A connection that is closed even if nobody waits for it any more when it stands."""
+    making = asyncio.ensure_future(asyncio.open_connection(host, port, ssl=tls))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(lambda done: done.exception() or done.result()[1].transport.abort())
+        raise
+
+
 class Server:
     """An asyncio TCP server for `async with`; `port` is free until then."""
 
@@ -101,7 +111,7 @@ class Relay(Server):
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.closed:
             return
-        other = await asyncio.open_connection("127.0.0.1", self._to)
+        other = await connect("127.0.0.1", self._to)
         self._writers |= {writer, other[1]}
         try:
             await join((reader, writer), other, self._through)
@@ -170,7 +180,7 @@ class ConnectProxy(Server):
             )
             await writer.drain()
         host, _, port = target.rpartition(":")
-        other = await asyncio.open_connection(host, int(port))
+        other = await connect(host, int(port))
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
 
         async def through(direction: str, data: bytes) -> bytes:
@@ -192,7 +202,7 @@ class TlsProxy(Server):
         self.change: Callable[[str, bytes], bytes] = lambda direction, data: data
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        other = await asyncio.open_connection("127.0.0.1", self._to, ssl=self._upstream)
+        other = await connect("127.0.0.1", self._to, self._upstream)
 
         async def through(direction: str, data: bytes) -> bytes:
             return self.change(direction, data)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..core.edge import LOST
 from ..core.errors import Gone, ProtocolError, Refused, StateError
 from ..privacy.keys import Member
 from ..transport.drive import Drive
@@ -33,7 +34,7 @@ log = logging.getLogger("atoll.host")
 T = TypeVar("T")
 _SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
 _ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
-MOVED = "it moved to another parent"
+MOVED = f"{LOST}it moved to another parent"
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
@@ -83,6 +84,7 @@ class Host:
         self._held: Counter[str] = Counter()
         self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
+        self._above: frozenset[str | int] = frozenset()  # of those, the ones a parent told of
         self._elsewhere: set[str] = set()  # clients that have another parent by now
 
     # -- where slow things run --------------------------------------------------------------
@@ -126,11 +128,21 @@ class Host:
             self._promised[f"{run}.{scope}.{request}"] = until
         await self.expel()
 
-    async def expel(self) -> None:
-        """Cut whoever was revoked since the last look."""
-        self._out = await self.durable(self.store.revoked)
+    async def expel(self, above: Iterable[str | int] | None = None) -> None:
+        """Cut whoever was revoked since the last look, here or by who stands above; edges hear of them."""
+        self._above = self._above if above is None else frozenset(above)
+        out = self._above | await self.durable(self.store.revoked)
+        if out != self._out:
+            self._out = out
+            for edge in [name for name, role in self.fleet.children.items() if role == "edge"]:
+                self._say_out(edge)
         for name in [name for name in self.fleet.children if name in self._out]:
             await self.service.cut(name, "revoked")
+
+    def _say_out(self, edge: str) -> None:
+        names = sorted(name for name in self._out if isinstance(name, str))
+        serials = sorted(f"{n:x}" for n in self._out if isinstance(n, int))
+        self.service.send(edge, "revoked", {"names": names, "serials": serials})
 
     async def admit(self, member: Member, hello: Mapping[str, Any]) -> dict[str, Any]:
         """Members of this federation that nobody revoked, in a role that dials out."""
@@ -175,6 +187,8 @@ class Host:
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
         self._elsewhere.discard(name)
+        if self.roles[name] == "edge":
+            self._say_out(name)
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
@@ -211,7 +225,9 @@ class Host:
         if name not in self._timers and name not in self.fleet.children:
             seconds = self._patience.get(self.roles.get(name, "client"), 60.0)
             loop = asyncio.get_running_loop()
-            self._timers[name] = loop.call_later(seconds, self._lost, name, f"away for {seconds:g} seconds")
+            self._timers[name] = loop.call_later(
+                seconds, self._lost, name, f"{LOST}away for {seconds:g} seconds"
+            )
 
     def _lost(self, name: str, reason: str) -> None:
         timer = self._timers.pop(name, None)
@@ -294,17 +310,20 @@ class Host:
         """A client changed its parent: whoever it left need not wait for it."""
         if before == client:
             self.moved_away(client)
-        elif before in self.fleet.children:
+        elif self._here(before):
             self.service.send(before, "moved", {"client": client})
         elif self.fleet.deserted(before):
-            self._lost(before, "its clients moved to another parent")
+            self._lost(before, f"{LOST}its clients moved to another parent")
 
     def moved_away(self, client: str) -> None:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
-        here = {s["name"] for s in self.service.sessions() if s.get("connected")}
-        if client not in here:
+        if not self._here(client):
             self._elsewhere.add(client)
             self._lost(client, MOVED)
+
+    def _here(self, name: str) -> bool:
+        """Whether it is connected to us at this moment: a seat alone only waits for it."""
+        return any(s["name"] == name and s.get("connected") for s in self.service.sessions())
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
@@ -320,12 +339,14 @@ class Host:
     def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
         """An ask goes out to a member, now or when it comes."""
         self._promised.pop(ask, None)
+        self._receipts.pop(self._key(ask, peer), None)  # of the same ask before it was dropped and came again
         kept = self._asks.setdefault(ask, sent)
         kept.letters[peer] = letter
         kept.wants[peer] = asked
         self._say(ask, kept, peer)
-        if peer in self._elsewhere:
+        if peer in self._elsewhere and not self._here(peer):
             self.spawn(kept.drive.failed(kept.request, peer, MOVED))
+        self._elsewhere.discard(peer)
         self._await(peer)
 
     def _say(self, ask: str, sent: Sent, peer: str) -> None:

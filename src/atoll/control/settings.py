@@ -44,6 +44,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `api`: operators. Port 0 takes a free one; the ports found stand in `ports.json`. `names`: further
     host names or addresses for the certificate. `store`: a database URL, SQLite in the folder by default.
     `patience`: seconds a member may be away before a round goes on without it; `edge_patience`: an edge.
+    Members behind a proxy that ends TLS come by https+sealed:// URLs, each call signed.
     `insecure`: no TLS, for tests on loopback only.
     """
 

@@ -39,7 +39,7 @@ _KEPT = declare("uplink.kept.before"), declare("uplink.kept.after")
 _UPLOADED = declare("uplink.uploaded")
 _FORGOTTEN = declare("uplink.forgotten.before"), declare("uplink.forgotten.after")
 KEPT = 2  # models kept on disk
-RENEW = 60.0  # seconds between two looks at the certificate's age
+RENEW = 60.0  # seconds between two looks at the certificate's age, less for one that is good for minutes
 
 OnAsk: TypeAlias = Callable[["Asked"], Awaitable[Answer]]
 OnLetter: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
@@ -152,10 +152,23 @@ class Uplink:
         (self.folder / "answers").mkdir(parents=True, exist_ok=True)
         urls = self.settings.join or self.identity.urls
         assert self.current is not None  # noqa: S101  identity has been read above
-        link = self.outside.link(self.current, self.settings.transport, self.settings.proxy)
+        if self.identity.renew_due(time.time()):  # it may have been away for long
+            await self._renewed(urls)
+        renewing = asyncio.get_running_loop().create_task(self._renew(urls))
+        try:
+            while not await self._joined(urls):
+                pass
+        finally:
+            renewing.cancel()
+            for task in (*self._asks.values(), *self._others):
+                task.cancel()
+
+    async def _joined(self, urls: tuple[str, ...]) -> bool:
+        """Stay until we leave. False where a certificate had run out under us, and there is a new one."""
+        assert self.current is not None  # noqa: S101  see run
         self.dial = Dial(
             urls,
-            link,
+            self.outside.link(self.current, self.settings.transport, self.settings.proxy),
             lambda: {"about": {"version": version("atoll-fl"), **self._about()}},
             on_letter=self._letter,
             on_open=self._opened,
@@ -165,13 +178,14 @@ class Uplink:
             draw=self.outside.draw(),
             clock=asyncio.get_running_loop().time,
         )
-        renewing = asyncio.get_running_loop().create_task(self._renew(urls))
+        ended = self.identity.member.until
         try:
             await self.dial.run()
-        finally:
-            renewing.cancel()
-            for task in (*self._asks.values(), *self._others):
-                task.cancel()
+        except (Refused, ProtocolError):
+            if time.time() < ended or not (self.identity.member.until > ended or await self._renewed(urls)):
+                raise
+            return False
+        return True
 
     async def close(self) -> None:
         """Say goodbye."""
@@ -198,16 +212,24 @@ class Uplink:
 
     async def _renew(self, urls: tuple[str, ...]) -> None:
         """A new certificate at half of the old one's life; a failure is tried again."""
+        while True:
+            mine = self.identity
+            await asyncio.sleep(min(RENEW, (mine.member.until - mine.since) / 8))
+            if self.identity.renew_due(time.time()) and await self._renewed(urls) and self.dial is not None:
+                await self.dial.again()  # the connection that stands goes by the old one
+
+    async def _renewed(self, urls: tuple[str, ...]) -> bool:
+        """Whether one of our parents gave us a new certificate."""
         from ..transport.enrol import renew
 
-        while True:
-            await asyncio.sleep(RENEW)
-            for url in urls if self.identity.renew_due(time.time()) else ():
-                try:
-                    await renew(url, self.identity, proxy=self.settings.proxy or None, now=time.time())
-                    break
-                except AtollError as error:
-                    log.warning("the certificate was not renewed: %s", error)
+        for url in urls:
+            try:
+                await renew(url, self.identity, proxy=self.settings.proxy or None, now=time.time())
+            except AtollError as error:
+                log.warning("the certificate was not renewed: %s", error)
+            else:
+                return True
+        return False
 
     # -- letters ----------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SECONDS = 20.0  # until a server must have said which doors it has
 LONGEST = 1 << 16  # bytes of what it says
+GRACE = 30.0  # seconds a member's seat waits for it to connect again
 _SCHEMES: Mapping[Transport, str] = {"grpc": "grpcs", "https": "https", "websocket": "wss"}
 
 
@@ -50,7 +51,8 @@ class Servers:
         self.host = host
         self.ports: dict[str, Any] = {}
         clock = asyncio.get_running_loop().time
-        self.service = Service(host, Limits(heartbeat=settings.heartbeat), clock=clock)
+        limits = Limits(heartbeat=settings.heartbeat, grace=min(settings.patience, GRACE))
+        self.service = Service(host, limits, clock=clock)
         host.service = self.service
         self._open: list[Any] = []
 

@@ -8,6 +8,7 @@ partial. Lifting here or there is the same, so a tree of any depth gives the byt
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -19,6 +20,9 @@ from .protocol import Party
 from .rng import Rng
 from .transform import Context, Transform
 from .update import Update
+
+LOST = "out of reach: "  # begins the reason of those who never heard a question
+TRIES = 3  # times a client is asked under one child
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +137,14 @@ async def relay(
 
     An edge answers its parent so; the coordinator is the edge without a parent.
     `children` may change meanwhile: a client whose answer is missing and who by then stands under
-    another child is asked again there, for the same task, and counts once. One who was lost with its
-    child and stands nowhere is waited for, up to `rehome` seconds. A driver that replays a role tells
-    the two moments apart by giving children with a method `again()`, the mapping to ask again by.
+    another child is asked again there, for the same task, and counts once. One who never heard the
+    question (a reason that begins with LOST) is asked again where it stands, be it under the same child,
+    TRIES times in all; one who was lost and stands nowhere is waited for, up to `rehome` seconds. A driver
+    that replays a role gives children with a method `again()`, the mapping to ask again by.
     """
     began, answer = p.now, Answer(())
-    asked: set[tuple[str, int]] = set()
+    asked: Counter[tuple[str, int]] = Counter()
+    spent: set[tuple[str, int]] = set()
 
     def join(so_far: Answer | None, peer: str, body: Answer) -> Answer:
         if strange := set(body.clients).difference(messages[peer].clients):
@@ -149,32 +155,32 @@ async def relay(
         return merge_answers(aggregator, so_far or Answer(()), body)
 
     again = getattr(children, "again", lambda: children)
-    while (messages := _under(again() if asked else children, task, answer.clients, asked)) or not asked:
+    while (messages := _under(again() if asked else children, task, answer.clients, spent)) or not asked:
         left = None if deadline is None else max(began + deadline - p.now, 0.0)
         need = None if quorum is None or asked else min(quorum, len(messages))
         answers = await p.ask(messages, quorum=need, deadline=left, fold=join)
         lost = {c: why for child, why in answers.missing.items() for c in messages[child].clients}
         answer = replace(answer, failed={**answer.failed, **lost})
         answer = merge_answers(aggregator, answer, answers.folded or Answer(()))
-        asked |= {(child, c) for child, its in messages.items() for c in its.clients}
+        asked.update((child, c) for child, its in messages.items() for c in its.clients)
+        lost |= {c: why for c, why in answer.failed.items() if c not in answer.clients and LOST in why}
+        spent = {pair for pair, times in asked.items() if times >= TRIES or LOST not in lost.get(pair[1], "")}
         if not asked or (need is not None and answers.enough):
             break
         until = p.now + rehome
         while p.now < until and set(lost).difference(*again().values()):
             await p.sleep(rehome / 8)
-    absent = set(task.clients).difference(c for _, c in asked)
-    failed = {**dict.fromkeys(absent, "stands under no child"), **answer.failed}
+    failed = {**dict.fromkeys(set(task.clients), "nobody answered for it"), **answer.failed}
     return replace(answer, failed={c: why for c, why in failed.items() if c not in answer.clients})
 
 
 def _under(
-    children: Mapping[str, Sequence[int]], task: Task, done: Sequence[int], asked: Collection[tuple[str, int]]
+    children: Mapping[str, Sequence[int]], task: Task, done: Sequence[int], spent: Collection[tuple[str, int]]
 ) -> dict[str, Task]:
     """The task for every child that holds some of its clients, each client once."""
     wanted, messages = set(task.clients).difference(done), {}
     for child, clients in children.items():
-        mine = [c for c in clients if c in wanted and (child, c) not in asked]
-        if mine:
+        if mine := [c for c in clients if c in wanted and (child, c) not in spent]:
             messages[child] = task.only(mine)
             wanted.difference_update(mine)
     return messages

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import zstandard
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import CodecError, IntegrityError
 from ..wire import wire_pb2
-from ..wire.codec import FRAME, HEADER, MAGIC, Limits, Message, decode, encode
+from ..wire.codec import FRAME, MAGIC, Limits, Message, decode, encode
 from ..wire.files import whole
 from .frames import FrameFile, announced, payload
 
@@ -164,10 +165,5 @@ def _unpack(packed: memoryview, size: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _frame(sequence: int, data: memoryview) -> bytes:
-    from zlib import crc32
-
     prefix = struct.pack("<4sQII", MAGIC, 0, sequence, len(data))
     return b"".join([prefix, struct.pack("<I", crc32(data, crc32(prefix))), data])
-
-
-__all__ = ["HEADER", "Deltas", "make", "restore", "source"]

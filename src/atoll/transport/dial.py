@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import time
@@ -212,8 +213,8 @@ class Dial:
             await held.retire()
             raise
         try:
-            heartbeat = await self._open(held, channel, first)
-            await self._listen(channel, heartbeat)
+            heartbeat, lead = await self._open(held, channel, first)
+            await self._listen(channel, heartbeat, lead)
         finally:
             self._channel = None
             with suppress(Exception):
@@ -232,8 +233,8 @@ class Dial:
             said["epoch"] = self._epoch
         return letter("hello", said, UP)
 
-    async def _open(self, held: _Held, channel: Channel, first: bytes | None) -> float:
-        """Take the welcome; seconds between heartbeats."""
+    async def _open(self, held: _Held, channel: Channel, first: bytes | None) -> tuple[float, float]:
+        """Take the welcome; seconds between heartbeats, and until the first of ours."""
         if first is None:
             raise Gone("the server ended the connection before its welcome")
         packet = unpack(first)
@@ -262,7 +263,10 @@ class Dial:
         self.connected, self.reason = True, ""
         self._half.connect(Outbox(channel.send, self._clock), packet.seen if resumed is True else 0)
         await self._changed()
-        return beat
+        lead = welcome.get("first")
+        if not isinstance(lead, float) or not 0 <= lead <= beat:
+            lead = self._draw.uniform(0.5, 1.0) * beat
+        return beat, lead
 
     def _afresh(self) -> None:
         """The server knows nothing of our letters: say those again that are meant for it."""
@@ -272,11 +276,11 @@ class Dial:
         for body in unsaid:
             self._half.push(body)
 
-    async def _listen(self, channel: Channel, heartbeat: float) -> None:
+    async def _listen(self, channel: Channel, heartbeat: float, lead: float) -> None:
         half, loop = self._half, asyncio.get_running_loop()
         outbox = half.outbox
         home = self._clock() + self._patience.home * self._draw.uniform(0.5, 1.5)
-        beat = self._clock() + heartbeat * self._draw.uniform(0.8, 1.2)
+        beat = self._clock() + lead
         heard = self._clock()
         reading: asyncio.Task[bytes | None] = loop.create_task(channel.recv())
         try:
@@ -287,7 +291,7 @@ class Dial:
                 if now - heard > 3 * heartbeat:
                     raise Gone(f"nothing was heard from the server for {now - heard:.0f} seconds")
                 if now >= beat:
-                    beat = now + heartbeat * self._draw.uniform(0.8, 1.2)
+                    beat += heartbeat * math.ceil((now - beat + 1e-6) / heartbeat)
                     half.alive()
                 if now >= home and await self._home():
                     return
@@ -462,6 +466,11 @@ class Dial:
         """Dial anew, as after a renewed certificate: same session, no letter lost; transfers go on."""
         self.reason = reason
         self._wake.set()
+        if (channel := self._channel) is not None:
+            await channel.close()
+
+    async def again(self) -> None:
+        """Connect anew, by a link as `make` gives it now: the session and what is under way go on."""
         if (channel := self._channel) is not None:
             await channel.close()
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, StateError
 from ..wire.codec import FRAME, HEADER, Bytes
 from .delta import restore, source
-from .frames import WHOLE, Announced, FrameFile, announced, payload
+from .frames import Announced, FrameFile, announced, payload
 
 
 class Part:
@@ -117,6 +117,3 @@ class Part:
         self.part.unlink(missing_ok=True)
         self.have = {}
         self.frames, self.told, self.base, self._digest, self._at = 0, None, "", None, 0
-
-
-__all__ = ["WHOLE", "Part"]

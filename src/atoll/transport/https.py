@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from aiohttp import web
 
-from ..core.errors import ConfigError, ProtocolError, StateError
+from ..core.errors import ConfigError, Gone, ProtocolError
 from ..core.session import Packet
 from ..privacy.keys import Member
 from ..wire.codec import FRAME, HEADER, Bytes
@@ -102,7 +102,10 @@ async def serve(
             said = request.headers.get("atoll-member")
             return _Caller(claimed(said) if said else None)
         connection = request.transport.get_extra_info("ssl_object") if request.transport else None
-        return _Caller(https_member(connection, federation=federation, now=wall()))
+        try:
+            return _Caller(https_member(connection, federation=federation, now=wall()))
+        except ValueError:  # OpenSSL names nobody any more after a record that was damaged
+            raise Gone("the connection broke") from None
 
     host, port = host_port(address)
     context: ssl.SSLContext | None = None
@@ -453,4 +456,4 @@ def _count(text: str) -> int:
     return int(text)
 
 
-__all__ = ["Extra", "Listening", "StateError", "serve"]
+__all__ = ["Extra", "Listening", "serve"]
