@@ -36,31 +36,27 @@ WAIT = 120.0
 
 
 class Federation:
-    """A coordinator without edges and its clients, each a process of its own.
-
-    `client`: the command of a client, to which its settings file is added. `again`: members that joined in
-    this folder before.
-    """
+    """A coordinator without edges and its clients, each a process of its own."""
 
     def __init__(
-        self, folder: Path, clients: int, *, transport: str = "grpc", client: Sequence[str] = (), again: bool = False
+        self, folder: Path, clients: int, *, transport: str = "grpc", client: Sequence[str] = ()
     ) -> None:
         self.folder = folder
         self.names = [f"c{k:02d}" for k in range(clients)]
         self.transport = transport
         self.processes: dict[str, psutil.Process] = {}
-        self._again = again
         self._client = list(client) or [sys.executable, "-m", "bench.member", "client"]
         self._open: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Federation:
         try:
-            if not self._again:
-                self._lay()
+            self._lay()
             self._launch("coordinator", [sys.executable, "-m", "bench.member", "coordinator"])
-            self._until(self._reach)
+            self._until(lambda: (self.folder / "coordinator" / "admin.json").exists())
             for name in self.names:
                 self._launch(name, self._client)
+            where = json.loads((self.folder / "coordinator" / "admin.json").read_text("utf-8"))
+            self.api = connect(where["url"], token=where["token"])
             self._until(self._online)
         except BaseException:
             self.__exit__()
@@ -79,17 +75,21 @@ class Federation:
                 process.wait()
 
     @property
-    def identities(self) -> tuple[Path, Path]:
-        """The folders of the coordinator's identity and, once it has joined, of a client's."""
-        return self.folder / "coordinator" / "pki" / "identity", self.folder / self.names[0] / "identity"
+    def identity(self) -> Current:
+        """A client's own, once it has joined."""
+        return Current(self.folder / self.names[0] / "identity")
 
     def train(self, size: int, rounds: int) -> list[float]:
-        """Seconds of each round of instant clients."""
-        return self.run({"learner": {"name": "instant", "size": size}, "rounds": rounds, "every": rounds, "sites": False})
-
-    def run(self, table: dict[str, Any]) -> list[float]:
         """Seconds of each round, from one round's record in the log to the next one's."""
-        run = str(self.api.submit({"name": "bench", "data": {"name": "bench"}, **table}).id)
+        table = {
+            "name": "bench",
+            "rounds": rounds,
+            "every": rounds,
+            "sites": False,
+            "data": {"name": "bench"},
+            "learner": {"name": "instant", "size": size},
+        }
+        run = str(self.api.submit(table).id)
         while (state := self._rows("SELECT state, reason FROM runs WHERE id = ?", run)[0])[0] != "done":
             if state[0] not in ("queued", "running"):
                 raise RuntimeError(f"run {run} {state[0]}: {state[1]}")
@@ -161,13 +161,6 @@ class Federation:
             )
         self._open.append(process)
         self.processes[name] = psutil.Process(process.pid)
-
-    def _reach(self) -> bool:
-        with suppress(AtollError, FileNotFoundError):
-            where = json.loads((self.folder / "coordinator" / "admin.json").read_text("utf-8"))
-            self.api = connect(where["url"], token=where["token"])
-            return True
-        return False
 
     def _online(self) -> bool:
         with suppress(AtollError):

@@ -171,12 +171,12 @@ class Host:
         )
         await self._remember_below(name, about.get("below", {}))
 
-    async def _remember_below(self, edge: str, below: Mapping[str, Any]) -> None:
+    async def _remember_below(self, edge: str, below: Mapping[str, Any], *, again: bool = False) -> None:
         for name, about in below.items():
             role = "edge" if about.get("role") == "edge" else "client"
             self.roles.setdefault(name, role)
             before = self.fleet.clients.get(name)
-            if before is None or before.via != edge or not before.present or before.about != about:
+            if again or before is None or before.via != edge or not before.present or before.about != about:
                 info = {"parent": edge, **{k: v for k, v in about.items() if k != "role"}}
                 await self.durable(lambda n=name, r=role, i=info: self.store.node_seen(n, r, i))  # type: ignore[misc]
 
@@ -217,6 +217,8 @@ class Host:
         for moved in self.fleet.left(name):
             self._moved(*moved)
         await self._gone({name, *before} - {*self.fleet.reachable()}, reason)
+        if (seen := self.fleet.clients.get(name)) is not None and seen.present:  # under an edge, as before
+            await self._remember_below(seen.via, {name: seen.about}, again=True)
         self._await(name)
         self.changed.set()
 
