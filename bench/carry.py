@@ -34,7 +34,9 @@ class Carried:
         server = self._start(kind, "server", str(identities[0]), *sizes)
         self.server = psutil.Process(server.pid)
         port = _line(server)
-        self._clients = [self._start(kind, "client", str(identities[1]), *sizes, port) for _ in range(clients)]
+        self._clients = [
+            self._start(kind, "client", str(identities[1]), *sizes, port) for _ in range(clients)
+        ]
         for client in self._clients:
             _line(client)
 
@@ -110,7 +112,9 @@ def tls_client(folder: str, down: int, up: int, port: int) -> None:
     identity = Identity.open(Path(folder))
     context = client_context(identity.roots, identity)
     piece = memoryview(bytes(PIECE))
-    with context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="127.0.0.1") as sock:
+    with context.wrap_socket(
+        socket.create_connection(("127.0.0.1", port)), server_hostname="127.0.0.1"
+    ) as sock:
         say("ready")
         for _ in sys.stdin:
             sock.sendall(b"g")

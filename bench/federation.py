@@ -1,7 +1,7 @@
 """A federation of processes for the bench: the real coordinator and clients on loopback, mutual TLS.
 
-    with Federation(folder, clients=2) as fed:
-        marks = fed.train(size=100_000, rounds=10)    # seconds of each round, from the event log
+with Federation(folder, clients=2) as fed:
+    marks = fed.train(size=100_000, rounds=10)    # seconds of each round, from the event log
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ WAIT = 120.0
 class Federation:
     """A coordinator without edges and its clients, each a process of its own."""
 
-    def __init__(self, folder: Path, clients: int, *, transport: str = "grpc", client: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, clients: int, *, transport: str = "grpc", client: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
         self.names = [f"c{k:02d}" for k in range(clients)]
         self.transport = transport
@@ -80,8 +82,12 @@ class Federation:
     def train(self, size: int, rounds: int) -> list[float]:
         """Seconds of each round, from one round's record in the log to the next one's."""
         table = {
-            "name": "bench", "rounds": rounds, "every": rounds, "sites": False,
-            "data": {"name": "bench"}, "learner": {"name": "instant", "size": size},
+            "name": "bench",
+            "rounds": rounds,
+            "every": rounds,
+            "sites": False,
+            "data": {"name": "bench"},
+            "learner": {"name": "instant", "size": size},
         }
         run = str(self.api.submit(table).id)
         while (state := self._rows("SELECT state, reason FROM runs WHERE id = ?", run)[0])[0] != "done":
@@ -106,29 +112,40 @@ class Federation:
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
         """From the coordinator's store, which a reader does not hold up."""
-        with closing(sqlite3.connect(f"file:{self.folder / 'coordinator' / 'atoll.db'}?mode=ro", uri=True)) as base:
+        with closing(
+            sqlite3.connect(f"file:{self.folder / 'coordinator' / 'atoll.db'}?mode=ro", uri=True)
+        ) as base:
             return base.execute(query, values).fetchall()
 
     def _lay(self) -> None:
         place = self.folder / "coordinator"
         ports = _free(3)
         values = {
-            "name": "coordinator", "federation": "bench", "names": ["localhost", "127.0.0.1"],
+            "name": "coordinator",
+            "federation": "bench",
+            "names": ["localhost", "127.0.0.1"],
             **{key: f"127.0.0.1:{port}" for key, port in zip(("listen", "grpc", "api"), ports, strict=True)},
         }
         _toml(place / "coordinator.toml", values)
-        server = Server(folder=str(place), federation="bench", listen=values["listen"], names=("localhost", "127.0.0.1"))
+        server = Server(
+            folder=str(place), federation="bench", listen=values["listen"], names=("localhost", "127.0.0.1")
+        )
         with Store.open("", place) as store:
             registrar, _ = found_authority(server, store, now=time.time())
             for name in self.names:
-                token = registrar.token("client", name, now=time.time(), random=secrets.token_bytes, actor="bench")
+                token = registrar.token(
+                    "client", name, now=time.time(), random=secrets.token_bytes, actor="bench"
+                )
                 (self.folder / name).mkdir()
                 (self.folder / name / "rows.csv").write_text(ROWS, "utf-8")
                 _toml(
                     self.folder / name / "client.toml",
                     {
-                        "name": name, "join": [f"https://{values['listen']}"], "token": str(token),
-                        "transport": self.transport, "data": {"bench": {"train": "rows.csv", "target": "label"}},
+                        "name": name,
+                        "join": [f"https://{values['listen']}"],
+                        "token": str(token),
+                        "transport": self.transport,
+                        "data": {"bench": {"train": "rows.csv", "target": "label"}},
                     },
                 )
 
@@ -136,7 +153,10 @@ class Federation:
         settings = self.folder / name / ("coordinator.toml" if name == "coordinator" else "client.toml")
         with (self.folder / f"{name}.log").open("ab") as out:
             process = subprocess.Popen(
-                [*command, str(settings)], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                [*command, str(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         self._open.append(process)

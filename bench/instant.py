@@ -41,4 +41,3 @@ class Instant:
 def instant(size: int) -> Instant:
     """A model of `size` numbers that a client trains in no time."""
     return Instant(size)
-

@@ -81,10 +81,17 @@ class Hall:
         return Client(self, token or self._tokens.get(role, ""))
 
     def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(_settled(), self.loop).result(30)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
         self.store.close()
+
+
+async def _settled() -> None:
+    """Let transports that are closing close."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 def hall_at(folder: Path, limits: Limits | None = None, name: str = "reef") -> Hall:

@@ -10,7 +10,7 @@ import pytest
 
 import atoll as at
 from atoll.control import where as places
-from atoll.control.sdk import failure, restored
+from atoll.control.remote import failure, restored
 from atoll.core.errors import ConfigError, Gone, MisuseError, PeerError, PrivacyError, QuorumError, StateError
 from atoll.core.update import Update
 from atoll.run import Run

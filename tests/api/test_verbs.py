@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from atoll.control.desk import finite
+from atoll.control.values import finite
 from tests.api.conftest import JOB, finished, record
 
 

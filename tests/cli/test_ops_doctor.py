@@ -94,7 +94,7 @@ def test_a_token_that_is_not_known_any_more(hall) -> None:  # noqa: F811
 
 @pytest.mark.parametrize(("skew", "level"), [(120, "warn"), (-120, "warn"), (86400, "bad"), (30, "ok")])
 def test_clocks(skew: float, level: str) -> None:
-    found = doctor_network._clock("Fri, 15 Jan 2027 08:00:00 GMT", NOW + skew)
+    found = doctor_network.clocks("Fri, 15 Jan 2027 08:00:00 GMT", NOW + skew)
     assert (found.what, found.level) == ("clock", level)
     assert level == "ok" or "NTP" in found.remedy
 
@@ -162,3 +162,46 @@ def test_the_command(atoll, hall, tmp_path, monkeypatch) -> None:  # noqa: F811
     said = atoll("doctor", "--url", url, "--token", token)
     assert said.code == 1
     assert "✗ way" in said.out
+
+
+def test_a_members_own_doors(tmp_path) -> None:
+    import asyncio
+
+    from tests.api.test_member_policy import doors
+
+    async def main() -> None:
+        async with doors(tmp_path / "hub") as found:
+            url = found.servers.ports["listen"]
+            member = tmp_path / "north"
+            found.who["member"].save(member / "identity")
+
+            def look(folder, **more):
+                return asyncio.to_thread(doctor.examine, folder=folder, timeout=5.0, **more)
+
+            def settings(text: str) -> None:
+                (member / "client.toml").write_text(text, encoding="utf-8")
+
+            settings(f'name = "north"\njoin = ["{url}"]\n')
+            well = await look(member)
+            assert {f.level for f in well} == {"ok"}
+            assert [f.what for f in well][-7:] == [
+                *("proxy", "name", "way", "clock", "root", "certificate", "way")
+            ]
+            settings(f'name = "north"\njoin = ["{url.replace("127.0.0.1", "localhost")}"]\n')
+            wrong = await look(member)
+            assert "`names`" in finding(wrong, "certificate", "bad").remedy
+            settings("name = 3")
+            assert finding(await look(member), "settings", "bad")
+            other = tmp_path / "other"
+            other.mkdir()
+            (other / "client.toml").write_text(
+                f'join = ["{url}"]\ntoken = "{Token("0" * 64, bytes(32))}"\n', encoding="utf-8"
+            )
+            assert "another federation" in finding(await look(other), "root", "bad").remedy
+            found.who["ended"].save(member / "identity")
+            settings(f'join = ["{url}"]')
+            ended = await look(member)
+            assert finding(ended, "identity", "bad")
+            assert finding(ended, "certificate", "bad")
+
+    asyncio.run(main())

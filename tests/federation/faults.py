@@ -49,6 +49,7 @@ TABLES: tuple[Mapping[str, Any], ...] = (
 )
 ORDERED = ("fedbuff", "fedasync")  # the order in which answers come counts, and the net decides it
 PATIENT = (1000.0, 1000.0)  # seconds a client, an edge may be away: nobody here is for as long
+STILL = 300.0  # virtual seconds, many times what a troubled run takes
 PLACES = sorted(failpoint.NAMES)
 
 
@@ -113,7 +114,10 @@ async def troubled(folder: Path, seed: int, **more: Any) -> list[str]:
     await world.gathered()
     run = world.submit(dict(this.table), seed % 3)
     trouble = asyncio.ensure_future(_trouble(world, dice, this.faults))
-    record = await world.finished(run, 3000)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    record = await world.finished(run, 5000)
+    took = loop.time() - began
     if trouble.done() and trouble.exception() is not None:
         raise trouble.exception()
     trouble.cancel()
@@ -122,11 +126,15 @@ async def troubled(folder: Path, seed: int, **more: Any) -> list[str]:
     world.store.blobs.sweep()
     wanted = expected(this.table, seed % 3) if this.byte_law else None
     rounds = int(this.table["rounds"]) if this.byte_law else None
-    wrong = invariants.broken(world.store, run, expected=wanted, rounds=rounds, whole=this.byte_law)
+    wrong = [f"it stood still: {took:.0f} s"] if took > STILL else []
+    wrong += invariants.broken(world.store, run, expected=wanted, rounds=rounds, whole=this.byte_law)
     for edge in world.edges:
         if world.alive(edge):
             store = world.processes[edge].node.store
-            wrong += [f"{edge}: {text}" for text in (*invariants.chain(store), *invariants.aggregates(store))]
+            wrong += [
+                f"{edge}: {text}"
+                for text in (*invariants.chain(store), *invariants.aggregates(store, withdrawn=True))
+            ]
     return wrong
 
 

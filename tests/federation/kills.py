@@ -241,7 +241,7 @@ class Placed(Federation):
                 with Store.open("", self.place(edge)) as store:
                     wrong += [
                         f"{edge}: {text}"
-                        for text in (*invariants.chain(store), *invariants.aggregates(store))
+                        for text in (*invariants.chain(store), *invariants.aggregates(store, withdrawn=True))
                     ]
         return wrong
 

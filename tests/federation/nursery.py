@@ -51,7 +51,7 @@ def _child(task: dict[str, Any], parent: int) -> int:
     hits = task["hits"]
     armed = ",".join(f"{name}:{MANY}:kill" for name in failpoint.NAMES) if hits else ""
     failpoint.arm(task["env"].get("ATOLL_FAILPOINTS", armed))
-    code = command_line([task["command"], "--config", task["settings"]])
+    code = command_line([task["command"], "--config", task["settings"], *task["words"]])
     if hits:
         reached = {name: MANY - place.left for name, place in failpoint._armed.items() if place.left < MANY}
         Path(hits).write_text(json.dumps(reached))

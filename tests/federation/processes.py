@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,17 @@ class Nursery:
             text=True,
         )
 
-    def fork(self, command: str, settings: Path, log: Path, env: Mapping[str, str], hits: Path | None) -> int:
-        task = {"command": command, "settings": str(settings), "log": str(log), "env": dict(env)}
+    def fork(
+        self,
+        command: str,
+        settings: Path,
+        log: Path,
+        words: Sequence[str],
+        env: Mapping[str, str],
+        hits: Path | None,
+    ) -> int:
+        task: dict[str, Any] = {"command": command, "settings": str(settings), "log": str(log)}
+        task |= {"words": list(words), "env": dict(env)}
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps({**task, "hits": str(hits) if hits else ""}) + "\n")
         self._process.stdin.flush()
@@ -122,6 +131,7 @@ class Federation:
         self.job = job
         self.nursery = nursery
         self.lives: dict[str, Life] = {}
+        self.words: dict[str, Sequence[str]] = {}  # further words of a member's command
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
         self.file = folder / "job.toml"
@@ -168,11 +178,12 @@ class Federation:
             self.lives.pop(name).bury()
         log = self.folder / "logs" / f"{name}.log"
         env = {"ATOLL_FAILPOINTS": failpoints, **env} if failpoints else env
+        words, role = self.words.get(name, ()), self.role(name)
         if self.nursery is not None and forked:
-            pid, popen = self.nursery.fork(self.role(name), self.settings(name), log, env, hits), None
+            pid, popen = self.nursery.fork(role, self.settings(name), log, words, env, hits), None
         else:
             path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-            popen = up.launched(self.role(name), self.settings(name), log, PYTHONPATH=path, **env)
+            popen = up.launched(role, self.settings(name), log, *words, PYTHONPATH=path, **env)
             pid = popen.pid
         self.lives[name] = Life(pid, os.pidfd_open(pid), popen)
 

@@ -78,9 +78,9 @@ def _uploaded(store: Store, data: bytes, spooled: bool) -> str:
 
 def people(store: Store, told: Told) -> None:
     with suppress(StateError):
-        store.token_add("d" * 64, "client", "a", 2e9)
+        store.token_add("d" * 64, "client", "b", 2e9)
     told("token")
-    assert store.token_use("d" * 64, 1.0, "key") == ("client", "a")
+    assert store.token_use("d" * 64, 1.0, "key") == ("client", "b")
     told("used")
     store.node_seen("a", "client", {"version": "1"})
     store.certificate_add(7, "a", "client", 2e9)

@@ -60,3 +60,17 @@ def test_control_a_store_that_breaks_a_law_is_found_out(
 
     with pytest.raises(AssertionError, match=r" must |needs"):
         check_store(make)
+
+
+def test_who_is_revoked_needs_a_new_token(tmp_path) -> None:
+    """Readmitted, a name enrols by a new token only: whoever holds the old one may not be it."""
+    with Store.open("", tmp_path) as store:
+        store.token_add("a" * 64, "client", "bank", 2e9)
+        store.token_add("b" * 64, "client", "other", 2e9)
+        assert store.token_use("a" * 64, 1.0, "key") == ("client", "bank")
+        store.revoke("bank")
+        store.readmit("bank")
+        assert store.token_use("a" * 64, 1.0, "key") is None
+        assert store.token_use("b" * 64, 1.0, "key") == ("client", "other")
+        store.token_add("c" * 64, "client", "bank", 2e9)
+        assert store.token_use("c" * 64, 1.0, "key") == ("client", "bank")

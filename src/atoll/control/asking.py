@@ -20,6 +20,7 @@ from .want import ring_bits, want
 PARCELS = 3  # the newest model, the best one, and one in work
 SMALL = 1 << 16  # bytes of an Update that stands in the checkpoint itself: a file of its own costs more
 
+
 @dataclass
 class Asking:
     """One drive's net: tasks of one run out as letters, answers back as values to fold.

@@ -83,6 +83,7 @@ class Coordinator:
         self.host: Host
         self.current: Current
         self._closing = asyncio.Event()
+        self._rosters: dict[str, Roster] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
@@ -129,7 +130,8 @@ class Coordinator:
         """Renew our own certificate at half of its life; forget what nobody needs, once an hour."""
         pruned = 0.0
         while True:
-            await asyncio.sleep(LOOK)
+            mine = self.current()
+            await asyncio.sleep(min(LOOK, (mine.member.until - mine.since) / 8))
             loop = asyncio.get_running_loop()
             if self.current().renew_due(time.time()):
                 await self.host.durable(lambda: self.outside.authority(self.settings, self.store))
@@ -154,7 +156,7 @@ class Coordinator:
     async def _look(self) -> None:
         await self.host.expel()
         for run in await self.host.durable(lambda: self.store.runs(state="stopping")):
-            await self._stop(run["id"])
+            await self._stop(run["id"], run["reason"])
         if self._running:
             return
         record = await self.host.durable(self._next)
@@ -174,12 +176,14 @@ class Coordinator:
         self._running[run] = task
         task.add_done_callback(lambda _: self._running.pop(run, None))
 
-    async def _stop(self, run: str) -> None:
+    async def _stop(self, run: str, reason: str) -> None:
         task = self._running.get(run)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await self.host.durable(lambda: self.store.move(run, "stopped", frm=("stopping",), actor=COORDINATOR))
+        await self.host.durable(
+            lambda: self.store.move(run, "stopped", frm=("stopping",), reason=reason, actor=COORDINATOR)
+        )
 
     async def _one(self, record: Mapping[str, Any]) -> None:
         """One run to its end; what goes wrong becomes its reason."""
@@ -323,10 +327,12 @@ class Coordinator:
 
     def about(self, run: str) -> Mapping[str, Any]:
         """What a run's data have in common, and its clients' names by number."""
-        state = self.store.journal(run, "roster").resume().state
-        if state is None:
-            return {}
-        roster = Roster.load(state)
+        roster = self._rosters.get(run)
+        if roster is None:
+            state = self.store.journal(run, "roster").resume().state
+            if state is None:
+                return {}
+            roster = self._rosters[run] = Roster.load(state)
         names = {str(client): name for name, client in roster.clients.items()}
         return {**roster.shared, "names": names}
 

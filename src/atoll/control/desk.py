@@ -14,8 +14,7 @@ answers None, whoever it belongs to.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from sqlalchemy import select
@@ -28,9 +27,8 @@ from .store import FINAL, MAIN, Store
 from .store.schema import notes
 from .store.schema import runs as known
 from .told import Told, told
+from .values import fits
 
-DEEPEST = 12  # tables within tables of a job
-LONGEST = 4096  # characters of one text in it
 SHOWN = 8  # runs on the page
 ROUNDS = 400  # of one run on it
 NUMBERS = range(-(2**63), 2**63)
@@ -52,21 +50,6 @@ def submit(store: Store, table: Mapping[str, Any], seed: int | None, actor: str)
     if seed not in NUMBERS:
         raise ConfigError(f"a seed has 64 bits, got {seed}", "$.seed")
     return run(store, store.submit(table, seed, actor, name=file.job.name)) or {}
-
-
-def fits(value: Any, path: str = "$", depth: int = DEEPEST) -> None:
-    """Raise ConfigError for values nested too deep, or text too long, for a job."""
-    if depth < 0:
-        raise ConfigError(f"a job nests at most {DEEPEST} tables", path[:200])
-    if isinstance(value, str) and len(value) > LONGEST:
-        raise ConfigError(f"text of {len(value)} characters: at most {LONGEST}", path)
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            fits(key, path, depth - 1)
-            fits(inner, f"{path}.{key}", depth - 1)
-    elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            fits(inner, f"{path}[{place}]", depth - 1)
 
 
 def runs(store: Store, state: str | None = None, limit: int = 100) -> list[Row]:
@@ -192,20 +175,6 @@ def overview(store: Store, live: Live, now: float, id: str | None = None) -> Row
         "rounds": so_far.rounds[-ROUNDS:],
         "sites": {"metrics": so_far.sites, "failed": so_far.failed},
     }
-
-
-def finite(value: Any) -> Any:
-    """Plain values with null for a number that is not finite, which JSON has no word for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [finite(v) for v in value]
-    if isinstance(value, bytes):
-        return value.hex()
-    item: Callable[[], Any] | None = getattr(value, "item", None)  # numpy's numbers
-    return finite(item()) if item is not None else value
 
 
 def _member(store: Store, name: str) -> bool:

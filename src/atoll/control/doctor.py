@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from ..core.errors import AtollError
+from .doctor_member import doors
 from .doctor_network import network
 from .finding import Finding, span
 
@@ -35,7 +36,7 @@ def examine(
     """All findings, in the order one would look for a cause."""
     found = [*_versions()]
     if folder is not None:
-        found += [*_folder(folder, clock())]
+        found += [*_folder(folder, clock()), *doors(folder, timeout, clock)]
     if url is not None:
         found += [*network(url, token, timeout, clock)]
     return found

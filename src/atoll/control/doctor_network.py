@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,35 +22,49 @@ from urllib.parse import urlsplit
 from ..core.errors import AtollError
 from ..privacy.token import Token
 from .finding import Finding, Level, span
-from .pinning import blind, fingerprint, loopback, pinned, proxy_for
+from .pinning import blind, fingerprint, loopback, parsed_proxy, pinned, proxy_for
 
 SKEW = 60.0  # seconds two clocks may differ before it is worth a word; certificates are dated back an hour
 
 
 def network(url: str, text: str | None, timeout: float, clock: Callable[[], float]) -> Iterator[Finding]:
     """What stands between here and the API at `url`, in the order one would look for it."""
-    parts = urlsplit(url)
-    host, secure = parts.hostname or "", parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
-    if parts.scheme not in ("https", "http") or not host:
-        yield Finding("address", "bad", f"{url} is no URL", "write it as https://hub.example:8445")
-        return
-    proxy = None if loopback(host) else proxy_for(host, parts.scheme)
-    yield _proxied(host, proxy)
-    name = _name(proxy[0] if proxy else host)
-    yield name
-    if name.level == "bad":
-        return
-    way = _way(proxy[:2] if proxy else (host, port), timeout)
-    yield way
-    if way.level == "bad":
+    far = yield from reach(url, "", timeout)
+    if far is None:
         return
     try:
         token = None if text is None else Token.parse(text)
     except AtollError as error:
         yield Finding("token", "bad", str(error), "copy the whole token, from atoll1. to its end")
         return
-    yield from _server(_Far(host, port, proxy, timeout, secure), token, clock)
+    yield from _server(far, token, clock)
+
+
+def reach(url: str, proxy: str, timeout: float) -> Generator[Finding, None, Far | None]:
+    """How to get to `url`: through which proxy, is the name known, does anybody answer. None where not."""
+    parts = urlsplit(url)
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    if parts.scheme not in ("https", "http") or not host:
+        yield Finding("address", "bad", f"{url} is no URL", "write it as https://hub.example:8445")
+        return None
+    far = Far(host, parts.port or (443 if secure else 80), _proxy(host, parts.scheme, proxy), timeout, secure)
+    yield _proxied(host, far.proxy)
+    first = far.proxy[:2] if far.proxy else (host, far.port)
+    known = _name(first[0])
+    yield known
+    if known.level == "bad":
+        return None
+    there = way(first, timeout)
+    yield there
+    if there.level == "bad":
+        return None
+    return far
+
+
+def _proxy(host: str, scheme: str, given: str) -> tuple[str, int, dict[str, str]] | None:
+    if given:
+        return parsed_proxy(given)
+    return None if loopback(host) else proxy_for(host, scheme)
 
 
 def _proxied(host: str, proxy: tuple[str, int, dict[str, str]] | None) -> Finding:
@@ -73,7 +87,8 @@ def _name(host: str) -> Finding:
     return Finding("name", "ok", f"{host} is {', '.join(found[:4])}")
 
 
-def _way(to: tuple[str, int], timeout: float) -> Finding:
+def way(to: tuple[str, int], timeout: float) -> Finding:
+    """Whether anybody answers there."""
     began = time.monotonic()
     try:
         socket.create_connection(to, timeout).close()
@@ -84,7 +99,9 @@ def _way(to: tuple[str, int], timeout: float) -> Finding:
 
 
 @dataclass(frozen=True)
-class _Far:
+class Far:
+    """The other side: its host and port, the proxy before it (host, port, headers), seconds to wait."""
+
     host: str
     port: int
     proxy: tuple[str, int, dict[str, str]] | None
@@ -110,7 +127,7 @@ class _Far:
             made.close()
 
 
-def _server(far: _Far, token: Token | None, clock: Callable[[], float]) -> Iterator[Finding]:
+def _server(far: Far, token: Token | None, clock: Callable[[], float]) -> Iterator[Finding]:
     """What the other side shows: its root, its certificate, its clock, its version."""
     try:
         answer, root, _ = far.get("/v1/root", blind() if far.secure else None)
@@ -118,7 +135,7 @@ def _server(far: _Far, token: Token | None, clock: Callable[[], float]) -> Itera
         remedy = "this is not the API of a coordinator, or a proxy between ends TLS: ask for the right URL"
         yield Finding("server", "bad", f"no TLS 1.3 with it: {error}", remedy)
         return
-    yield _clock(answer.headers.get("Date"), clock())
+    yield clocks(answer.headers.get("Date"), clock())
     if token is None:
         yield Finding("root", "warn", "not compared: there is no token", "give --token, which names the root")
         return
@@ -136,7 +153,7 @@ def _server(far: _Far, token: Token | None, clock: Callable[[], float]) -> Itera
     yield from _verified(far, root, token, clock())
 
 
-def _verified(far: _Far, root: bytes, token: Token, now: float) -> Iterator[Finding]:
+def _verified(far: Far, root: bytes, token: Token, now: float) -> Iterator[Finding]:
     context = pinned(root.decode("ascii")) if far.secure else None
     try:
         answer, body, shown = far.get("/v1/federation", context, str(token))
@@ -172,7 +189,8 @@ def _let_in(status: int, body: bytes) -> Iterator[Finding]:
         yield Finding("versions", "bad", f"atoll {mine} here, {theirs} there", remedy)
 
 
-def _clock(date: str | None, now: float) -> Finding:
+def clocks(date: str | None, now: float) -> Finding:
+    """Our clock beside the one in an answer's Date."""
     if date is None:
         return Finding("clock", "warn", "the server says no time", "")
     skew = now - parsedate_to_datetime(date).timestamp()

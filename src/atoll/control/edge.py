@@ -8,6 +8,7 @@ it was sent is sent on as it came, fetched once however many children there are.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from ..core.rng import Rng
 from ..learn import rounds
 from ..transport.drive import Drive
 from ..wire.failpoint import declare, hit
+from ..wire.files import whole
 from .asking import Asking
 from .homes import Homes
 from .host import Host
@@ -27,6 +29,7 @@ from .outside import Outside
 from .settings import Edge
 from .uplink import Asked, Uplink
 
+OUT = "revoked.json"  # names and serials, as the parent said last
 _TAKEN, _SUMMED = declare("edge.taken_in"), declare("edge.summed")
 _OVER = declare("edge.over.before"), declare("edge.over.after")
 
@@ -72,6 +75,7 @@ class EdgeNode:
         try:
             await servers.start()
             await self.host.recall()
+            await self.host.expel(self._out())
             jobs = self._tell(), self._tell_live(), self._keep_house()
             telling = [asyncio.get_running_loop().create_task(job) for job in jobs]
             await self.uplink.run()
@@ -183,8 +187,24 @@ class EdgeNode:
                 self.host.moved_away(str(head.get("client", "")))
             case "model":
                 await self._serve(head)
+            case "revoked":
+                await self._revoked(head)
             case _:
                 pass
+
+    async def _revoked(self, head: Mapping[str, Any]) -> None:
+        """Who is out, kept for a start without a parent."""
+        names, serials = head.get("names", ()), head.get("serials", ())
+        with whole(self.folder / OUT) as file:
+            file.write(json.dumps([*map(str, names), *(int(str(s), 16) for s in serials)]).encode())
+        await self.host.expel(self._out())
+
+    def _out(self) -> list[str | int]:
+        try:
+            found: list[str | int] = json.loads((self.folder / OUT).read_bytes())
+        except (OSError, ValueError):
+            return []
+        return found
 
     async def _serve(self, head: Mapping[str, Any]) -> None:
         """Pass a model that clients are to serve on to them; they check its signature themselves."""

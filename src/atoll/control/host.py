@@ -84,6 +84,7 @@ class Host:
         self._held: Counter[str] = Counter()
         self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
+        self._above: frozenset[str | int] = frozenset()  # of those, the ones a parent told of
         self._elsewhere: set[str] = set()  # clients that have another parent by now
 
     # -- where slow things run --------------------------------------------------------------
@@ -127,11 +128,21 @@ class Host:
             self._promised[f"{run}.{scope}.{request}"] = until
         await self.expel()
 
-    async def expel(self) -> None:
-        """Cut whoever was revoked since the last look."""
-        self._out = await self.durable(self.store.revoked)
+    async def expel(self, above: Iterable[str | int] | None = None) -> None:
+        """Cut whoever was revoked since the last look, here or by who stands above; edges hear of them."""
+        self._above = self._above if above is None else frozenset(above)
+        out = self._above | await self.durable(self.store.revoked)
+        if out != self._out:
+            self._out = out
+            for edge in [name for name, role in self.fleet.children.items() if role == "edge"]:
+                self._say_out(edge)
         for name in [name for name in self.fleet.children if name in self._out]:
             await self.service.cut(name, "revoked")
+
+    def _say_out(self, edge: str) -> None:
+        names = sorted(name for name in self._out if isinstance(name, str))
+        serials = sorted(f"{n:x}" for n in self._out if isinstance(n, int))
+        self.service.send(edge, "revoked", {"names": names, "serials": serials})
 
     async def admit(self, member: Member, hello: Mapping[str, Any]) -> dict[str, Any]:
         """Members of this federation that nobody revoked, in a role that dials out."""
@@ -160,12 +171,12 @@ class Host:
         )
         await self._remember_below(name, about.get("below", {}))
 
-    async def _remember_below(self, edge: str, below: Mapping[str, Any]) -> None:
+    async def _remember_below(self, edge: str, below: Mapping[str, Any], *, again: bool = False) -> None:
         for name, about in below.items():
             role = "edge" if about.get("role") == "edge" else "client"
             self.roles.setdefault(name, role)
             before = self.fleet.clients.get(name)
-            if before is None or before.via != edge or not before.present or before.about != about:
+            if again or before is None or before.via != edge or not before.present or before.about != about:
                 info = {"parent": edge, **{k: v for k, v in about.items() if k != "role"}}
                 await self.durable(lambda n=name, r=role, i=info: self.store.node_seen(n, r, i))  # type: ignore[misc]
 
@@ -176,6 +187,8 @@ class Host:
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
         self._elsewhere.discard(name)
+        if self.roles[name] == "edge":
+            self._say_out(name)
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
@@ -204,6 +217,8 @@ class Host:
         for moved in self.fleet.left(name):
             self._moved(*moved)
         await self._gone({name, *before} - {*self.fleet.reachable()}, reason)
+        if (seen := self.fleet.clients.get(name)) is not None and seen.present:  # under an edge, as before
+            await self._remember_below(seen.via, {name: seen.about}, again=True)
         self._await(name)
         self.changed.set()
 
@@ -212,7 +227,9 @@ class Host:
         if name not in self._timers and name not in self.fleet.children:
             seconds = self._patience.get(self.roles.get(name, "client"), 60.0)
             loop = asyncio.get_running_loop()
-            self._timers[name] = loop.call_later(seconds, self._lost, name, f"{LOST}away for {seconds:g} seconds")
+            self._timers[name] = loop.call_later(
+                seconds, self._lost, name, f"{LOST}away for {seconds:g} seconds"
+            )
 
     def _lost(self, name: str, reason: str) -> None:
         timer = self._timers.pop(name, None)

@@ -49,6 +49,11 @@ def proxy_for(host: str, scheme: str) -> tuple[str, int, dict[str, str]] | None:
     url = urllib.request.getproxies().get(scheme)
     if not url or urllib.request.proxy_bypass(host):
         return None
+    return parsed_proxy(url)
+
+
+def parsed_proxy(url: str) -> tuple[str, int, dict[str, str]] | None:
+    """(host, port, headers) of http://user:password@host:port; None where it names no host."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if not parts.hostname:
         return None

@@ -218,6 +218,7 @@ ZH = {
     "the model, exported to ONNX and checked against its source": "模型已导出为 ONNX，并与源模型核对",
     "the same job simulated in one process: the same bytes": "同一作业在单进程中模拟：字节完全相同",
     "training: each client on its own rows, over mutual TLS, through the edges": "训练：每个客户端使用自己的数据，经边缘节点以双向 TLS 通信",
+    "settings": "设置",
     "python": "Python",
     "packages": "软件包",
     "folder": "文件夹",

@@ -237,11 +237,11 @@ def _launch(folder: Path, names: Sequence[str], edges: Sequence[str]) -> dict[st
     return started
 
 
-def launched(command: str, settings: Path, log: Path, **more: str) -> subprocess.Popen[bytes]:
+def launched(command: str, settings: Path, log: Path, *words: str, **more: str) -> subprocess.Popen[bytes]:
     """A member's process, begun; `more`: further environment. What it says goes to the end of `log`."""
     with log.open("ab") as out:
         return subprocess.Popen(  # noqa: S603  our own command, no shell
-            [sys.executable, "-m", "atoll", command, "--config", str(settings)],
+            [sys.executable, "-m", "atoll", command, "--config", str(settings), *words],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..core.edge import Answer, Task
-from ..core.errors import AtollError, ConfigError, Gone, ProtocolError, Refused
+from ..core.errors import AtollError, CodecError, ConfigError, Gone, IntegrityError, ProtocolError, Refused
 from ..core.update import Update
 from ..privacy.keys import Current, Identity
 from ..privacy.token import Token
@@ -29,7 +29,7 @@ from ..transport.dial import Dial, Patience
 from ..wire import body
 from ..wire.failpoint import declare, hit
 from .outside import Outside
-from .parcels import keep_frames, read_frames
+from .parcels import keep_frames, read_frames, take_frames
 from .settings import Client, Edge
 from .work import Work, opened
 
@@ -39,7 +39,7 @@ _KEPT = declare("uplink.kept.before"), declare("uplink.kept.after")
 _UPLOADED = declare("uplink.uploaded")
 _FORGOTTEN = declare("uplink.forgotten.before"), declare("uplink.forgotten.after")
 KEPT = 2  # models kept on disk
-RENEW = 60.0  # seconds between two looks at the certificate's age
+RENEW = 60.0  # seconds between two looks at the certificate's age, less for one that is good for minutes
 
 OnAsk: TypeAlias = Callable[["Asked"], Awaitable[Answer]]
 OnLetter: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
@@ -152,10 +152,23 @@ class Uplink:
         (self.folder / "answers").mkdir(parents=True, exist_ok=True)
         urls = self.settings.join or self.identity.urls
         assert self.current is not None  # noqa: S101  identity has been read above
-        link = self.outside.link(self.current, self.settings.transport, self.settings.proxy)
+        if self.identity.renew_due(time.time()):  # it may have been away for long
+            await self._renewed(urls)
+        renewing = asyncio.get_running_loop().create_task(self._renew(urls))
+        try:
+            while not await self._joined(urls):
+                pass
+        finally:
+            renewing.cancel()
+            for task in (*self._asks.values(), *self._others):
+                task.cancel()
+
+    async def _joined(self, urls: tuple[str, ...]) -> bool:
+        """Stay until we leave. False where a certificate had run out under us, and there is a new one."""
+        assert self.current is not None  # noqa: S101  see run
         self.dial = Dial(
             urls,
-            link,
+            self.outside.link(self.current, self.settings.transport, self.settings.proxy),
             lambda: {"about": {"version": version("atoll-fl"), **self._about()}},
             on_letter=self._letter,
             on_open=self._opened,
@@ -165,13 +178,14 @@ class Uplink:
             draw=self.outside.draw(),
             clock=asyncio.get_running_loop().time,
         )
-        renewing = asyncio.get_running_loop().create_task(self._renew(urls))
+        ended = self.identity.member.until
         try:
             await self.dial.run()
-        finally:
-            renewing.cancel()
-            for task in (*self._asks.values(), *self._others):
-                task.cancel()
+        except (Refused, ProtocolError):
+            if time.time() < ended or not (self.identity.member.until > ended or await self._renewed(urls)):
+                raise
+            return False
+        return True
 
     async def close(self) -> None:
         """Say goodbye."""
@@ -198,16 +212,24 @@ class Uplink:
 
     async def _renew(self, urls: tuple[str, ...]) -> None:
         """A new certificate at half of the old one's life; a failure is tried again."""
+        while True:
+            mine = self.identity
+            await asyncio.sleep(min(RENEW, (mine.member.until - mine.since) / 8))
+            if self.identity.renew_due(time.time()) and await self._renewed(urls) and self.dial is not None:
+                await self.dial.again()  # the connection that stands goes by the old one
+
+    async def _renewed(self, urls: tuple[str, ...]) -> bool:
+        """Whether one of our parents gave us a new certificate."""
         from ..transport.enrol import renew
 
-        while True:
-            await asyncio.sleep(RENEW)
-            for url in urls if self.identity.renew_due(time.time()) else ():
-                try:
-                    await renew(url, self.identity, proxy=self.settings.proxy or None, now=time.time())
-                    break
-                except AtollError as error:
-                    log.warning("the certificate was not renewed: %s", error)
+        for url in urls:
+            try:
+                await renew(url, self.identity, proxy=self.settings.proxy or None, now=time.time())
+            except AtollError as error:
+                log.warning("the certificate was not renewed: %s", error)
+            else:
+                return True
+        return False
 
     # -- letters ----------------------------------------------------------------------------
 
@@ -232,7 +254,8 @@ class Uplink:
         try:
             path = self._answer_path(ask)
             hit(_ASKED)
-            if not path.exists():
+            fresh = not await self._whole(path)
+            if fresh:
                 asked = await self.read(head)
                 answer = await self._on_ask(asked)
                 most = None if isinstance(self.settings, Edge) else asked.work.job.max_weight
@@ -242,7 +265,7 @@ class Uplink:
                 hit(_KEPT[1])
                 del answer, message
             assert self.dial is not None  # noqa: S101  asks come through it
-            await self.dial.upload(f"{ask}.{self.identity.member.name}", path)
+            await self.dial.upload(f"{ask}.{self.identity.member.name}", path, fresh=fresh)
             hit(_UPLOADED)
             await self._forget(ask)
         except asyncio.CancelledError:
@@ -258,6 +281,15 @@ class Uplink:
             log.warning("%s: %s", ask, text)
             self.send("refuse", {"ask": ask, "reason": text[-60_000:]})
             await self._forget(ask)
+
+    async def _whole(self, path: Path) -> bool:
+        """Whether an answer of an earlier try is there; one that a power cut spoiled is made again."""
+        if path.exists():
+            try:
+                await asyncio.to_thread(read_frames, path, finite=False)
+            except (CodecError, IntegrityError):
+                path.unlink(missing_ok=True)
+        return path.exists()
 
     async def read(self, head: Mapping[str, Any]) -> Asked:
         """The ask with its model, once the job's signature was found to be right."""
@@ -284,16 +316,20 @@ class Uplink:
     async def model(self, blob: str) -> Update:
         """The model in a blob, fetched unless it is here."""
         if blob not in self._models:
+            here = self._model_path(blob).exists()
             path = await self.fetch(blob)
-            params = body.params_of(await asyncio.to_thread(read_frames, path))
+            try:
+                message = await asyncio.to_thread(read_frames if here else take_frames, path)
+            except (CodecError, IntegrityError):
+                path.unlink(missing_ok=True)  # a power cut spoiled it
+                message = await asyncio.to_thread(take_frames, await self.fetch(blob))
+            params = body.params_of(message)
             self._models = {blob: params}
         return self._models[blob]
 
     async def fetch(self, blob: str) -> Path:
         """A blob's file; older ones go."""
-        path = self.folder / "models" / blob
-        if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
-            raise ProtocolError("a blob's name is 64 hexadecimal digits")
+        path = self._model_path(blob)
         if not path.exists():
             assert self.dial is not None  # noqa: S101  asks come through it
             held = {p.name: p for p in path.parent.iterdir() if len(p.name) == 64}
@@ -303,6 +339,11 @@ class Uplink:
             for old in newest[:-KEPT]:
                 old.unlink(missing_ok=True)
         return path
+
+    def _model_path(self, blob: str) -> Path:
+        if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
+            raise ProtocolError("a blob's name is 64 hexadecimal digits")
+        return self.folder / "models" / blob
 
     def _answer_path(self, ask: str) -> Path:
         return self.folder / "answers" / hashlib.sha256(ask.encode()).hexdigest()

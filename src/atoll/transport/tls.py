@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..core.errors import MisuseError, ProtocolError, StateError
@@ -58,9 +59,9 @@ def client_context(
 
 def grpc_server_credentials(source: Source) -> grpc.ServerCredentials:
     """Mutual TLS for a gRPC server; renewed certificates are used from the next handshake on."""
-    import grpc  # only here: a member over HTTPS does without
-
     _only_13()
+    import grpc
+
     current = _function(source)
     loaded = current()
 
@@ -78,9 +79,9 @@ def grpc_server_credentials(source: Source) -> grpc.ServerCredentials:
 
 def grpc_channel_credentials(identity: Identity) -> grpc.ChannelCredentials:
     """Mutual TLS for a gRPC channel. A channel keeps them: after a renewal, dial with a new channel."""
+    _only_13()
     import grpc
 
-    _only_13()
     return grpc.ssl_channel_credentials(identity.roots, key_pem(identity.key), identity.chain)
 
 
@@ -103,8 +104,11 @@ def https_member(
     return _good(certificate, federation, now) if certificate else None
 
 
+_known = lru_cache(1024)(member_of)  # each call of a member shows the same certificate
+
+
 def _good(certificate: bytes, federation: str, now: float) -> Member:
-    member = member_of(certificate, federation)
+    member = _known(certificate, federation)
     if now > member.until:
         raise ProtocolError(f"the certificate of {member.uri} has ended: renew it or enrol again")
     return member

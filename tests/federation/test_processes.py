@@ -1,0 +1,136 @@
+"""Federations of real processes: killed, spoken to in three ways, revoked, renewed, wiped and restored."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atoll.control.cli import main as atoll
+from atoll.control.store import Store
+from tests.federation import invariants
+from tests.federation.processes import JOB, ROOT, Federation, Nursery
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "pidfd_open"), reason="processes are waited for by descriptors, which needs Linux"
+)
+LONG = {**JOB, "rounds": 40, "algorithm": "fedavg"}
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as made:
+        yield made
+
+
+def gathered(fed: Federation) -> None:
+    fed.until(lambda: fed.joined() >= {*fed.clients, *fed.edges}, what="everybody to join")
+
+
+def whole(fed: Federation, run: str, rounds: int = 2) -> None:
+    """Everybody counted in every round, the log verifies, the model is the simulation's."""
+    with fed.store() as store:
+        job = dict(fed.job)
+        assert invariants.broken(store, run, expected=fed.expected(5, job), rounds=rounds) == []
+
+
+def test_one_of_each_role_is_killed_and_the_model_is_the_same(tmp_path: Path, nursery: Nursery) -> None:
+    with Federation(tmp_path, nursery=nursery, transport="grpc") as fed:
+        places = {
+            "coordinator": "drive.folded.after:2:kill",
+            "edge-a": "drive.counted.after:3:kill",
+            "client-1": "uplink.kept.after:2:kill",
+        }
+        for name in fed.names:
+            fed.start(name, failpoints=places.get(name, ""))
+        gathered(fed)
+        run = fed.submit()
+        left = set(places)
+        while left:
+            dead = fed.until(lambda: {n for n in left if fed.dead(n)}, what=f"{left} to die")
+            for name in dead:
+                fed.start(name)
+            left -= dead
+        fed.finished(run)
+        fed.stop(*fed.names)
+        whole(fed, run)
+
+
+@pytest.mark.parametrize("transport", ["grpc", "https", "websocket"])
+def test_the_same_job_in_three_ways_of_talking(tmp_path: Path, nursery: Nursery, transport: str) -> None:
+    with Federation(tmp_path, nursery=nursery, transport=transport) as fed:
+        fed.start_all()
+        gathered(fed)
+        run = fed.submit()
+        fed.finished(run)
+        shown = {row["name"]: row["transport"] for row in fed.connect().nodes() if row["name"] in fed.edges}
+        assert set(shown.values()) == {{"websocket": "wss"}.get(transport, transport)}
+        fed.stop(*fed.names)
+        whole(fed, run)
+
+
+def test_who_is_revoked_is_cut_wherever_it_is(tmp_path: Path, nursery: Nursery) -> None:
+    """Below an edge, in the middle of its session; and it cannot come back."""
+    with Federation(tmp_path, nursery=nursery) as fed:
+        fed.start_all()
+        gathered(fed)
+        fed.connect().revoke("client-1")
+        fed.until(lambda: fed.dead("client-1"), 30.0, "client-1 to be cut")
+        fed.start("client-1")
+        fed.until(lambda: fed.dead("client-1"), 30.0, "client-1 to be refused")
+        assert "revoked" in fed.logs()
+        assert not fed.dead("client-2")
+
+
+def test_a_traceback_at_a_site_reaches_the_operator(tmp_path: Path, nursery: Nursery) -> None:
+    job = {**JOB, "learner": "line", "algorithm": "fedavg"}
+    parts = str(ROOT / "tests" / "federation" / "parts_of_site.py")
+    with Federation(tmp_path, JOB, nursery=nursery, edges=0) as fed:
+        for name in fed.names:
+            fed.words[name] = ("--parts", parts)
+            fed.start(name, FAULTY="raises" if name == "client-2" else "")
+        gathered(fed)
+        run = fed.submit(job=job)
+        fed.finished(run)
+        logs = fed.connect().run(run).logs()
+        told = [row for row in logs if row["node"] == "client-2" and "ZeroDivisionError" in row["text"]]
+        assert told and "parts_of_site.py" in told[0]["text"], logs
+
+
+def test_wiped_and_restored_a_run_goes_on(tmp_path: Path, nursery: Nursery) -> None:
+    with Federation(tmp_path / "fed", LONG, nursery=nursery) as fed:
+        fed.start_all()
+        gathered(fed)
+        run = fed.submit()
+        fed.until(lambda: fed.rounds(run) >= 3, what="some rounds")
+        made = fed.connect().backup()
+        fed.kill("coordinator")
+        place = fed.place("coordinator")
+        shutil.copy(made["path"], tmp_path / "backup.tar")
+        settings = (place / "coordinator.toml").read_bytes()
+        shutil.rmtree(place)
+        assert atoll(["restore", str(tmp_path / "backup.tar"), "--folder", str(place)]) == 0
+        (place / "coordinator.toml").write_bytes(settings)
+        fed.start("coordinator")
+        fed.finished(run)
+        fed.stop(*fed.names)
+        whole(fed, run, rounds=40)
+
+
+def test_certificates_are_renewed_during_a_run(tmp_path: Path, nursery: Nursery) -> None:
+    """Certificates good for 12 seconds, a run of more than two of their lives, no round lost."""
+    with Federation(tmp_path, {**LONG, "rounds": 100_000}, nursery=nursery, transport="grpc") as fed:
+        fed.set("coordinator", hours=12 / 3600)
+        began = time.time()
+        fed.start_all()
+        gathered(fed)
+        run = fed.submit()
+        fed.until(lambda: time.time() > began + 30, what="time to pass")
+        before = fed.rounds(run)
+        fed.until(lambda: fed.rounds(run) > before + 2, what="rounds after two renewals")
+        fed.stop(*fed.names)
+        with Store.open("", fed.place("coordinator")) as store:
+            history = store.history(run)
+        assert not any(record.get("failed") or record.get("sites_failed") for record in history)
