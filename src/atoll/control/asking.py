@@ -12,7 +12,8 @@ from ..core.update import Update
 from ..learn.algorithm import Algorithm
 from ..transport.drive import Answered, Drive, Stored
 from ..wire import body, checkpoint
-from .host import Host, Sent
+from .asks import Sent
+from .host import Host
 from .kept import kept_plain
 from .parcels import read_frames, write_frames
 from .want import ring_bits, want
@@ -99,7 +100,7 @@ class Asking:
     def keep(self, params: Update, blob: str) -> None:
         """This model is that blob, which stays on disk while somebody may fetch it."""
         if not self._known(params):
-            self.host.hold(blob)
+            self.host.asks.hold(blob)
             self.parcels[id(params)] = (params, blob)
 
     def close(self) -> None:
@@ -109,7 +110,7 @@ class Asking:
 
     def _let_go(self, key: int) -> None:
         _, blob = self.parcels.pop(key)
-        self.host.release(blob)
+        self.host.asks.release(blob)
 
     def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
         """Hand a task over, with all its member needs to know."""
@@ -137,7 +138,7 @@ class Asking:
 
     def cancel(self, request: int, peers: Sequence[str]) -> None:
         """They need not answer any more."""
-        self.host.withdraw(self._ask(request), peers)
+        self.host.asks.withdraw(self._ask(request), peers)
 
     def body(self, answered: Answered) -> Answer:
         """A recorded answer, its arrays still in the file."""

@@ -189,7 +189,8 @@ async def _get(url: str, path: str, context: ssl.SSLContext) -> bytes | None:
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 443
-    ask = f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept-Encoding: identity\r\nConnection: close\r\n\r\n"
+    lines = f"GET {path} HTTP/1.1", f"Host: {parts.netloc}", "Accept-Encoding: identity", "Connection: close"
+    ask = "\r\n".join([*lines, "", ""])
     try:
         async with asyncio.timeout(SECONDS):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
@@ -201,7 +202,7 @@ async def _get(url: str, path: str, context: ssl.SSLContext) -> bytes | None:
             finally:
                 writer.close()
     except (ConnectionRefusedError, ConnectionResetError, TimeoutError) as error:
-        raise Gone(f"{url} cannot be reached: {error or 'it does not answer'}") from None
+        raise Gone(f"{url} cannot be reached: {str(error) or 'it does not answer'}") from None
     except (OSError, UnicodeEncodeError):
         return None
     head, _, body = data.partition(b"\r\n\r\n")
