@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -29,7 +29,6 @@ from atoll.control.sdk import connect
 from atoll.control.settings import Server
 from atoll.control.store.store import Store
 from atoll.core.errors import AtollError
-from atoll.privacy.keys import Current
 
 ROWS = "x,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(10))
 WAIT = 120.0
@@ -43,7 +42,13 @@ class Federation:
     """
 
     def __init__(
-        self, folder: Path, clients: int, *, transport: str = "grpc", client: Sequence[str] = (), again: bool = False
+        self,
+        folder: Path,
+        clients: int,
+        *,
+        transport: str = "grpc",
+        client: Sequence[str] = (),
+        again: bool = False,
     ) -> None:
         self.folder = folder
         self.names = [f"c{k:02d}" for k in range(clients)]
@@ -53,7 +58,7 @@ class Federation:
         self._client = list(client) or [sys.executable, "-m", "bench.member", "client"]
         self._open: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> Federation:
+    def __enter__(self) -> Self:
         try:
             if not self._again:
                 self._lay()
@@ -85,7 +90,9 @@ class Federation:
 
     def train(self, size: int, rounds: int) -> list[float]:
         """Seconds of each round of instant clients."""
-        return self.run({"learner": {"name": "instant", "size": size}, "rounds": rounds, "every": rounds, "sites": False})
+        return self.run(
+            {"learner": {"name": "instant", "size": size}, "rounds": rounds, "every": rounds, "sites": False}
+        )
 
     def run(self, table: dict[str, Any]) -> list[float]:
         """Seconds of each round, from one round's record in the log to the next one's."""
@@ -120,7 +127,7 @@ class Federation:
     def _lay(self) -> None:
         place = self.folder / "coordinator"
         ports = _free(3)
-        values = {
+        values: dict[str, Any] = {
             "name": "coordinator",
             "federation": "bench",
             "names": ["localhost", "127.0.0.1"],
@@ -152,7 +159,7 @@ class Federation:
     def _launch(self, name: str, command: Sequence[str]) -> None:
         settings = self.folder / name / ("coordinator.toml" if name == "coordinator" else "client.toml")
         with (self.folder / f"{name}.log").open("ab") as out:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603  our own members
                 [*command, str(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,

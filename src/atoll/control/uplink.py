@@ -284,12 +284,18 @@ class Uplink:
 
     async def _whole(self, path: Path) -> bool:
         """Whether an answer of an earlier try is there; one that a power cut spoiled is made again."""
-        if path.exists():
+
+        def sound() -> bool:
             try:
-                await asyncio.to_thread(read_frames, path, finite=False)
+                read_frames(path, finite=False)
+            except FileNotFoundError:
+                return False
             except (CodecError, IntegrityError):
                 path.unlink(missing_ok=True)
-        return path.exists()
+                return False
+            return True
+
+        return await asyncio.to_thread(sound)
 
     async def read(self, head: Mapping[str, Any]) -> Asked:
         """The ask with its model, once the job's signature was found to be right."""

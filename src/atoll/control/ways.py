@@ -189,19 +189,19 @@ async def _get(url: str, path: str, context: ssl.SSLContext) -> bytes | None:
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 443
-    ask = f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept-Encoding: identity\r\nConnection: close\r\n\r\n"
+    lines = f"GET {path} HTTP/1.1", f"Host: {parts.netloc}", "Accept-Encoding: identity", "Connection: close"
     try:
         async with asyncio.timeout(SECONDS):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
             try:
-                writer.write(ask.encode("ascii"))
+                writer.write("\r\n".join([*lines, "", ""]).encode("ascii"))
                 data = await reader.read(LONGEST)
                 while more := await reader.read(LONGEST - len(data)):
                     data += more
             finally:
                 writer.close()
     except (ConnectionRefusedError, ConnectionResetError, TimeoutError) as error:
-        raise Gone(f"{url} cannot be reached: {error or 'it does not answer'}") from None
+        raise Gone(f"{url} cannot be reached: {str(error) or 'it does not answer'}") from None
     except (OSError, UnicodeEncodeError):
         return None
     head, _, body = data.partition(b"\r\n\r\n")
