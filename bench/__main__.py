@@ -1,4 +1,7 @@
-"""`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`, or `bench faults` or `bench wire`."""
+"""`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`.
+
+`python -m bench faults` and `python -m bench wire` have options of their own.
+"""
 
 from __future__ import annotations
 

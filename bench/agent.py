@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -26,13 +25,15 @@ def installed(folder: Path) -> Path:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(  # noqa: S603  commands written above
+        command, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{command[0]} {command[1]} ... failed: {done.stderr[-1000:]}")
 
 
 def measure(folder: Path, base: Path, transport: str) -> dict[str, float]:
-    """MB of a joined client that waits (`pss`, and `rss` with all it shares), and of one in a job (`peak`)."""
+    """MB of a joined client that waits (`pss`; `rss` with all it shares), and of one in a job (`peak`)."""
     folder.mkdir(parents=True)
     command = [str(base), "client", "--config"]
     with Federation(folder, 1, transport=transport, client=command):

@@ -81,12 +81,13 @@ def _certify(folder: Path, members: int) -> None:
 
 def _start(*words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "bench.idle", *words]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(  # noqa: S603  ourselves
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
+    line = "" if process.stdout is None else process.stdout.readline().strip()
     if not line:
         raise RuntimeError("a process of the crowd ended")
     return line
@@ -151,7 +152,11 @@ async def crowd(folder: str, port: str, first: str, count: str) -> None:
             here.set()
 
         dial = Dial(
-            [f"grpcs://127.0.0.1:{port}"], lambda url: GrpcLink(url, identity), dict, on_letter=heard, on_open=opened
+            [f"grpcs://127.0.0.1:{port}"],
+            lambda url: GrpcLink(url, identity),
+            dict,
+            on_letter=heard,
+            on_open=opened,
         )
         async with room:
             tasks.append(asyncio.get_running_loop().create_task(dial.run()))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from atoll.control.gate_worker import Case, Verdict, look
 from atoll.control.parcels import WHOLE
@@ -44,7 +45,8 @@ class Bare:
 
     def once(self) -> float:
         """Seconds of CPU for one round."""
-        began, total = time.process_time(), None
+        began = time.process_time()
+        total: Any = None
         self._keep(encode(body.params_message(self._params), WHOLE))
         for _ in range(self._clients):
             head, digest = payload(self._frames[0], 0), sha256()
@@ -56,7 +58,7 @@ class Bare:
         add(self._params, self._rule.finish(total, own=True).update)
         return time.process_time() - began
 
-    def _fold(self, verdict: Verdict, into: object) -> object:
+    def _fold(self, verdict: Verdict, into: Any) -> Any:
         if verdict.values is None:
             raise RuntimeError(f"the gate refuses what the bench made: {verdict.refused}{verdict.failed}")
         checked = body.Checked(verdict.values, verdict.sections, self._params.layout)

@@ -4,7 +4,7 @@ Real processes on loopback, mutual TLS 1.3, gRPC, no edges, SQLite synced at eve
 Clients answer at once (instant.py), so a round costs what the platform costs. Parts:
 
     latency   a round of 0.1 M numbers with 2 and with 20 clients
-    bulk      a round of 10 M x 10 and 60 M x 2, beside the same bytes over bare TLS; server CPU beside its parts
+    bulk      a round of 10 M x 10 and 60 M x 2, beside the same bytes over bare TLS; its CPU beside its parts
     memory    the coordinator's peak at 60 M numbers, with 2 and with 10 clients
     idle      5,000 members that wait in one server process
     agent     a client's own memory; a client that was installed without extras
@@ -87,7 +87,13 @@ def bulk(folder: Path, turns: int = 4) -> Iterator[Figure]:
         yield Figure(f"round, {name}", median(wall["ours"]), "s")
         yield Figure(f"round, {name}, against bare TLS", ratio, "times", 1.5, of)
         least, most = median(cpu["parts"]), median(cpu["ours"])
-        yield Figure(f"server CPU, {name}, against its parts", most / least, "times", 1.3, f"{most:.2f} s of {least:.2f} s")
+        yield Figure(
+            f"server CPU, {name}, against its parts",
+            most / least,
+            "times",
+            1.3,
+            f"{most:.2f} s of {least:.2f} s",
+        )
 
 
 def memory(folder: Path, size: int = 60_000_000) -> Iterator[Figure]:
@@ -98,7 +104,9 @@ def memory(folder: Path, size: int = 60_000_000) -> Iterator[Figure]:
             peak, gate = status(fed.processes["coordinator"], "VmHWM"), fed.gate()
             beside = status(gate, "VmHWM") if gate else 0
         name = f"coordinator's peak, {size // 10**6} M x {clients}"
-        yield Figure(name, peak / (4 * size), "models", 5.0, f"{peak / 1e6:.0f} MB; its gate {beside / 1e6:.0f} MB")
+        yield Figure(
+            name, peak / (4 * size), "models", 5.0, f"{peak / 1e6:.0f} MB; its gate {beside / 1e6:.0f} MB"
+        )
 
 
 def waiting(folder: Path) -> Iterator[Figure]:
@@ -119,7 +127,9 @@ def client(folder: Path) -> Iterator[Figure]:
         shared = f"{found['rss']:.0f} MB with what it shares with others"
         yield Figure(f"idle client, {transport}", found["pss"], "MB", most, shared)
         yield Figure(f"client's peak, 10 M numbers, {transport}", found["peak"], "MB", 300.0)
-    yield Figure("base installation: rounds of a numpy client", agent.trained(folder / "numpy", base), "rounds")
+    yield Figure(
+        "base installation: rounds of a numpy client", agent.trained(folder / "numpy", base), "rounds"
+    )
 
 
 PARTS: dict[str, Callable[[Path], Iterator[Figure]]] = {

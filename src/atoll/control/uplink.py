@@ -284,7 +284,18 @@ class Uplink:
 
     async def _whole(self, path: Path) -> bool:
         """Whether an answer of an earlier try is there; one that a power cut spoiled is made again."""
-        return await asyncio.to_thread(_whole, path)
+
+        def sound() -> bool:
+            try:
+                read_frames(path, finite=False)
+            except FileNotFoundError:
+                return False
+            except (CodecError, IntegrityError):
+                path.unlink(missing_ok=True)
+                return False
+            return True
+
+        return await asyncio.to_thread(sound)
 
     async def read(self, head: Mapping[str, Any]) -> Asked:
         """The ask with its model, once the job's signature was found to be right."""
@@ -348,12 +359,3 @@ class Uplink:
         self._answer_path(ask).unlink(missing_ok=True)
         hit(_FORGOTTEN[1])
         await self._on_over(ask)
-
-
-def _whole(path: Path) -> bool:
-    if path.exists():
-        try:
-            read_frames(path, finite=False)
-        except (CodecError, IntegrityError):
-            path.unlink(missing_ok=True)
-    return path.exists()

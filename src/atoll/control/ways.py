@@ -190,12 +190,11 @@ async def _get(url: str, path: str, context: ssl.SSLContext) -> bytes | None:
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 443
     lines = f"GET {path} HTTP/1.1", f"Host: {parts.netloc}", "Accept-Encoding: identity", "Connection: close"
-    ask = "\r\n".join([*lines, "", ""])
     try:
         async with asyncio.timeout(SECONDS):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
             try:
-                writer.write(ask.encode("ascii"))
+                writer.write("\r\n".join([*lines, "", ""]).encode("ascii"))
                 data = await reader.read(LONGEST)
                 while more := await reader.read(LONGEST - len(data)):
                     data += more

@@ -173,7 +173,7 @@ class _Open:
 
 @dataclass(slots=True)
 class _Record:
-    """Something on its way into the journal, and who hears of it: a waiter, or `then` with the result."""
+    """Something on its way into the journal; once it is there, `then` is called and the waiter is told."""
 
     write: Callable[[], Any]
     done: asyncio.Future[Any] | None = None
