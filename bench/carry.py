@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -40,7 +40,7 @@ class Carried:
         for client in self._clients:
             _line(client)
 
-    def __enter__(self) -> Carried:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,14 +62,15 @@ class Carried:
 
     def _start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "bench.carry", *words]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(  # noqa: S603  ourselves
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self._all.append(process)
         return process
 
 
 def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
+    line = "" if process.stdout is None else process.stdout.readline().strip()
     if not line:
         raise RuntimeError("a process of the bare transfer ended")
     return line
@@ -196,7 +197,7 @@ async def grpc_client(folder: str, down: int, up: int, port: int) -> None:
 
 def main(kind: str, role: str, folder: str, *numbers: str) -> None:
     """One process."""
-    run = {
+    run: dict[tuple[str, str], Any] = {
         ("tls", "server"): tls_server,
         ("tls", "client"): tls_client,
         ("grpc", "server"): lambda *a: asyncio.run(grpc_server(*a)),

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -29,34 +29,43 @@ from atoll.control.sdk import connect
 from atoll.control.settings import Server
 from atoll.control.store.store import Store
 from atoll.core.errors import AtollError
-from atoll.privacy.keys import Current
 
 ROWS = "x,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(10))
 WAIT = 120.0
 
 
 class Federation:
-    """A coordinator without edges and its clients, each a process of its own."""
+    """A coordinator without edges and its clients, each a process of its own.
+
+    `client`: the command of a client, to which its settings file is added. `again`: members that joined in
+    this folder before.
+    """
 
     def __init__(
-        self, folder: Path, clients: int, *, transport: str = "grpc", client: Sequence[str] = ()
+        self,
+        folder: Path,
+        clients: int,
+        *,
+        transport: str = "grpc",
+        client: Sequence[str] = (),
+        again: bool = False,
     ) -> None:
         self.folder = folder
         self.names = [f"c{k:02d}" for k in range(clients)]
         self.transport = transport
         self.processes: dict[str, psutil.Process] = {}
+        self._again = again
         self._client = list(client) or [sys.executable, "-m", "bench.member", "client"]
         self._open: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> Federation:
+    def __enter__(self) -> Self:
         try:
-            self._lay()
+            if not self._again:
+                self._lay()
             self._launch("coordinator", [sys.executable, "-m", "bench.member", "coordinator"])
-            self._until(lambda: (self.folder / "coordinator" / "admin.json").exists())
+            self._until(self._reach)
             for name in self.names:
                 self._launch(name, self._client)
-            where = json.loads((self.folder / "coordinator" / "admin.json").read_text("utf-8"))
-            self.api = connect(where["url"], token=where["token"])
             self._until(self._online)
         except BaseException:
             self.__exit__()
@@ -75,21 +84,19 @@ class Federation:
                 process.wait()
 
     @property
-    def identity(self) -> Current:
-        """A client's own, once it has joined."""
-        return Current(self.folder / self.names[0] / "identity")
+    def identities(self) -> tuple[Path, Path]:
+        """The folders of the coordinator's identity and, once it has joined, of a client's."""
+        return self.folder / "coordinator" / "pki" / "identity", self.folder / self.names[0] / "identity"
 
     def train(self, size: int, rounds: int) -> list[float]:
+        """Seconds of each round of instant clients."""
+        return self.run(
+            {"learner": {"name": "instant", "size": size}, "rounds": rounds, "every": rounds, "sites": False}
+        )
+
+    def run(self, table: dict[str, Any]) -> list[float]:
         """Seconds of each round, from one round's record in the log to the next one's."""
-        table = {
-            "name": "bench",
-            "rounds": rounds,
-            "every": rounds,
-            "sites": False,
-            "data": {"name": "bench"},
-            "learner": {"name": "instant", "size": size},
-        }
-        run = str(self.api.submit(table).id)
+        run = str(self.api.submit({"name": "bench", "data": {"name": "bench"}, **table}).id)
         while (state := self._rows("SELECT state, reason FROM runs WHERE id = ?", run)[0])[0] != "done":
             if state[0] not in ("queued", "running"):
                 raise RuntimeError(f"run {run} {state[0]}: {state[1]}")
@@ -120,7 +127,7 @@ class Federation:
     def _lay(self) -> None:
         place = self.folder / "coordinator"
         ports = _free(3)
-        values = {
+        values: dict[str, Any] = {
             "name": "coordinator",
             "federation": "bench",
             "names": ["localhost", "127.0.0.1"],
@@ -152,7 +159,7 @@ class Federation:
     def _launch(self, name: str, command: Sequence[str]) -> None:
         settings = self.folder / name / ("coordinator.toml" if name == "coordinator" else "client.toml")
         with (self.folder / f"{name}.log").open("ab") as out:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603  our own members
                 [*command, str(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -161,6 +168,13 @@ class Federation:
             )
         self._open.append(process)
         self.processes[name] = psutil.Process(process.pid)
+
+    def _reach(self) -> bool:
+        with suppress(AtollError, FileNotFoundError):
+            where = json.loads((self.folder / "coordinator" / "admin.json").read_text("utf-8"))
+            self.api = connect(where["url"], token=where["token"])
+            return True
+        return False
 
     def _online(self) -> bool:
         with suppress(AtollError):

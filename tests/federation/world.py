@@ -401,7 +401,11 @@ class World:
             if p.task.done() and not p.task.cancelled()
         }
         runs = [(r["id"], r["state"], r["reason"], r["rounds"]) for r in self.store.runs()]
-        return {"runs": runs, "ended": ended, "open": self.processes["coordinator"].node.host._asks.keys()}
+        return {
+            "runs": runs,
+            "ended": ended,
+            "open": self.processes["coordinator"].node.host.asks.open.keys(),
+        }
 
 
 def run(main: Any) -> Any:

@@ -113,7 +113,7 @@ def test_without_a_place_to_go_a_client_is_named_as_missing():
     _, notes = federation(crash(1.0), moves)
     last = notes[-1]
     assert last["clients"] == 4
-    assert last["failed"] == dict.fromkeys(FIRST["edge a"], "stands under no child")
+    assert last["failed"] == dict.fromkeys(FIRST["edge a"], "nobody answered for it")
 
 
 def test_a_buffer_finds_clients_where_they_stand_now():

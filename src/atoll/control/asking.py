@@ -12,13 +12,15 @@ from ..core.update import Update
 from ..learn.algorithm import Algorithm
 from ..transport.drive import Answered, Drive, Stored
 from ..wire import body, checkpoint
-from .host import Host, Sent
+from .asks import Sent
+from .host import Host
 from .kept import kept_plain
 from .parcels import read_frames, write_frames
 from .want import ring_bits, want
 
-PARCELS = 3  # the newest model, the best one, and one in work
+LATE = 2  # older models whose files stay, for members that are late to fetch them
 SMALL = 1 << 16  # bytes of an Update that stands in the checkpoint itself: a file of its own costs more
+
 
 @dataclass
 class Asking:
@@ -37,6 +39,8 @@ class Asking:
     names: Mapping[int, str]
     drive: Drive | None = None
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
+    _late: list[str] = field(default_factory=list)
+    _models: tuple[Any, ...] = ()  # of the last checkpoint
     _made: list[tuple[Update, str]] = field(default_factory=list)  # by checkpoints, off the event loop
 
     async def prepare(self, messages: Mapping[str, Task]) -> Mapping[str, Any]:
@@ -53,8 +57,11 @@ class Asking:
         if not blob:
             blob = await self.host.work(lambda: self._put(params))
             self.keep(params, blob)
-        while len(self.parcels) > PARCELS:
-            self._let_go(next(iter(self.parcels)))
+        for key, (other, _) in list(self.parcels.items()):
+            if other is not params and not any(other is model for model in self._models):
+                self._late.append(self.parcels.pop(key)[1])  # its numbers go, its file a little later
+        while len(self._late) > LATE:
+            self.host.asks.release(self._late.pop(0))
         return blob
 
     def _known(self, params: Update) -> str:
@@ -68,7 +75,7 @@ class Asking:
         """A checkpoint on disk. The models in it are written as the parcels that the next round sends."""
         named: list[str] = []
         best = getattr(state, "best", None)
-        models = (getattr(state, "params", None), best and best[2])
+        self._models = models = (getattr(state, "params", None), best and best[2])
 
         def elsewhere(update: Update) -> str | None:
             if update.buffer.nbytes < SMALL or not any(update is model for model in models):
@@ -98,17 +105,16 @@ class Asking:
     def keep(self, params: Update, blob: str) -> None:
         """This model is that blob, which stays on disk while somebody may fetch it."""
         if not self._known(params):
-            self.host.hold(blob)
+            self.host.asks.hold(blob)
             self.parcels[id(params)] = (params, blob)
 
     def close(self) -> None:
         """The drive is over: nobody fetches its models any more."""
-        for key in list(self.parcels):
-            self._let_go(key)
-
-    def _let_go(self, key: int) -> None:
-        _, blob = self.parcels.pop(key)
-        self.host.release(blob)
+        for _, blob in self.parcels.values():
+            self.host.asks.release(blob)
+        for blob in self._late:
+            self.host.asks.release(blob)
+        self.parcels, self._late = {}, []
 
     def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
         """Hand a task over, with all its member needs to know."""
@@ -136,7 +142,7 @@ class Asking:
 
     def cancel(self, request: int, peers: Sequence[str]) -> None:
         """They need not answer any more."""
-        self.host.withdraw(self._ask(request), peers)
+        self.host.asks.withdraw(self._ask(request), peers)
 
     def body(self, answered: Answered) -> Answer:
         """A recorded answer, its arrays still in the file."""

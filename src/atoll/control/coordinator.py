@@ -83,6 +83,7 @@ class Coordinator:
         self.host: Host
         self.current: Current
         self._closing = asyncio.Event()
+        self._rosters: dict[str, Roster] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
@@ -155,7 +156,7 @@ class Coordinator:
     async def _look(self) -> None:
         await self.host.expel()
         for run in await self.host.durable(lambda: self.store.runs(state="stopping")):
-            await self._stop(run["id"])
+            await self._stop(run["id"], run["reason"])
         if self._running:
             return
         record = await self.host.durable(self._next)
@@ -175,12 +176,14 @@ class Coordinator:
         self._running[run] = task
         task.add_done_callback(lambda _: self._running.pop(run, None))
 
-    async def _stop(self, run: str) -> None:
+    async def _stop(self, run: str, reason: str) -> None:
         task = self._running.get(run)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await self.host.durable(lambda: self.store.move(run, "stopped", frm=("stopping",), actor=COORDINATOR))
+        await self.host.durable(
+            lambda: self.store.move(run, "stopped", frm=("stopping",), reason=reason, actor=COORDINATOR)
+        )
 
     async def _one(self, record: Mapping[str, Any]) -> None:
         """One run to its end; what goes wrong becomes its reason."""
@@ -315,7 +318,7 @@ class Coordinator:
     async def _offer_models(self) -> None:
         """The newest version of every model, for clients that serve."""
         for letter in await self.host.durable(lambda: finished.newest(self.store)):
-            self.host.models[letter["name"]] = letter
+            self.host.asks.models[letter["name"]] = letter
 
     def live(self) -> Mapping[str, Mapping[str, Any]]:
         """What each connected member does at this moment."""
@@ -324,10 +327,12 @@ class Coordinator:
 
     def about(self, run: str) -> Mapping[str, Any]:
         """What a run's data have in common, and its clients' names by number."""
-        state = self.store.journal(run, "roster").resume().state
-        if state is None:
-            return {}
-        roster = Roster.load(state)
+        roster = self._rosters.get(run)
+        if roster is None:
+            state = self.store.journal(run, "roster").resume().state
+            if state is None:
+                return {}
+            roster = self._rosters[run] = Roster.load(state)
         names = {str(client): name for name, client in roster.clients.items()}
         return {**roster.shared, "names": names}
 

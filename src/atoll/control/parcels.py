@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..core.errors import IntegrityError
-from ..wire.codec import HEADER, Decoder, Message, encode
-from ..wire.files import whole
-from ..wire.manifest import Limits
+from ..wire.codec import FRAME, HEADER, Decoder, Message, encode
+from ..wire.manifest import ALIGN, Limits, build
+from ..wire.values import head_of
 
 _PIECE = 1 << 20  # bytes read at a time
 WHOLE = Limits(bytes=1 << 36, elements=1 << 34)  # what a blob that was verified on its way may hold
@@ -36,11 +39,33 @@ def read_frames(path: Path, *, finite: bool = True) -> Message:
     raise IntegrityError(f"{path.name} ends before its message does: fetch it again")
 
 
-def keep_frames(path: Path, message: Message) -> dict[str, Any]:
-    """Write a message's frames to `path`, whole or not at all; its size and number of frames."""
-    size = count = 0
-    with whole(path) as out:
+def keep_frames(path: Path, message: Message) -> None:
+    """Write a message's frames to `path`, whole or not at all where this process is killed.
+
+    It is not synced, so a power cut may spoil it: whoever finds it later reads it with `read_frames`.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as out:
         for frame in encode(message, WHOLE):
             out.write(frame)
-            size, count = size + len(frame), count + 1
-    return {"size": size, "frames": count}
+    part.replace(path)
+
+
+def take_frames(path: Path) -> Message:
+    """The message in a blob that this process has just written and verified: it is not done again."""
+    with path.open("rb", buffering=0) as file:
+        head, sections = head_of(file.read(int.from_bytes(file.read(HEADER)[16:20], "little")), WHOLE)
+        room = np.empty(head.size + ALIGN, np.uint8)
+        start = -room.ctypes.data % ALIGN
+        buffer = room[start : start + head.size]
+        view = buffer.data
+        for place in range(0, head.size, FRAME):
+            file.seek(HEADER, os.SEEK_CUR)
+            piece = view[place : place + FRAME]
+            while len(piece):
+                piece = piece[file.readinto(piece) or _cut(path) :]
+    return build(head, sections, buffer, 0, finite=True)
+
+
+def _cut(path: Path) -> int:
+    raise IntegrityError(f"{path.name} ends before its message does: fetch it again")

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from ..core.edge import Answer, Task
-from ..core.errors import AtollError, ConfigError, Gone, ProtocolError, Refused
+from ..core.errors import AtollError, CodecError, ConfigError, Gone, IntegrityError, ProtocolError, Refused
 from ..core.update import Update
 from ..privacy.keys import Current, Identity
 from ..privacy.token import Token
@@ -30,7 +30,7 @@ from ..transport.dial import Dial, Patience
 from ..wire import body
 from ..wire.failpoint import declare, hit
 from .outside import Outside
-from .parcels import keep_frames, read_frames
+from .parcels import keep_frames, read_frames, take_frames
 from .settings import PLAIN, Client, Edge
 from .work import Work, opened
 
@@ -152,8 +152,9 @@ class Uplink:
         (self.folder / "models").mkdir(parents=True, exist_ok=True)
         (self.folder / "answers").mkdir(parents=True, exist_ok=True)
         urls = self.settings.join or self.identity.urls
-        if not self.settings.insecure and (plain := [u for u in urls if urlsplit(u).scheme in PLAIN]):
-            raise ConfigError(f"{plain[0]} has no TLS: write https://, or insecure = true for a test", "$.join")
+        plain = [url for url in urls if urlsplit(url).scheme in PLAIN]
+        if plain and not self.settings.insecure:
+            raise ConfigError(f"{plain[0]} has no TLS: write https://, or insecure = true in a test", "$.join")
         assert self.current is not None  # noqa: S101  identity has been read above
         if self.identity.renew_due(time.time()):  # it may have been away for long
             await self._renewed(urls)
@@ -257,7 +258,8 @@ class Uplink:
         try:
             path = self._answer_path(ask)
             hit(_ASKED)
-            if not path.exists():
+            fresh = not await self._whole(path)
+            if fresh:
                 asked = await self.read(head)
                 answer = await self._on_ask(asked)
                 most = None if isinstance(self.settings, Edge) else asked.work.job.max_weight
@@ -267,7 +269,7 @@ class Uplink:
                 hit(_KEPT[1])
                 del answer, message
             assert self.dial is not None  # noqa: S101  asks come through it
-            await self.dial.upload(f"{ask}.{self.identity.member.name}", path)
+            await self.dial.upload(f"{ask}.{self.identity.member.name}", path, fresh=fresh)
             hit(_UPLOADED)
             await self._forget(ask)
         except asyncio.CancelledError:
@@ -283,6 +285,21 @@ class Uplink:
             log.warning("%s: %s", ask, text)
             self.send("refuse", {"ask": ask, "reason": text[-60_000:]})
             await self._forget(ask)
+
+    async def _whole(self, path: Path) -> bool:
+        """Whether an answer of an earlier try is there; one that a power cut spoiled is made again."""
+
+        def sound() -> bool:
+            try:
+                read_frames(path, finite=False)
+            except FileNotFoundError:
+                return False
+            except (CodecError, IntegrityError):
+                path.unlink(missing_ok=True)
+                return False
+            return True
+
+        return await asyncio.to_thread(sound)
 
     async def read(self, head: Mapping[str, Any]) -> Asked:
         """The ask with its model, once the job's signature was found to be right."""
@@ -309,16 +326,20 @@ class Uplink:
     async def model(self, blob: str) -> Update:
         """The model in a blob, fetched unless it is here."""
         if blob not in self._models:
+            here = self._model_path(blob).exists()
             path = await self.fetch(blob)
-            params = body.params_of(await asyncio.to_thread(read_frames, path))
+            try:
+                message = await asyncio.to_thread(read_frames if here else take_frames, path)
+            except (CodecError, IntegrityError):
+                path.unlink(missing_ok=True)  # a power cut spoiled it
+                message = await asyncio.to_thread(take_frames, await self.fetch(blob))
+            params = body.params_of(message)
             self._models = {blob: params}
         return self._models[blob]
 
     async def fetch(self, blob: str) -> Path:
         """A blob's file; older ones go."""
-        path = self.folder / "models" / blob
-        if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
-            raise ProtocolError("a blob's name is 64 hexadecimal digits")
+        path = self._model_path(blob)
         if not path.exists():
             assert self.dial is not None  # noqa: S101  asks come through it
             held = {p.name: p for p in path.parent.iterdir() if len(p.name) == 64}
@@ -328,6 +349,11 @@ class Uplink:
             for old in newest[:-KEPT]:
                 old.unlink(missing_ok=True)
         return path
+
+    def _model_path(self, blob: str) -> Path:
+        if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
+            raise ProtocolError("a blob's name is 64 hexadecimal digits")
+        return self.folder / "models" / blob
 
     def _answer_path(self, ask: str) -> Path:
         return self.folder / "answers" / hashlib.sha256(ask.encode()).hexdigest()

@@ -139,8 +139,8 @@ async def relay(
     `children` may change meanwhile: a client whose answer is missing and who by then stands under
     another child is asked again there, for the same task, and counts once. One who never heard the
     question (a reason that begins with LOST) is asked again where it stands, be it under the same child,
-    TRIES times in all; one who was lost and stands nowhere is waited for, up to `rehome` seconds. A driver that replays a role tells
-    the two moments apart by giving children with a method `again()`, the mapping to ask again by.
+    TRIES times in all; one who was lost and stands nowhere is waited for, up to `rehome` seconds. A driver
+    that replays a role gives children with a method `again()`, the mapping to ask again by.
     """
     began, answer = p.now, Answer(())
     asked: Counter[tuple[str, int]] = Counter()
@@ -170,8 +170,7 @@ async def relay(
         until = p.now + rehome
         while p.now < until and set(lost).difference(*again().values()):
             await p.sleep(rehome / 8)
-    absent = set(task.clients).difference(c for _, c in asked)
-    failed = {**dict.fromkeys(absent, "stands under no child"), **answer.failed}
+    failed = {**dict.fromkeys(set(task.clients), "nobody answered for it"), **answer.failed}
     return replace(answer, failed={c: why for c, why in failed.items() if c not in answer.clients})
 
 
@@ -181,8 +180,7 @@ def _under(
     """The task for every child that holds some of its clients, each client once."""
     wanted, messages = set(task.clients).difference(done), {}
     for child, clients in children.items():
-        mine = [c for c in clients if c in wanted and (child, c) not in spent]
-        if mine:
+        if mine := [c for c in clients if c in wanted and (child, c) not in spent]:
             messages[child] = task.only(mine)
             wanted.difference_update(mine)
     return messages

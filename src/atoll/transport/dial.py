@@ -368,9 +368,10 @@ class Dial:
         """Queue a letter for the parent; kept over cuts. Raises MisuseError for what a letter cannot hold."""
         self._half.push(letter(kind, head, UP))
 
-    async def upload(self, upload: str, path: Path) -> dict[str, Any]:
+    async def upload(self, upload: str, path: Path, *, fresh: bool = False) -> dict[str, Any]:
         """Bring a file of one message's frames over, however often the way breaks; the receipt.
 
+        `fresh`: the server has nothing of it yet, so the first try need not ask.
         Raises Refused or ProtocolError where the server does not want it, StateError for a damaged file,
         Gone when this member has left or was refused.
         """
@@ -379,7 +380,8 @@ class Dial:
         while True:
             try:
                 async with self._using() as link, asyncio.timeout(self._patience.window) as limit:
-                    start = min(await link.offset(upload), file.told.frames)
+                    start = 0 if fresh else min(await link.offset(upload), file.told.frames)
+                    fresh = False
 
                     def moved(limit: asyncio.Timeout = limit) -> None:
                         nonlocal tries

@@ -168,11 +168,12 @@ class _Open:
     bad: dict[str, str] = field(default_factory=dict)
     folding: asyncio.Task[None] | None = None
     recording: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
+    late: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class _Record:
-    """Something on its way into the journal, and who hears of it there: a waiter, or `then` with the result."""
+    """Something on its way into the journal; once it is there, `then` is called and the waiter is told."""
 
     write: Callable[[], Any]
     done: asyncio.Future[Any] | None = None
@@ -311,13 +312,15 @@ class Drive:
         )
         recorded.add_done_callback(lambda _: o.recording.pop(a.peer, None))
         await asyncio.shield(recorded)
-        return True
+        return a.peer not in o.late
 
     def _recorded(self, o: _Open, a: Answered) -> None:
         """Counted as soon as it is on disk, whether or not whoever brought it still waits."""
         hit(_COUNTED[1])
         if a.peer in o.waiting:
             self._count(a)
+        else:  # the request closed while this was being written
+            o.late.add(a.peer)
 
     # -- into the journal ---------------------------------------------------------------------
 
@@ -569,9 +572,7 @@ class Drive:
         requests, notes, keep = self._requests, self._notes, sorted(self._flying)
         data = await self._work(lambda: self._dump(state))
         hit(_SAVED[0])
-        self._later(
-            lambda: self._journal.checkpoint(data, requests, notes, keep), lambda _: hit(_SAVED[1])
-        )
+        self._later(lambda: self._journal.checkpoint(data, requests, notes, keep), lambda _: hit(_SAVED[1]))
 
     def _note(self, record: Mapping[str, Any]) -> None:
         number, self._notes = self._notes, self._notes + 1

@@ -90,7 +90,8 @@ class Part:
         self._digest = sha256()
 
     def finish(self) -> None:
-        """Verify, restore from a delta if it is one, give it its name; on disk by then.
+        """Verify, restore from a delta if it is one, give it its name. It is not synced: what a power cut
+        spoils is fetched again, by whoever finds out when reading it.
 
         Raises Gone (everything from the start) for a damaged part, IntegrityError for a damaged delta.
         """
@@ -109,14 +110,7 @@ class Part:
                 raise Gone(f"the delta could not be used, the blob is fetched whole: {error}") from None
             self.part.unlink()
             whole.replace(self.part)
-        with self.part.open("rb+") as file:
-            os.fsync(file.fileno())
         self.part.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def drop(self) -> None:
         """Begin again, without deltas."""

@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from ..core.errors import Gone
 from ..wire.codec import Bytes
-from .frames import number
+from .frames import announced, number, payload
 
 T = TypeVar("T")
 
+_SHORT = 1 << 16  # bytes of a head that is read while it is not written yet
 AHEAD = 8  # frames in memory, beyond those being written
 
 
@@ -54,9 +55,10 @@ async def pump(
     """
     writer = _Writer(write, pool)
     latest = have - 1
+    said: int | None = None
     try:
         while True:
-            end = total()
+            end = total() or said
             if end is not None and latest + 1 >= end:
                 return
             if writer.waiting >= AHEAD or (end is None and writer.busy):
@@ -67,6 +69,8 @@ async def pump(
                 return
             moved()
             latest = max(latest, number(frame))
+            if latest == 0 and len(frame) <= _SHORT:  # need not be written before its message goes on
+                said = announced(payload(frame, 0)).frames
             writer.put(frame)
     finally:
         await writer.finish()

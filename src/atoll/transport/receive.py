@@ -27,6 +27,8 @@ from .pump import pump, thread
 if TYPE_CHECKING:
     from .service import Desk
 
+SETTLE = 1.0  # seconds that the offset waits for another connection with the same upload to end
+
 
 class Spool:
     """The file of one upload. Its methods block: a worker thread calls them, one at a time."""
@@ -49,6 +51,11 @@ class Spool:
     def whole(self) -> bool:
         """All frames are there."""
         return self.told is not None and self.frames == self.told.frames
+
+    @property
+    def checked(self) -> bool:
+        """`verify` need not read the file: what came was hashed as it was written."""
+        return self._digest is not None
 
     def find(self) -> None:
         """Take up what an earlier process left."""
@@ -168,7 +175,12 @@ class Uploads:
         """Frames on disk."""
         if await self._desk.receipt(name, upload) is not None:
             return KEPT
-        return (await self._find(name, upload)).spool.frames
+        one = await self._find(name, upload)
+        # What came over a connection that has just broken is still being written: it need not come again.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(SETTLE, self._takeover)), one.turn:
+                pass
+        return one.spool.frames
 
     async def take(
         self, name: str, upload: str, start: int, incoming: AsyncIterator[Bytes], cut: Callable[[str], None]
@@ -208,7 +220,8 @@ class Uploads:
         if not one.known:
             async with one.turn:
                 if not one.known:
-                    await thread(self._pool, one.spool.find)
+                    if one.spool.beside.exists():
+                        await thread(self._pool, one.spool.find)
                     one.known = True
         return one
 
@@ -258,7 +271,10 @@ class Uploads:
 
     async def _finish(self, name: str, upload: str, one: _Upload) -> dict[str, Any]:
         spool = one.spool
-        await thread(self._pool, spool.verify)
+        if spool.checked:
+            spool.verify()
+        else:
+            await thread(self._pool, spool.verify)
         try:
             receipt = await self._desk.uploaded(name, upload, spool.head, spool.path)
         except (ProtocolError, Refused):

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
-
-import grpc
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..core.errors import MisuseError, ProtocolError, StateError
 from ..privacy.keys import Identity, Member, key_pem, member_of
 from . import _GRPC_WAS_FIRST
+
+if TYPE_CHECKING:
+    import grpc
 
 Source: TypeAlias = Identity | Callable[[], Identity]
 Clients: TypeAlias = Literal["required", "optional", "none"]
@@ -58,6 +60,8 @@ def client_context(
 def grpc_server_credentials(source: Source) -> grpc.ServerCredentials:
     """Mutual TLS for a gRPC server; renewed certificates are used from the next handshake on."""
     _only_13()
+    import grpc
+
     current = _function(source)
     loaded = current()
 
@@ -76,6 +80,8 @@ def grpc_server_credentials(source: Source) -> grpc.ServerCredentials:
 def grpc_channel_credentials(identity: Identity) -> grpc.ChannelCredentials:
     """Mutual TLS for a gRPC channel. A channel keeps them: after a renewal, dial with a new channel."""
     _only_13()
+    import grpc
+
     return grpc.ssl_channel_credentials(identity.roots, key_pem(identity.key), identity.chain)
 
 
@@ -98,8 +104,11 @@ def https_member(
     return _good(certificate, federation, now) if certificate else None
 
 
+_known = lru_cache(1024)(member_of)  # each call of a member shows the same certificate
+
+
 def _good(certificate: bytes, federation: str, now: float) -> Member:
-    member = member_of(certificate, federation)
+    member = _known(certificate, federation)
     if now > member.until:
         raise ProtocolError(f"the certificate of {member.uri} has ended: renew it or enrol again")
     return member
@@ -118,6 +127,8 @@ def _function(source: Source) -> Callable[[], Identity]:
 
 
 def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    import grpc
+
     pair = (key_pem(identity.key), identity.chain)
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=identity.roots)
 

@@ -45,9 +45,7 @@ def dump(
     return blob
 
 
-def load(
-    blob: bytes, records: Records = (), elsewhere: Callable[[str], Update] | None = None
-) -> Any:
+def load(blob: bytes, records: Records = (), elsewhere: Callable[[str], Update] | None = None) -> Any:
     """The state again. `elsewhere`: an Update by its name. Raises StateError for damaged bytes or a newer
     version.
     """

@@ -119,7 +119,7 @@ class Blobs:
         return name
 
     def adopt(self, path: Path, name: str, *, head: bool = True) -> Path:
-        """Take a file in under this name, and with `head` `PATH.head` too where there is one; durable by then.
+        """Take a file in under this name, with `head` also `PATH.head` where there is one; durable by then.
 
         It must lie on the store's file system (its `spool` does). Again with the same name: the
         file that is there stays. Raises StateError where the disk is full or `path` is missing.

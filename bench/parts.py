@@ -1,0 +1,71 @@
+"""The parts of a server's work on a round, each done bare: what `bench wire` holds its CPU against.
+
+The same bytes as in a round: a model encoded, hashed and synced; of each answer the CRC-32 and SHA-256, the
+spool written and synced, the gate's rules, the exact sum; the step at the end. What carrying the bytes
+costs is measured by carry.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from atoll.control.gate_worker import Case, Verdict, look
+from atoll.control.parcels import WHOLE
+from atoll.control.want import want
+from atoll.core.aggregate import Reply, Sum, fold, points
+from atoll.core.edge import Answer, Task
+from atoll.core.rng import Rng
+from atoll.core.update import Update
+from atoll.learn.rounds import add
+from atoll.transport.frames import payload
+from atoll.wire import body
+from atoll.wire.codec import encode
+
+from .instant import Instant
+
+
+class Bare:
+    """The work on a model of `size` numbers, to be done again and again."""
+
+    def __init__(self, folder: Path, size: int, clients: int) -> None:
+        learner = Instant(size)
+        self._spool = folder / "spool"
+        self._params = Update.of(learner.init(Rng.of(0).generator()))
+        at = points(self._params, clients, 2.0**20, {})
+        self._rule, self._clients = Sum(at), clients
+        task = Task(0, Rng.of(1), (0,), (-1,), self._params, at, tuple(range(clients)))
+        self._want = want(task, self._rule, member="c", run="r", request=0, edge=False, bits=None)
+        answer = Answer((0,), None, {}, 4 * size, ((0, Reply(learner.change, 10.0, {})),))
+        self._frames = list(encode(body.answer_message(answer, run="r", request=0), WHOLE))
+
+    def once(self) -> float:
+        """Seconds of CPU for one round."""
+        began = time.process_time()
+        total: Any = None
+        self._keep(encode(body.params_message(self._params), WHOLE))
+        for _ in range(self._clients):
+            head, digest = payload(self._frames[0], 0), sha256()
+            for frame in self._frames[1:]:
+                digest.update(payload(frame))
+            self._keep(payload(frame) for frame in self._frames[1:])
+            case = Case(1, self._want, bytes(head), str(self._spool), 1 << 40)
+            total = self._fold(look(case), total)
+        add(self._params, self._rule.finish(total, own=True).update)
+        return time.process_time() - began
+
+    def _fold(self, verdict: Verdict, into: Any) -> Any:
+        if verdict.values is None:
+            raise RuntimeError(f"the gate refuses what the bench made: {verdict.refused}{verdict.failed}")
+        checked = body.Checked(verdict.values, verdict.sections, self._params.layout)
+        return fold(self._rule, body.answer_of(checked, self._spool).replies, into)
+
+    def _keep(self, pieces: Iterable[bytes | memoryview]) -> None:
+        with self._spool.open("wb", buffering=0) as file:
+            for piece in pieces:
+                file.write(piece)
+            os.fsync(file.fileno())
