@@ -154,7 +154,7 @@ class Uplink:
         urls = self.settings.join or self.identity.urls
         plain = [url for url in urls if urlsplit(url).scheme in PLAIN]
         if plain and not self.settings.insecure:
-            raise ConfigError(f"{plain[0]} has no TLS: write https://, or insecure = true in a test", "$.join")
+            raise ConfigError(f"{plain[0]} has no TLS: write https://, or insecure = true", "$.join")
         assert self.current is not None  # noqa: S101  identity has been read above
         if self.identity.renew_due(time.time()):  # it may have been away for long
             await self._renewed(urls)

@@ -153,16 +153,19 @@ class Api:
         tls = server_context(node.current, "none")
         self._listening = Listening(api.guarded(self._office), host, port, tls)
         self.url = self._listening.url
-        self._first = lambda: first(node.store, self._office.fingerprint, time.time(), secrets.token_bytes)
+        self._first = lambda: first(
+            node.store, self._office.fingerprint, time.time(), secrets.token_bytes, self._keep
+        )
         self._task: Any = None
 
     async def start(self) -> None:
         """Serve; at a first start put the admin's token into `admin.json`, readable by its owner only."""
-        token = await self._node.host.durable(self._first)
-        if token is not None:
-            kept = json.dumps({"url": self.url, "token": token}, indent=1)
-            write_private(self._node.folder / "admin.json", kept.encode())
+        await self._node.host.durable(self._first)
         self._task = asyncio.get_running_loop().create_task(self._listening.serve())
+
+    def _keep(self, token: str) -> None:
+        kept = json.dumps({"url": self.url, "token": token}, indent=1)
+        write_private(self._node.folder / "admin.json", kept.encode())
 
     async def stop(self) -> None:
         """Answer what is under way, then close."""
