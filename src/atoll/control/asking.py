@@ -55,7 +55,7 @@ class Asking:
             self.keep(*self._made.pop(0))
         blob = self._known(params)
         if not blob:
-            blob = await self.host.work(lambda: self._put(params))
+            blob = await self.host.kept(lambda: self._put(params))
             self.keep(params, blob)
         for key, (other, _) in list(self.parcels.items()):
             if other is not params and not any(other is model for model in self._models):

@@ -255,7 +255,7 @@ class Coordinator:
             journal=self.store.journal(run, "main"),
             net=asking,
             durable=self.host.durable,
-            work=self.host.work,
+            work=self.host.kept,  # checkpoints are blobs
             dump=lambda state: asking.dump(state, RECORDS),
             load=lambda data: asking.load(data, RECORDS),
             context=homes.context,
@@ -308,7 +308,7 @@ class Coordinator:
         served = getattr(work.learner, "served", lambda params: params)
         params = served(last.best[2] if last.best is not None else last.params)
         history = await self.host.durable(lambda: self.store.history(run))
-        letter = await self.host.work(
+        letter = await self.host.kept(
             lambda: finished.register(self.store, self.current(), run, work, params, history)
         )
         hit(_REGISTERED)

@@ -172,7 +172,7 @@ class EdgeNode:
                 os.link(path, link)
                 self.store.blobs.adopt(link, blob)
 
-            await self.host.work(adopt)
+            await self.host.kept(adopt)
 
     async def _over(self, ask: str) -> None:
         """The parent has our answer, or wants none: what the children sent for it can go."""

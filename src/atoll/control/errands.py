@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from ..core.errors import StateError
+from .store.disk import HEALS
 from .store.store import Store
 
 log = logging.getLogger("atoll.host")
@@ -24,11 +25,18 @@ class Errands:
     async def durable(self, run: Callable[[], T]) -> T:
         """`run` in the store's thread. While the disk is full it waits and tries again."""
         loop = asyncio.get_running_loop()
+        return await self._with_room(lambda: loop.run_in_executor(self.store.thread, run))
+
+    async def kept(self, run: Callable[[], T]) -> T:
+        """`run` in a thread of its own, for what writes much; it waits for room as `durable` does."""
+        return await self._with_room(lambda: asyncio.to_thread(run))
+
+    async def _with_room(self, begin: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                return await loop.run_in_executor(self.store.thread, run)
-            except StateError:
-                if self.store.health()["ok"]:
+                return await begin()
+            except StateError as error:
+                if HEALS not in str(error):
                     raise
                 await asyncio.sleep(1.0)
 

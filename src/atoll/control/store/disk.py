@@ -21,6 +21,7 @@ from ...core.errors import StateError
 from ...wire.files import Files
 
 PROBE = 1.0  # seconds between two tries
+HEALS = "it goes on by itself"  # ends every reason that passes
 FILLER = 1 << 18  # bytes a try writes
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -85,7 +86,7 @@ class Disk:
         what = "the disk is full" if full else f"the disk fails ({said})"
         self._reason = (
             f"{what}: the store at {self._folder} is read-only;"
-            f" {'free some space' if full else 'look at the disk'}, it goes on by itself"
+            f" {'free some space' if full else 'look at the disk'}, {HEALS}"
         )
         self._tried = self._clock()
         return StateError(self._reason)
