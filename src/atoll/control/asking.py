@@ -113,7 +113,7 @@ class Asking:
             self.host.release(blob)
         for blob in self._late:
             self.host.release(blob)
-        self.parcels, self._late = {}, []
+        self.parcels, self._late, self._made, self._models = {}, [], [], ()
 
     def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
         """Hand a task over, with all its member needs to know."""
