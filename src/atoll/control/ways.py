@@ -171,14 +171,16 @@ class Api:
             await self._task
 
 
-def find_link(current: Current, transport: Transport, proxy: str) -> Callable[[str], link.Link]:
+def find_link(
+    current: Current, transport: Transport, proxy: str, ca: Path | None = None
+) -> Callable[[str], link.Link]:
     """How to make a link to a URL: as its scheme says, or for https:// as `transport` does."""
 
     def make(url: str) -> link.Link:
         scheme = urlsplit(url).scheme
         if scheme == "https" and transport != "https":
             return Found(url, current, transport, proxy)
-        return open_link(url, current(), proxy=proxy or None)
+        return open_link(url, current(), proxy=proxy or None, ca=ca)
 
     return make
 
