@@ -67,8 +67,16 @@ def port() -> int:
 class Sweep:
     """A federation laid out once, as a folder to copy; `job` small enough that a case takes seconds."""
 
-    def __init__(self, job: Mapping[str, Any] = JOB, *, transport: str = "https", edges: int = 1) -> None:
+    def __init__(
+        self,
+        job: Mapping[str, Any] = JOB,
+        *,
+        transport: str = "https",
+        edges: int = 1,
+        hours: float = 24.0,
+    ) -> None:
         self.job = dict(job)
+        self.hours = hours
         self.transport = transport
         self.edges = edges
         self._stack = ExitStack()
@@ -83,7 +91,9 @@ class Sweep:
         )
         self.folder = Path(where)
         self.bare, self.known = self.folder / "bare", self.folder / "known"
-        Federation(self.bare, self.job, edges=self.edges, transport=self.transport)
+        Federation(self.bare, self.job, edges=self.edges, transport=self.transport).set(
+            "coordinator", hours=self.hours
+        )
         self.hits = {True: {}, False: {}}
         with self.federation(self.bare, "first") as fed:
             self._count(fed, self.hits[True], fed.begin_all)

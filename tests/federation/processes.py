@@ -164,10 +164,13 @@ class Federation:
     def settings(self, name: str) -> Path:
         return self.place(name) / f"{self.role(name)}.toml"
 
+    def read(self, name: str) -> dict[str, Any]:
+        """A member's settings."""
+        return tomllib.loads(self.settings(name).read_text())
+
     def set(self, name: str, **values: Any) -> None:
         """Change a member's settings; it reads them when it starts."""
-        path = self.settings(name)
-        write_private(path, dump({**tomllib.loads(path.read_text()), **values}).encode())
+        write_private(self.settings(name), dump({**self.read(name), **values}).encode())
 
     def start(
         self, name: str, *, failpoints: str = "", hits: Path | None = None, forked: bool = True, **env: str

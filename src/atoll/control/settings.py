@@ -15,6 +15,7 @@ import msgspec
 from ..core.errors import ConfigError
 from ..core.registry import nearest
 
+PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -89,6 +90,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     each a table of `train` (a file or a built-in name), `target`, and if wanted `test` or `holdout`.
     `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
     that registers learners, rules or transforms. `home`, `ca`: as for an edge.
+    `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
+    it has enrolled over TLS before.
     """
 
     folder: str = "."
@@ -103,6 +106,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     predict: str = ""
     parts: str = ""
     home: float = 60.0
+    insecure: bool = False
 
 
 def read(path: Path, kind: type[S], **over: Any) -> S:

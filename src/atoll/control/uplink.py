@@ -19,6 +19,7 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from ..core.edge import Answer, Task
 from ..core.errors import AtollError, CodecError, ConfigError, Gone, IntegrityError, ProtocolError, Refused
@@ -30,7 +31,7 @@ from ..wire import body
 from ..wire.failpoint import declare, hit
 from .outside import Outside
 from .parcels import keep_frames, read_frames, take_frames
-from .settings import Client, Edge
+from .settings import PLAIN, Client, Edge
 from .work import Work, opened
 
 log = logging.getLogger("atoll.member")
@@ -151,6 +152,9 @@ class Uplink:
         (self.folder / "models").mkdir(parents=True, exist_ok=True)
         (self.folder / "answers").mkdir(parents=True, exist_ok=True)
         urls = self.settings.join or self.identity.urls
+        plain = [url for url in urls if urlsplit(url).scheme in PLAIN]
+        if plain and not self.settings.insecure:
+            raise ConfigError(f"{plain[0]} has no TLS: write https://, or insecure = true", "$.join")
         assert self.current is not None  # noqa: S101  identity has been read above
         if self.identity.renew_due(time.time()):  # it may have been away for long
             await self._renewed(urls)
