@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .host import Host
     from .pki import Registrar
 
+CACHE = 8 << 20  # bytes of models read last: the system has the rest in memory anyway
 SECONDS = 20.0  # until a server must have said which doors it has
 LONGEST = 1 << 16  # bytes of what it says
 GRACE = 30.0  # seconds a member's seat waits for it to connect again
@@ -51,7 +52,7 @@ class Servers:
         self.host = host
         self.ports: dict[str, Any] = {}
         clock = asyncio.get_running_loop().time
-        limits = Limits(heartbeat=settings.heartbeat, grace=min(settings.patience, GRACE))
+        limits = Limits(cache=CACHE, heartbeat=settings.heartbeat, grace=min(settings.patience, GRACE))
         self.service = Service(host, limits, clock=clock)
         host.service = self.service
         self._open: list[Any] = []
