@@ -39,8 +39,8 @@ def wait(seconds: float) -> None:
 
 
 @contextmanager
-def relayed(fed: Placed, seed: int) -> Iterator[Relays]:
-    """Every way between members leads over a relay; heartbeats short enough to see one that is dead."""
+def relayed(fed: Placed, seed: int, beat: float) -> Iterator[Relays]:
+    """Every way between members leads over a relay; `beat`: seconds between heartbeats."""
     servers = ["coordinator", *fed.edges]
     with Relays([fed.address(name)[1] for name in servers], seed) as relays:
         stands = {fed.address(name)[1]: port for name, port in zip(servers, relays.ports, strict=True)}
@@ -49,7 +49,7 @@ def relayed(fed: Placed, seed: int) -> Iterator[Relays]:
                 own = [url.rpartition(":") for url in settings["join"]]
                 fed.set(name, join=[f"{left}:{stands[int(number)]}" for left, _, number in own])
             if name in servers:
-                fed.set(name, heartbeat=1.0)
+                fed.set(name, heartbeat=beat)
         yield relays
 
 
@@ -59,7 +59,7 @@ def run(
     """A run with trouble in its midst: what broke, and seconds from the trouble's end to the run's."""
     with ExitStack() as stack:
         fed = stack.enter_context(sweep.federation(sweep.known, f"{name}-{seed}"))
-        relays = stack.enter_context(relayed(fed, seed))
+        relays = stack.enter_context(relayed(fed, seed, getattr(trouble, "beat", 1.0)))
         number = fed.submit(seed)
         fed.begin_all()
         fed.until(lambda: fed.rounds(number) >= 2, what="two rounds")
@@ -109,12 +109,17 @@ def corrupt(_fed: Placed, relays: Relays) -> None:
 
 
 def setting(**values: float) -> Callable[[Placed, Relays], None]:
-    """A network that stays as bad as this to the end of the run."""
+    """A network as bad as this until a whole round has passed in it."""
 
-    def set_all(_fed: Placed, relays: Relays) -> None:
+    def bad(fed: Placed, relays: Relays) -> None:
         relays.do(lambda r: [setattr(r, key, value) for key, value in values.items()])
+        now = max(n for (n,) in fed.sql("select rounds from runs"))
+        goal = min(now + 2, ROUNDS + 1)
+        fed.until(lambda: max(n for (n,) in fed.sql("select rounds from runs")) >= goal, 240.0, "a round")
+        relays.do(lambda r: [setattr(r, key, 0.0) for key in values])
 
-    return set_all
+    bad.beat = 25.0  # type: ignore[attr-defined]  a slow net is no dead one
+    return bad
 
 
 NETWORKS: dict[str, Callable[[Placed, Relays], None]] = {
