@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 
 @dataclass
@@ -75,7 +80,151 @@ def kills(size: Size) -> Iterator[Row]:
         yield row
 
 
-SUITES: dict[str, Suite] = {"kills": kills}
+def _tried(row: Row, what: str, case: Callable[[], tuple[list[str], float]]) -> float | None:
+    """Play a case into a row; its figure, None where it broke."""
+    began = time.monotonic()
+    try:
+        wrong, figure = case()
+    except (AssertionError, OSError) as error:
+        wrong, figure = [f"{type(error).__name__}: {error}"], 0.0
+    row.cases += 1
+    row.seconds += time.monotonic() - began
+    row.broken += [f"{what}: {text}" for text in wrong]
+    print(f"  {row.fault}, {what}: {wrong[0][:300] if wrong else 'ok'}", file=sys.stderr)
+    return None if wrong else figure
+
+
+def _only(case: Callable[..., list[str]], *args: Any) -> tuple[list[str], float]:
+    """A case without a figure."""
+    return case(*args), 0.0
+
+
+def networks(size: Size) -> Iterator[Row]:
+    """Every way between real processes leads over a relay that misbehaves."""
+    from tests.federation import troubles
+    from tests.federation.kills import Sweep
+
+    with Sweep(troubles.JOB) as sweep:
+        for name, trouble in troubles.NETWORKS.items():
+            row = Row(name, note="recovery: from healing to the end of the run")
+            for seed in size.seeds:
+                took = _tried(row, f"seed {seed}", partial(troubles.run, sweep, name[:8], seed, trouble))
+                if took is not None and not name.startswith(("10", "200", "2,0", "64")):
+                    row.recovery.append(took)
+            yield row
+
+
+def uploads(size: Size) -> Iterator[Row]:
+    """A client is killed in the midst of an upload of ten frames."""
+    from tests.federation import troubles
+    from tests.federation.kills import Sweep
+
+    with Sweep(troubles.WIDE, edges=0) as sweep:
+        for part in (0.1, 0.5, 0.99):
+            row = Row(f"client killed at {part:.0%} of an upload of {troubles.SIZE / 1e6:.0f} MB")
+            again = [
+                _tried(row, f"seed {seed}", partial(troubles.upload, sweep, part, seed))
+                for seed in size.seeds
+            ]
+            most = max((a for a in again if a is not None), default=0)
+            row.note = f"at most {most / 1e6:.2f} MB more than the update itself"
+            yield row
+
+
+def strangers(size: Size) -> Iterator[Row]:
+    """Connections that say nothing or hardly anything, beside an honest federation."""
+    from tests.federation import troubles
+    from tests.federation.kills import Sweep
+
+    with Sweep(troubles.JOB) as sweep:
+        row = Row("1,000 half-open connections and 200 slow ones")
+        ratios = [_tried(row, f"seed {seed}", partial(troubles.crowded, sweep, seed)) for seed in size.seeds]
+        worst = max((r for r in ratios if r is not None), default=0.0)
+        row.note = f"an honest round takes {worst:.2f} times as long at most"
+        yield row
+
+
+def clocks(size: Size) -> Iterator[Row]:
+    """Wall clocks jump by a day in mid-run."""
+    from tests.federation import troubles
+    from tests.federation.kills import Sweep
+
+    if troubles.FAKETIME is None:
+        yield Row("wall clock jumps by a day", note="not played: libfaketime is not installed")
+        return
+    with Sweep(troubles.JOB, hours=24.0 * 30) as sweep:
+        for victim in ("coordinator", "edge-a", "client-1"):
+            row = Row(f"wall clock of {victim} jumps by a day, both ways")
+            for days in (1.0, -1.0):
+                for seed in size.seeds:
+                    _tried(
+                        row,
+                        f"{days:+g} d, seed {seed}",
+                        partial(_only, troubles.clock, sweep, days, victim, seed),
+                    )
+            yield row
+
+
+def disks(size: Size) -> Iterator[Row]:
+    """The disk is full, or fails, before each commit and around each sync of a server."""
+    from tests.federation import troubles
+    from tests.federation.kills import Sweep
+
+    with Sweep() as sweep:
+        for action, what in (("full", "disk full (ENOSPC)"), ("raise", "disk fails (EIO)")):
+            row = Row(f"{what} at a commit or sync of coordinator or edge")
+            cases = list(troubles.disk_cases(sweep))[:: 6 if size.quick else 1]
+            for case in cases:
+                _tried(
+                    row,
+                    f"{case.role} {case.point}:{case.hit}",
+                    partial(_only, troubles.disk, sweep, case, action),
+                )
+            yield row
+
+
+def power(size: Size) -> Iterator[Row]:
+    """Power cuts: what was not synced is lost or torn (tests/store/test_power.py)."""
+    seeds = 100 if size.quick else 1000
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/store/test_power.py"],
+        cwd=root,
+        env={**os.environ, "ATOLL_SEEDS": str(seeds), "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    row = Row("power cut: un-synced writes lost or torn", seeds)
+    row.broken = [] if done.returncode == 0 else [done.stdout[-2000:]]
+    yield row
+
+
+def worlds(size: Size) -> Iterator[Row]:
+    """The deterministic world: deaths, partitions, losses and repetitions by one number."""
+    from tests.federation.nightly import play
+
+    each = 50
+    blocks = [range(a, min(a + each, size.worlds)) for a in range(0, size.worlds, each)]
+    row = Row("seeds of the deterministic world", size.worlds)
+    with ProcessPoolExecutor(size.cores, mp_context=get_context("spawn")) as pool:
+        for found in pool.map(play, [b.start for b in blocks], [b.stop for b in blocks]):
+            for seed, wrong in found:
+                print(f"  world {seed}: {wrong}", file=sys.stderr)
+                row.broken.append(f"world {seed}: {wrong}")
+    yield row
+
+
+SUITES: dict[str, Suite] = {
+    "kills": kills,
+    "networks": networks,
+    "uploads": uploads,
+    "strangers": strangers,
+    "clocks": clocks,
+    "disks": disks,
+    "power": power,
+    "worlds": worlds,
+}
 
 
 def main(words: list[str] | None = None) -> int:

@@ -131,7 +131,10 @@ async def troubled(folder: Path, seed: int, **more: Any) -> list[str]:
     for edge in world.edges:
         if world.alive(edge):
             store = world.processes[edge].node.store
-            wrong += [f"{edge}: {text}" for text in (*invariants.chain(store), *invariants.aggregates(store))]
+            wrong += [
+                f"{edge}: {text}"
+                for text in (*invariants.chain(store), *invariants.aggregates(store, withdrawn=True))
+            ]
     return wrong
 
 

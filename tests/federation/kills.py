@@ -18,7 +18,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -65,8 +67,16 @@ def port() -> int:
 class Sweep:
     """A federation laid out once, as a folder to copy; `job` small enough that a case takes seconds."""
 
-    def __init__(self, job: Mapping[str, Any] = JOB, *, transport: str = "https", edges: int = 1) -> None:
+    def __init__(
+        self,
+        job: Mapping[str, Any] = JOB,
+        *,
+        transport: str = "https",
+        edges: int = 1,
+        hours: float = 24.0,
+    ) -> None:
         self.job = dict(job)
+        self.hours = hours
         self.transport = transport
         self.edges = edges
         self._stack = ExitStack()
@@ -81,7 +91,9 @@ class Sweep:
         )
         self.folder = Path(where)
         self.bare, self.known = self.folder / "bare", self.folder / "known"
-        Federation(self.bare, self.job, edges=self.edges, transport=self.transport)
+        Federation(self.bare, self.job, edges=self.edges, transport=self.transport).set(
+            "coordinator", hours=self.hours
+        )
         self.hits = {True: {}, False: {}}
         with self.federation(self.bare, "first") as fed:
             self._count(fed, self.hits[True], fed.begin_all)
@@ -161,7 +173,7 @@ class Sweep:
     def _kill(self, fed: Placed, case: Case, outcome: Outcome) -> None:
         victim = VICTIMS[case.role]
         run = "" if case.first else fed.submit(case.seed)
-        fed.begin_all(**{victim.replace("-", "_"): f"{case.point}:{case.hit}:kill"})
+        fed.begin_all({victim: f"{case.point}:{case.hit}:kill"})
         if case.first:
             fed.until(
                 lambda: fed.dead(victim) or fed.joined() >= set(fed.clients + fed.edges), what="joining"
@@ -194,17 +206,18 @@ class Sweep:
 class Placed(Federation):
     """A federation copied to where it is, and what a sweep does with it."""
 
-    def begin_all(self, *, hits: bool = False, **failpoints: str) -> None:
+    def begin_all(self, failpoints: Mapping[str, str] = MappingProxyType({}), *, hits: bool = False) -> None:
         """Start everybody, servers first, so that clients come to their edge."""
         for name in self.names:
             file = self.folder / f"{name}.hits" if hits else None
-            self.start(name, failpoints=failpoints.get(name.replace("-", "_"), ""), hits=file)
+            self.start(name, failpoints=failpoints.get(name, ""), hits=file)
             if self.role(name) != "client":
                 begun = list(self.lives)
-                self.until(
-                    lambda name=name, begun=begun: self.listens(name) or any(map(self.dead, begun)),
-                    what=f"{name} to listen",
-                )
+                up = partial(self._up, name, begun)
+                self.until(up, what=f"{name} to listen")
+
+    def _up(self, name: str, begun: Sequence[str]) -> bool:
+        return self.listens(name) or any(map(self.dead, begun))
 
     def address(self, name: str) -> tuple[str, int]:
         """Where a server listens."""
@@ -241,7 +254,7 @@ class Placed(Federation):
                 with Store.open("", self.place(edge)) as store:
                     wrong += [
                         f"{edge}: {text}"
-                        for text in (*invariants.chain(store), *invariants.aggregates(store))
+                        for text in (*invariants.chain(store), *invariants.aggregates(store, withdrawn=True))
                     ]
         return wrong
 

@@ -164,10 +164,13 @@ class Federation:
     def settings(self, name: str) -> Path:
         return self.place(name) / f"{self.role(name)}.toml"
 
+    def read(self, name: str) -> dict[str, Any]:
+        """A member's settings."""
+        return tomllib.loads(self.settings(name).read_text())
+
     def set(self, name: str, **values: Any) -> None:
         """Change a member's settings; it reads them when it starts."""
-        path = self.settings(name)
-        write_private(path, dump({**tomllib.loads(path.read_text()), **values}).encode())
+        write_private(self.settings(name), dump({**self.read(name), **values}).encode())
 
     def start(
         self, name: str, *, failpoints: str = "", hits: Path | None = None, forked: bool = True, **env: str
@@ -247,7 +250,7 @@ class Federation:
         if self.dead("coordinator"):
             with self.store() as store:
                 return store.submit(table, seed, "test", name=str(table["name"]))
-        return self.connect().submit(table, seed=seed).id
+        return str(self.connect().submit(table, seed=seed).id)
 
     def connect(self) -> at.Federation:
         found: at.Federation = self.until(self._admin, what="the coordinator's API")
@@ -267,8 +270,8 @@ class Federation:
     def rounds(self, run: str) -> int:
         return next((row[0] for row in self.sql("select rounds from runs where id = ?", run)), 0)
 
-    def joined(self) -> set[str]:
-        return {row[0] for row in self.sql("select name from nodes")}
+    def joined(self) -> frozenset[str]:
+        return frozenset(row[0] for row in self.sql("select name from nodes"))
 
     def finished(self, run: str, seconds: float = WAIT) -> None:
         """Wait for a run's end; fails where it does not end well."""

@@ -19,7 +19,9 @@ async def connect(host: str, port: int, tls: ssl.SSLContext | None = None) -> Pi
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
-        making.add_done_callback(lambda done: done.exception() or done.result()[1].transport.abort())
+        making.add_done_callback(
+            lambda done: done.cancelled() or done.exception() or done.result()[1].transport.abort()
+        )
         raise
 
 
@@ -42,23 +44,23 @@ class Server:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
+        await asyncio.sleep(0)  # who was accepted just now is known after this
+        while self._tasks:
+            for task in list(self._tasks):
+                task.cancel()
             await asyncio.wait(self._tasks)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Not a coroutine: one that is cancelled before it begins could close nothing."""
         self.accepted += 1
-        try:
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, ssl.SSLError):
             await self.serve(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError, ssl.SSLError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
@@ -80,10 +82,10 @@ async def join(a: Pipe, b: Pipe, through: Callable[[str, bytes], Awaitable[bytes
         for task in done:
             task.result()
     finally:
+        b[1].transport.abort()  # first: this task may be cancelled again
         for task in both:
             task.cancel()
         await asyncio.wait(both)
-        b[1].transport.abort()
 
 
 class Relay(Server):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,14 @@ def test_generated_stubs_speak_it(tmp_path: Path) -> None:
             await channel.close()
 
     run(story())
+
+
+def test_a_member_over_https_loads_no_grpc() -> None:
+    code = (
+        "import sys, atoll.transport.dial\n"
+        "from atoll.transport.open import open_link\n"
+        "open_link('http://127.0.0.1:1', None)\n"
+        "print(sorted({'grpc', 'sqlalchemy', 'fastapi', 'torch', 'rich'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -106,7 +106,7 @@ def test_a_second_connection_takes_over_an_upload_that_stands_still(tmp_path: Pa
                 await asyncio.Event().wait()
 
             first = asyncio.ensure_future(mine.upload("up", stuck(), 0))
-            while await mine.offset("up") < 2:  # until it has its turn
+            while await mine.offset("up") < 2:  # noqa: ASYNC110  until it has its turn
                 await asyncio.sleep(0)
             receipt = await mine.upload("up", each(FRAMES), 0)
             assert desk.kept["up"] == BUFFER

@@ -110,14 +110,22 @@ def _size(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
-def first(store: Store, fingerprint: str, now: float, random: Callable[[int], bytes]) -> str | None:
+def first(
+    store: Store,
+    fingerprint: str,
+    now: float,
+    random: Callable[[int], bytes],
+    keep: Callable[[str], None] = lambda token: None,
+) -> str | None:
     """The administrator's token of a federation's first start; None where an administrator has one.
 
-    There is no default password: whoever starts the coordinator keeps this in a file of mode 0600.
+    There is no default password: whoever starts the coordinator keeps this in a file of mode 0600, by
+    `keep`, before it lets anybody in: killed in between, the next start makes another.
     """
     alive = (t for t in store.tokens() if t["role"] == "admin" and not t["revoked"] and t["until"] > now)
     if next(alive, None) is not None:
         return None
     made = Token.new(fingerprint, random)
+    keep(str(made))
     store.token_add(made.digest, "admin", "admin", now + 366 * 86400.0, "first start")
     return str(made)

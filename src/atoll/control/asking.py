@@ -12,7 +12,8 @@ from ..core.update import Update
 from ..learn.algorithm import Algorithm
 from ..transport.drive import Answered, Drive, Stored
 from ..wire import body, checkpoint
-from .host import Host, Sent
+from .asks import Sent
+from .host import Host
 from .kept import kept_plain
 from .parcels import read_frames, write_frames
 from .want import ring_bits, want
@@ -60,7 +61,7 @@ class Asking:
             if other is not params and not any(other is model for model in self._models):
                 self._late.append(self.parcels.pop(key)[1])  # its numbers go, its file a little later
         while len(self._late) > LATE:
-            self.host.release(self._late.pop(0))
+            self.host.asks.release(self._late.pop(0))
         return blob
 
     def _known(self, params: Update) -> str:
@@ -104,15 +105,15 @@ class Asking:
     def keep(self, params: Update, blob: str) -> None:
         """This model is that blob, which stays on disk while somebody may fetch it."""
         if not self._known(params):
-            self.host.hold(blob)
+            self.host.asks.hold(blob)
             self.parcels[id(params)] = (params, blob)
 
     def close(self) -> None:
         """The drive is over: nobody fetches its models any more."""
         for _, blob in self.parcels.values():
-            self.host.release(blob)
+            self.host.asks.release(blob)
         for blob in self._late:
-            self.host.release(blob)
+            self.host.asks.release(blob)
         self.parcels, self._late, self._made, self._models = {}, [], [], ()
 
     def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
@@ -141,7 +142,7 @@ class Asking:
 
     def cancel(self, request: int, peers: Sequence[str]) -> None:
         """They need not answer any more."""
-        self.host.withdraw(self._ask(request), peers)
+        self.host.asks.withdraw(self._ask(request), peers)
 
     def body(self, answered: Answered) -> Answer:
         """A recorded answer, its arrays still in the file."""

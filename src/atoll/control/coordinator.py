@@ -318,7 +318,7 @@ class Coordinator:
     async def _offer_models(self) -> None:
         """The newest version of every model, for clients that serve."""
         for letter in await self.host.durable(lambda: finished.newest(self.store)):
-            self.host.models[letter["name"]] = letter
+            self.host.asks.models[letter["name"]] = letter
 
     def live(self) -> Mapping[str, Mapping[str, Any]]:
         """What each connected member does at this moment."""

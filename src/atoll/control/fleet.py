@@ -68,7 +68,7 @@ class Fleet:
         return self._report(name, {})
 
     def _report(self, way: str, clients: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-        before = {name: seen.via for name, seen in self.clients.items() if seen.ways}
+        before = {name: seen.via for name, seen in self.clients.items()}
         for name, seen in self.clients.items():
             if way in seen.ways and name not in clients:
                 seen.last = seen.via

@@ -1,56 +1,33 @@
-"""The desk behind a service: what a coordinator or an edge does with members, asks and answers.
+"""The desk behind a service: who is there, who left, who moved; what they have to answer is asks.py's.
 
     drive ─► Asking.ask ─► letter "ask" to the member, again whenever it comes back
-    member ─► upload ─► gate ─► blob on disk ─► drive.answered ─► receipt
 
-Nothing a member sends is believed before the gate has looked at it, and nothing is acknowledged before
-it is on disk. A member that is away keeps its asks for a while (`patience`), then they fail.
+A member that is away keeps its asks for a while (`patience`), then they fail. A client that has moved to
+another parent is not waited for where it was.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..core.edge import LOST
-from ..core.errors import Gone, ProtocolError, Refused, StateError
+from ..core.errors import Refused
 from ..privacy.keys import Member
-from ..transport.drive import Drive
 from ..transport.service import Offer, Service
-from ..wire.failpoint import declare, hit
+from .asks import Asks, Sent
+from .errands import Errands
 from .fleet import Fleet
 from .gate import Gate
-from .kept import plain_kept
 from .store.store import Store
 from .want import Want
 
-log = logging.getLogger("atoll.host")
-T = TypeVar("T")
-_SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
-_ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
 MOVED = f"{LOST}it moved to another parent"
-RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
-@dataclass(slots=True)
-class Sent:
-    """An ask that some members have yet to answer: what each was sent, and what it may answer."""
-
-    drive: Drive
-    request: int
-    run: str
-    letters: dict[str, dict[str, Any]] = field(default_factory=dict)
-    wants: dict[str, Want] = field(default_factory=dict)
-    until: float | None = None
-
-
-class Host:
+class Host(Errands):
     """Implements transport.service.Desk over a store and a gate. `service` is set once it exists.
 
     `changed`: set whenever members come, go or move. `patience`: seconds a client may be away, an edge.
@@ -67,55 +44,23 @@ class Host:
         patience: float = 60.0,
         edge_patience: float = 10.0,
     ) -> None:
-        self.store = store
-        self.gate = gate
+        super().__init__(store)
         self.federation = federation
+        self.asks = Asks(self, gate, self._send)
         self.fleet = Fleet()
         self.changed = asyncio.Event()
         self.roles: dict[str, str] = {}
-        self.live: dict[str, dict[str, Any]] = {}  # by member, here and below: bytes up and down, phase
-        self.models: dict[str, dict[str, Any]] = {}  # letters that say which model to serve, by its name
         self._patience = {"client": patience, "edge": edge_patience}
-        self._asks: dict[str, Sent] = {}
-        self._receipts: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._admitted: dict[str, dict[str, Any]] = {}
-        self._held: Counter[str] = Counter()
-        self._promised: dict[str, float] = {}
         self._out: frozenset[str | int] = frozenset()
         self._above: frozenset[str | int] = frozenset()  # of those, the ones a parent told of
         self._elsewhere: set[str] = set()  # clients that have another parent by now
 
-    # -- where slow things run --------------------------------------------------------------
-
-    async def durable(self, run: Callable[[], T]) -> T:
-        """`run` in the store's thread. While the disk is full it waits and tries again."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                return await loop.run_in_executor(self.store.thread, run)
-            except StateError:
-                if self.store.health()["ok"]:
-                    raise
-                await asyncio.sleep(1.0)
-
-    async def work(self, run: Callable[[], T]) -> T:
-        """`run` in a thread of its own: heavy, and not for the event loop."""
-        return await asyncio.to_thread(run)
-
-    def spawn(self, job: Any) -> None:
-        """Run a coroutine beside everything else; what goes wrong in it is logged."""
-        task = asyncio.get_running_loop().create_task(job)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a task of the host failed", exc_info=task.exception())
-
     # -- members ----------------------------------------------------------------------------
+
+    def _send(self, name: str, kind: str, head: Mapping[str, Any]) -> None:
+        self.service.send(name, kind, head)
 
     async def recall(self) -> None:
         """Remember the members of earlier lives of this process, and who is out."""
@@ -123,9 +68,7 @@ class Host:
             self.roles[node["name"]] = node["role"]
             if node["role"] == "client":
                 self.fleet.remembered(node["name"], node["parent"], node["info"])
-        until = asyncio.get_running_loop().time() + max(self._patience.values())
-        for run, scope, request in await self.durable(self.store.open_asks):
-            self._promised[f"{run}.{scope}.{request}"] = until
+        await self.asks.recall(max(self._patience.values()))
         await self.expel()
 
     async def expel(self, above: Iterable[str | int] | None = None) -> None:
@@ -171,12 +114,12 @@ class Host:
         )
         await self._remember_below(name, about.get("below", {}))
 
-    async def _remember_below(self, edge: str, below: Mapping[str, Any]) -> None:
+    async def _remember_below(self, edge: str, below: Mapping[str, Any], *, again: bool = False) -> None:
         for name, about in below.items():
             role = "edge" if about.get("role") == "edge" else "client"
             self.roles.setdefault(name, role)
             before = self.fleet.clients.get(name)
-            if before is None or before.via != edge or not before.present or before.about != about:
+            if again or before is None or before.via != edge or not before.present or before.about != about:
                 info = {"parent": edge, **{k: v for k, v in about.items() if k != "role"}}
                 await self.durable(lambda n=name, r=role, i=info: self.store.node_seen(n, r, i))  # type: ignore[misc]
 
@@ -192,12 +135,11 @@ class Host:
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
-        asked = {c for sent in self._asks.values() for c in sent.letters.get(name, {}).get("names", ())}
+        asked = {c for _, sent in self.asks.of(name) for c in sent.letters[name].get("names", ())}
         self._found([name, *sorted(asked)])
-        for ask, sent in list(self._asks.items()):
-            if name in sent.letters:
-                self._say(ask, sent, name)
-        for letter in self.models.values():
+        for ask, sent in self.asks.of(name):
+            self.asks.say(ask, sent, name)
+        for letter in self.asks.models.values():
             self.service.send(name, "model", letter)
         self.changed.set()
 
@@ -206,7 +148,7 @@ class Host:
         for client in clients:
             seen = self.fleet.clients.get(client)
             if seen is not None and seen.present:
-                for sent in self._asks.values():
+                for sent in self.asks.open.values():
                     for edge, letter in sent.letters.items():
                         if client in letter.get("names", ()) and edge != seen.via:
                             self.service.send(edge, "moved", {"client": client})
@@ -217,6 +159,8 @@ class Host:
         for moved in self.fleet.left(name):
             self._moved(*moved)
         await self._gone({name, *before} - {*self.fleet.reachable()}, reason)
+        if (seen := self.fleet.clients.get(name)) is not None and seen.present:  # under an edge, as before
+            await self._remember_below(seen.via, {name: seen.about}, again=True)
         self._await(name)
         self.changed.set()
 
@@ -233,26 +177,24 @@ class Host:
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
-        for sent in list(self._asks.values()):
-            if name in sent.letters:
-                self.spawn(sent.drive.failed(sent.request, name, reason))
+        self.asks.fail(name, reason)
 
     async def letter(self, name: str, kind: str, head: Mapping[str, Any]) -> None:
         """What members say: they refuse an ask, report who is below them, log something."""
         match kind:
             case "refuse":
-                await self._refused(name, str(head.get("ask", "")), str(head.get("reason", "")))
+                await self.asks.refused(name, str(head.get("ask", "")), str(head.get("reason", "")))
             case "below":
                 await self._below(name, head)
             case "alert":
-                await self._log("", name, "warning", str(head.get("reason", "")))
+                await self.log("", name, "warning", str(head.get("reason", "")))
             case "live":
                 self._told(name, head.get("members"))
             case "log":
                 level = str(head.get("level", "info"))
-                await self._log(str(head.get("run", "")), name, level, str(head.get("text", "")))
+                await self.log(str(head.get("run", "")), name, level, str(head.get("text", "")))
             case "serving":
-                await self._log("", name, "info", f"serves {head.get('name')} version {head.get('version')}")
+                await self.log("", name, "info", f"serves {head.get('name')} version {head.get('version')}")
             case _:
                 pass  # of a later minor version
 
@@ -264,7 +206,7 @@ class Host:
             if name in self.fleet.clients and isinstance(told, Mapping):
                 up, down = (n if isinstance(n := told.get(k), int) else 0 for k in ("up", "down"))
                 phase = "working" if told.get("phase") == "working" else "idle"
-                self.live[name] = {
+                self.asks.live[name] = {
                     "up": up,
                     "down": down,
                     "phase": phase,
@@ -273,22 +215,12 @@ class Host:
 
     def doing(self) -> dict[str, dict[str, Any]]:
         """What every member, here or below, does at this moment: phase, run, bytes up and down."""
-        busy = {peer: sent.run for sent in self._asks.values() for peer in sent.letters}
-        found = {name: dict(told) for name, told in self.live.items()}
+        busy = self.asks.busy()
+        found = {name: dict(told) for name, told in self.asks.live.items()}
         for name in self.fleet.children:
             mine = found.setdefault(name, {"up": 0, "down": 0})
             mine |= {"phase": "working" if name in busy else "idle", "run": busy.get(name, "")}
         return found
-
-    def _count(self, name: str, way: str, size: int) -> None:
-        told = self.live.setdefault(name, {"up": 0, "down": 0, "phase": "idle", "run": ""})
-        told[way] += size
-
-    async def _refused(self, name: str, ask: str, reason: str) -> None:
-        sent = self._asks.get(ask)
-        if sent is not None and name in sent.letters:
-            await self._log(sent.run, name, "error", reason)
-            await sent.drive.failed(sent.request, name, reason)
 
     async def _below(self, edge: str, head: Mapping[str, Any]) -> None:
         below = head.get("clients", {})
@@ -327,139 +259,33 @@ class Host:
 
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
-        self.models[str(letter.get("name", ""))] = letter
+        self.asks.models[str(letter.get("name", ""))] = letter
         for name in self.fleet.children:
             self.service.send(name, "model", letter)
 
-    async def _log(self, run: str, node: str, level: str, text: str) -> None:
-        await self.durable(lambda: self.store.log_add(run, node, level, text))
-
-    # -- asks and answers -------------------------------------------------------------------
-
     def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
-        """An ask goes out to a member, now or when it comes."""
-        self._promised.pop(ask, None)
-        self._receipts.pop(self._key(ask, peer), None)  # of the same ask before it was dropped and came again
-        kept = self._asks.setdefault(ask, sent)
-        kept.letters[peer] = letter
-        kept.wants[peer] = asked
-        self._say(ask, kept, peer)
+        """An ask goes out to a member, now or when it comes; one that went elsewhere is not waited for."""
+        kept = self.asks.put(ask, sent, peer, letter, asked)
         if peer in self._elsewhere and not self._here(peer):
             self.spawn(kept.drive.failed(kept.request, peer, MOVED))
         self._elsewhere.discard(peer)
         self._await(peer)
 
-    def _say(self, ask: str, sent: Sent, peer: str) -> None:
-        left = -1.0 if sent.until is None else max(0.0, sent.until - asyncio.get_running_loop().time())
-        self.service.send(peer, "ask", {**sent.letters[peer], "ask": ask, "left": left})
-
-    def withdraw(self, ask: str, peers: Sequence[str]) -> None:
-        """These members need not answer any more."""
-        sent = self._asks.get(ask)
-        if sent is None:
-            return
-        for peer in peers:
-            if sent.letters.pop(peer, None) is not None and self._key(ask, peer) not in self._receipts:
-                self.service.send(peer, "cancel", {"ask": ask})
-            sent.wants.pop(peer, None)
-        if not sent.letters:
-            del self._asks[ask]
-
-    def hold(self, blob: str) -> None:
-        """Somebody may fetch this blob, which no row in SQL names, until it is released as often."""
-        self._held[blob] += 1
-        self.store.blobs.hold(blob)
-
-    def release(self, blob: str) -> None:
-        """It is needed once less; a blob that nobody needs goes."""
-        self._held[blob] -= 1
-        if self._held[blob] <= 0:
-            del self._held[blob]
-            self.spawn(self.durable(lambda: self.store.blobs.let_go([blob])))
-
-    def _key(self, ask: str, peer: str) -> str:
-        return f"{ask}.{peer}"
-
-    def _find(self, name: str, upload: str) -> tuple[str, Sent]:
-        ask = upload.removesuffix(f".{name}")
-        sent = self._asks.get(ask)
-        if sent is None:
-            self._soon(ask)
-        if ask == upload or sent is None or name not in sent.wants:
-            raise Refused("nobody waits for this answer: its request is over, or was never yours")
-        return ask, sent
-
-    def _soon(self, ask: str = "") -> None:
-        """Raise Gone if this ask of an earlier life, or any, will be asked again in a moment."""
-        now = asyncio.get_running_loop().time()
-        self._promised = {a: until for a, until in self._promised.items() if until > now}
-        if ask in self._promised or (not ask and self._promised):
-            raise Gone("this server has just started and goes on with its runs: try again in a moment")
-
     async def offered(self, name: str, upload: str) -> Offer:
-        """Where an expected answer is spooled, and its largest size."""
-        _, sent = self._find(name, upload)
-        spooled = self.store.spool / hashlib.sha256(upload.encode()).hexdigest()
-        return Offer(spooled, sent.wants[name].size)
+        """See Asks."""
+        return await self.asks.offered(name, upload)
 
     async def uploaded(self, name: str, upload: str, head: bytes, path: Path) -> dict[str, Any]:
-        """Through the gate, onto the disk, into the sum; then the receipt."""
-        before = await self.receipt(name, upload)
-        if before is not None:
-            return before
-        _, sent = self._find(name, upload)
-        hit(_SPOOLED)
-        self._count(name, "up", path.stat().st_size + len(head))  # noqa: ASYNC240  no time
-        try:
-            checked = await self.gate.check(sent.wants[name], head, path)
-        except ProtocolError as error:
-            await self._log(sent.run, name, "refused", f"its answer was not let in: {error}")
-            await sent.drive.failed(sent.request, name, f"its answer was not let in: {error}")
-            raise
-        hit(_GATED)
-        blob = hashlib.sha256(head).hexdigest()
-        await self.work(lambda: self.store.blobs.adopt(path, blob, head=False))
-        hit(_ADOPTED)
-        info = {"checked": plain_kept(checked)}
-        counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
-        hit(_RECEIPT)
-        return self._keep(upload, counted=counted)
-
-    def _keep(self, upload: str, *, counted: bool) -> dict[str, Any]:
-        receipt = {"upload": upload, "counted": counted}
-        self._receipts[upload] = receipt
-        if len(self._receipts) > RECEIPTS:
-            self._receipts.popitem(last=False)
-        return receipt
+        """See Asks."""
+        return await self.asks.uploaded(name, upload, head, path)
 
     async def receipt(self, name: str, upload: str) -> dict[str, Any] | None:
-        """The receipt of an answer kept before, in this life or an earlier one."""
-        known = self._receipts.get(upload)
-        if known is not None or not upload.endswith(f".{name}"):
-            return known
-        ask = upload.removesuffix(f".{name}")
-        sent = self._asks.get(ask)
-        if sent is not None and sent.drive.waits(sent.request, name):
-            return None  # what the journal holds of an open request, its drive knows
-        run, _, rest = ask.partition(".")
-        scope, _, request = rest.rpartition(".")
-        if not request.isdigit():
-            return None
-        journal = self.store.journal(run, scope)
-        kept = await self.durable(lambda: journal.answer(int(request), name))
-        return self._keep(upload, counted=True) if kept is not None and kept.blob else None
+        """See Asks."""
+        return await self.asks.receipt(name, upload)
 
     def blob(self, name: str, blob: str) -> Path | None:
-        """The model of an ask this member has yet to answer, or one it is to serve."""
-        mine = {s.letters[name]["params"] for s in self._asks.values() if name in s.letters}
-        if blob in mine or blob in {m["blob"] for m in self.models.values()}:
-            path = self.store.blobs.path(blob)
-            if not path.exists():
-                return None
-            self._count(name, "down", path.stat().st_size)
-            return path
-        self._soon()
-        return None
+        """See Asks."""
+        return self.asks.blob(name, blob)
 
 
 def _about(hello: Mapping[str, Any]) -> dict[str, Any]:

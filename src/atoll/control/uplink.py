@@ -19,6 +19,7 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from ..core.edge import Answer, Task
 from ..core.errors import AtollError, CodecError, ConfigError, Gone, IntegrityError, ProtocolError, Refused
@@ -30,7 +31,7 @@ from ..wire import body
 from ..wire.failpoint import declare, hit
 from .outside import Outside
 from .parcels import keep_frames, read_frames, take_frames
-from .settings import Client, Edge
+from .settings import PLAIN, Client, Edge
 from .work import Work, opened
 
 log = logging.getLogger("atoll.member")
@@ -151,6 +152,9 @@ class Uplink:
         (self.folder / "models").mkdir(parents=True, exist_ok=True)
         (self.folder / "answers").mkdir(parents=True, exist_ok=True)
         urls = self.settings.join or self.identity.urls
+        plain = [url for url in urls if urlsplit(url).scheme in PLAIN]
+        if plain and not self.settings.insecure:
+            raise ConfigError(f"{plain[0]} has no TLS: write https://, or insecure = true", "$.join")
         assert self.current is not None  # noqa: S101  identity has been read above
         if self.identity.renew_due(time.time()):  # it may have been away for long
             await self._renewed(urls)
@@ -168,7 +172,7 @@ class Uplink:
         assert self.current is not None  # noqa: S101  see run
         self.dial = Dial(
             urls,
-            self.outside.link(self.current, self.settings.transport, self.settings.proxy),
+            self.outside.link(self.current, self.settings.transport, self.settings.proxy, self._ca),
             lambda: {"about": {"version": version("atoll-fl"), **self._about()}},
             on_letter=self._letter,
             on_open=self._opened,
@@ -218,13 +222,18 @@ class Uplink:
             if self.identity.renew_due(time.time()) and await self._renewed(urls) and self.dial is not None:
                 await self.dial.again()  # the connection that stands goes by the old one
 
+    @property
+    def _ca(self) -> Path | None:
+        return Path(self.settings.ca) if self.settings.ca else None
+
     async def _renewed(self, urls: tuple[str, ...]) -> bool:
         """Whether one of our parents gave us a new certificate."""
         from ..transport.enrol import renew
 
         for url in urls:
             try:
-                await renew(url, self.identity, proxy=self.settings.proxy or None, now=time.time())
+                proxy = self.settings.proxy or None
+                await renew(url, self.identity, proxy=proxy, ca=self._ca, now=time.time())
             except AtollError as error:
                 log.warning("the certificate was not renewed: %s", error)
             else:

@@ -23,7 +23,7 @@ from ..privacy.private import write_private
 from ..transport import link
 from ..transport.open import open_link
 from ..wire.codec import Bytes
-from .settings import Transport, address
+from .settings import PLAIN, Transport, address
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -154,16 +154,19 @@ class Api:
         tls = server_context(node.current, "none")
         self._listening = Listening(api.guarded(self._office), host, port, tls)
         self.url = self._listening.url
-        self._first = lambda: first(node.store, self._office.fingerprint, time.time(), secrets.token_bytes)
+        self._first = lambda: first(
+            node.store, self._office.fingerprint, time.time(), secrets.token_bytes, self._keep
+        )
         self._task: Any = None
 
     async def start(self) -> None:
         """Serve; at a first start put the admin's token into `admin.json`, readable by its owner only."""
-        token = await self._node.host.durable(self._first)
-        if token is not None:
-            kept = json.dumps({"url": self.url, "token": token}, indent=1)
-            write_private(self._node.folder / "admin.json", kept.encode())
+        await self._node.host.durable(self._first)
         self._task = asyncio.get_running_loop().create_task(self._listening.serve())
+
+    def _keep(self, token: str) -> None:
+        kept = json.dumps({"url": self.url, "token": token}, indent=1)
+        write_private(self._node.folder / "admin.json", kept.encode())
 
     async def stop(self) -> None:
         """Answer what is under way, then close."""
@@ -172,14 +175,21 @@ class Api:
             await self._task
 
 
-def find_link(current: Current, transport: Transport, proxy: str) -> Callable[[str], link.Link]:
-    """How to make a link to a URL: as its scheme says, or for https:// as `transport` does."""
+def find_link(
+    current: Current, transport: Transport, proxy: str, ca: Path | None = None
+) -> Callable[[str], link.Link]:
+    """How to make a link to a URL: as its scheme says, or for https:// as `transport` does.
+
+    Over plain text, which links take to this machine only, we say who we are and nothing proves it.
+    """
 
     def make(url: str) -> link.Link:
         scheme = urlsplit(url).scheme
+        if scheme in PLAIN:
+            return open_link(url, None, claim=current().member)
         if scheme == "https" and transport != "https":
             return Found(url, current, transport, proxy)
-        return open_link(url, current(), proxy=proxy or None)
+        return open_link(url, current(), proxy=proxy or None, ca=ca)
 
     return make
 

@@ -168,6 +168,7 @@ class _Open:
     bad: dict[str, str] = field(default_factory=dict)
     folding: asyncio.Task[None] | None = None
     recording: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
+    late: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -311,13 +312,15 @@ class Drive:
         )
         recorded.add_done_callback(lambda _: o.recording.pop(a.peer, None))
         await asyncio.shield(recorded)
-        return True
+        return a.peer not in o.late
 
     def _recorded(self, o: _Open, a: Answered) -> None:
         """Counted as soon as it is on disk, whether or not whoever brought it still waits."""
         hit(_COUNTED[1])
         if a.peer in o.waiting:
             self._count(a)
+        else:  # the request closed while this was being written
+            o.late.add(a.peer)
 
     # -- into the journal ---------------------------------------------------------------------
 

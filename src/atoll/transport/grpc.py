@@ -33,9 +33,9 @@ _SERVER = [
     *_SIZES,
     ("grpc.so_reuseport", 0),  # a second server on the same port fails instead of sharing it
     ("grpc.max_concurrent_streams", 64),  # of one connection
-    # What came and was not read is lost when a connection breaks: let little more than one frame come.
+    # What came and was not read is lost when a connection breaks: let no frame come before it is asked for.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 256 << 10),
+    ("grpc.http2.lookahead_bytes", 0),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.server_handshake_timeout_ms", 10_000),  # who connects and says nothing
     ("grpc.max_connection_idle_ms", 300_000),  # and who has no call open

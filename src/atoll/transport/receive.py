@@ -27,6 +27,8 @@ from .pump import pump, thread
 if TYPE_CHECKING:
     from .service import Desk
 
+SETTLE = 1.0  # seconds that the offset waits for another connection with the same upload to end
+
 
 class Spool:
     """The file of one upload. Its methods block: a worker thread calls them, one at a time."""
@@ -173,7 +175,12 @@ class Uploads:
         """Frames on disk."""
         if await self._desk.receipt(name, upload) is not None:
             return KEPT
-        return (await self._find(name, upload)).spool.frames
+        one = await self._find(name, upload)
+        # What came over a connection that has just broken is still being written: it need not come again.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(SETTLE, self._takeover)), one.turn:
+                pass
+        return one.spool.frames
 
     async def take(
         self, name: str, upload: str, start: int, incoming: AsyncIterator[Bytes], cut: Callable[[str], None]
