@@ -197,13 +197,13 @@ async def grpc_client(folder: str, down: int, up: int, port: int) -> None:
 
 def main(kind: str, role: str, folder: str, *numbers: str) -> None:
     """One process."""
-    run: dict[tuple[str, str], Any] = {
+    roles: dict[tuple[str, str], Any] = {
         ("tls", "server"): tls_server,
         ("tls", "client"): tls_client,
         ("grpc", "server"): lambda *a: asyncio.run(grpc_server(*a)),
         ("grpc", "client"): lambda *a: asyncio.run(grpc_client(*a)),
-    }[kind, role]
-    run(folder, *map(int, numbers))
+    }
+    roles[kind, role](folder, *map(int, numbers))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 
 @dataclass
@@ -92,6 +94,11 @@ def _tried(row: Row, what: str, case: Callable[[], tuple[list[str], float]]) -> 
     return None if wrong else figure
 
 
+def _only(case: Callable[..., list[str]], *args: Any) -> tuple[list[str], float]:
+    """A case without a figure."""
+    return case(*args), 0.0
+
+
 def networks(size: Size) -> Iterator[Row]:
     """Every way between real processes leads over a relay that misbehaves."""
     from tests.federation import troubles
@@ -101,9 +108,7 @@ def networks(size: Size) -> Iterator[Row]:
         for name, trouble in troubles.NETWORKS.items():
             row = Row(name, note="recovery: from healing to the end of the run")
             for seed in size.seeds:
-                took = _tried(
-                    row, f"seed {seed}", lambda s=seed, n=name, t=trouble: troubles.run(sweep, n[:8], s, t)
-                )
+                took = _tried(row, f"seed {seed}", partial(troubles.run, sweep, name[:8], seed, trouble))
                 if took is not None and not name.startswith(("10", "200", "2,0", "64")):
                     row.recovery.append(took)
             yield row
@@ -118,7 +123,7 @@ def uploads(size: Size) -> Iterator[Row]:
         for part in (0.1, 0.5, 0.99):
             row = Row(f"client killed at {part:.0%} of an upload of {troubles.SIZE / 1e6:.0f} MB")
             again = [
-                _tried(row, f"seed {seed}", lambda s=seed, p=part: troubles.upload(sweep, p, s))
+                _tried(row, f"seed {seed}", partial(troubles.upload, sweep, part, seed))
                 for seed in size.seeds
             ]
             most = max((a for a in again if a is not None), default=0)
@@ -133,9 +138,7 @@ def strangers(size: Size) -> Iterator[Row]:
 
     with Sweep(troubles.JOB) as sweep:
         row = Row("1,000 half-open connections and 200 slow ones")
-        ratios = [
-            _tried(row, f"seed {seed}", lambda s=seed: troubles.crowded(sweep, s)) for seed in size.seeds
-        ]
+        ratios = [_tried(row, f"seed {seed}", partial(troubles.crowded, sweep, seed)) for seed in size.seeds]
         worst = max((r for r in ratios if r is not None), default=0.0)
         row.note = f"an honest round takes {worst:.2f} times as long at most"
         yield row
@@ -157,7 +160,7 @@ def clocks(size: Size) -> Iterator[Row]:
                     _tried(
                         row,
                         f"{days:+g} d, seed {seed}",
-                        lambda d=days, s=seed, v=victim: (troubles.clock(sweep, d, v, s), 0.0),
+                        partial(_only, troubles.clock, sweep, days, victim, seed),
                     )
             yield row
 
@@ -175,7 +178,7 @@ def disks(size: Size) -> Iterator[Row]:
                 _tried(
                     row,
                     f"{case.role} {case.point}:{case.hit}",
-                    lambda c=case, a=action: (troubles.disk(sweep, c, a), 0.0),
+                    partial(_only, troubles.disk, sweep, case, action),
                 )
             yield row
 

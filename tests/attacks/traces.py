@@ -1,4 +1,4 @@
-"""Looking for values in bytes: as text, as numbers of every width and order, in base64, compressed, as deltas.
+"""Looking for values in bytes: as text, as numbers of every width and order, in base64, compressed, deltas.
 
 A value of four bytes alone may turn up by chance; so two neighbours of a row or of a column must.
 """

@@ -27,7 +27,8 @@ def test_an_edge_that_leaves_takes_its_clients_along() -> None:
     fleet.left("edge-a")
     assert fleet.offering("heart") == {}
     assert not fleet.deserted("edge-a")
-    assert fleet.joined("edge-b", "edge", {"below": {"c": ROWS, "d": ROWS}}) == []
+    moved = fleet.joined("edge-b", "edge", {"below": {"c": ROWS, "d": ROWS}})
+    assert moved == [("c", "edge-a"), ("d", "edge-a")], "what edge-a was asked for them is asked anew"
     assert fleet.deserted("edge-a")
 
 

@@ -81,12 +81,12 @@ def aggregates(store: Store, *, withdrawn: bool = False) -> list[str]:
                     wrong.append(f"I2: {key} closed twice")
                 closed[key] = body["replied"], body["missing"]
     wrong += [f"I2: {key} was recorded {count} times" for key, count in answered.items() if count > 1]
-    for run, scope, request, node in answered:
-        if withdrawn and (run, scope, request) not in closed:
+    for run, where, request, node in answered:
+        if withdrawn and (run, where, request) not in closed:
             continue
-        replied, missing = closed.get((run, scope, request), ([], {}))
+        replied, missing = closed.get((run, where, request), ([], {}))
         if replied.count(node) + (node in missing) != 1:
-            wrong.append(f"I1: the answer of {node} to {scope}.{request} is not in one aggregate")
+            wrong.append(f"I1: the answer of {node} to {where}.{request} is not in one aggregate")
     return wrong
 
 

@@ -18,7 +18,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -171,7 +173,7 @@ class Sweep:
     def _kill(self, fed: Placed, case: Case, outcome: Outcome) -> None:
         victim = VICTIMS[case.role]
         run = "" if case.first else fed.submit(case.seed)
-        fed.begin_all(**{victim.replace("-", "_"): f"{case.point}:{case.hit}:kill"})
+        fed.begin_all({victim: f"{case.point}:{case.hit}:kill"})
         if case.first:
             fed.until(
                 lambda: fed.dead(victim) or fed.joined() >= set(fed.clients + fed.edges), what="joining"
@@ -204,17 +206,18 @@ class Sweep:
 class Placed(Federation):
     """A federation copied to where it is, and what a sweep does with it."""
 
-    def begin_all(self, *, hits: bool = False, **failpoints: str) -> None:
+    def begin_all(self, failpoints: Mapping[str, str] = MappingProxyType({}), *, hits: bool = False) -> None:
         """Start everybody, servers first, so that clients come to their edge."""
         for name in self.names:
             file = self.folder / f"{name}.hits" if hits else None
-            self.start(name, failpoints=failpoints.get(name.replace("-", "_"), ""), hits=file)
+            self.start(name, failpoints=failpoints.get(name, ""), hits=file)
             if self.role(name) != "client":
                 begun = list(self.lives)
-                self.until(
-                    lambda name=name, begun=begun: self.listens(name) or any(map(self.dead, begun)),
-                    what=f"{name} to listen",
-                )
+                up = partial(self._up, name, begun)
+                self.until(up, what=f"{name} to listen")
+
+    def _up(self, name: str, begun: Sequence[str]) -> bool:
+        return self.listens(name) or any(map(self.dead, begun))
 
     def address(self, name: str) -> tuple[str, int]:
         """Where a server listens."""

@@ -250,7 +250,7 @@ class Federation:
         if self.dead("coordinator"):
             with self.store() as store:
                 return store.submit(table, seed, "test", name=str(table["name"]))
-        return self.connect().submit(table, seed=seed).id
+        return str(self.connect().submit(table, seed=seed).id)
 
     def connect(self) -> at.Federation:
         found: at.Federation = self.until(self._admin, what="the coordinator's API")
@@ -270,8 +270,8 @@ class Federation:
     def rounds(self, run: str) -> int:
         return next((row[0] for row in self.sql("select rounds from runs where id = ?", run)), 0)
 
-    def joined(self) -> set[str]:
-        return {row[0] for row in self.sql("select name from nodes")}
+    def joined(self) -> frozenset[str]:
+        return frozenset(row[0] for row in self.sql("select name from nodes"))
 
     def finished(self, run: str, seconds: float = WAIT) -> None:
         """Wait for a run's end; fails where it does not end well."""

@@ -1,17 +1,25 @@
 """Federations of real processes: killed, spoken to in three ways, revoked, renewed, wiped and restored."""
 
+import asyncio
+import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from atoll.control.cli import main as atoll
 from atoll.control.store import Store
+from atoll.privacy.keys import Current
+from atoll.transport.enrol import renew
 from tests.federation import invariants
 from tests.federation.processes import JOB, ROOT, Federation, Nursery
+from tests.wire.proxy import TlsProxy
+from tests.wire.test_proxies import blind, proxy_tls
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="processes are waited for by descriptors, which needs Linux"
@@ -68,6 +76,56 @@ def test_the_same_job_in_three_ways_of_talking(tmp_path: Path, nursery: Nursery,
         shown = {row["name"]: row["transport"] for row in fed.connect().nodes() if row["name"] in fed.edges}
         assert set(shown.values()) == {{"websocket": "wss"}.get(transport, transport)}
         fed.stop(*fed.names)
+        whole(fed, run)
+
+
+def listening(fed: Federation) -> int:
+    ports = json.loads((fed.place("coordinator") / "ports.json").read_text())
+    return int(ports["listen"].rpartition(":")[2])
+
+
+@contextmanager
+def ending_tls(to: int) -> Iterator[tuple[int, Path]]:
+    """A proxy that ends TLS before a server's port, in a thread; its port, and who vouches for it."""
+    tls, ca = proxy_tls()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    proxy = TlsProxy(to, tls, blind())
+    try:
+        asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result(10.0)
+        yield proxy.port, ca
+        asyncio.run_coroutine_threadsafe(proxy.__aexit__(), loop).result(10.0)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.mark.parametrize("scheme", ["https+sealed", "wss+sealed"])
+def test_a_client_behind_a_proxy_that_ends_tls(tmp_path: Path, nursery: Nursery, scheme: str) -> None:
+    """It takes part, is shown as sealed, and gets its new certificate by that way."""
+    with Federation(tmp_path, nursery=nursery, edges=0) as fed:
+        fed.start_all()
+        gathered(fed)
+        fed.stop("client-1")
+        with ending_tls(listening(fed)) as (port, ca):
+            url = f"{scheme}://127.0.0.1:{port}"
+            old = Current(fed.place("client-1") / "identity")()
+            new = asyncio.run(renew(url, old, proxy="", ca=ca, now=time.time()))
+            assert new.chain != old.chain and new.member.name == "client-1"
+            fed.set("client-1", join=[url], ca=str(ca))
+            fed.start("client-1")
+            shown = fed.until(
+                lambda: [
+                    n for n in fed.connect().nodes() if n["name"] == "client-1" and n["live"].get("sealed")
+                ],
+                what="client-1 to be shown as sealed",
+            )
+            assert shown[0]["transport"] == scheme.partition("+")[0]
+            run = fed.submit()
+            fed.finished(run)
+            fed.stop(*fed.names)
         whole(fed, run)
 
 

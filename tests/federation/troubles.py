@@ -263,7 +263,7 @@ def disk(sweep: Sweep, case: Case, action: str) -> list[str]:
     victim = {"coordinator": "coordinator", "edge": "edge-a"}[case.role]
     with sweep.federation(sweep.known, f"disk-{action}-{case.role}-{case.point}-{case.seed}") as fed:
         number = fed.submit(case.seed)
-        fed.begin_all(**{victim.replace("-", "_"): f"{case.point}:{case.hit}:{action}"})
+        fed.begin_all({victim.replace("-", "_"): f"{case.point}:{case.hit}:{action}"})
         fed.finished(number)
         for member in list(fed.lives):
             fed.kill(member)

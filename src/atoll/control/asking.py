@@ -114,7 +114,7 @@ class Asking:
             self.host.asks.release(blob)
         for blob in self._late:
             self.host.asks.release(blob)
-        self.parcels, self._late = {}, []
+        self.parcels, self._late, self._made, self._models = {}, [], [], ()
 
     def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
         """Hand a task over, with all its member needs to know."""

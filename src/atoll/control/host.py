@@ -130,6 +130,7 @@ class Host(Errands):
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
         self._elsewhere.discard(name)
+        self._strays(about.get("below", {}))
         if self.roles[name] == "edge":
             self._say_out(name)
         timer = self._timers.pop(name, None)
@@ -230,6 +231,7 @@ class Host(Errands):
         before = self.fleet.reachable()
         for moved in self.fleet.below(edge, below):
             self._moved(*moved)
+        self._strays(below)
         self._found(below)
         await self._gone(before.keys() - self.fleet.reachable().keys(), f"left {edge}")
         self.changed.set()
@@ -246,6 +248,12 @@ class Host(Errands):
             self.service.send(before, "moved", {"client": client})
         elif self.fleet.deserted(before):
             self._lost(before, f"{LOST}its clients moved to another parent")
+
+    def _strays(self, below: Iterable[str]) -> None:
+        """Clients below an edge that we still ask ourselves, as an earlier life of ours began to."""
+        for client in below:
+            if self.asks.of(client):
+                self.moved_away(client)
 
     def moved_away(self, client: str) -> None:
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""

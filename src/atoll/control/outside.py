@@ -43,10 +43,10 @@ def _api(*args: Any) -> Any:
     return Api(*args)
 
 
-def _link(current: Current, transport: Any, proxy: str) -> Callable[[str], Link]:
+def _link(current: Current, transport: Any, proxy: str, ca: Path | None) -> Callable[[str], Link]:
     from .ways import find_link
 
-    return find_link(current, transport, proxy)
+    return find_link(current, transport, proxy, ca)
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ class Outside:
     servers: Callable[..., Any] = _servers
     api: Callable[..., Any] = _api
     draw: Callable[[], Random | None] = lambda: None
-    link: Callable[[Current, Any, str], Callable[[str], Link]] = _link
+    link: Callable[[Current, Any, str, Path | None], Callable[[str], Link]] = _link

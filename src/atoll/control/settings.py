@@ -69,7 +69,8 @@ class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An edge: a server to its children, a member to its parents.
 
     `join`: its parents' URLs, the preferred first; `token` only until it is enrolled. `home`: seconds
-    between two looks whether the preferred parent is there again.
+    between two looks whether the preferred parent is there again. `ca`: a PEM file that vouches for the
+    proxy of https+sealed:// and wss+sealed:// URLs, "" for the system's authorities.
     """
 
     name: str = "edge"
@@ -77,6 +78,7 @@ class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
     token: str = ""
     transport: Transport = "grpc"
     proxy: str = ""
+    ca: str = ""
     api: str = ""
     home: float = 60.0
 
@@ -87,8 +89,9 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `join`: URLs of an edge or the coordinator, the preferred first. `data`: by the name that jobs use,
     each a table of `train` (a file or a built-in name), `target`, and if wanted `test` or `holdout`.
     `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
-    that registers learners, rules or transforms. `home`: as for an edge. `insecure`: it may dial http://,
-    grpc:// or ws:// on this machine, for tests that record what is said; it has enrolled over TLS before.
+    that registers learners, rules or transforms. `home`, `ca`: as for an edge.
+    `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
+    it has enrolled over TLS before.
     """
 
     folder: str = "."
@@ -97,6 +100,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     token: str = ""
     transport: Transport = "grpc"
     proxy: str = ""
+    ca: str = ""
     data: dict[str, dict[str, Any]] = {}
     policy: Policy = Policy()
     predict: str = ""

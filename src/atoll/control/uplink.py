@@ -172,7 +172,7 @@ class Uplink:
         assert self.current is not None  # noqa: S101  see run
         self.dial = Dial(
             urls,
-            self.outside.link(self.current, self.settings.transport, self.settings.proxy),
+            self.outside.link(self.current, self.settings.transport, self.settings.proxy, self._ca),
             lambda: {"about": {"version": version("atoll-fl"), **self._about()}},
             on_letter=self._letter,
             on_open=self._opened,
@@ -222,13 +222,18 @@ class Uplink:
             if self.identity.renew_due(time.time()) and await self._renewed(urls) and self.dial is not None:
                 await self.dial.again()  # the connection that stands goes by the old one
 
+    @property
+    def _ca(self) -> Path | None:
+        return Path(self.settings.ca) if self.settings.ca else None
+
     async def _renewed(self, urls: tuple[str, ...]) -> bool:
         """Whether one of our parents gave us a new certificate."""
         from ..transport.enrol import renew
 
         for url in urls:
             try:
-                await renew(url, self.identity, proxy=self.settings.proxy or None, now=time.time())
+                proxy = self.settings.proxy or None
+                await renew(url, self.identity, proxy=proxy, ca=self._ca, now=time.time())
             except AtollError as error:
                 log.warning("the certificate was not renewed: %s", error)
             else:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .host import Host
     from .pki import Registrar
 
+CACHE = 8 << 20  # bytes of models read last: the system has the rest in memory anyway
 SECONDS = 20.0  # until a server must have said which doors it has
 LONGEST = 1 << 16  # bytes of what it says
 GRACE = 30.0  # seconds a member's seat waits for it to connect again
@@ -51,7 +52,7 @@ class Servers:
         self.host = host
         self.ports: dict[str, Any] = {}
         clock = asyncio.get_running_loop().time
-        limits = Limits(heartbeat=settings.heartbeat, grace=min(settings.patience, GRACE))
+        limits = Limits(cache=CACHE, heartbeat=settings.heartbeat, grace=min(settings.patience, GRACE))
         self.service = Service(host, limits, clock=clock)
         host.service = self.service
         self._open: list[Any] = []
@@ -174,7 +175,9 @@ class Api:
             await self._task
 
 
-def find_link(current: Current, transport: Transport, proxy: str) -> Callable[[str], link.Link]:
+def find_link(
+    current: Current, transport: Transport, proxy: str, ca: Path | None = None
+) -> Callable[[str], link.Link]:
     """How to make a link to a URL: as its scheme says, or for https:// as `transport` does.
 
     Over plain text, which links take to this machine only, we say who we are and nothing proves it.
@@ -186,7 +189,7 @@ def find_link(current: Current, transport: Transport, proxy: str) -> Callable[[s
             return open_link(url, None, claim=current().member)
         if scheme == "https" and transport != "https":
             return Found(url, current, transport, proxy)
-        return open_link(url, current(), proxy=proxy or None)
+        return open_link(url, current(), proxy=proxy or None, ca=ca)
 
     return make
 

@@ -436,7 +436,12 @@ class Drive:
             replied = tuple(peer for peer in closed.replied if peer not in o.bad)
             missing = {**closed.missing, **o.bad}
             hit(_CLOSED[0])
-            self._later(lambda: self._journal.closed(request, replied, missing), lambda _: hit(_CLOSED[1]))
+            record = self._later if o.done is not None else self._record
+            written = record(
+                lambda: self._journal.closed(request, replied, missing), lambda _: hit(_CLOSED[1])
+            )
+            if written is not None:  # a post: the role may wait for something else and ask nothing for long
+                await written
         except Exception as error:  # noqa: BLE001  the role hears of it: memory or the disk ran out, say
             self._broken = error
             self._arrived.set()

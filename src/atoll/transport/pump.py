@@ -18,7 +18,7 @@ from .frames import announced, number, payload
 T = TypeVar("T")
 
 _SHORT = 1 << 16  # bytes of a head that is read while it is not written yet
-AHEAD = 8  # frames in memory, beyond those being written
+AHEAD = 4  # frames in memory, beyond those being written
 
 
 def keep_memory(size: int = 16 << 20) -> None:
