@@ -127,6 +127,7 @@ class EdgeNode:
         if set(roster.values()) != set(task.clients):
             raise ProtocolError("an edge is told the name of every client it is asked for")
         run, _, scope = asked.id.partition(".")
+        await self._tidy(asked.id)
         await self._take_in(asked.blob)
         hit(_TAKEN)
         names = {client: name for name, client in roster.items()}
@@ -156,6 +157,15 @@ class EdgeNode:
             asking.close()
         hit(_SUMMED)
         return answer
+
+    async def _tidy(self, ask: str) -> None:
+        """Forget asks that ended while we were away: older ones of the same kind, those of other runs."""
+        kind, _, number = ask.rpartition(".")
+        for run, scope in await self.host.durable(self.store.scopes):
+            other, _, at = f"{run}.{scope}".rpartition(".")
+            old = int(at) < int(number) if other == kind else not ask.startswith(f"{run}.")
+            if old and not self.uplink.busy(f"{run}.{scope}"):
+                await self.host.durable(self.store.journal(run, scope).drop)
 
     def _online(self, _now: float) -> bool:
         """Whether the parent can be reached: an edge that is cut off may go on by itself."""

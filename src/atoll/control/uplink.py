@@ -191,6 +191,10 @@ class Uplink:
             return False
         return True
 
+    def busy(self, ask: str) -> bool:
+        """Whether we are at this ask now."""
+        return ask in self._asks
+
     async def close(self) -> None:
         """Say goodbye."""
         if self.dial is not None:

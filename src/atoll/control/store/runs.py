@@ -122,6 +122,11 @@ class Runs(Database):
         found = select(c.run, c.scope, c.request).where(c.closed == 0, c.run.not_in(over))
         return [(row.run, row.scope, row.request) for row in self.rows(found)]
 
+    def scopes(self) -> list[tuple[str, str]]:
+        """(run, scope) of every journal that holds a request."""
+        found = select(t.asks.c.run, t.asks.c.scope).distinct()
+        return [(row.run, row.scope) for row in self.rows(found)]
+
     def history(self, run: str) -> list[dict[str, Any]]:
         """The records of a run's rounds so far."""
         return self.journal(run).notes()
