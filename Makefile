@@ -21,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types bench docs format clean
+.PHONY: help demo test lint types bench faults nightly docs format clean
 
 help: ## say what there is
 	@echo "make TARGET, where TARGET is one of"
@@ -45,6 +45,12 @@ types: $(DEV) ## check types (mypy, strict)
 
 bench: $(DEV) ## measure speed against a bare PyTorch loop; minutes
 	$(BIN)/python -m bench simulate
+
+faults: $(DEV) ## break whole federations in every way we know; hours
+	$(BIN)/python -m bench faults --json faults.json
+
+nightly: $(DEV) ## ten thousand seeds of the deterministic world
+	$(BIN)/python -m bench faults --only worlds --worlds 10000 --cores $(WORKERS)
 
 docs: $(DOCS) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet

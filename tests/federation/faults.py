@@ -65,6 +65,7 @@ class Scene:
     twice: float
     patience: tuple[float, float]
     faults: int
+    crowd: int = 0
 
     @property
     def byte_law(self) -> bool:
@@ -109,6 +110,7 @@ async def troubled(folder: Path, seed: int, **more: Any) -> list[str]:
     world = World(
         folder, DATA, above=this.above, seed=seed, latency=this.latency, loss=this.loss, twice=this.twice
     )
+    world.net.crowd = this.crowd
     world.patience = {"patience": this.patience[0], "edge_patience": this.patience[1]}
     world.start_all()
     await world.gathered()

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import os
+import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +15,12 @@ import pytest
 
 from atoll.control.cli import main as atoll
 from atoll.control.store import Store
-from atoll.privacy.keys import Current
+from atoll.core.errors import AtollError
+from atoll.core.session import Packet
+from atoll.privacy.keys import Current, Identity
 from atoll.transport.enrol import renew
+from atoll.transport.link import Link, letter, pack, read, unpack
+from atoll.transport.open import open_link
 from tests.federation import invariants
 from tests.federation.processes import JOB, ROOT, Federation, Nursery
 from tests.wire.proxy import TlsProxy
@@ -155,6 +160,61 @@ def test_a_traceback_at_a_site_reaches_the_operator(tmp_path: Path, nursery: Nur
         logs = fed.connect().run(run).logs()
         told = [row for row in logs if row["node"] == "client-2" and "ZeroDivisionError" in row["text"]]
         assert told and "parts_of_site.py" in told[0]["text"], logs
+
+
+def test_whoever_sends_what_is_no_update_is_named_with_the_reason(tmp_path: Path, nursery: Nursery) -> None:
+    job = {**JOB, "learner": "line", "algorithm": "fedavg"}
+    parts = str(ROOT / "tests" / "federation" / "parts_of_site.py")
+    with Federation(tmp_path, JOB, nursery=nursery, edges=0) as fed:
+        for name in fed.names:
+            fed.words[name] = ("--parts", parts)
+            fed.start(name, FAULTY="nan" if name == "client-2" else "")
+        gathered(fed)
+        run = fed.submit(job=job)
+        fed.finished(run)
+        said = [row["text"] for row in fed.connect().run(run).logs() if row["node"] == "client-2"]
+        assert any("NaN or an infinity" in text for text in said), said
+        fed.kill("client-3")
+        told = asyncio.run(strange(fed, "client-3"))
+        assert "upgrade Atoll on this side" in told["protocol 9.0"]
+        assert told["protocol 1.0"] == "welcome"
+        assert told["rubbish"]
+        log = (fed.folder / "logs" / "coordinator.log").read_text()
+        assert "client client-3: protocol" in log
+
+
+async def strange(fed: Federation, name: str) -> dict[str, str]:
+    """What the coordinator says to a member that speaks other protocols, or sends rubbish as its answer."""
+    identity = Identity.open(fed.place(name) / "identity")
+    told = {}
+    for protocol in ([9, 0], [1, 0]):
+        link = open_link(f"https://{fed.read('coordinator')['listen']}", identity)
+        session = secrets.token_hex(16)
+        hello = {"protocol": protocol, "capabilities": [], "session": session, "about": {}}
+        channel = await link.session(session, pack(Packet(0, 0, letter("hello", hello))))
+        try:
+            first = unpack(await channel.recv() or b"")
+            message = read(first.body or b"")
+            told[f"protocol {protocol[0]}.{protocol[1]}"] = message.head.get("reason", message.kind)
+            if message.kind == "welcome":
+                told["rubbish"] = await rubbish(link, f"r0001.main.0.{name}")
+        except AtollError as error:
+            told[f"protocol {protocol[0]}.{protocol[1]}"] = str(error)
+        finally:
+            await channel.close()
+            await link.close()
+    return told
+
+
+async def rubbish(link: Link, upload: str) -> str:
+    async def frames() -> AsyncIterator[bytes]:
+        yield secrets.token_bytes(5000)
+
+    try:
+        await link.upload(upload, frames(), 0)
+    except AtollError as error:
+        return str(error)
+    return ""
 
 
 def test_wiped_and_restored_a_run_goes_on(tmp_path: Path, nursery: Nursery) -> None:

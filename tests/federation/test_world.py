@@ -31,6 +31,11 @@ def test_members_die_and_part_and_nothing_is_lost(tmp_path, block):
     assert {seed: wrong for seed in seeds if (wrong := run(troubled(tmp_path / str(seed), seed)))} == {}
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_same_upload_ten_times_at_once_and_to_others_counts_once(tmp_path, seed):
+    assert run(troubled(tmp_path, seed, crowd=10)) == []
+
+
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_broke_once_holds(tmp_path, seed):
     assert run(troubled(tmp_path, seed)) == []

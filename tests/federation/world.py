@@ -137,12 +137,41 @@ class Link(MemoryLink):
 
     async def upload(self, upload, frames, start):
         await self._way()
-        receipt = await super().upload(upload, frames, start)
+        if self.net.crowd:
+            receipt = await self._crowd(upload, frames, start)
+        else:
+            receipt = await super().upload(upload, frames, start)
         if self.net.dice.random() < self.net.twice:  # the same again, after it was acknowledged
             with suppress(AtollError):
                 assert await super().upload(upload, frames, KEPT) == receipt
         await self._way()  # the receipt may be lost on its way back
         return receipt
+
+    async def _crowd(self, upload, frames, start):
+        """The same upload many times at once, here and at every other server: one receipt, counted once."""
+        data = [frame async for frame in frames]
+
+        async def once(link):
+            async def again():
+                for frame in data:
+                    yield frame
+
+            return await MemoryLink.upload(link, upload, again(), start)
+
+        others = [
+            Link(self.net, service, self.mine, theirs, self._member, url)
+            for url, (theirs, service) in self.net.servers.items()
+            if url != self.url and not theirs.dead
+        ]
+        copies = [once(self) for _ in range(self.net.crowd)] + [once(link) for link in others]
+        found = await asyncio.gather(*copies, return_exceptions=True)
+        receipts = [one for one in found if isinstance(one, dict)]
+        for one in found[self.net.crowd :]:
+            assert isinstance(one, AtollError), one  # nobody else takes it
+        assert all(one == receipts[0] for one in receipts), receipts
+        if not receipts:
+            raise next(one for one in found if isinstance(one, BaseException))
+        return receipts[0]
 
     async def download(self, blob, start, have):
         await self._way()
@@ -186,6 +215,7 @@ class Net:
     latency: float = 0.01
     loss: float = 0.0
     twice: float = 0.0
+    crowd: int = 0
     servers: dict[str, tuple[Process, Service]] = field(default_factory=dict)
     partitions: list[set[str]] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)

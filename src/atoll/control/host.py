@@ -259,6 +259,7 @@ class Host(Errands):
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
         if not self._here(client):
             self._elsewhere.add(client)
+            self.service.leave(client, MOVED)  # its seat here is no way to it
             self._lost(client, MOVED)
 
     def _here(self, name: str) -> bool:

@@ -202,6 +202,11 @@ class Service:
             self._leave(seat, reason)
         await _ended(lines)
 
+    def leave(self, name: str, reason: str) -> None:
+        """End the seat of a member that is not connected: it was seen elsewhere."""
+        if (seat := self._seats.get(name)) and seat.line is None:
+            self._leave(seat, reason)
+
     def sessions(self) -> list[dict[str, Any]]:
         """For people, by name: role, transport, address, sealed, protocol, connected, since, heard, waiting.
 
