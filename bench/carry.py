@@ -33,12 +33,14 @@ class Carried:
         sizes = [str(down), str(up)]
         server = self._start(kind, "server", str(identities[0]), *sizes)
         self.server = psutil.Process(server.pid)
+        self.members: list[psutil.Process] = []
         port = _line(server)
         self._clients = [
             self._start(kind, "client", str(identities[1]), *sizes, port) for _ in range(clients)
         ]
         for client in self._clients:
             _line(client)
+            self.members.append(psutil.Process(client.pid))
 
     def __enter__(self) -> Self:
         return self
@@ -51,14 +53,15 @@ class Carried:
                 if pipe is not None:
                     pipe.close()
 
-    def once(self) -> tuple[float, float]:
-        """(seconds on the wall, seconds of the server's CPU) until the last client has brought its bytes."""
-        cpu, began = sum(self.server.cpu_times()[:2]), time.perf_counter()
+    def once(self) -> tuple[float, float, float]:
+        """Seconds: on the wall until all bytes are there, of the server's CPU, of all clients' CPU."""
+        cpu, theirs, began = seconds(self.server), seconds(*self.members), time.perf_counter()
         for client in self._clients:
             print("go", file=client.stdin, flush=True)
         for client in self._clients:
             _line(client)
-        return time.perf_counter() - began, sum(self.server.cpu_times()[:2]) - cpu
+        wall = time.perf_counter() - began
+        return wall, seconds(self.server) - cpu, seconds(*self.members) - theirs
 
     def _start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "bench.carry", *words]
@@ -67,6 +70,11 @@ class Carried:
         )
         self._all.append(process)
         return process
+
+
+def seconds(*processes: psutil.Process) -> float:
+    """Of CPU that these have taken so far."""
+    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
 
 
 def _line(process: subprocess.Popen[str]) -> str:

@@ -1,8 +1,9 @@
-"""The parts of a server's work on a round, each done bare: what `bench wire` holds its CPU against.
+"""The parts of a round's work, each done bare: what `bench wire` holds the CPU and the seconds against.
 
-The same bytes as in a round: a model encoded, hashed and synced; of each answer the CRC-32 and SHA-256, the
-spool written and synced, the gate's rules, the exact sum; the step at the end. What carrying the bytes
-costs is measured by carry.py.
+The same bytes as in a round. The server: a model encoded, hashed and synced; of each answer the CRC-32 and
+SHA-256, the spool written and synced, the gate's rules, the exact sum; the step at the end. A client: the
+model's CRC-32 and SHA-256, its file, read back; its answer encoded, hashed, in a file, read back. What
+carrying the bytes costs is measured by carry.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from atoll.control.gate_worker import Case, Verdict, look
 from atoll.control.parcels import WHOLE
@@ -40,8 +43,9 @@ class Bare:
         self._rule, self._clients = Sum(at), clients
         task = Task(0, Rng.of(1), (0,), (-1,), self._params, at, tuple(range(clients)))
         self._want = want(task, self._rule, member="c", run="r", request=0, edge=False, bits=None)
-        answer = Answer((0,), None, {}, 4 * size, ((0, Reply(learner.change, 10.0, {})),))
-        self._frames = list(encode(body.answer_message(answer, run="r", request=0), WHOLE))
+        self._answer = Answer((0,), None, {}, 4 * size, ((0, Reply(learner.change, 10.0, {})),))
+        self._frames = list(encode(body.answer_message(self._answer, run="r", request=0), WHOLE))
+        self._model = list(encode(body.params_message(self._params), WHOLE))
 
     def once(self) -> float:
         """Seconds of CPU for one round."""
@@ -56,6 +60,20 @@ class Bare:
             case = Case(1, self._want, bytes(head), str(self._spool), 1 << 40)
             total = self._fold(look(case), total)
         add(self._params, self._rule.finish(total, own=True).update)
+        return time.process_time() - began
+
+    def member(self) -> float:
+        """Seconds of CPU for what one client does in it."""
+        began, digest = time.process_time(), sha256()
+        for frame in self._model[1:]:
+            digest.update(payload(frame))
+        self._spool.write_bytes(b"")
+        with self._spool.open("wb", buffering=0) as file:
+            file.writelines(self._model)
+        np.fromfile(self._spool, np.uint8)
+        with self._spool.open("wb", buffering=0) as file:
+            file.writelines(encode(body.answer_message(self._answer, run="r", request=0), WHOLE))
+        np.fromfile(self._spool, np.uint8)
         return time.process_time() - began
 
     def _fold(self, verdict: Verdict, into: Any) -> Any:

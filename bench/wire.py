@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from atoll.learn.kernel import cores
+
 from . import agent, idle, parts
 from .carry import Carried
 from .federation import Federation, status
@@ -53,10 +55,21 @@ def latency(folder: Path) -> Iterator[Figure]:
             fed.train(100_000, 3)
             cpu, seconds = fed.cpu(), fed.train(100_000, 40)
             used = (fed.cpu() - cpu) / len(seconds)
+            bare = small(fed.identities, clients)
         name = f"round, 0.1 M x {clients} clients"
         yield Figure(name, median(seconds) * 1e3, "ms", most, seen)
-        yield Figure(f"{name}, fastest", min(seconds) * 1e3, "ms")
+        yield Figure(f"{name}, fastest", min(seconds) * 1e3, "ms", None, f"the bytes bare: {bare}")
         yield Figure(f"{name}, CPU of the server", used * 1e3, "ms")
+
+
+def small(ids: tuple[Path, Path], clients: int) -> str:
+    """What such a round's bytes take bare."""
+    found = []
+    for kind in ("tls", "grpc"):
+        with Carried(kind, ids, clients, 400_000, 400_000) as bare:
+            bare.once()
+            found.append(f"{kind} {median(bare.once()[0] for _ in range(20)) * 1e3:.0f} ms")
+    return ", ".join(found)
 
 
 def bulk(folder: Path, turns: int = 4) -> Iterator[Figure]:
@@ -67,7 +80,7 @@ def bulk(folder: Path, turns: int = 4) -> Iterator[Figure]:
             ids = fed.identities
             fed.train(size, 2)
             work = parts.Bare(folder, size, clients)
-            wall: dict[str, list[float]] = {"ours": [], "tls": [], "grpc": []}
+            wall: dict[str, list[float]] = {"ours": [], "tls": [], "grpc": [], "parts": []}
             cpu: dict[str, list[float]] = {"ours": [], "parts": []}
             with (
                 Carried("tls", ids, clients, 4 * size, 4 * size) as bare,
@@ -79,13 +92,18 @@ def bulk(folder: Path, turns: int = 4) -> Iterator[Figure]:
                     cpu["ours"].append((fed.cpu() - before) / (len(seconds) + 0.5))  # and a model registered
                     wall["ours"].append(median(seconds))
                     wall["tls"].append(bare.once()[0])
-                    seconds_, carried = calls.once()
+                    seconds_, carried, theirs = calls.once()
                     wall["grpc"].append(seconds_)
                     cpu["parts"].append(carried + work.once())
+                    all_parts = cpu["parts"][-1] + theirs + clients * work.member()
+                    wall["parts"].append(all_parts / cores())
         of = f"bare TLS {median(wall['tls']):.2f} s, bare gRPC {median(wall['grpc']):.2f} s"
         ratio = median(a / b for a, b in zip(wall["ours"], wall["tls"], strict=True))
         yield Figure(f"round, {name}", median(wall["ours"]), "s")
         yield Figure(f"round, {name}, against bare TLS", ratio, "times", 1.5, of)
+        ratio = median(a / b for a, b in zip(wall["ours"], wall["parts"], strict=True))
+        of = f"all of them spread over the cores: {median(wall['parts']):.2f} s"
+        yield Figure(f"round, {name}, against its parts done bare", ratio, "times", 1.5, of)
         least, most = median(cpu["parts"]), median(cpu["ours"])
         yield Figure(
             f"server CPU, {name}, against its parts",

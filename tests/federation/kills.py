@@ -152,9 +152,7 @@ class Sweep:
                 for point, reached in sorted(found.items()):
                     for seed in seeds:
                         draw = random.Random(f"{role} {point} {seed}")
-                        yield Case(
-                            role, point, draw.randint(1, max(1, reached - reached // 4)), seed, is_first
-                        )
+                        yield Case(role, point, draw.randint(1, max(1, reached // 2)), seed, is_first)
 
     def kill(self, case: Case) -> Outcome:
         """Play one case."""

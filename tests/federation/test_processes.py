@@ -238,14 +238,14 @@ def test_wiped_and_restored_a_run_goes_on(tmp_path: Path, nursery: Nursery) -> N
 
 
 def test_certificates_are_renewed_during_a_run(tmp_path: Path, nursery: Nursery) -> None:
-    """Certificates good for 12 seconds, a run of more than two of their lives, no round lost."""
+    """Certificates good for 8 seconds, a run of more than two of their lives, no round lost."""
     with Federation(tmp_path, {**LONG, "rounds": 100_000}, nursery=nursery, transport="grpc") as fed:
-        fed.set("coordinator", hours=12 / 3600)
+        fed.set("coordinator", hours=8 / 3600)
         began = time.time()
         fed.start_all()
         gathered(fed)
         run = fed.submit()
-        fed.until(lambda: time.time() > began + 30, what="time to pass")
+        fed.until(lambda: time.time() > began + 18, what="time to pass")
         before = fed.rounds(run)
         fed.until(lambda: fed.rounds(run) > before + 2, what="rounds after two renewals")
         fed.stop(*fed.names)

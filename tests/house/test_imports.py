@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attack": BELOW | ALGORITHMS | {"job", "run"},
     "control": BELOW | ALGORITHMS | DRIVERS | TOP | {"testing"},
 }
-BASE = {"numpy", "msgspec", "google", "safetensors"}  # what a module may import at its top
+BASE = {"numpy", "msgspec", "google", "safetensors", "isal"}  # what a module may import at its top
 CORE_BASE = ("numpy", "msgspec", "google.protobuf")
 HEAVY = {"torch", "pandas", "scipy", "sklearn", "matplotlib", "onnx", "onnxscript", "onnxruntime", "polars"}
 CORE_LINES = 1600  # about 1,500: one sitting

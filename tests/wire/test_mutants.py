@@ -173,6 +173,19 @@ def test_spools_over_a_torn_disk_start_again(tmp_path: Path) -> None:
         assert again.frames == 0
 
 
+def test_a_spool_that_a_failing_disk_moved_away_starts_again(tmp_path: Path) -> None:
+    """The answer was renamed to its blob, and the folder could not be synced: no receipt, no file."""
+    spool = Spool(tmp_path / "spool", len(BUFFER))
+    spool.write(FRAMES)
+    spool.path.rename(tmp_path / "blob")
+    with pytest.raises(Gone, match="start again"):
+        spool.verify()
+    assert spool.frames == 0
+    spool.write(FRAMES)
+    spool.verify()
+    assert spool.path.read_bytes() == BUFFER
+
+
 def test_blob_files_that_are_damaged_say_so(tmp_path: Path) -> None:
     whole = blob_file(tmp_path, FRAMES)
     assert FrameFile.of(whole).blob == BLOB

@@ -74,6 +74,21 @@ def test_no_mutant_is_admitted(kind: str) -> None:
     assert set(admitted) <= {original}
 
 
+def test_a_signature_has_no_bits_that_do_not_count() -> None:
+    """Nobody signs their number, so another would be a second form of the same; the library reads it."""
+    while True:
+        text = request(new_key(), "lagoon", "edge", "line", HOSTS)
+        asked = x509.load_pem_x509_csr(text)
+        if not asked.signature[-1] & 1:
+            break
+    changed = bytearray(asked.public_bytes(Encoding.DER))
+    changed[-len(asked.signature) - 1] = 1
+    assert x509.load_der_x509_csr(bytes(changed)).is_signature_valid  # control
+    assert read_request(text).key
+    with pytest.raises(ProtocolError):
+        read_request(pem("CERTIFICATE REQUEST", bytes(changed)))
+
+
 def test_no_mutant_upsets_what_reads_names_only() -> None:
     rng, named = random.Random(8), 0
     for _ in range(MUTANTS):

@@ -81,14 +81,19 @@ class Agent:
         belongs(asked.task, client)
         self._allowed(asked)
         async with self._turn:
-            local = await asyncio.to_thread(self._local, asked.work, client)
-            answer = await asyncio.to_thread(local.answer, asked.task)
-            hit(_TRAINED)
-            if asked.task.want == "fit":
-                await asyncio.to_thread(self._keep, asked.work, local)
+            answer = await asyncio.to_thread(self._trained, asked, client)
         failed = answer.failed.get(client)
         if failed is not None:
             raise Refused(failed)
+        return answer
+
+    def _trained(self, asked: Asked, client: int) -> Answer:
+        """The answer, once what the algorithm keeps here is on disk."""
+        local = self._local(asked.work, client)
+        answer = local.answer(asked.task)
+        hit(_TRAINED)
+        if asked.task.want == "fit":
+            self._keep(asked.work, local)
         return answer
 
     def _allowed(self, asked: Asked) -> None:

@@ -40,8 +40,12 @@ class Asking:
     drive: Drive | None = None
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
     _late: list[str] = field(default_factory=list)
+    _bits: int | None = field(init=False)
     _models: tuple[Any, ...] = ()  # of the last checkpoint
     _made: list[tuple[Update, str]] = field(default_factory=list)  # by checkpoints, off the event loop
+
+    def __post_init__(self) -> None:
+        self._bits = ring_bits(self.algorithm.chain)
 
     async def prepare(self, messages: Mapping[str, Task]) -> Mapping[str, Any]:
         """Each task with the blob of its model."""
@@ -134,7 +138,7 @@ class Asking:
             request=request,
             edge=edge,
             together=edge and own is not None and own.edge is not None,
-            bits=ring_bits(self.algorithm.chain),
+            bits=self._bits,
         )
         assert self.drive is not None  # noqa: S101  set when the drive was made
         sent = Sent(self.drive, request, self.run, until=deadline)

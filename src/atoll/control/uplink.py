@@ -27,6 +27,7 @@ from ..core.update import Update
 from ..privacy.keys import Current, Identity
 from ..privacy.token import Token
 from ..transport.dial import Dial, Patience
+from ..transport.pump import brief
 from ..wire import body
 from ..wire.failpoint import declare, hit
 from .outside import Outside
@@ -267,14 +268,14 @@ class Uplink:
         try:
             path = self._answer_path(ask)
             hit(_ASKED)
-            fresh = not await self._whole(path)
+            fresh = not (path.exists() and await self._whole(path))
             if fresh:
                 asked = await self.read(head)
                 answer = await self._on_ask(asked)
                 most = None if isinstance(self.settings, Edge) else asked.work.job.max_weight
                 message = body.answer_message(answer, run=ask, request=asked.request, most=most)
                 hit(_KEPT[0])
-                await asyncio.to_thread(keep_frames, path, message)
+                await brief(asked.task.params.buffer.nbytes, keep_frames, path, message)
                 hit(_KEPT[1])
                 del answer, message
             assert self.dial is not None  # noqa: S101  asks come through it
@@ -338,7 +339,8 @@ class Uplink:
             here = self._model_path(blob).exists()
             path = await self.fetch(blob)
             try:
-                message = await asyncio.to_thread(read_frames if here else take_frames, path)
+                size = path.stat().st_size
+                message = await brief(size, read_frames if here else take_frames, path)
             except (CodecError, IntegrityError):
                 path.unlink(missing_ok=True)  # a power cut spoiled it
                 message = await asyncio.to_thread(take_frames, await self.fetch(blob))

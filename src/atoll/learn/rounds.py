@@ -149,7 +149,8 @@ async def ask(
     rule: Callable[[Task], Aggregator] | None = None,
 ) -> tuple[Progress, dict[str, Any]]:
     """`one_round` for a cohort that is chosen; `rule(task)` sums the answers, None for the algorithm's."""
-    task = replace(_task(now, key, cohort), points=update_points(plan, now.params, len(cohort)))
+    points = await p.work(lambda: update_points(plan, now.params, len(cohort)), share=0.0)
+    task = replace(_task(now, key, cohort), points=points)
     aggregator = rule(task) if rule is not None else _rule(plan.algorithm, task)
     began = p.now
     answer = await plan.relay(p, task, aggregator, _quorum(plan, cohort))
@@ -161,7 +162,7 @@ async def ask(
     }
     if not answer.clients:
         return skip(plan, now, answer.failed), {**record, "clients": 0}
-    after, train = apply(plan, now, aggregator, answer, key)
+    after, train = await p.work(lambda: apply(plan, now, aggregator, answer, key), share=0.0)
     return after, {
         **record,
         "clients": len(answer.clients),

@@ -164,7 +164,7 @@ def read_request(csr: bytes) -> Request:
     try:
         asked = x509.load_pem_x509_csr(_short(csr))
         hosts = _hosts(asked.extensions)
-        valid = asked.is_signature_valid
+        valid = asked.is_signature_valid and _exact(asked)
         key = asked.public_key()
     except _ANY as error:
         raise ProtocolError(f"this is no certificate request in PEM: {type(error).__name__}") from None
@@ -209,10 +209,21 @@ def certificates(pem: bytes) -> list[x509.Certificate]:
     """The certificates in a PEM, at least one; a single one may be DER. Raises ProtocolError."""
     try:
         if b"-----BEGIN" not in _short(pem):
-            return [x509.load_der_x509_certificate(pem)]
-        return x509.load_pem_x509_certificates(pem)
+            found = [x509.load_der_x509_certificate(pem)]
+        else:
+            found = x509.load_pem_x509_certificates(pem)
+        if all(map(_exact, found)):
+            return found
     except _ANY as error:
         raise ProtocolError(f"this is no certificate: {type(error).__name__}") from None
+    raise ProtocolError("this is no certificate: its signature is not whole bytes")
+
+
+def _exact(signed: x509.Certificate | x509.CertificateSigningRequest) -> bool:
+    """Whether it is all that its issuer wrote: nobody signs the number of bits of a signature that do not
+    count, and the library does not look at it (0 in every signature; X.690, 8.6.2.2).
+    """
+    return signed.public_bytes(serialization.Encoding.DER).endswith(b"\0" + signed.signature)
 
 
 def _short(data: bytes) -> bytes:

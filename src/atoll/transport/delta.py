@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from hashlib import sha256
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import zstandard
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from ..core.errors import CodecError, IntegrityError
 from ..wire import wire_pb2
 from ..wire.codec import FRAME, MAGIC, Limits, Message, decode, encode
+from ..wire.crc import crc32
 from ..wire.files import whole
 from .frames import FrameFile, announced, payload
 

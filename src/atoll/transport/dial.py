@@ -35,7 +35,7 @@ from .fetch import Part
 from .frames import FrameFile
 from .half import Half, Inbox, Outbox
 from .link import CAPABILITIES, DOWN, PROTOCOL, UP, Channel, Link, agreed, fault, letter, pack, read, unpack
-from .pump import keep_memory, pump, thread
+from .pump import brief, keep_memory, pump, thread
 
 log = logging.getLogger("atoll.transport")
 
@@ -375,7 +375,7 @@ class Dial:
         Raises Refused or ProtocolError where the server does not want it, StateError for a damaged file,
         Gone when this member has left or was refused.
         """
-        file = await thread(None, FrameFile.of, path)
+        file = FrameFile.of(path)
         tries = 0
         while True:
             try:
@@ -401,13 +401,14 @@ class Dial:
         `have`: blobs held, of which the server may send a delta. Raises Refused or ProtocolError.
         """
         part = Part(blob, path, dict(have or {}))
-        await thread(None, part.find)
+        if part.part.exists():
+            await thread(None, part.find)
         tries = 0
         while True:
             try:
                 async with self._using() as link:
                     tries = await self._fetch(link, part, tries)
-                    await thread(None, part.finish)
+                    await brief(part.size if part.base else 0, part.finish)
                     return
             except (Gone, OSError, TimeoutError) as error:
                 log.info("the download is tried again: %s", str(error) or type(error).__name__)
@@ -487,7 +488,7 @@ class Dial:
 
 async def _frames(file: FrameFile, start: int, moved: Callable[[], None]) -> AsyncGenerator[bytes]:
     for first in range(start, file.told.frames, BATCH):
-        for frame in await thread(None, file.read, first, BATCH):
+        for frame in await brief(file.size, file.read, first, BATCH):
             yield frame
             moved()
 

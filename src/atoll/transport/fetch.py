@@ -36,6 +36,11 @@ class Part:
         """Frames of what comes, None until its head is here."""
         return self.told.frames if self.told else None
 
+    @property
+    def size(self) -> int:
+        """Bytes that are here."""
+        return self._at
+
     def find(self) -> None:
         """Take up what is there; frames that are cut or wrong are dropped."""
         try:

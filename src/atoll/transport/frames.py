@@ -12,10 +12,10 @@ import struct
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
 from ..core.errors import CodecError, IntegrityError, StateError
 from ..wire.codec import FRAME, HEADER, MAGIC, Bytes
+from ..wire.crc import crc32
 
 _HEADER = struct.Struct("<4sQIII")  # magic, stream, sequence, length, crc32
 WHOLE = FRAME + HEADER  # bytes of every frame but the head's and the last

@@ -18,6 +18,7 @@ from .frames import announced, number, payload
 T = TypeVar("T")
 
 _SHORT = 1 << 16  # bytes of a head that is read while it is not written yet
+SMALL = 1 << 20  # bytes that are read, written or hashed in a millisecond or two
 AHEAD = 4  # frames in memory, beyond those being written
 
 
@@ -35,6 +36,11 @@ def keep_memory(size: int = 16 << 20) -> None:
 async def thread(pool: Executor | None, call: Callable[..., T], *args: object) -> T:
     """Call it in a worker thread."""
     return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+
+
+async def brief(size: int, call: Callable[..., T], *args: object) -> T:
+    """Call it in a worker thread, or here where it deals with so few bytes that waking one takes longer."""
+    return call(*args) if size <= SMALL else await thread(None, call, *args)
 
 
 async def pump(
@@ -71,7 +77,7 @@ async def pump(
             latest = max(latest, number(frame))
             if latest == 0 and len(frame) <= _SHORT:  # need not be written before its message goes on
                 said = announced(payload(frame, 0)).frames
-            writer.put(frame)
+            writer.put(frame, alone=said is None or latest > 0)
     finally:
         await writer.finish()
 
@@ -106,19 +112,31 @@ class _Writer:
         """Some frame is not written yet."""
         return self._job is not None or bool(self._frames)
 
-    def put(self, frame: Bytes) -> None:
-        """Write it after those before it. Raises what went wrong with those."""
+    def put(self, frame: Bytes, *, alone: bool = True) -> None:
+        """Write it after those before it; not `alone`: with the next one, or at the end. Raises what went
+        wrong with those before.
+        """
         if self._error is not None:
             raise self._error
         self._frames.append(frame)
-        self._kick()
+        if alone:
+            self._kick()
 
     def _kick(self) -> None:
         if self._job is None and self._frames and self._error is None:
             frames, self._frames = self._frames, []
+            if sum(map(len, frames)) <= SMALL:
+                self._here(frames)
+                return
             loop = asyncio.get_running_loop()
             self._job = loop.run_in_executor(self._pool, self._write, frames)
             self._job.add_done_callback(self._done)
+
+    def _here(self, frames: list[Bytes]) -> None:
+        try:
+            self._write(frames)
+        except Exception as error:  # noqa: BLE001  raised by `put` or `finish`, as a worker's is
+            self._error = error
 
     def _done(self, job: asyncio.Future[None]) -> None:
         self._job, self._error = None, job.exception()
@@ -133,6 +151,7 @@ class _Writer:
 
     async def finish(self) -> None:
         """Until all is written, even if this task is cancelled more than once: then another may write."""
+        self._kick()
         cancelled = False
         while self._job is not None:
             try:

@@ -126,7 +126,13 @@ class Spool:
         return digest
 
     def verify(self) -> None:
-        """Raises Gone (start again) or IntegrityError unless the buffer is the one announced."""
+        """Raises Gone (start again) or IntegrityError unless the buffer is the one announced.
+
+        A disk that failed in the middle of taking the answer in has moved the buffer away: it comes again.
+        """
+        if not self.path.exists():
+            self.drop()
+            raise Gone("what was kept of this upload was lost when the disk failed: start again at frame 0")
         if self._digest is None:
             with self.path.open("rb", buffering=0) as file:
                 self._digest = self._hash(file.fileno())

@@ -17,7 +17,6 @@ import struct
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import TypeAlias
-from zlib import crc32
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import CodecError, IntegrityError, MisuseError, ProtocolError
 from . import wire_pb2 as pb
+from .crc import crc32
 from .manifest import ALIGN, FRAME, LIMITS, Array, Limits, Message, Section, build, check, manifest
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
