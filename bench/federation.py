@@ -24,8 +24,8 @@ from typing import Any, Self
 import psutil
 
 from atoll.control import config
-from atoll.control.founding import found_authority
-from atoll.control.sdk import connect
+from atoll.control.engine.founding import found_authority
+from atoll.control.remote.sdk import connect
 from atoll.control.settings import Server
 from atoll.control.store.store import Store
 from atoll.core.errors import AtollError

@@ -16,10 +16,10 @@ from . import instant  # noqa: F401  registers the part
 def main(role: str, config: str) -> int:
     """Run that member with the settings in a file."""
     if role == "coordinator":
-        from atoll.control import coordinator
+        from atoll.control.engine import coordinator
 
         return coordinator.main(settings.read(Path(config), settings.Server))
-    from atoll.control import agent
+    from atoll.control.engine import agent
 
     return agent.main(settings.read(Path(config), settings.Client))
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from atoll.control.gate_worker import Case, Verdict, look
-from atoll.control.parcels import WHOLE
-from atoll.control.want import want
+from atoll.control.engine.parcels import WHOLE
+from atoll.control.gate.gate_worker import Case, Verdict, look
+from atoll.control.gate.want import want
 from atoll.core.aggregate import Reply, Sum, fold, points
 from atoll.core.edge import Answer, Task
 from atoll.core.rng import Rng

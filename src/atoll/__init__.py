@@ -232,7 +232,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """What is found on first use: scikit-learn's doors, and the way to a federation of machines."""
     if name in ("connect", "Policy", "run_client", "run_coordinator", "run_edge"):
-        from .control import members, sdk, settings
+        from .control import settings
+        from .control.engine import members
+        from .control.remote import sdk
 
         doors = {"connect": sdk.connect, "Policy": settings.Policy}
         return doors.get(name) or getattr(members, name)

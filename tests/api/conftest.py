@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from atoll.control.admin import new_token
-from atoll.control.api import guarded
-from atoll.control.guard import Guard, Limits
-from atoll.control.office import Office
+from atoll.control.desk.admin import new_token
+from atoll.control.desk.api import guarded
+from atoll.control.desk.guard import Guard, Limits
+from atoll.control.desk.office import Office
 from atoll.control.store import Store
 from tests.api.roots import root_of
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from atoll.control.listen import Listening
+from atoll.control.desk.listen import Listening
 from tests.api.roots import server_pem
 
 _OURS = object()

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from atoll.control.auth import Rate
-from atoll.control.guard import Guard, Limits
+from atoll.control.desk.auth import Rate
+from atoll.control.desk.guard import Guard, Limits
 from tests.api.conftest import JOB
 
 

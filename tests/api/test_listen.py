@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from atoll.control.listen import Listening
-from atoll.control.rest import Rest
+from atoll.control.desk.listen import Listening
+from atoll.control.remote.rest import Rest
 from atoll.core.errors import ConfigError, Gone, PrivacyError, Refused, StateError
 from atoll.privacy.token import Token
 from tests.api.roots import server_pem
@@ -161,7 +161,7 @@ def test_errors_come_back_as_their_own_kind(hall) -> None:
 
 
 def test_a_silent_connection_is_closed(hall, monkeypatch) -> None:
-    monkeypatch.setattr("atoll.control.listen.FIRST", 0.05)
+    monkeypatch.setattr("atoll.control.desk.listen.FIRST", 0.05)
     with (
         served(hall, pem=None) as url,
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as s,

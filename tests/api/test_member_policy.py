@@ -14,12 +14,12 @@ import aiohttp
 import grpc
 import pytest
 
-from atoll.control.auth import ANYONE, MEMBER, MEMBERS, PROOF
-from atoll.control.founding import found_authority
-from atoll.control.host import Host
+from atoll.control.desk.auth import ANYONE, MEMBER, MEMBERS, PROOF
+from atoll.control.engine.founding import found_authority
+from atoll.control.engine.host import Host
+from atoll.control.engine.ways import Servers
 from atoll.control.settings import Server
 from atoll.control.store import Store
-from atoll.control.ways import Servers
 from atoll.privacy.keys import Authority, Identity
 from atoll.transport import atoll_pb2 as pb
 from atoll.transport.grpc import _Handlers

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from atoll.control.auth import ANYONE, POLICY
-from atoll.control.routes import PAGE
+from atoll.control.desk.auth import ANYONE, POLICY
+from atoll.control.desk.routes import PAGE
 from tests.api.conftest import JOB, record
 from tests.api.serving import served
 
 WEB = {
-    path: resources.files("atoll.control").joinpath("web", name).read_text("utf-8")
+    path: resources.files("atoll.control.desk").joinpath("web", name).read_text("utf-8")
     for path, (name, _) in PAGE.items()
 }
 MARKUP = re.compile(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from starlette.routing import Route
 
-from atoll.control.auth import ANYONE, POLICY, ROLES, allows
+from atoll.control.desk.auth import ANYONE, POLICY, ROLES, allows
 from tests.api.conftest import finished
 
 WHO = ("", "client", *ROLES, "other")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import atoll as at
-from atoll.control import where as places
-from atoll.control.remote import failure, restored
+from atoll.control.remote import where as places
+from atoll.control.remote.remote import failure, restored
 from atoll.core.errors import ConfigError, Gone, MisuseError, PeerError, PrivacyError, QuorumError, StateError
 from atoll.core.update import Update
 from atoll.run import Run

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from atoll.control.values import finite
+from atoll.control.desk.values import finite
 from tests.api.conftest import JOB, finished, record
 
 

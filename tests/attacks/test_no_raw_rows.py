@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import zstandard
 
+from atoll.control.engine.uplink import Uplink
 from atoll.control.settings import Client
-from atoll.control.uplink import Uplink
 from atoll.core.errors import ConfigError
 from atoll.core.update import Update
 from atoll.transport.open import open_link

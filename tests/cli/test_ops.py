@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.control import cli, live, where
+from atoll.control import cli, live
+from atoll.control.remote import where
 from atoll.control.text import ZH
 from tests.api.conftest import JOB, finished, hall, record  # noqa: F401  the fixture
 from tests.api.serving import served
@@ -120,7 +121,7 @@ def test_who_stops_looking_leaves_the_run_going(atoll, far) -> None:
 def test_the_live_table(far, atoll) -> None:
     from rich.console import Console
 
-    from atoll.control.sdk import connect
+    from atoll.control.remote.sdk import connect
 
     run = far.store.submit(JOB, 1, "ann", name="heart")
     far.store.move(run, "running", frm=("queued",))

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from atoll.control import doctor, doctor_network
+from atoll.control.remote import doctor, doctor_network
 from atoll.privacy.keys import Authority, Identity, new_key, request
 from atoll.privacy.token import Token
 from tests.api.conftest import hall, halls  # noqa: F401  fixtures

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atoll.control.datasets import agree, hold, pick
+from atoll.control.engine.datasets import agree, hold, pick
 from atoll.core.errors import ConfigError, DataError
 
 HEAD = "load,heat,fails\n"

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.control.fleet import Fleet
+from atoll.control.engine.fleet import Fleet
 
 ROWS = {"data": {"heart": {"rows": 10}}}
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from atoll.control.policy import Asked, inside, refusal
+from atoll.control.engine.policy import Asked, inside, refusal
 from atoll.control.settings import Policy
 from atoll.core.errors import ConfigError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from atoll.control.work import Work, opened, signed
+from atoll.control.engine.work import Work, opened, signed
 from atoll.core.errors import ConfigError, ProtocolError
 from atoll.privacy.keys import Authority
 from tests.wire.pki import NOW, member

@@ -14,16 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import atoll.control.agent
-import atoll.control.api
-import atoll.control.asking
 import atoll.control.cli_serve
-import atoll.control.coordinator
-import atoll.control.edge
-import atoll.control.founding
-import atoll.control.listen
-import atoll.control.office
-import atoll.control.ways
+import atoll.control.desk.api
+import atoll.control.desk.listen
+import atoll.control.desk.office
+import atoll.control.engine.agent
+import atoll.control.engine.asking
+import atoll.control.engine.coordinator
+import atoll.control.engine.edge
+import atoll.control.engine.founding
+import atoll.control.engine.ways
 import atoll.transport.enrol
 import atoll.transport.entry
 import atoll.transport.grpc

@@ -19,8 +19,9 @@ from unittest.mock import patch
 
 from sqlalchemy import Engine, event
 
-from atoll.control import agent, config, datasets
-from atoll.control.pki import init
+from atoll.control import config
+from atoll.control.engine import agent, datasets
+from atoll.control.engine.pki import init
 from atoll.control.store import database, engine
 from atoll.privacy.keys import Authority
 from tests.wire.pki import member

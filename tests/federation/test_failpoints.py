@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-import atoll.control.agent
-import atoll.control.coordinator
-import atoll.control.edge  # noqa: F401  they declare what they reach
+import atoll.control.engine.agent
+import atoll.control.engine.coordinator
+import atoll.control.engine.edge  # noqa: F401  they declare what they reach
 from atoll.wire import failpoint
 from tests.federation.kills import Case, Sweep
 

@@ -22,12 +22,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 import atoll as at
-from atoll.control.agent import Agent
-from atoll.control.coordinator import Coordinator
-from atoll.control.edge import EdgeNode
-from atoll.control.gate_worker import Case, look
-from atoll.control.outside import Outside
-from atoll.control.pki import Registrar
+from atoll.control.engine.agent import Agent
+from atoll.control.engine.coordinator import Coordinator
+from atoll.control.engine.edge import EdgeNode
+from atoll.control.engine.outside import Outside
+from atoll.control.engine.pki import Registrar
+from atoll.control.gate.gate_worker import Case, look
 from atoll.control.settings import Client, Edge, Server
 from atoll.control.store import Store
 from atoll.control.topology import doors

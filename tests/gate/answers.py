@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from atoll.control.gate_worker import Case, Verdict, look
-from atoll.control.want import Table, Want, want
+from atoll.control.gate.gate_worker import Case, Verdict, look
+from atoll.control.gate.want import Table, Want, want
 from atoll.core.aggregate import Reply, Sum, fold, points
 from atoll.core.edge import Answer, Task
 from atoll.core.metrics import AUC, Count, Mean

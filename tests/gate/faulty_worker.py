@@ -8,8 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
-from atoll.control import gate_worker
-from atoll.control.gate_worker import Case, Verdict
+from atoll.control.gate import gate_worker
+from atoll.control.gate.gate_worker import Case, Verdict
 
 BOMB, HANG, KILL, NONSENSE, WRITE, SLOW, LEAK = range(1000, 1007)
 look = gate_worker.look

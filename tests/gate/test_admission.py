@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atoll.control.want import Table, Want, ring_bits, want
+from atoll.control.gate.want import Table, Want, ring_bits, want
 from atoll.core.aggregate import Sum, fold
 from atoll.core.edge import Answer
 from atoll.core.errors import MisuseError, ProtocolError

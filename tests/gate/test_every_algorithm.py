@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from atoll.control.want import ring_bits, want
+from atoll.control.gate.want import ring_bits, want
 from atoll.core import edge
 from atoll.core.edge import Answer, Task
 from atoll.core.protocol import Party

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atoll.control.gate import COMMAND, Gate
+from atoll.control.gate.gate import COMMAND, Gate
 from atoll.core.errors import ProtocolError, StateError
 from atoll.core.metrics import Mean
 from atoll.wire import wire_pb2 as pb
@@ -267,7 +267,7 @@ def test_the_process_can_write_no_file(tmp_path) -> None:
 
 
 def test_a_larger_answer_gets_a_larger_process(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("atoll.control.gate._ROOM", 32 << 20)
+    monkeypatch.setattr("atoll.control.gate.gate._ROOM", 32 << 20)
     small, large = Round(), Round(n=2_000_000)
     heads = []
     for name, r in (("small", small), ("large", large)):
@@ -360,13 +360,13 @@ def test_it_may_be_started_before_the_first_answer(tmp_path) -> None:
 
 
 def test_the_process_loads_little() -> None:
-    code = "import atoll.control.gate_worker, sys; print(*{m.partition('.')[0] for m in sys.modules})"
+    code = "import atoll.control.gate.gate_worker, sys; print(*{m.partition('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (
         set(done.stdout.split()) & {"grpc", "aiohttp", "sqlalchemy", "cryptography", "fastapi", "torch"}
         == set()
     )
-    assert COMMAND[1:] == ("-m", "atoll.control.gate_worker")
+    assert COMMAND[1:] == ("-m", "atoll.control.gate.gate_worker")
 
 
 def test_metrics_keep_their_kind_on_the_way_through(tmp_path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atoll.control.gate import Gate
-from atoll.control.gate_worker import Case, look
-from atoll.control.want import Want
+from atoll.control.gate.gate import Gate
+from atoll.control.gate.gate_worker import Case, look
+from atoll.control.gate.want import Want
 from atoll.core.aggregate import fold
 from atoll.core.edge import Answer
 from atoll.core.errors import AtollError, ProtocolError

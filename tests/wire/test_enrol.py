@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from atoll.control.pki import Registrar
+from atoll.control.engine.pki import Registrar
 from atoll.core.errors import ConfigError, Gone, PrivacyError, ProtocolError, Refused
 from atoll.privacy.keys import Authority, Identity, chain_member, member_of, new_key, request
 from atoll.privacy.token import Token

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from aiohttp import web
 
-from atoll.control.pki import Registrar, init
+from atoll.control.engine.pki import Registrar, init
 from atoll.core.errors import ConfigError, PrivacyError, ProtocolError, StateError
 from atoll.privacy.certificate import certificates
 from atoll.privacy.keys import (

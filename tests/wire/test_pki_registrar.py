@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.control.pki import GRACE, Registrar, about, init, own
+from atoll.control.engine.pki import GRACE, Registrar, about, init, own
 from atoll.core.errors import ConfigError, ProtocolError, Refused, StateError
 from atoll.privacy.keys import (
     Authority,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.control.pki import Registrar
+from atoll.control.engine.pki import Registrar
 from atoll.control.store.store import Store
 from atoll.core.errors import Refused
 from atoll.privacy.keys import Authority, member_of, new_key, request

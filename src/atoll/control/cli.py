@@ -8,7 +8,6 @@ one object.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -33,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(say).parse_args(argv or ["--help"])
         if args.parts is not None:
+            from .config import own_parts
+
             own_parts(args.parts)
         code: int = args.run(args, say)
         sys.stdout.flush()
@@ -151,18 +152,6 @@ def _data(commands: Any, command: Any, say: Say) -> None:
     text = "measure how unlike the clients are, and recommend an algorithm"
     three = command("heterogeneity", _look("unlike"), text, inner, source, deal)
     three.add_argument("--draw", type=Path, metavar="FILE.png", help=say("write a picture"))
-
-
-def own_parts(path: Path) -> None:
-    """Load a file the user named on the command line: it registers parts of their own."""
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}: --parts takes a Python file")
-    spec = importlib.util.spec_from_file_location("own_parts", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file: --parts takes a *.py file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["own_parts"] = module
-    spec.loader.exec_module(module)
 
 
 # Each command imports what it shows with when it runs, which keeps the others quick.

@@ -121,7 +121,7 @@ def _model_export(args: argparse.Namespace, say: Say) -> int:
 
 def _predict(args: argparse.Namespace, say: Say) -> int:
     from ..core.errors import ConfigError
-    from . import predicting
+    from .remote import predicting
 
     if (args.at is None) == (args.model is None):
         raise ConfigError(
@@ -148,7 +148,7 @@ def _prediction(value: Any) -> str:
 
 def _audit(args: argparse.Namespace, say: Say) -> int:
     if args.state is not None:
-        from . import admin
+        from .desk import admin
 
         with _store(args) as store:
             found = admin.audit(store, args.seen)
@@ -208,8 +208,8 @@ def _prune(args: argparse.Namespace, say: Say) -> int:
 
 def _doctor(args: argparse.Namespace, say: Say) -> int:
     from ..core.errors import AtollError
-    from . import doctor
-    from .where import where
+    from .remote import doctor
+    from .remote.where import where
 
     url, token = args.url, args.token
     try:

@@ -69,7 +69,7 @@ def group(commands: Any, name: str, text: str, say: Say) -> Any:
 
 def connected(args: argparse.Namespace) -> Any:
     """The federation that the options, the environment or operator.json name."""
-    from .sdk import connect
+    from .remote.sdk import connect
 
     return connect(args.url, args.token)
 

@@ -81,7 +81,7 @@ def _place(c: Any, say: Say) -> None:
 
 
 def _init(args: argparse.Namespace, say: Say) -> int:
-    from .pki import found
+    from .engine.pki import found
 
     found(args.folder, args.federation, now=time.time(), apart=args.root_apart)
     return _show(args, say)
@@ -89,7 +89,7 @@ def _init(args: argparse.Namespace, say: Say) -> int:
 
 def _adopt(args: argparse.Namespace, say: Say) -> int:
     from ..privacy.keys import Authority
-    from .pki import found
+    from .engine.pki import found
 
     now = time.time()
     root, key = _read(args.root), _read(args.key)
@@ -111,7 +111,7 @@ def _read(path: Path) -> bytes:
 
 
 def _show(args: argparse.Namespace, say: Say) -> int:
-    from .pki import about
+    from .engine.pki import about
 
     plain = about(args.folder)
     if args.json:

@@ -143,21 +143,21 @@ _MEMBER = ("join", "token", "proxy", "transport")
 
 
 def _coordinator(args: argparse.Namespace, say: Say) -> int:
-    from . import coordinator
+    from .engine import coordinator
     from .settings import Server
 
     return coordinator.main(_settings(args, Server, (*_SERVER, "api", "store", "federation")))
 
 
 def _edge(args: argparse.Namespace, say: Say) -> int:
-    from . import edge
+    from .engine import edge
     from .settings import Edge
 
     return edge.main(_settings(args, Edge, (*_SERVER, *_MEMBER)))
 
 
 def _client(args: argparse.Namespace, say: Say) -> int:
-    from . import agent
+    from .engine import agent
     from .settings import Client
 
     return agent.main(_settings(args, Client, ("folder", "name", *_MEMBER)))

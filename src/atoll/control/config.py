@@ -13,7 +13,9 @@ name = "fedavg"
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -166,3 +168,15 @@ def _whole(table: Mapping[str, Any], key: str, default: int | None, least: int) 
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise ConfigError(f"expected a whole number, at least {least}, got {value!r}", f"$.{key}")
     return value
+
+
+def own_parts(path: Path) -> None:
+    """Load a file the user named on the command line: it registers parts of their own."""
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}: --parts takes a Python file")
+    spec = importlib.util.spec_from_file_location("own_parts", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file: --parts takes a *.py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["own_parts"] = module
+    spec.loader.exec_module(module)

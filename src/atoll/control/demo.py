@@ -20,11 +20,12 @@ from .. import baselines
 from ..core.errors import StateError
 from ..learn.stop import main_metric
 from ..run import Run, simulate
-from . import config, live, predicting, up
-from .sdk import RemoteRun, connect
+from . import config, live, up
+from .remote import predicting
+from .remote.sdk import RemoteRun, connect
+from .remote.where import read as kept
 from .settings import Client, read
 from .table import number, size, table
-from .where import read as kept
 
 Say = Callable[[str], str]
 ROWS = 100  # test rows that a client is asked to predict

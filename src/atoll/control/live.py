@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .sdk import ENDED, Federation, RemoteRun
+from .remote.sdk import ENDED, Federation, RemoteRun
 from .table import number, size
 
 Say = Callable[[str], str]

@@ -157,7 +157,7 @@ def _rows(path: Path, sites: Sites, rows: Examples) -> None:
 
 def _lay(folder: Path, above: Mapping[str, str], clients: Sequence[str], transport: str) -> dict[str, Any]:
     """Ports, tokens and settings of every member, before any of them runs."""
-    from .founding import found_authority
+    from .engine.founding import found_authority
     from .store.store import Store
 
     (hub,) = (name for name, parent in above.items() if not parent)
@@ -283,8 +283,8 @@ def _await_members(folder: Path, names: Sequence[str], processes: Mapping[str, t
 
 def _online(folder: Path) -> set[str]:
     from ..core.errors import AtollError
-    from .sdk import connect
-    from .where import read as kept
+    from .remote.sdk import connect
+    from .remote.where import read as kept
 
     where = kept(folder / "operator.json")
     try:

@@ -27,7 +27,7 @@ _log = logging.getLogger("atoll.enrol")
 
 
 class Registry(Protocol):
-    """Who certifies, as control/pki.py: `enrol` and `renew` give a chain, or raise Refused and others.
+    """Who certifies, as control/engine/pki.py: `enrol` and `renew` give a chain, or raise Refused and others.
 
     `root`: PEM; `grace`: seconds after its end in which a certificate may be renewed.
     """

@@ -211,7 +211,7 @@ def answer_message(answer: Answer, *, run: str, request: int, most: float | None
 def read_answer(message: Message) -> Answer:
     """The answer in a decoded message. Raises CodecError for one that `answer_message` did not make.
 
-    Says nothing about whether its meaning is in order: a server asks its gate (control/gate.py).
+    Says nothing about whether its meaning is in order: a server asks its gate (control/gate/gate.py).
     """
     values, arrays = opened(message)
     return assemble(values, arrays, layout_of(values.leaves))

@@ -1,6 +1,6 @@
 """What a recorded message may hold if no data travel: arrays in the model's own shapes, and no others.
 
-The gate checks the same for what it lets in (control/admission.py). This is the auditor's view: given
+The gate checks the same for what it lets in (control/gate/admission.py). This is the auditor's view: given
 the layouts of a run's model and of its updates, `only_model` refuses any other array, whoever sent it.
 A dimension of rows has no place there: neither in a whole update, nor in one of its leaves.
 """

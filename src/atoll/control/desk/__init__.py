@@ -1,0 +1,1 @@
+"""What operators reach: verbs over the store, the REST API, the page."""

@@ -1,0 +1,61 @@
+"""Figures for Prometheus, read from the store when they are asked for: nothing is counted twice or lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
+
+from ..store import STATES, Store
+from . import desk
+from .office import Office
+
+
+def scrape(store: Store, office: Office) -> bytes:
+    """The figures in Prometheus's text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Figures(store, office))
+    return generate_latest(registry)
+
+
+class _Figures(Collector):
+    """`collect()` is what the registry calls."""
+
+    def __init__(self, store: Store, office: Office) -> None:
+        self._store, self._office = store, office
+
+    def collect(self) -> Iterator[Any]:
+        now, store = self._office.clock(), self._store
+        nodes = desk.nodes(store, self._office.live(), now)
+        health = store.health()
+        yield InfoMetricFamily("atoll", "This coordinator", {"version": version("atoll-fl")})
+        states = Counter(r["state"] for r in store.runs())
+        yield _gauge("atoll_runs", "Runs by state", ("state",), (((s,), states[s]) for s in STATES))
+        seen = Counter((n["role"], n["state"]) for n in nodes)
+        yield _gauge("atoll_nodes", "Members by role and state", ("role", "state"), seen.items())
+        active = desk.active(store)
+        yield _gauge("atoll_run_round", "Rounds done", ("run",), (((r["id"],), r["round"]) for r in active))
+        yield _gauge("atoll_run_rounds", "Rounds to do", ("run",), (((r["id"],), r["of"]) for r in active))
+        metrics = (((r["id"], r["metric"]), r["value"]) for r in active if r["value"] is not None)
+        yield _gauge("atoll_run_metric", "The main metric of the last evaluation", ("run", "metric"), metrics)
+        yield _gauge("atoll_store_writable", "1 while the store takes writes", (), [((), health["ok"])])
+        yield _gauge("atoll_disk_free_bytes", "Free bytes on the store's disk", (), [((), health["free"])])
+        events = CounterMetricFamily("atoll_events", "Events in the chained log")
+        events.add_metric([], store.head()[0])
+        yield events
+        until = self._office.until()
+        if until is not None:
+            text = "Seconds until the API's certificate ends"
+            yield _gauge("atoll_certificate_seconds", text, (), [((), until - now)])
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], values: Iterable[Any]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for label, value in values:
+        family.add_metric(list(label), float(value))
+    return family

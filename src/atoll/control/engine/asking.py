@@ -1,0 +1,157 @@
+"""How a drive's questions reach members: tasks out as letters, answers back as values to fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...core.edge import Answer, Task
+from ...core.errors import ProtocolError, StateError
+from ...core.update import Update
+from ...learn.algorithm import Algorithm
+from ...transport.drive import Answered, Drive, Stored
+from ...wire import body, checkpoint
+from ..gate.want import ring_bits, want
+from .asks import Sent
+from .host import Host
+from .kept import kept_plain
+from .parcels import read_frames, write_frames
+
+LATE = 2  # older models whose files stay, for members that are late to fetch them
+SMALL = 1 << 16  # bytes of an Update that stands in the checkpoint itself: a file of its own costs more
+
+
+@dataclass
+class Asking:
+    """One drive's net: tasks of one run out as letters, answers back as values to fold.
+
+    `scope`: the journal's. `job`: the signed job every letter carries. `names`: of clients, by id.
+    `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for, and
+    for checkpoints too, which name them.
+    """
+
+    host: Host
+    run: str
+    scope: str
+    job: Mapping[str, Any]
+    algorithm: Algorithm
+    names: Mapping[int, str]
+    drive: Drive | None = None
+    parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
+    _late: list[str] = field(default_factory=list)
+    _bits: int | None = field(init=False)
+    _models: tuple[Any, ...] = ()  # of the last checkpoint
+    _made: list[tuple[Update, str]] = field(default_factory=list)  # by checkpoints, off the event loop
+
+    def __post_init__(self) -> None:
+        self._bits = ring_bits(self.algorithm.chain)
+
+    async def prepare(self, messages: Mapping[str, Task]) -> Mapping[str, Any]:
+        """Each task with the blob of its model."""
+        letters = {}
+        for peer, task in messages.items():
+            letters[peer] = (task, await self._parcel(task.params))
+        return letters
+
+    async def _parcel(self, params: Update) -> str:
+        while self._made:
+            self.keep(*self._made.pop(0))
+        blob = self._known(params)
+        if not blob:
+            blob = await self.host.kept(lambda: self._put(params))
+            self.keep(params, blob)
+        for key, (other, _) in list(self.parcels.items()):
+            if other is not params and not any(other is model for model in self._models):
+                self._late.append(self.parcels.pop(key)[1])  # its numbers go, its file a little later
+        while len(self._late) > LATE:
+            self.host.asks.release(self._late.pop(0))
+        return blob
+
+    def _known(self, params: Update) -> str:
+        found, blob = self.parcels.get(id(params), (None, ""))
+        return blob if found is params else ""
+
+    def _put(self, params: Update) -> str:
+        return write_frames(self.host.store, body.params_message(params))
+
+    def dump(self, state: Any, records: checkpoint.Records) -> Stored:
+        """A checkpoint on disk. The models in it are written as the parcels that the next round sends."""
+        named: list[str] = []
+        best = getattr(state, "best", None)
+        self._models = models = (getattr(state, "params", None), best and best[2])
+
+        def elsewhere(update: Update) -> str | None:
+            if update.buffer.nbytes < SMALL or not any(update is model for model in models):
+                return None
+            blob = self._known(update)
+            if not blob:
+                blob = self._put(update)
+                self._made.append((update, blob))
+            named.append(blob)
+            return blob
+
+        return Stored(self.host.store.blobs.put(checkpoint.dump(state, records, elsewhere)), tuple(named))
+
+    def load(self, data: bytes, records: checkpoint.Records) -> Any:
+        """From `dump`. Raises StateError where a blob it names is gone or damaged."""
+
+        def elsewhere(blob: str) -> Update:
+            try:
+                params = body.params_of(read_frames(self.host.store.blobs.path(blob), finite=False))
+            except (OSError, ProtocolError) as error:
+                raise StateError(f"blob {blob} of a checkpoint: {error}; restore a backup") from None
+            self._made.append((params, blob))
+            return params
+
+        return checkpoint.load(data, records, elsewhere)
+
+    def keep(self, params: Update, blob: str) -> None:
+        """This model is that blob, which stays on disk while somebody may fetch it."""
+        if not self._known(params):
+            self.host.asks.hold(blob)
+            self.parcels[id(params)] = (params, blob)
+
+    def close(self) -> None:
+        """The drive is over: nobody fetches its models any more."""
+        for _, blob in self.parcels.values():
+            self.host.asks.release(blob)
+        for blob in self._late:
+            self.host.asks.release(blob)
+        self.parcels, self._late, self._made, self._models = {}, [], [], ()
+
+    def ask(self, request: int, peer: str, letter: Any, deadline: float | None) -> None:
+        """Hand a task over, with all its member needs to know."""
+        task, blob = letter
+        edge = self.host.roles.get(peer) == "edge"
+        head = {"run": self.run, "task": body.ask_head(task), "params": blob, "job": dict(self.job)}
+        if edge:
+            head["names"] = {self.names[c]: c for c in task.clients}
+        rule, own = None, self.algorithm.protocol
+        if task.want == "fit":
+            rule = self.algorithm.rule.at(task.points, task.cohort, task.key)
+        asked = want(
+            task,
+            rule,
+            member=peer,
+            run=self._ask(request),
+            request=request,
+            edge=edge,
+            together=edge and own is not None and own.edge is not None,
+            bits=self._bits,
+        )
+        assert self.drive is not None  # noqa: S101  set when the drive was made
+        sent = Sent(self.drive, request, self.run, until=deadline)
+        self.host.sent(self._ask(request), sent, peer, head, asked)
+
+    def cancel(self, request: int, peers: Sequence[str]) -> None:
+        """They need not answer any more."""
+        self.host.asks.withdraw(self._ask(request), peers)
+
+    def body(self, answered: Answered) -> Answer:
+        """A recorded answer, its arrays still in the file."""
+        checked = kept_plain(str(answered.info["checked"]))
+        return body.answer_of(checked, self.host.store.blobs.path(str(answered.blob)))
+
+    def _ask(self, request: int) -> str:
+        return f"{self.run}.{self.scope}.{request}"

@@ -1,0 +1,368 @@
+"""The coordinator: takes runs from the queue, one after the other, and brings each to its end.
+
+queued ─► roster (who holds the data) ─► rounds, driven durably ─► model, signed and registered
+      ▲ killed at any point, the next life goes on with the same run, roster and cohort
+
+folder/pki/        the authority and this server's identity      folder/atoll.db, blobs/   the store
+folder/admin.json  the first start's operator token, 0600        folder/ports.json         where it listens
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import AtollError
+from ...core.rng import Rng
+from ...learn import rounds
+from ...learn.rounds import Plan, Progress
+from ...privacy.keys import Current
+from ...run import COORDINATOR, RECORDS
+from ...transport.drive import Drive
+from ...wire.failpoint import declare, hit
+from ..desk.bell import Bell
+from ..settings import Server
+from ..store.store import Store
+from . import finished
+from .asking import Asking
+from .datasets import agree
+from .homes import Homes
+from .host import Host
+from .outside import Outside
+from .work import Work, data_name, signed
+
+log = logging.getLogger("atoll.coordinator")
+_LEASED = declare("coordinator.leased")
+_BEGUN = declare("coordinator.begun.before"), declare("coordinator.begun.after")
+_ROSTER = declare("coordinator.roster.before"), declare("coordinator.roster.after")
+_TRAINED, _REGISTERED = declare("coordinator.trained"), declare("coordinator.registered")
+_DONE = declare("coordinator.done.before"), declare("coordinator.done.after")
+LEASE = 30.0  # seconds; prolonged while a run is worked on
+TIDY = 600.0  # seconds between two collections of what nobody needs
+LOOK = 30.0  # seconds between two looks at what is to be kept or renewed
+KEPT_RUNS = 100  # ended runs that stay whatever their age
+PAUSE = 0.2  # seconds between two looks where it rings all the time
+TICK = 5.0  # seconds between two looks at the store where nothing rings
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Who takes part in a run, fixed when it begins: clients' ids by name, and what their data share."""
+
+    clients: Mapping[str, int]
+    shared: Mapping[str, Any]
+
+    def dump(self) -> bytes:
+        """As bytes."""
+        return json.dumps(
+            {"clients": dict(self.clients), "shared": dict(self.shared)}, sort_keys=True
+        ).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> Roster:
+        """From `dump`."""
+        found = json.loads(data)
+        return cls(found["clients"], found["shared"])
+
+
+class Coordinator:
+    """One coordinator process. `outside`: what it stands on; a test gives it something else."""
+
+    def __init__(self, settings: Server, outside: Outside | None = None) -> None:
+        self.settings = settings
+        self.outside = outside or Outside()
+        self.folder = Path(settings.folder)
+        self.store: Store
+        self.host: Host
+        self.current: Current
+        self._closing = asyncio.Event()
+        self._rosters: dict[str, Roster] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    async def serve(self) -> None:
+        """Open the doors, then work through the queue until told to stop."""
+        self.store = await asyncio.to_thread(self.outside.store, self.settings.store, self.folder)
+        registrar, self.current = self.outside.authority(self.settings, self.store)
+        gate = self.outside.gate(self.folder)
+        self.host = Host(
+            self.store,
+            gate,
+            self.settings.federation,
+            patience=self.settings.patience,
+            edge_patience=self.settings.edge_patience,
+        )
+        servers = self.outside.servers(self.settings, self.current, self.host, registrar)
+        api = self.outside.api(self, registrar)
+        bell = Bell()
+        self.store.changed.append(bell.ring)
+        keeping = asyncio.get_running_loop().create_task(self._keep_house())
+        try:
+            await servers.start()
+            await self.host.recall()
+            await self._offer_models()
+            if api is not None:
+                await api.start()
+                servers.announce({"api": api.url})
+            await self._work(bell)
+        finally:
+            keeping.cancel()
+            for task in list(self._running.values()):
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            if api is not None:
+                await api.stop()
+            await servers.stop()
+            await gate.close()
+            self.store.close()
+
+    async def close(self) -> None:
+        """Finish: runs stay where they are, the next life goes on with them."""
+        self._closing.set()
+
+    async def _keep_house(self) -> None:
+        """Renew our own certificate at half of its life; forget what nobody needs, once an hour."""
+        pruned = 0.0
+        while True:
+            mine = self.current()
+            await asyncio.sleep(min(LOOK, (mine.member.until - mine.since) / 8))
+            loop = asyncio.get_running_loop()
+            if self.current().renew_due(time.time()):
+                await self.host.durable(lambda: self.outside.authority(self.settings, self.store))
+            if loop.time() - pruned > TIDY:
+                pruned = loop.time()
+                await self.host.durable(lambda: self.store.prune(self.settings.keep_days, KEPT_RUNS))
+
+    # -- the queue --------------------------------------------------------------------------
+
+    async def _work(self, bell: Bell) -> None:
+        """Start what waits, end what is to stop, until closed."""
+        closing = asyncio.ensure_future(self._closing.wait())
+        while not self._closing.is_set():
+            pulled = bell.pulled
+            await self._look()
+            await asyncio.wait({closing}, timeout=PAUSE)  # a round rings several times
+            waiting = asyncio.ensure_future(Bell.wait(pulled, TICK))
+            await asyncio.wait({closing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        closing.cancel()
+
+    async def _look(self) -> None:
+        await self.host.expel()
+        for run in await self.host.durable(lambda: self.store.runs(state="stopping")):
+            await self._stop(run["id"], run["reason"])
+        if self._running:
+            return
+        record = await self.host.durable(self._next)
+        if record is not None:
+            self._begin(record)
+
+    def _next(self) -> Mapping[str, Any] | None:
+        """The run to work on: one that an earlier life left, else the one that waits longest."""
+        for left in self.store.runs(state="running"):
+            return left
+        queued = self.store.next_queued()
+        return None if queued is None else self.store.run(queued)
+
+    def _begin(self, record: Mapping[str, Any]) -> None:
+        run = str(record["id"])
+        task = asyncio.get_running_loop().create_task(self._one(record))
+        self._running[run] = task
+        task.add_done_callback(lambda _: self._running.pop(run, None))
+
+    async def _stop(self, run: str, reason: str) -> None:
+        task = self._running.get(run)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await self.host.durable(
+            lambda: self.store.move(run, "stopped", frm=("stopping",), reason=reason, actor=COORDINATOR)
+        )
+
+    async def _one(self, record: Mapping[str, Any]) -> None:
+        """One run to its end; what goes wrong becomes its reason."""
+        run = str(record["id"])
+        durable = self.host.durable
+        holder = self.settings.name
+        if not await durable(lambda: self.store.run_lease(run, holder, time.time() + LEASE)):
+            return
+        hit(_LEASED)
+        hit(_BEGUN[0])
+        await durable(lambda: self.store.move(run, "running", frm=("queued",), actor=COORDINATOR))
+        hit(_BEGUN[1])
+        prolonging = asyncio.get_running_loop().create_task(self._prolong(run, holder))
+        try:
+            await self._train(record)
+            hit(_DONE[0])
+            await durable(lambda: self.store.move(run, "done", frm=("running",), actor=COORDINATOR))
+            hit(_DONE[1])
+        except AtollError as error:
+            reason = f"{type(error).__name__}: {error}"
+            await durable(lambda: self.store.log_add(run, COORDINATOR, "error", reason))
+            await durable(lambda: self.store.move(run, "failed", frm=("running",), reason=reason[:500]))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("run %s failed", run)
+            reason = f"a bug of the coordinator: {type(error).__name__}: {error}"
+            await durable(lambda: self.store.move(run, "failed", frm=("running",), reason=reason[:500]))
+        finally:
+            prolonging.cancel()
+
+    async def _prolong(self, run: str, holder: str) -> None:
+        while True:
+            await asyncio.sleep(LEASE / 3)
+            await self.host.durable(lambda: self.store.run_lease(run, holder, time.time() + LEASE))
+
+    # -- one run ----------------------------------------------------------------------------
+
+    async def _train(self, record: Mapping[str, Any]) -> None:
+        run, seed = str(record["id"]), int(record["seed"])
+        table = dict(record["table"])
+        data = data_name(table)
+        roster = await self._roster(run, data)
+        shared = roster.shared
+        letter = signed(
+            {
+                "run": run,
+                "table": table,
+                "seed": seed,
+                "data": data,
+                "features": shared["features"],
+                "outputs": shared["outputs"],
+                "classes": shared["classes"],
+                "federation": self.settings.federation,
+            },
+            self.current(),
+        )
+        work = Work(letter["text"])
+        names = {client: name for name, client in roster.clients.items()}
+        asking = Asking(self.host, run, "main", letter, work.job.trained, names)
+        homes = Homes(self.host.fleet, roster.clients)
+        sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
+        plan = _plan(work, homes, sizes, self.settings.edge_patience)
+        roles = work.job.trained.protocol or rounds.ROLES
+        drive = Drive(
+            COORDINATOR,
+            Rng.of(seed).at(COORDINATOR),
+            lambda p: roles.coordinator(p, plan),
+            journal=self.store.journal(run, "main"),
+            net=asking,
+            durable=self.host.durable,
+            work=self.host.kept,  # checkpoints are blobs
+            dump=lambda state: asking.dump(state, RECORDS),
+            load=lambda data: asking.load(data, RECORDS),
+            context=homes.context,
+        )
+        asking.drive = homes.drive = drive
+        try:
+            last: Progress = await drive.run()
+        finally:
+            asking.close()
+        hit(_TRAINED)
+        await self._finish(run, work, last)
+
+    async def _roster(self, run: str, data: str) -> Roster:
+        """The clients that hold the data: as recorded, else those that are here once all known ones are,
+        or patience ends.
+        """
+        journal = self.store.journal(run, "roster")
+        before = (await self.host.durable(journal.resume)).state
+        if before is not None:
+            return Roster.load(before)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.settings.patience
+        while True:
+            self.host.changed.clear()
+            found, missing = await self._offering(data)
+            if found and (not missing or loop.time() > until):
+                break
+            try:
+                async with asyncio.timeout(1.0):
+                    await self.host.changed.wait()
+            except TimeoutError:
+                continue
+        shared = agree(found, data)
+        roster = Roster({name: i for i, name in enumerate(sorted(found))}, shared)
+        hit(_ROSTER[0])
+        await self.host.durable(lambda: journal.checkpoint(roster.dump(), 0, 0))
+        hit(_ROSTER[1])
+        return roster
+
+    async def _offering(self, data: str) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+        """Who offers the data now, and which known members that once did are not here."""
+        nodes = await self.host.durable(self.store.nodes)
+        out = {node["name"] for node in nodes if node["drained"] or node["revoked"]}
+        found = self.host.fleet.offering(data, without=out)
+        known = {n["name"] for n in nodes if n["role"] == "client" and data in n["info"].get("data", {})}
+        return found, sorted(known - out - found.keys())
+
+    async def _finish(self, run: str, work: Work, last: Progress) -> None:
+        """Keep the model, sign it, tell clients to serve it."""
+        served = getattr(work.learner, "served", lambda params: params)
+        params = served(last.best[2] if last.best is not None else last.params)
+        history = await self.host.durable(lambda: self.store.history(run))
+        letter = await self.host.kept(
+            lambda: finished.register(self.store, self.current(), run, work, params, history)
+        )
+        hit(_REGISTERED)
+        if letter is not None:
+            self.host.serve_model(letter)
+
+    async def _offer_models(self) -> None:
+        """The newest version of every model, for clients that serve."""
+        for letter in await self.host.durable(lambda: finished.newest(self.store)):
+            self.host.asks.models[letter["name"]] = letter
+
+    def live(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each connected member does at this moment."""
+        sessions = {str(session["name"]): session for session in self.host.service.sessions()}
+        return {name: {**sessions.get(name, {}), **told} for name, told in self.host.doing().items()}
+
+    def about(self, run: str) -> Mapping[str, Any]:
+        """What a run's data have in common, and its clients' names by number."""
+        roster = self._rosters.get(run)
+        if roster is None:
+            state = self.store.journal(run, "roster").resume().state
+            if state is None:
+                return {}
+            roster = self._rosters[run] = Roster.load(state)
+        names = {str(client): name for name, client in roster.clients.items()}
+        return {**roster.shared, "names": names}
+
+
+def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float) -> Plan:
+    job = work.job
+    return Plan(
+        work.learner,
+        job.trained,
+        homes,
+        job.rounds,
+        job.cohort,
+        sizes=sizes,
+        every=job.every,
+        sites=job.sites,
+        stop=job.stop,
+        deadline=job.deadline,
+        max_weight=job.max_weight,
+        roster=range(len(sizes)),
+        rehome=rehome,
+    )
+
+
+def main(settings: Server) -> int:
+    """Run a coordinator until it is stopped; its exit code."""
+    from .process import until_stopped
+
+    node = Coordinator(settings)
+    try:
+        return until_stopped(node.serve, node.close)
+    except AtollError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1

@@ -1,0 +1,160 @@
+"""A site's own data: what its `client.toml` names, loaded here and described to nobody but in figures.
+
+    [data.heart]
+    train = "heart.csv"     a file, a folder or a built-in name, as in a job file
+    target = "num"
+    holdout = 0.25          or test = "later.csv"
+    classes = ["no", "yes"] where a site may not have rows of every class; else those it has
+
+Others learn of it: the number of rows, the shape of a row, the names of columns and classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import ConfigError, DataError
+from ...core.registry import nearest
+from ...data import Dataset, Examples, load_data, partition
+from ...data.examples import gaps
+
+_OWN = ("train", "test", "holdout", "classes")
+
+
+@dataclass(frozen=True)
+class Held:
+    """One data set of this site: training rows, test rows or None, and the names of its classes."""
+
+    train: Examples
+    test: Examples | None
+    classes: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    def about(self) -> dict[str, Any]:
+        """What others may know: figures and names, no cell."""
+        shape = [int(n) for n in self.train.x.shape[1:]]
+        return {
+            "rows": len(self.train),
+            "test_rows": len(self.test) if self.test is not None else 0,
+            "shape": shape,
+            "classes": list(self.classes),
+            "columns": list(self.columns),
+        }
+
+    def labelled(self, classes: tuple[str, ...]) -> Held:
+        """The same rows with classes numbered as in `classes`, the whole federation's."""
+        if classes in ((), self.classes):
+            return self
+        missing = [name for name in self.classes if name not in classes]
+        if missing:
+            raise DataError(f"{len(missing)} of this site's classes are unknown to the job")
+        places = _places(self.classes, classes)
+        test = None if self.test is None else _numbered(self.test, places)
+        return replace(self, train=_numbered(self.train, places), test=test, classes=classes)
+
+
+def _numbered(rows: Examples, places: Any) -> Examples:
+    return Examples(rows.x, places[rows.y], rows.names)
+
+
+def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
+    """Load the data set `name` of a site; files are relative to `folder`.
+
+    Raises ConfigError for a wrong key or an unknown name, DataError for rows that cannot be trained on.
+    """
+    path = f"$.data.{name}"
+    if not isinstance(table.get("train"), str):
+        raise ConfigError('name the training rows, as in train = "rows.csv"', f"{path}.train")
+    options = {k: v for k, v in table.items() if k not in _OWN}
+    try:
+        pool = load_data(_place(table["train"], folder), **options)
+        other = load_data(_place(table["test"], folder), **options) if "test" in table else None
+        classes = _classes(table, pool, other, path)
+        if other is None:
+            sites = partition(pool, clients=1, holdout=table.get("holdout"))
+            train, test = sites[0], sites.tests[0] if sites.tests else pool.test
+            if test is not None and classes:
+                test = _numbered(test, _places(pool.classes, classes))
+        else:
+            if other.features != pool.features:
+                raise DataError(f"the test rows of {name!r} have other columns than its training rows")
+            train, test = pool.train, other.train
+            test = _numbered(test, _places(other.classes, classes)) if classes else test
+        train = _numbered(train, _places(pool.classes, classes)) if classes else train
+    except ConfigError as error:
+        text = str(error).removeprefix(f"{error.path}: ")
+        raise ConfigError(text, path + error.path.removeprefix("$")) from None
+    for rows in (train, test):
+        if rows is not None and (gaps(rows) or not np.isfinite(rows.y).all()):
+            raise DataError(
+                f'data set {name!r} has missing or infinite cells: add missing = "mean" (or "drop") to it'
+            )
+    return Held(train, test, classes, tuple(pool.features))
+
+
+def _place(text: str, folder: Path) -> str:
+    beside = folder / text
+    return str(beside) if beside.exists() else text
+
+
+def _classes(table: Mapping[str, Any], pool: Dataset, other: Dataset | None, path: str) -> tuple[str, ...]:
+    """The names of all classes here, in order: as the table says, else those that rows have."""
+    seen = (pool.classes, *([] if other is None else [other.classes]))
+    said = table.get("classes")
+    if said is None:
+        return _union(seen)
+    if not isinstance(said, list) or not said or not all(isinstance(name, str) for name in said):
+        raise ConfigError('classes is a list of names, as in ["no", "yes"]', f"{path}.classes")
+    if any(name not in said for names in seen for name in names):
+        raise DataError("some rows have a class that `classes` does not name")
+    return tuple(said)
+
+
+def _places(names: Sequence[str], classes: Sequence[str]) -> Any:
+    return np.array([classes.index(name) for name in names], np.int64)
+
+
+def agree(found: Mapping[str, Mapping[str, Any]], data: str) -> dict[str, Any]:
+    """What all sites' descriptions of one data set come to: features, outputs, classes, rows by site.
+
+    Raises DataError, naming two sites, where their rows have other shapes or columns.
+    """
+    if not found:
+        raise ConfigError(f"no site offers data called {data!r}", "$.data.name")
+    (first, model), *others = found.items()
+    for site, about in others:
+        for what in ("shape", "columns"):
+            if about[what] != model[what]:
+                raise DataError(f"sites {first!r} and {site!r} describe {data!r} differently: other {what}")
+    shape = [int(n) for n in model["shape"]]
+    classes = _union(tuple(about["classes"]) for about in found.values())
+    return {
+        "features": shape[0] if len(shape) == 1 else shape,
+        "outputs": len(classes) or 1,
+        "classes": list(classes),
+        "columns": list(model["columns"]),
+        "rows": {site: int(about["rows"]) for site, about in found.items()},
+    }
+
+
+def _union(lists: Any) -> tuple[str, ...]:
+    """Every class name once: numbers in their order, else text in its order, as one pool would have them."""
+    names = {name for classes in lists for name in classes}
+    try:
+        return tuple(sorted(names, key=float))
+    except ValueError:
+        return tuple(sorted(names))
+
+
+def pick(held: Mapping[str, Held], name: str) -> Held:
+    """The data set of that name. Raises ConfigError with the nearest name there is."""
+    if name not in held:
+        raise ConfigError(
+            f"this site offers no data called {name!r}: {nearest(name, held) if held else 'none'}"
+        )
+    return held[name]

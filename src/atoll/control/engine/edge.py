@@ -1,0 +1,235 @@
+"""The edge: a server to its children, a member to its parents, and in between the same sum as anywhere.
+
+Its parent's ask becomes an ask to its children, under a journal of its own; their answers are folded
+into one partial, which goes up. Killed in between it asks only those that had not answered. The model
+it was sent is sent on as it came, fetched once however many children there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...core.edge import Answer
+from ...core.errors import AtollError, ProtocolError
+from ...core.rng import Rng
+from ...learn import rounds
+from ...transport.drive import Drive
+from ...wire.failpoint import declare, hit
+from ...wire.files import whole
+from ..settings import Edge
+from .asking import Asking
+from .homes import Homes
+from .host import Host
+from .outside import Outside
+from .uplink import Asked, Uplink
+
+OUT = "revoked.json"  # names and serials, as the parent said last
+_TAKEN, _SUMMED = declare("edge.taken_in"), declare("edge.summed")
+_OVER = declare("edge.over.before"), declare("edge.over.after")
+
+
+LIVE = 2.0  # seconds between two looks at what members do
+TIDY = 600.0  # seconds between two collections of blobs
+
+
+class EdgeNode:
+    """One edge process. `outside`: what it stands on."""
+
+    def __init__(self, settings: Edge, outside: Outside | None = None) -> None:
+        self.settings = settings
+        self.outside = outside or Outside()
+        self.folder = Path(settings.folder)
+        self.uplink = Uplink(settings, self.about, self.answer, self._letter, self._over, self.outside)
+        self.store: Any
+        self.host: Host
+        self._told: Mapping[str, Any] | None = None
+
+    def about(self) -> Mapping[str, Any]:
+        """Who is below: what the parent plans with."""
+        return {"below": self.host.fleet.reachable()}
+
+    async def serve(self) -> None:
+        """Join, open the doors for children, answer until told to stop."""
+        await self.uplink.join()
+        current = self.uplink.current
+        assert current is not None  # noqa: S101  joined
+        self.store = await asyncio.to_thread(self.outside.store, self.settings.store, self.folder)
+        federation = current().member.federation
+        gate = self.outside.gate(self.folder)
+        self.host = Host(
+            self.store,
+            gate,
+            federation,
+            patience=self.settings.patience,
+            edge_patience=self.settings.edge_patience,
+        )
+        servers = self.outside.servers(self.settings, current, self.host)
+        telling: list[asyncio.Task[None]] = []
+        self.uplink.on_open = self._opened
+        try:
+            await servers.start()
+            await self.host.recall()
+            await self.host.expel(self._out())
+            jobs = self._tell(), self._tell_live(), self._keep_house()
+            telling = [asyncio.get_running_loop().create_task(job) for job in jobs]
+            await self.uplink.run()
+        finally:
+            for task in telling:
+                task.cancel()
+            await servers.stop()
+            await gate.close()
+            self.store.close()
+
+    async def close(self) -> None:
+        """Say goodbye."""
+        await self.uplink.close()
+
+    async def _tell(self) -> None:
+        """Report who is below whenever that changes, and to every parent we come to."""
+        while True:
+            await self.host.changed.wait()
+            self.host.changed.clear()
+            below = self.host.fleet.reachable()
+            if below != self._told and self.uplink.state == "connected":
+                self._told = below
+                self.uplink.send("below", {"clients": below})
+
+    async def _tell_live(self) -> None:
+        """Say now and then what the members below do, for those who look."""
+        told: Mapping[str, Any] = {}
+        while True:
+            await asyncio.sleep(LIVE)
+            doing = self.host.doing()
+            if doing != told and self.uplink.state == "connected":
+                told = doing
+                self.uplink.send("live", {"members": doing})
+
+    async def _keep_house(self) -> None:
+        """Take away, now and then, what nobody needs."""
+        while True:
+            await asyncio.sleep(TIDY)
+            await self.host.durable(self.store.blobs.collect)
+
+    def _opened(self) -> None:
+        self._told = None
+        self.host.changed.set()
+
+    async def answer(self, asked: Asked) -> Answer:
+        """The children's answers to the parent's ask, as one."""
+        task, work = asked.task, asked.work
+        roster = {str(name): int(client) for name, client in asked.names.items()}
+        if set(roster.values()) != set(task.clients):
+            raise ProtocolError("an edge is told the name of every client it is asked for")
+        run, _, scope = asked.id.partition(".")
+        await self._tidy(asked.id)
+        await self._take_in(asked.blob)
+        hit(_TAKEN)
+        names = {client: name for name, client in roster.items()}
+        asking = Asking(self.host, run, scope, asked.job, work.job.trained, names)
+        asking.keep(task.params, asked.blob)
+        homes = Homes(self.host.fleet, roster)
+        own = work.job.trained.protocol
+        make = rounds.edge if own is None or own.edge is None else own.edge
+        responder = make(homes, work.job.trained, self._online)
+        drive = Drive(
+            self.settings.name,
+            Rng.of(work.seed).at(self.settings.name),
+            lambda p: responder(p, task),  # type: ignore[arg-type,return-value]
+            journal=self.store.journal(run, scope),
+            net=asking,
+            durable=self.host.durable,
+            work=self.host.work,
+            dump=lambda state: b"",
+            load=lambda data: None,
+            context=homes.context,
+            deadline=asked.deadline,
+        )
+        asking.drive = homes.drive = drive
+        try:
+            answer: Answer = await drive.run()
+        finally:
+            asking.close()
+        hit(_SUMMED)
+        return answer
+
+    async def _tidy(self, ask: str) -> None:
+        """Forget asks that ended while we were away: older ones of the same kind, those of other runs."""
+        kind, _, number = ask.rpartition(".")
+        for run, scope in await self.host.durable(self.store.scopes):
+            other, _, at = f"{run}.{scope}".rpartition(".")
+            old = int(at) < int(number) if other == kind else not ask.startswith(f"{run}.")
+            if old and not self.uplink.busy(f"{run}.{scope}"):
+                await self.host.durable(self.store.journal(run, scope).drop)
+
+    def _online(self, _now: float) -> bool:
+        """Whether the parent can be reached: an edge that is cut off may go on by itself."""
+        return self.uplink.state == "connected"
+
+    async def _take_in(self, blob: str) -> None:
+        """The parent's model among our blobs, for the children; the file itself, not a copy."""
+        if not self.store.blobs.exists(blob):
+            path = await self.uplink.fetch(blob)
+            link = self.store.spool / f"{blob}.{os.getpid()}.parcel"
+
+            def adopt() -> None:
+                link.unlink(missing_ok=True)
+                os.link(path, link)
+                self.store.blobs.adopt(link, blob)
+
+            await self.host.kept(adopt)
+
+    async def _over(self, ask: str) -> None:
+        """The parent has our answer, or wants none: what the children sent for it can go."""
+        run, _, scope = ask.partition(".")
+        hit(_OVER[0])
+        await self.host.durable(self.store.journal(run, scope).drop)
+        hit(_OVER[1])
+
+    async def _letter(self, kind: str, head: Mapping[str, Any]) -> None:
+        match kind:
+            case "moved":
+                self.host.moved_away(str(head.get("client", "")))
+            case "model":
+                await self._serve(head)
+            case "revoked":
+                await self._revoked(head)
+            case _:
+                pass
+
+    async def _revoked(self, head: Mapping[str, Any]) -> None:
+        """Who is out, kept for a start without a parent."""
+        names, serials = head.get("names", ()), head.get("serials", ())
+        with whole(self.folder / OUT) as file:
+            file.write(json.dumps([*map(str, names), *(int(str(s), 16) for s in serials)]).encode())
+        await self.host.expel(self._out())
+
+    def _out(self) -> list[str | int]:
+        try:
+            found: list[str | int] = json.loads((self.folder / OUT).read_bytes())
+        except (OSError, ValueError):
+            return []
+        return found
+
+    async def _serve(self, head: Mapping[str, Any]) -> None:
+        """Pass a model that clients are to serve on to them; they check its signature themselves."""
+        await self._take_in(str(head.get("blob", "")))
+        self.host.asks.hold(str(head.get("blob", "")))
+        self.host.serve_model(dict(head))
+
+
+def main(settings: Edge) -> int:
+    """Run an edge until it is stopped; its exit code."""
+    from .process import until_stopped
+
+    node = EdgeNode(settings)
+    try:
+        return until_stopped(node.serve, node.close)
+    except AtollError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1

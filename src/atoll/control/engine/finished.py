@@ -1,0 +1,111 @@
+"""What a finished run leaves: its model in the registry, signed, as safetensors and, if it can be, ONNX."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import AtollError
+from ...core.update import Update
+from ...privacy.keys import Identity, sign_model
+from ...wire.codec import Message
+from ...wire.failpoint import declare, hit
+from ...wire.tensorfile import save_safetensors
+from ..store.store import Store
+from .parcels import write_frames
+from .work import Work
+
+log = logging.getLogger("atoll.coordinator")
+_EXPORTED, _STORED = declare("finished.exported"), declare("finished.stored")
+_ADDED = declare("finished.added")
+
+
+def register(
+    store: Store,
+    identity: Identity,
+    run: str,
+    work: Work,
+    params: Update,
+    history: Sequence[Mapping[str, Any]],
+) -> dict[str, Any] | None:
+    """Keep the model under the job's name; the letter that offers it to clients, None without ONNX.
+
+    The manifest signs the ONNX bytes where there are any: they are what clients run.
+    """
+    with tempfile.TemporaryDirectory(dir=store.spool) as folder:
+        file = Path(folder) / "model.safetensors"
+        save_safetensors(params, file)
+        plain = file.read_bytes()
+        graph = _onnx(work, params, Path(folder) / "model.onnx")
+    hit(_EXPORTED)
+    blob = store.blobs.put(plain)
+    hit(_STORED)
+    name = slug(work.job.name)
+    runs = graph if graph is not None else plain
+    signed: dict[str, Any] = {
+        "federation": identity.member.federation,
+        "run": run,
+        "name": name,
+        "sha256": hashlib.sha256(runs).hexdigest(),
+        "created": time.time(),
+    }
+
+    def manifest(version: int) -> bytes:
+        return sign_model(identity.key, identity.chain, {**signed, "version": version})
+
+    last: Mapping[str, Any] = next((r["metrics"] for r in reversed(history) if r.get("metrics")), {})
+    parcel = ""
+    if graph is not None:
+        parcel = write_frames(store, Message("model", {}, {"onnx": np.frombuffer(graph, np.uint8)}))
+        store.blobs.keep(parcel, f"onnx {run}")
+    version = store.model_add(run, name, blob, manifest, {**last, "onnx": parcel})
+    hit(_ADDED)
+    return offer(store.model(name, version))
+
+
+def slug(name: str) -> str:
+    """A job's name as a model's: lower-case letters, digits, dots and dashes."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63]
+    return plain or "model"
+
+
+def newest(store: Store) -> list[dict[str, Any]]:
+    """The letters for the newest version of every model that clients can serve."""
+    found = {model["name"]: model for model in store.models()}  # by version: the last one stays
+    return [letter for letter in map(offer, found.values()) if letter is not None]
+
+
+def offer(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The letter that offers a registered model to clients, None where it has no ONNX."""
+    parcel = model["metrics"].get("onnx")
+    if not parcel:
+        return None
+    return {
+        "name": model["name"],
+        "version": model["version"],
+        "manifest": model["manifest"],
+        "blob": parcel,
+    }
+
+
+def _onnx(work: Work, params: Update, path: Path) -> bytes | None:
+    """The model as ONNX, checked against its source; None where this learner or installation cannot."""
+    if not hasattr(work.learner, "export"):
+        return None
+    features = work.values["features"]
+    shape = tuple(features) if isinstance(features, list) else (features,)
+    rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    try:
+        work.learner.export(params, path, rows)
+    except (AtollError, ImportError) as error:
+        log.warning("run %s has no ONNX: %s", work.run, error)
+        return None
+    return path.read_bytes()

@@ -1,0 +1,57 @@
+"""Whom to ask for which clients, right now: a mapping that moves with the fleet and replays its past."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ...transport.drive import Drive
+from .fleet import Fleet
+
+
+class Homes(Mapping[str, Sequence[int]]):
+    """Member of ours -> the ids of the roster's clients it is asked for.
+
+    After a restart the mapping that stood when a request first went out stands again for it, so that the
+    same members are asked for the same clients. `drive`: set once it exists.
+    """
+
+    def __init__(self, fleet: Fleet, roster: Mapping[str, int]) -> None:
+        self._fleet = fleet
+        self._roster = dict(roster)
+        self.drive: Drive | None = None
+        self._again = False
+
+    def now(self) -> dict[str, list[int]]:
+        """The mapping as it is for the next request."""
+        self._again = False
+        recorded = self._recorded()
+        return self._fleet.homes(self._roster) if recorded is None else _homes(recorded)
+
+    def again(self) -> dict[str, list[int]]:
+        """The mapping to ask lost clients again by; nobody, where an earlier life did not ask again."""
+        self._again = True
+        recorded = self._recorded()
+        if recorded is None:
+            return self._fleet.homes(self._roster, here=True)
+        return _homes(recorded) if recorded.get("again") else {}
+
+    def context(self) -> dict[str, Any]:
+        """What the journal keeps with each request."""
+        return {"homes": self._fleet.homes(self._roster, here=self._again), "again": self._again}
+
+    def _recorded(self) -> Mapping[str, Any] | None:
+        return None if self.drive is None else self.drive.recorded()
+
+    def __getitem__(self, name: str) -> Sequence[int]:
+        return self.now()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.now())
+
+    def __len__(self) -> int:
+        return len(self.now())
+
+
+def _homes(recorded: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {str(name): list(map(int, clients)) for name, clients in recorded.get("homes", {}).items()}

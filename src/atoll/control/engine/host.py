@@ -1,0 +1,305 @@
+"""The desk behind a service: who is there, who left, who moved; what they have to answer is asks.py's.
+
+    drive ─► Asking.ask ─► letter "ask" to the member, again whenever it comes back
+
+A member that is away keeps its asks for a while (`patience`), then they fail. A client that has moved to
+another parent is not waited for where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...core.edge import LOST
+from ...core.errors import Refused
+from ...privacy.keys import Member
+from ...transport.service import Offer, Service
+from ..gate.gate import Gate
+from ..gate.want import Want
+from ..store.store import Store
+from .asks import Asks, Sent
+from .errands import Errands
+from .fleet import Fleet
+
+MOVED = f"{LOST}it moved to another parent"
+
+
+class Host(Errands):
+    """Implements transport.service.Desk over a store and a gate. `service` is set once it exists.
+
+    `changed`: set whenever members come, go or move. `patience`: seconds a client may be away, an edge.
+    """
+
+    service: Service
+
+    def __init__(
+        self,
+        store: Store,
+        gate: Gate,
+        federation: str,
+        *,
+        patience: float = 60.0,
+        edge_patience: float = 10.0,
+    ) -> None:
+        super().__init__(store)
+        self.federation = federation
+        self.asks = Asks(self, gate, self._send)
+        self.fleet = Fleet()
+        self.changed = asyncio.Event()
+        self.roles: dict[str, str] = {}
+        self._patience = {"client": patience, "edge": edge_patience}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._admitted: dict[str, dict[str, Any]] = {}
+        self._out: frozenset[str | int] = frozenset()
+        self._above: frozenset[str | int] = frozenset()  # of those, the ones a parent told of
+        self._elsewhere: set[str] = set()  # clients that have another parent by now
+
+    # -- members ----------------------------------------------------------------------------
+
+    def _send(self, name: str, kind: str, head: Mapping[str, Any]) -> None:
+        self.service.send(name, kind, head)
+
+    async def recall(self) -> None:
+        """Remember the members of earlier lives of this process, and who is out."""
+        for node in await self.durable(self.store.nodes):
+            self.roles[node["name"]] = node["role"]
+            if node["role"] == "client":
+                self.fleet.remembered(node["name"], node["parent"], node["info"])
+        await self.asks.recall(max(self._patience.values()))
+        await self.expel()
+
+    async def expel(self, above: Iterable[str | int] | None = None) -> None:
+        """Cut whoever was revoked since the last look, here or by who stands above; edges hear of them."""
+        self._above = self._above if above is None else frozenset(above)
+        out = self._above | await self.durable(self.store.revoked)
+        if out != self._out:
+            self._out = out
+            for edge in [name for name, role in self.fleet.children.items() if role == "edge"]:
+                self._say_out(edge)
+        for name in [name for name in self.fleet.children if name in self._out]:
+            await self.service.cut(name, "revoked")
+
+    def _say_out(self, edge: str) -> None:
+        names = sorted(name for name in self._out if isinstance(name, str))
+        serials = sorted(f"{n:x}" for n in self._out if isinstance(n, int))
+        self.service.send(edge, "revoked", {"names": names, "serials": serials})
+
+    async def admit(self, member: Member, hello: Mapping[str, Any]) -> dict[str, Any]:
+        """Members of this federation that nobody revoked, in a role that dials out."""
+        if member.federation != self.federation:
+            raise Refused(f"this is federation {self.federation!r}, the certificate is of another")
+        if member.role not in ("client", "edge"):
+            raise Refused(f"a {member.role} does not join: only edges and clients do")
+        if member.name in self._out or member.serial in self._out:
+            raise Refused("this member was revoked: ask an admin to let it enrol again")
+        self._admitted[member.name] = _about(hello)
+        self.roles[member.name] = member.role
+        return {"federation": self.federation}
+
+    async def _remember(self, name: str, role: str, about: Mapping[str, Any]) -> None:
+        way = next((s for s in self.service.sessions() if s.get("name") == name), {})
+        live = {
+            "parent": "",
+            "version": str(about.get("version", "")),
+            "address": str(way.get("address", "")),
+        }
+        kept = {k: v for k, v in about.items() if k not in ("below", "version")}
+        await self.durable(
+            lambda: self.store.node_seen(
+                name, role, {**kept, **live, "transport": str(way.get("transport", ""))}
+            )
+        )
+        await self._remember_below(name, about.get("below", {}))
+
+    async def _remember_below(self, edge: str, below: Mapping[str, Any], *, again: bool = False) -> None:
+        for name, about in below.items():
+            role = "edge" if about.get("role") == "edge" else "client"
+            self.roles.setdefault(name, role)
+            before = self.fleet.clients.get(name)
+            if again or before is None or before.via != edge or not before.present or before.about != about:
+                info = {"parent": edge, **{k: v for k, v in about.items() if k != "role"}}
+                await self.durable(lambda n=name, r=role, i=info: self.store.node_seen(n, r, i))  # type: ignore[misc]
+
+    async def present(self, name: str) -> None:
+        """A member is here: send it what is open. Only now: a seat it had before has ended by then."""
+        about = self._admitted.get(name, {})
+        await self._remember(name, self.roles[name], about)
+        for moved in self.fleet.joined(name, self.roles[name], about):
+            self._moved(*moved)
+        self._elsewhere.discard(name)
+        self._strays(about.get("below", {}))
+        if self.roles[name] == "edge":
+            self._say_out(name)
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+        asked = {c for _, sent in self.asks.of(name) for c in sent.letters[name].get("names", ())}
+        self._found([name, *sorted(asked)])
+        for ask, sent in self.asks.of(name):
+            self.asks.say(ask, sent, name)
+        for letter in self.asks.models.values():
+            self.service.send(name, "model", letter)
+        self.changed.set()
+
+    def _found(self, clients: Iterable[str]) -> None:
+        """Clients are here, while edges that were away meanwhile may still be asked for them."""
+        for client in clients:
+            seen = self.fleet.clients.get(client)
+            if seen is not None and seen.present:
+                for sent in self.asks.open.values():
+                    for edge, letter in sent.letters.items():
+                        if client in letter.get("names", ()) and edge != seen.via:
+                            self.service.send(edge, "moved", {"client": client})
+
+    async def absent(self, name: str, reason: str) -> None:
+        """It is away: its asks wait for it, but not for ever."""
+        before = self.fleet.reachable()
+        for moved in self.fleet.left(name):
+            self._moved(*moved)
+        await self._gone({name, *before} - {*self.fleet.reachable()}, reason)
+        if (seen := self.fleet.clients.get(name)) is not None and seen.present:  # under an edge, as before
+            await self._remember_below(seen.via, {name: seen.about}, again=True)
+        self._await(name)
+        self.changed.set()
+
+    def _await(self, name: str) -> None:
+        """Begin to lose patience with a member that is not here."""
+        if name not in self._timers and name not in self.fleet.children:
+            seconds = self._patience.get(self.roles.get(name, "client"), 60.0)
+            loop = asyncio.get_running_loop()
+            self._timers[name] = loop.call_later(
+                seconds, self._lost, name, f"{LOST}away for {seconds:g} seconds"
+            )
+
+    def _lost(self, name: str, reason: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+        self.asks.fail(name, reason)
+
+    async def letter(self, name: str, kind: str, head: Mapping[str, Any]) -> None:
+        """What members say: they refuse an ask, report who is below them, log something."""
+        match kind:
+            case "refuse":
+                await self.asks.refused(name, str(head.get("ask", "")), str(head.get("reason", "")))
+            case "below":
+                await self._below(name, head)
+            case "alert":
+                await self.log("", name, "warning", str(head.get("reason", "")))
+            case "live":
+                self._told(name, head.get("members"))
+            case "log":
+                level = str(head.get("level", "info"))
+                await self.log(str(head.get("run", "")), name, level, str(head.get("text", "")))
+            case "serving":
+                await self.log("", name, "info", f"serves {head.get('name')} version {head.get('version')}")
+            case _:
+                pass  # of a later minor version
+
+    def _told(self, edge: str, members: Any) -> None:
+        """What an edge says that the members below it do at this moment."""
+        if self.fleet.children.get(edge) != "edge" or not isinstance(members, Mapping):
+            return
+        for name, told in members.items():
+            if name in self.fleet.clients and isinstance(told, Mapping):
+                up, down = (n if isinstance(n := told.get(k), int) else 0 for k in ("up", "down"))
+                phase = "working" if told.get("phase") == "working" else "idle"
+                self.asks.live[name] = {
+                    "up": up,
+                    "down": down,
+                    "phase": phase,
+                    "run": str(told.get("run", ""))[:64],
+                }
+
+    def doing(self) -> dict[str, dict[str, Any]]:
+        """What every member, here or below, does at this moment: phase, run, bytes up and down."""
+        busy = self.asks.busy()
+        found = {name: dict(told) for name, told in self.asks.live.items()}
+        for name in self.fleet.children:
+            mine = found.setdefault(name, {"up": 0, "down": 0})
+            mine |= {"phase": "working" if name in busy else "idle", "run": busy.get(name, "")}
+        return found
+
+    async def _below(self, edge: str, head: Mapping[str, Any]) -> None:
+        below = head.get("clients", {})
+        if self.fleet.children.get(edge) != "edge" or not isinstance(below, Mapping):
+            return
+        await self._remember_below(edge, below)
+        before = self.fleet.reachable()
+        for moved in self.fleet.below(edge, below):
+            self._moved(*moved)
+        self._strays(below)
+        self._found(below)
+        await self._gone(before.keys() - self.fleet.reachable().keys(), f"left {edge}")
+        self.changed.set()
+
+    async def _gone(self, names: Collection[str], reason: str) -> None:
+        for name in sorted(names):
+            await self.durable(lambda name=name: self.store.node_gone(name, reason))  # type: ignore[misc]
+
+    def _moved(self, client: str, before: str) -> None:
+        """A client changed its parent: whoever it left need not wait for it."""
+        if before == client:
+            self.moved_away(client)
+        elif self._here(before):
+            self.service.send(before, "moved", {"client": client})
+        elif self.fleet.deserted(before):
+            self._lost(before, f"{LOST}its clients moved to another parent")
+
+    def _strays(self, below: Iterable[str]) -> None:
+        """Clients below an edge that we still ask ourselves, as an earlier life of ours began to."""
+        for client in below:
+            if self.asks.of(client):
+                self.moved_away(client)
+
+    def moved_away(self, client: str) -> None:
+        """Another parent has this client now: nothing of it is waited for here, unless it is back."""
+        if not self._here(client):
+            self._elsewhere.add(client)
+            self.service.leave(client, MOVED)  # its seat here is no way to it
+            self._lost(client, MOVED)
+
+    def _here(self, name: str) -> bool:
+        """Whether it is connected to us at this moment: a seat alone only waits for it."""
+        return any(s["name"] == name and s.get("connected") for s in self.service.sessions())
+
+    def serve_model(self, letter: dict[str, Any]) -> None:
+        """Tell every member which model to serve, now and whenever one comes."""
+        self.asks.models[str(letter.get("name", ""))] = letter
+        for name in self.fleet.children:
+            self.service.send(name, "model", letter)
+
+    def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
+        """An ask goes out to a member, now or when it comes; one that went elsewhere is not waited for."""
+        kept = self.asks.put(ask, sent, peer, letter, asked)
+        if peer in self._elsewhere and not self._here(peer):
+            self.spawn(kept.drive.failed(kept.request, peer, MOVED))
+        self._elsewhere.discard(peer)
+        self._await(peer)
+
+    async def offered(self, name: str, upload: str) -> Offer:
+        """See Asks."""
+        return await self.asks.offered(name, upload)
+
+    async def uploaded(self, name: str, upload: str, head: bytes, path: Path) -> dict[str, Any]:
+        """See Asks."""
+        return await self.asks.uploaded(name, upload, head, path)
+
+    async def receipt(self, name: str, upload: str) -> dict[str, Any] | None:
+        """See Asks."""
+        return await self.asks.receipt(name, upload)
+
+    def blob(self, name: str, blob: str) -> Path | None:
+        """See Asks."""
+        return self.asks.blob(name, blob)
+
+
+def _about(hello: Mapping[str, Any]) -> dict[str, Any]:
+    """What a member says about itself. Raises Refused for what is none."""
+    about = hello.get("about", {})
+    if not isinstance(about, Mapping):
+        raise Refused("a hello tells about its member in a table")
+    return dict(about)

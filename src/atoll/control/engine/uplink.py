@@ -1,0 +1,376 @@
+"""A member's way up, the same for clients and edges: who it is, its parent, what it brings and fetches.
+
+    folder/identity/   key, certificate, pinned root        made once, by a token
+    folder/models/     the newest models it was asked to work with, by blob name
+    folder/answers/    answers on their way: made once, sent until there is a receipt
+
+An answer is on disk before the first byte of it leaves, so a member that is killed sends the rest of
+it and trains nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from ...core.edge import Answer, Task
+from ...core.errors import AtollError, CodecError, ConfigError, Gone, IntegrityError, ProtocolError, Refused
+from ...core.update import Update
+from ...privacy.keys import Current, Identity
+from ...privacy.token import Token
+from ...transport.dial import Dial, Patience
+from ...transport.pump import brief
+from ...wire import body
+from ...wire.failpoint import declare, hit
+from ..settings import PLAIN, Client, Edge
+from .outside import Outside
+from .parcels import keep_frames, read_frames, take_frames
+from .work import Work, opened
+
+log = logging.getLogger("atoll.member")
+_ASKED, _FETCHED = declare("uplink.asked"), declare("uplink.fetched")
+_KEPT = declare("uplink.kept.before"), declare("uplink.kept.after")
+_UPLOADED = declare("uplink.uploaded")
+_FORGOTTEN = declare("uplink.forgotten.before"), declare("uplink.forgotten.after")
+KEPT = 2  # models kept on disk
+RENEW = 60.0  # seconds between two looks at the certificate's age, less for one that is good for minutes
+
+OnAsk: TypeAlias = Callable[["Asked"], Awaitable[Answer]]
+OnLetter: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
+OnOver: TypeAlias = Callable[[str], Awaitable[None]]
+
+
+async def _nothing(_ask: str) -> None:
+    pass
+
+
+class Asked:
+    """One ask as it came: `work` is checked, `task` complete, `names` of clients by id for an edge.
+
+    `deadline`: on the event loop's clock, None for as long as it takes. `blob`: the model's.
+    """
+
+    def __init__(self, head: Mapping[str, Any], work: Work, task: Task, now: float) -> None:
+        self.id = str(head["ask"])
+        self.work = work
+        self.task = task
+        self.blob = str(head["params"])
+        self.job: Mapping[str, Any] = head["job"]
+        self.names: Mapping[str, int] = head.get("names", {})
+        left = float(head.get("left", -1.0))
+        self.deadline = None if left < 0 else now + left
+
+    @property
+    def request(self) -> int:
+        """The number of the request within its scope."""
+        return int(self.id.rpartition(".")[2])
+
+
+class Uplink:
+    """Joins a parent, takes asks, brings answers. `run` until it is refused for good or closed.
+
+    `about()`: what the parent may know. `on_ask(asked)`: the answer. `on_letter`: every other letter.
+    `on_over(ask)`: nobody waits for this ask's answer any more.
+    """
+
+    def __init__(
+        self,
+        settings: Client | Edge,
+        about: Callable[[], Mapping[str, Any]],
+        on_ask: OnAsk,
+        on_letter: OnLetter,
+        on_over: OnOver = _nothing,
+        outside: Outside | None = None,
+    ) -> None:
+        self.outside = outside or Outside()
+        self.settings = settings
+        self.folder = Path(settings.folder)
+        self.current: Current | None = None
+        self.state = "starting"
+        self.on_open: Callable[[], None] = lambda: None
+        self._about = about
+        self._on_ask = on_ask
+        self._on_letter = on_letter
+        self._on_over = on_over
+        self._asks: dict[str, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+        self._work: dict[bytes, Work] = {}
+        self._models: dict[str, Update] = {}
+        self.dial: Dial | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """Who we are, with the newest certificate."""
+        if self.current is None:
+            raise ConfigError("this member has not joined yet")
+        return self.current()
+
+    async def join(self) -> None:
+        """Take up the identity on disk, or enrol with the token; waits for a parent that is not there yet.
+
+        Raises ConfigError without either, Refused or PrivacyError where a parent says no for good.
+        """
+        place = self.folder / "identity"
+        if not (place / "cert.pem").exists():
+            if not self.settings.token or not self.settings.join:
+                raise ConfigError("a member's first start needs a URL and a token: --join URL --token TOKEN")
+            await self._enrol(place, Token.parse(self.settings.token))
+        self.current = Current(place)
+
+    async def _enrol(self, place: Path, token: Token) -> None:
+        from ...transport.enrol import enrol
+
+        edge = isinstance(self.settings, Edge)
+        for tries in count():
+            url = self.settings.join[tries % len(self.settings.join)]
+            try:
+                await enrol(
+                    url,
+                    token,
+                    folder=place,
+                    role="edge" if edge else "client",
+                    name=self.settings.name,
+                    hosts=self.settings.names if isinstance(self.settings, Edge) else (),
+                    proxy=self.settings.proxy or None,
+                    now=time.time(),
+                )
+            except Gone as error:
+                log.warning("%s; trying again", error)
+                await asyncio.sleep(min(3.0, 0.25 * 2 ** min(tries, 6)))
+            else:
+                return
+
+    async def run(self) -> None:
+        """Stay joined. Raises Refused or ProtocolError where every parent refuses for good."""
+        (self.folder / "models").mkdir(parents=True, exist_ok=True)
+        (self.folder / "answers").mkdir(parents=True, exist_ok=True)
+        urls = self.settings.join or self.identity.urls
+        plain = [url for url in urls if urlsplit(url).scheme in PLAIN]
+        if plain and not self.settings.insecure:
+            raise ConfigError(f"{plain[0]} has no TLS: write https://, or insecure = true", "$.join")
+        assert self.current is not None  # noqa: S101  identity has been read above
+        if self.identity.renew_due(time.time()):  # it may have been away for long
+            await self._renewed(urls)
+        renewing = asyncio.get_running_loop().create_task(self._renew(urls))
+        try:
+            while not await self._joined(urls):
+                pass
+        finally:
+            renewing.cancel()
+            for task in (*self._asks.values(), *self._others):
+                task.cancel()
+
+    async def _joined(self, urls: tuple[str, ...]) -> bool:
+        """Stay until we leave. False where a certificate had run out under us, and there is a new one."""
+        assert self.current is not None  # noqa: S101  see run
+        self.dial = Dial(
+            urls,
+            self.outside.link(self.current, self.settings.transport, self.settings.proxy, self._ca),
+            lambda: {"about": {"version": version("atoll-fl"), **self._about()}},
+            on_letter=self._letter,
+            on_open=self._opened,
+            on_lost=self._lost,
+            idle=lambda: not self._asks,
+            patience=Patience(home=self.settings.home),
+            draw=self.outside.draw(),
+            clock=asyncio.get_running_loop().time,
+        )
+        ended = self.identity.member.until
+        try:
+            await self.dial.run()
+        except (Refused, ProtocolError):
+            if time.time() < ended or not (self.identity.member.until > ended or await self._renewed(urls)):
+                raise
+            return False
+        return True
+
+    def busy(self, ask: str) -> bool:
+        """Whether we are at this ask now."""
+        return ask in self._asks
+
+    async def close(self) -> None:
+        """Say goodbye."""
+        if self.dial is not None:
+            await self.dial.close()
+
+    def beside(self, job: Coroutine[Any, Any, None]) -> None:
+        """Run it beside everything else, until it ends or the member does."""
+        task = asyncio.get_running_loop().create_task(job)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+    def send(self, kind: str, head: Mapping[str, Any]) -> None:
+        """A letter to the parent."""
+        if self.dial is not None:
+            self.dial.send(kind, head)
+
+    async def _opened(self, welcome: Mapping[str, Any], fresh: bool) -> None:  # noqa: FBT001  dial's contract
+        self.state = "connected"
+        self.on_open()
+
+    async def _lost(self, reason: str) -> None:
+        self.state = f"away: {reason}"
+
+    async def _renew(self, urls: tuple[str, ...]) -> None:
+        """A new certificate at half of the old one's life; a failure is tried again."""
+        while True:
+            mine = self.identity
+            await asyncio.sleep(min(RENEW, (mine.member.until - mine.since) / 8))
+            if self.identity.renew_due(time.time()) and await self._renewed(urls) and self.dial is not None:
+                await self.dial.again()  # the connection that stands goes by the old one
+
+    @property
+    def _ca(self) -> Path | None:
+        return Path(self.settings.ca) if self.settings.ca else None
+
+    async def _renewed(self, urls: tuple[str, ...]) -> bool:
+        """Whether one of our parents gave us a new certificate."""
+        from ...transport.enrol import renew
+
+        for url in urls:
+            try:
+                proxy = self.settings.proxy or None
+                await renew(url, self.identity, proxy=proxy, ca=self._ca, now=time.time())
+            except AtollError as error:
+                log.warning("the certificate was not renewed: %s", error)
+            else:
+                return True
+        return False
+
+    # -- letters ----------------------------------------------------------------------------
+
+    async def _letter(self, kind: str, head: Mapping[str, Any]) -> None:
+        match kind:
+            case "ask":
+                ask = str(head.get("ask", ""))
+                if ask not in self._asks:
+                    task = asyncio.get_running_loop().create_task(self._answer(ask, head))
+                    self._asks[ask] = task
+                    task.add_done_callback(lambda _: self._asks.pop(ask, None))
+            case "cancel":
+                task_ = self._asks.get(str(head.get("ask", "")))
+                if task_ is not None:
+                    task_.cancel()
+                await self._forget(str(head.get("ask", "")))
+            case _:
+                await self._on_letter(kind, head)
+
+    async def _answer(self, ask: str, head: Mapping[str, Any]) -> None:
+        """From an ask to its receipt; whatever goes wrong is said to the parent, never silence."""
+        try:
+            path = self._answer_path(ask)
+            hit(_ASKED)
+            fresh = not (path.exists() and await self._whole(path))
+            if fresh:
+                asked = await self.read(head)
+                answer = await self._on_ask(asked)
+                most = None if isinstance(self.settings, Edge) else asked.work.job.max_weight
+                message = body.answer_message(answer, run=ask, request=asked.request, most=most)
+                hit(_KEPT[0])
+                await brief(asked.task.params.buffer.nbytes, keep_frames, path, message)
+                hit(_KEPT[1])
+                del answer, message
+            assert self.dial is not None  # noqa: S101  asks come through it
+            await self.dial.upload(f"{ask}.{self.identity.member.name}", path, fresh=fresh)
+            hit(_UPLOADED)
+            await self._forget(ask)
+        except asyncio.CancelledError:
+            raise
+        except Refused as error:
+            log.info("%s: %s", ask, error)
+            self.send("refuse", {"ask": ask, "reason": str(error)[-60_000:]})
+            await self._forget(ask)
+        except Exception as error:  # noqa: BLE001  a bug reaches the operator with its traceback
+            from ...learn.local import reason
+
+            text = reason(error)
+            log.warning("%s: %s", ask, text)
+            self.send("refuse", {"ask": ask, "reason": text[-60_000:]})
+            await self._forget(ask)
+
+    async def _whole(self, path: Path) -> bool:
+        """Whether an answer of an earlier try is there; one that a power cut spoiled is made again."""
+
+        def sound() -> bool:
+            try:
+                read_frames(path, finite=False)
+            except FileNotFoundError:
+                return False
+            except (CodecError, IntegrityError):
+                path.unlink(missing_ok=True)
+                return False
+            return True
+
+        return await asyncio.to_thread(sound)
+
+    async def read(self, head: Mapping[str, Any]) -> Asked:
+        """The ask with its model, once the job's signature was found to be right."""
+        job = head.get("job")
+        if not isinstance(job, Mapping):
+            raise ProtocolError("an ask without a signed job")
+        work = self._opened_work(job)
+        params = await self.model(str(head.get("params", "")))
+        task = body.task_of(head.get("task", {}), params)
+        return Asked(head, work, task, asyncio.get_running_loop().time())
+
+    def _opened_work(self, job: Mapping[str, Any]) -> Work:
+        """Each job's signature is looked at once."""
+        text = job.get("text")
+        if isinstance(text, bytes) and text in self._work:
+            return self._work[text]
+        identity = self.identity
+        work = opened(job, identity.roots, identity.member.federation, now=time.time())
+        if len(self._work) > 16:
+            self._work.clear()
+        self._work[work.text] = work
+        return work
+
+    async def model(self, blob: str) -> Update:
+        """The model in a blob, fetched unless it is here."""
+        if blob not in self._models:
+            here = self._model_path(blob).exists()
+            path = await self.fetch(blob)
+            try:
+                size = path.stat().st_size
+                message = await brief(size, read_frames if here else take_frames, path)
+            except (CodecError, IntegrityError):
+                path.unlink(missing_ok=True)  # a power cut spoiled it
+                message = await asyncio.to_thread(take_frames, await self.fetch(blob))
+            params = body.params_of(message)
+            self._models = {blob: params}
+        return self._models[blob]
+
+    async def fetch(self, blob: str) -> Path:
+        """A blob's file; older ones go."""
+        path = self._model_path(blob)
+        if not path.exists():
+            assert self.dial is not None  # noqa: S101  asks come through it
+            held = {p.name: p for p in path.parent.iterdir() if len(p.name) == 64}
+            await self.dial.download(blob, path, held)
+            hit(_FETCHED)
+            newest = sorted((p for p in path.parent.iterdir()), key=lambda p: p.stat().st_mtime_ns)
+            for old in newest[:-KEPT]:
+                old.unlink(missing_ok=True)
+        return path
+
+    def _model_path(self, blob: str) -> Path:
+        if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
+            raise ProtocolError("a blob's name is 64 hexadecimal digits")
+        return self.folder / "models" / blob
+
+    def _answer_path(self, ask: str) -> Path:
+        return self.folder / "answers" / hashlib.sha256(ask.encode()).hexdigest()
+
+    async def _forget(self, ask: str) -> None:
+        hit(_FORGOTTEN[0])
+        self._answer_path(ask).unlink(missing_ok=True)
+        hit(_FORGOTTEN[1])
+        await self._on_over(ask)

@@ -1,0 +1,289 @@
+"""Doors and ways: what a server listens on, and how a member finds it from one URL.
+
+A member knows its parent by one https:// URL. There the server says which other doors it has
+(`/v1/ways`), so that one line, `transport = "grpc"`, chooses how the two talk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ...core.errors import Gone
+from ...privacy.keys import Current
+from ...privacy.private import write_private
+from ...transport import link
+from ...transport.open import open_link
+from ...wire.codec import Bytes
+from ..settings import PLAIN, Transport, address
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from ...transport.https import Extra
+    from .coordinator import Coordinator
+    from .host import Host
+    from .pki import Registrar
+
+CACHE = 8 << 20  # bytes of models read last: the system has the rest in memory anyway
+SECONDS = 20.0  # until a server must have said which doors it has
+LONGEST = 1 << 16  # bytes of what it says
+GRACE = 30.0  # seconds a member's seat waits for it to connect again
+_SCHEMES: Mapping[Transport, str] = {"grpc": "grpcs", "https": "https", "websocket": "wss"}
+
+
+class Servers:
+    """The doors of a coordinator or an edge: gRPC, HTTPS and WebSocket for members, and enrolment."""
+
+    def __init__(self, settings: Any, current: Current, host: Host, registrar: Any = None) -> None:
+        from ...transport.service import Limits, Service
+
+        self.settings = settings
+        self.current = current
+        self.registrar = registrar
+        self.host = host
+        self.ports: dict[str, Any] = {}
+        clock = asyncio.get_running_loop().time
+        limits = Limits(cache=CACHE, heartbeat=settings.heartbeat, grace=min(settings.patience, GRACE))
+        self.service = Service(host, limits, clock=clock)
+        host.service = self.service
+        self._open: list[Any] = []
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigError or StateError where it cannot."""
+        from ...transport import grpc, https
+
+        source = None if self.settings.insecure else self.current
+        federation = self.current().member.federation
+        await self.service.start()
+        host, _ = address(self.settings.listen, "$.listen")
+        grpc_port = None
+        if self.settings.grpc:
+            door = await grpc.serve(self.service, self.settings.grpc, source, federation=federation)
+            self._open.append(door)
+            grpc_port = door.port
+        ways = {"grpc": grpc_port, "protocol": list(link.PROTOCOL)}
+        front = await https.serve(
+            self.service,
+            self.settings.listen,
+            source,
+            federation=federation,
+            extra=self._extra(ways),
+        )
+        self._open.append(front)
+        ways |= {"https": front.port, "websocket": front.port}
+        self.announce({"listen": f"https://{host}:{front.port}", "grpc": grpc_port})
+
+    def _extra(self, ways: Mapping[str, Any]) -> Extra:
+        """What members find beside their sessions: our other doors, the root, enrolment and renewal."""
+        from aiohttp import web
+
+        from ...transport import entry
+
+        if self.registrar is not None:
+            doors = entry.routes(self.registrar, urls=(), clock=time.time, call=self.host.durable)
+        else:
+            doors = entry.passed_on(self._parent, self.current, urls=(), proxy=self.settings.proxy or None)
+        extra: dict[tuple[str, str], Any] = {}
+
+        async def say(_request: web.Request, _member: Any) -> web.StreamResponse:
+            return web.json_response(ways)
+
+        for door in doors:
+            extra[door.method, door.path] = _answers(door.handler)
+        extra["GET", "/v1/ways"] = say
+        return extra
+
+    def _parent(self) -> str:
+        """Where an edge asks for certificates on behalf of its children."""
+        return str(self.settings.join[0])
+
+    def announce(self, more: Mapping[str, Any]) -> None:
+        """Write where we listen into `ports.json`."""
+        self.ports |= more
+        write_private(Path(self.settings.folder) / "ports.json", json.dumps(self.ports, indent=1).encode())
+
+    async def stop(self) -> None:
+        """Tell members when to come back, and close."""
+        await self.service.close()
+        for door in self._open:
+            await door.close()
+
+
+def _answers(handler: Any) -> Callable[[web.Request, Any], Any]:
+    async def answer(request: web.Request, _member: Any) -> web.StreamResponse:
+        found: web.StreamResponse = await handler(request)
+        return found
+
+    return answer
+
+
+class Api:
+    """The door for operators: REST, metrics, the console."""
+
+    def __init__(self, node: Coordinator, registrar: Registrar) -> None:
+        from ..desk import api
+        from ..desk.admin import first
+        from ..desk.listen import Listening
+        from ..desk.office import Office
+
+        settings = node.settings
+        host, port = address(settings.api, "$.api")
+        self._node = node
+        self._office = Office(
+            node.store,
+            settings.federation,
+            registrar.root,
+            node.folder,
+            hosts=frozenset({"localhost", "127.0.0.1", "::1", host, *settings.names}),
+            until=lambda: node.current().member.until,
+            live=node.live,
+            about=node.about,
+            busy=lambda: "",
+        )
+        from ...transport.tls import server_context
+
+        tls = server_context(node.current, "none")
+        self._listening = Listening(api.guarded(self._office), host, port, tls)
+        self.url = self._listening.url
+        self._first = lambda: first(
+            node.store, self._office.fingerprint, time.time(), secrets.token_bytes, self._keep
+        )
+        self._task: Any = None
+
+    async def start(self) -> None:
+        """Serve; at a first start put the admin's token into `admin.json`, readable by its owner only."""
+        await self._node.host.durable(self._first)
+        self._task = asyncio.get_running_loop().create_task(self._listening.serve())
+
+    def _keep(self, token: str) -> None:
+        kept = json.dumps({"url": self.url, "token": token}, indent=1)
+        write_private(self._node.folder / "admin.json", kept.encode())
+
+    async def stop(self) -> None:
+        """Answer what is under way, then close."""
+        self._listening.close()
+        if self._task is not None:
+            await self._task
+
+
+def find_link(
+    current: Current, transport: Transport, proxy: str, ca: Path | None = None
+) -> Callable[[str], link.Link]:
+    """How to make a link to a URL: as its scheme says, or for https:// as `transport` does.
+
+    Over plain text, which links take to this machine only, we say who we are and nothing proves it.
+    """
+
+    def make(url: str) -> link.Link:
+        scheme = urlsplit(url).scheme
+        if scheme in PLAIN:
+            return open_link(url, None, claim=current().member)
+        if scheme == "https" and transport != "https":
+            return Found(url, current, transport, proxy)
+        return open_link(url, current(), proxy=proxy or None, ca=ca)
+
+    return make
+
+
+async def _get(url: str, path: str, context: ssl.SSLContext) -> bytes | None:
+    """A short answer 200, None for anything that is less simple: a member over gRPC needs no HTTP library,
+    which would be a sixth of its memory. Raises Gone where nobody listens.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 443
+    lines = f"GET {path} HTTP/1.1", f"Host: {parts.netloc}", "Accept-Encoding: identity", "Connection: close"
+    try:
+        async with asyncio.timeout(SECONDS):
+            reader, writer = await asyncio.open_connection(host, port, ssl=context)
+            try:
+                writer.write("\r\n".join([*lines, "", ""]).encode("ascii"))
+                data = await reader.read(LONGEST)
+                while more := await reader.read(LONGEST - len(data)):
+                    data += more
+            finally:
+                writer.close()
+    except (ConnectionRefusedError, ConnectionResetError, TimeoutError) as error:
+        raise Gone(f"{url} cannot be reached: {str(error) or 'it does not answer'}") from None
+    except (OSError, UnicodeEncodeError):
+        return None
+    head, _, body = data.partition(b"\r\n\r\n")
+    simple = head.startswith(b"HTTP/1.1 200 ") and b"chunked" not in head.lower()
+    return body if simple and len(data) < LONGEST else None
+
+
+class Found:
+    """A link over the door that the server names for a transport, asked for when it is first used."""
+
+    def __init__(self, url: str, current: Current, transport: Transport, proxy: str) -> None:
+        self.url = url
+        self._current = current
+        self._transport = transport
+        self._proxy = proxy
+        self._inner: link.Link | None = None
+
+    async def _door(self) -> link.Link:
+        if self._inner is None:
+            ways = await self._ask()
+            port = ways.get(self._transport)
+            if not isinstance(port, int):
+                raise Gone(f"{self.url} offers no {self._transport}: choose another transport")
+            host = urlsplit(self.url).hostname or ""
+            host = f"[{host}]" if ":" in host else host
+            door = f"{_SCHEMES[self._transport]}://{host}:{port}"
+            self._inner = open_link(door, self._current(), proxy=self._proxy or None)
+        return self._inner
+
+    async def _ask(self) -> dict[str, Any]:
+        from ...transport.tls import client_context
+
+        context = client_context(self._current().roots)
+        answer = None
+        if not self._proxy and not any(name.lower().endswith("_proxy") for name in os.environ):
+            answer = await _get(self.url, "/v1/ways", context)
+        if answer is None:
+            from ...transport.enrol import Caller
+
+            async with Caller(self.url, self._proxy or None) as caller:
+                answer = await caller.get("/v1/ways", context)
+        try:
+            ways = json.loads(answer)
+        except ValueError:
+            ways = None
+        if not isinstance(ways, dict):
+            raise Gone(f"{self.url} did not say which doors it has: is it another service's address?")
+        return ways
+
+    async def session(self, name: str, hello: bytes) -> link.Channel:
+        """See link.Link."""
+        return await (await self._door()).session(name, hello)
+
+    async def offset(self, upload: str) -> int:
+        """See link.Link."""
+        return await (await self._door()).offset(upload)
+
+    async def upload(self, upload: str, frames: AsyncIterator[bytes], start: int) -> dict[str, Any]:
+        """See link.Link."""
+        return await (await self._door()).upload(upload, frames, start)
+
+    async def download(self, blob: str, start: int, have: Sequence[str]) -> AsyncIterator[Bytes]:
+        """See link.Link."""
+        async for frame in (await self._door()).download(blob, start, have):
+            yield frame
+
+    async def probe(self) -> None:
+        """See link.Link."""
+        await (await self._door()).probe()
+
+    async def close(self) -> None:
+        """See link.Link."""
+        if self._inner is not None:
+            await self._inner.close()

@@ -1,0 +1,1 @@
+"""The gate: what looks at answers of members before anything else does."""

@@ -1,0 +1,146 @@
+"""`atoll doctor`: looks for what keeps a member or an operator from working, each finding with its remedy.
+
+It checks what is there to check: always versions and the proxy; with a URL the name, the way, the
+certificate, the clock and the other side's version; with a token whether it is let in; with a folder
+the disk, the modes of private files, the identity in it and the schema of a store. It changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from ...core.errors import AtollError
+from .doctor_member import doors
+from .doctor_network import network
+from .finding import Finding, span
+
+ROOM = 1 << 30  # bytes free on the disk below which one is
+PRIVATE = ("key.pem", "authority.key.pem", "operator.json", "admin.json")
+
+
+def examine(
+    url: str | None = None,
+    token: str | None = None,
+    folder: Path | None = None,
+    *,
+    timeout: float = 10.0,
+    clock: Callable[[], float] = time.time,
+) -> list[Finding]:
+    """All findings, in the order one would look for a cause."""
+    found = [*_versions()]
+    if folder is not None:
+        found += [*_folder(folder, clock()), *doors(folder, timeout, clock)]
+    if url is not None:
+        found += [*network(url, token, timeout, clock)]
+    return found
+
+
+def _versions() -> Iterator[Finding]:
+    here = platform.python_version()
+    yield Finding("python", "ok", f"Python {here} on {platform.system()} {platform.machine()}")
+    missing, seen = [], 0
+    for line in requires("atoll-fl") or ():
+        name = line.split(";")[0].strip()
+        if "extra ==" in line:
+            continue
+        try:
+            version(name.partition(">")[0].partition("=")[0].partition("[")[0].strip())
+            seen += 1
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        remedy = "pip install --upgrade atoll-fl"
+        yield Finding("packages", "bad", f"not installed: {', '.join(missing)}", remedy)
+    else:
+        yield Finding("packages", "ok", f"atoll {version('atoll-fl')} and the {seen} packages it needs")
+
+
+# -- a folder -----------------------------------------------------------------------------------
+
+
+def _folder(folder: Path, now: float) -> Iterator[Finding]:
+    if not folder.is_dir():
+        yield Finding(
+            "folder", "bad", f"there is no folder {folder}", "name the member's or coordinator's own"
+        )
+        return
+    yield from _disk(folder)
+    yield from _modes(folder)
+    for place in sorted({p.parent for p in folder.rglob("cert.pem")}):
+        yield _identity(place, now)
+    if (folder / "atoll.db").exists():
+        yield _schema(folder)
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.1f} GB free at {folder}"
+    if free < ROOM:
+        yield Finding("disk", "warn", text, "free some space: a full disk makes the store read-only")
+    else:
+        yield Finding("disk", "ok", text)
+    if not os.access(folder, os.W_OK):
+        remedy = "give the folder to the user that runs atoll (chown)"
+        yield Finding("disk", "bad", f"{folder} cannot be written", remedy)
+
+
+def _modes(folder: Path) -> Iterator[Finding]:
+    if os.name != "posix":
+        return
+    private = [p for p in sorted(folder.rglob("*")) if p.name in PRIVATE]
+    open_ = [p for p in private if p.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)]
+    for path in open_:
+        remedy = f"chmod 600 {path}, and renew what is in it: others may have read it"
+        yield Finding("private files", "bad", f"others can read {path}", remedy)
+    if private and not open_:
+        yield Finding("private files", "ok", f"{len(private)} keys and tokens, readable by their owner only")
+
+
+def _identity(place: Path, now: float) -> Finding:
+    from ...privacy.keys import Identity, chain_member
+
+    try:
+        identity = Identity.open(place)
+        chain_member(identity.chain, identity.roots, now=now)
+    except AtollError as error:
+        remedy = "enrol again with a new token (atoll token create)"
+        return Finding("identity", "bad", f"{place}: {error}", remedy)
+    left = identity.member.until - now
+    text = f"{identity.member.uri}, certified for another {span(left)}"
+    if identity.renew_due(now) and left < (identity.member.until - identity.since) / 4:
+        remedy = "it should have been renewed by now: see that the member runs and reaches its server"
+        return Finding("identity", "warn", text, remedy)
+    return Finding("identity", "ok", text)
+
+
+def _schema(folder: Path) -> Finding:
+    """The store's schema, read without opening the store: that would migrate it."""
+    import sqlite3
+    from contextlib import closing
+
+    from ..store.schema import REVISION
+
+    try:
+        where = f"file:{folder / 'atoll.db'}?mode=ro"
+        with closing(sqlite3.connect(where, uri=True)) as db:
+            found = db.execute("SELECT version_num FROM alembic_version").fetchone()
+            whole = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.Error as error:
+        return Finding("schema", "bad", f"the store cannot be read: {error}", "atoll restore a backup")
+    if whole != "ok":
+        return Finding("schema", "bad", f"the database is damaged: {whole}", "atoll restore a backup")
+    text = f"the store is at schema {found[0] if found else 'none'}, this atoll has {REVISION}"
+    if found and found[0] > REVISION:
+        return Finding("schema", "bad", text, "upgrade atoll here: a newer one wrote this store")
+    if not found or found[0] < REVISION:
+        return Finding(
+            "schema", "warn", text, "start the coordinator once: it migrates the store; back up before"
+        )
+    return Finding("schema", "ok", text)

@@ -1,0 +1,140 @@
+"""`atoll predict`: rows from a file to a client's prediction service, or through an ONNX model here."""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from ...core.errors import ConfigError, DataError, Gone, Refused
+from ..pinning import loopback
+
+TIMEOUT = 30.0  # seconds
+MOST = 64 << 20  # bytes of an answer
+BATCH = 256  # rows of one request
+
+
+def read_rows(path: Path, leave: Sequence[str] = ()) -> list[list[float]]:
+    """The rows of a CSV file with a header (`-`: standard input), without the columns in `leave`.
+
+    Raises DataError, naming the column, for what is no finite number; ConfigError for no such column.
+    """
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: give a CSV file with a header ({error})") from None
+    head, *lines = [row for row in csv.reader(text.splitlines()) if row] or [[]]
+    for name in leave:
+        if name not in head:
+            raise ConfigError(f"{path} has no column {name!r}: it has {', '.join(head[:20])}")
+    kept = [k for k, name in enumerate(head) if name not in leave]
+    if not lines or not kept:
+        raise DataError(f"{path} holds no rows: expected a header and at least one line below it")
+    return [[_number(row, k, head, at) for k in kept] for at, row in enumerate(lines, 2)]
+
+
+def _number(row: Sequence[str], k: int, head: Sequence[str], line: int) -> float:
+    try:
+        value = float(row[k])
+    except (ValueError, IndexError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(
+            f"line {line}, column {head[k]!r}: expected a finite number; leave the column out with --leave"
+        )
+    return value
+
+
+def ask(url: str, rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """{predictions, model} of the prediction service at `url`.
+
+    Raises Gone where nobody answers, Refused with its reason where it refuses the rows.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"expected the URL of a prediction service, as in http://127.0.0.1:9000, got {url!r}"
+        )
+    if parts.scheme == "http" and not loopback(parts.hostname):
+        raise ConfigError(f"{url} would send rows in the clear: predict at the site itself, or over https://")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port, timeout=TIMEOUT)
+    found: list[Any] = []
+    model: Any = None
+    try:
+        for batch in _batches(rows):
+            connection.request("POST", "/v1/predict", json.dumps({"rows": batch}), _JSON)
+            answer = connection.getresponse()
+            body = answer.read(MOST)
+            if answer.status != 200:
+                raise Refused(_reason(body, answer.status))
+            values = json.loads(body)
+            found += _first(values["predictions"])
+            model = values.get("model")
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise Gone(f"no prediction service answers at {url}: {error}; see `predict` in client.toml") from None
+    finally:
+        connection.close()
+    return {"predictions": found, "model": model}
+
+
+def _first(predictions: Any) -> list[Any]:
+    """A model's first answer for each row: the label, the number; its scores stand beside."""
+    if isinstance(predictions, dict):
+        predictions = predictions.get("label") or next(iter(predictions.values()))
+    return list(predictions)
+
+
+def models(url: str) -> list[dict[str, Any]]:
+    """The models that a prediction service serves: name, version. Raises Gone where nobody answers."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
+    try:
+        connection.request("GET", "/v1/models")
+        return list(json.loads(connection.getresponse().read(MOST))["models"])
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise Gone(f"no prediction service answers at {url}: {error}; see `predict` in client.toml") from None
+    finally:
+        connection.close()
+
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def _batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(rows), BATCH):
+        yield rows[start : start + BATCH]
+
+
+def _reason(body: bytes, status: int) -> str:
+    try:
+        error = json.loads(body)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        return f"the prediction service answered with status {status}"
+
+
+def local(path: Path, rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The same from an ONNX file here. Raises ConfigError for a file that holds no model for such rows."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("this needs onnxruntime: pip install 'atoll-fl[edge]'") from None
+    try:
+        data = path.read_bytes()
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        found = session.run(None, {session.get_inputs()[0].name: np.asarray(rows, np.float32)})[0]
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # noqa: BLE001  onnxruntime raises types of its own
+        text = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(f"{path} does not take these rows of {len(rows[0])} numbers: {text}") from None
+    return {"predictions": np.asarray(found).tolist(), "model": {"name": path.stem, "version": None}}

@@ -1,0 +1,193 @@
+"""A federation of machines from Python: the verbs of the command line, and runs that come back whole.
+
+fed = at.connect("https://hub.example:8445", token="atoll1.…")
+run = fed.submit("job.toml").wait()     # a Run, as at.simulate gives
+run.metrics["accuracy"], run.export("model.onnx")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from ...job import Job
+from ...privacy.token import Token
+from .. import config
+from . import restate
+from .fetched import graph_file, model_file, params_of
+from .remote import ENDED, RemoteRun
+from .rest import Rest, path
+from .where import where
+
+Row = dict[str, Any]
+
+
+def connect(url: str | None = None, token: str | Token | None = None, *, timeout: float = 30.0) -> Federation:
+    """The federation whose coordinator's API is at `url`, as the operator `token` was made for.
+
+    Without them: $ATOLL_URL and $ATOLL_TOKEN, else the file that `atoll up` and a coordinator's first
+    start write. `timeout`: seconds for each step on the network. Nothing is sent before the server has
+    proved itself by the root that the token names.
+
+    Raises ConfigError where no token or URL is found, PrivacyError for a server of another federation,
+    Gone where it cannot be reached, Refused for a token it does not know.
+    """
+    found = where(url, None if token is None else str(token))
+    federation = Federation(Rest(found.url, Token.parse(found.token), timeout=timeout))
+    federation.about()
+    return federation
+
+
+class Federation:
+    """The verbs of an operator; made by `connect`. Rows are dicts as the REST API gives them.
+
+    Each raises Refused where the token's role may not, MisuseError for an id that is not there.
+    """
+
+    def __init__(self, rest: Rest) -> None:
+        self._rest = rest
+
+    def __repr__(self) -> str:
+        return f"Federation({self._rest.url})"
+
+    def about(self) -> Row:
+        """Its name, version and root's fingerprint, and who you are to it: caller and role."""
+        return self._row(self._rest.get("/v1/federation"))
+
+    def submit(
+        self,
+        job: Job | str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        seed: int | None = None,
+        data: str | Mapping[str, Any] | None = None,
+    ) -> RemoteRun:
+        """Queue a job: a job file's path, its values, or a Job whose parts have names.
+
+        `data`: what the sites call the data, for a Job; it overrides a file's. `seed`: instead of the
+        file's. Raises ConfigError with the path of what is wrong.
+        """
+        if isinstance(job, Job):
+            values: dict[str, Any] = restate.table(job)
+        elif isinstance(job, Mapping):
+            values = dict(job)
+        else:
+            values = dict(config.read(Path(job)).table)
+        if data is not None:
+            values["data"] = data
+        row = self._rest.post("/v1/runs", {"job": values, "seed": seed})["run"]
+        return RemoteRun(self, row["id"])
+
+    def runs(self, state: str | None = None, limit: int = 100) -> list[Row]:
+        """The newest runs; queued ones with their `place` in the queue."""
+        return list(self._rest.get("/v1/runs", state=state, limit=limit)["runs"])
+
+    def run(self, id: str) -> RemoteRun:
+        """A run by its id. Raises MisuseError where there is none."""
+        found = RemoteRun(self, id)
+        _ = found.record
+        return found
+
+    def nodes(self) -> list[Row]:
+        """Every member: role, parent, state (online, away, revoked), what it does, when it was seen."""
+        return list(self._rest.get("/v1/nodes")["nodes"])
+
+    def drain(self, name: str, on: bool = True) -> Row:  # noqa: FBT001, FBT002
+        """Give a member no new work; `on=False` gives it work again."""
+        return self._row(self._rest.post(path("nodes", name, "drain"), {"on": on}))
+
+    def revoke(self, name: str) -> Row:
+        """Shut a member out: its streams end, its certificates are worth nothing."""
+        return self._row(self._rest.post(path("nodes", name, "revoke")))
+
+    def readmit(self, name: str) -> Row:
+        """Let a revoked name enrol again, with a new token."""
+        return self._row(self._rest.post(path("nodes", name, "readmit")))
+
+    def tokens(self) -> list[Row]:
+        """Tokens that were made: id, role, name, until, whether used. Their secrets are nowhere kept."""
+        return list(self._rest.get("/v1/tokens")["tokens"])
+
+    def token(self, role: str, name: str, hours: float = 24.0) -> str:
+        """A new token: one enrolment of a client or an edge, or an operator's key until it ends."""
+        asked = {"role": role, "name": name, "hours": hours}
+        return str(self._rest.post("/v1/tokens", asked)["token"])
+
+    def forget(self, token: str) -> Row:
+        """Make a token worthless, by its id."""
+        return self._row(self._rest.delete(path("tokens", token)))
+
+    def models(self, name: str | None = None, run: str | None = None) -> list[Row]:
+        """Registered models, newest version first: name, version, run, metrics, manifest."""
+        return list(self._rest.get("/v1/models", name=name, run=run)["models"])
+
+    def model(self, name: str, version: int | str = "latest") -> Row:
+        """One version of a model, with the signed manifest."""
+        return self._row(self._rest.get(path("models", name, version)))
+
+    def export(
+        self, name: str, to: str | os.PathLike[str], version: int | str = "latest", example: Any = None
+    ) -> Path:
+        """Write a model to a *.safetensors or *.onnx file.
+
+        The ONNX graph is the one in the registry, its signature verified, where there is one; else its
+        learner here writes one. `example`: rows to follow through it then. Raises ConfigError for
+        another ending or a learner that cannot, ProtocolError for a signature that is not a coordinator's.
+        """
+        file, found = Path(to), self.model(name, version)
+        if file.suffix == ".onnx" and example is None and "onnx" in found["forms"]:
+            return graph_file(file, self._file(found, "onnx"), found["manifest"], self._rest.root())
+        return model_file(file, self._params(found), lambda: self.run(found["run"]), example)
+
+    def events(self, after: int = 0, *, run: str | None = None, wait: float = 0.0) -> tuple[list[Row], int]:
+        """State changes after event `after`, and the number to ask after next; waits for some."""
+        answer = self._rest.get("/v1/events", timeout=wait + 30.0, after=after, run=run, wait=wait)
+        return list(answer["events"]), int(answer["next"])
+
+    def overview(self, run: str | None = None) -> Row:
+        """What the live page shows, in one answer: of `run`, or of the one at work."""
+        return self._row(self._rest.get("/v1/overview", run=run))
+
+    def health(self) -> Row:
+        """The coordinator's store, disk, schema, certificate and versions."""
+        return self._row(self._rest.get("/v1/health"))
+
+    def audit(self, seen: str = "") -> Row:
+        """Verify the chained log of events: ok, how many, and the first row that was altered.
+
+        `seen`: an end noted earlier, "number:hash", which the log must still hold.
+        """
+        return self._row(self._rest.get("/v1/audit", timeout=600.0, seen=seen or None))
+
+    def backup(self) -> Row:
+        """Have the coordinator write a backup into its own folder; its path there, size and SHA-256."""
+        return self._row(self._rest.post("/v1/backups"))
+
+    def prune(self, keep_days: float, keep_runs: int = 0) -> Row:
+        """Forget ended runs older than `keep_days`, but the newest `keep_runs`, and blobs nobody needs."""
+        return self._row(self._rest.post("/v1/prune", {"keep_days": keep_days, "keep_runs": keep_runs}))
+
+    def close(self) -> None:
+        """Close the connection; the next verb opens another."""
+        self._rest.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _params(self, found: Row) -> Any:
+        return params_of(self._file(found, "safetensors"))
+
+    def _file(self, found: Row, form: str) -> bytes:
+        where = path("models", found["name"], found["version"], "file")
+        return self._rest.download(f"{where}?form={form}")
+
+    @staticmethod
+    def _row(answer: Any) -> Row:
+        return dict(answer)
+
+
+__all__ = ["ENDED", "Federation", "RemoteRun", "connect"]
