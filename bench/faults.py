@@ -131,6 +131,27 @@ def uploads(size: Size) -> Iterator[Row]:
             yield row
 
 
+def repeats(size: Size) -> Iterator[Row]:
+    """The same answer more than once: ten times at once, and through two edges."""
+    from tests.federation import troubles
+    from tests.federation.kills import Sweep
+
+    for what, job, edges, case in (
+        (
+            f"the same upload {troubles.TIMES} times at once, and after a lost receipt",
+            troubles.WIDE,
+            0,
+            "tenfold",
+        ),
+        ("the same answer through two edges, the first stood still", troubles.LONG, 2, "zombie"),
+    ):
+        with Sweep(job, edges=edges) as sweep:
+            row = Row(what)
+            for seed in size.seeds:
+                _tried(row, f"seed {seed}", partial(_only, getattr(troubles, case), sweep, seed))
+            yield row
+
+
 def strangers(size: Size) -> Iterator[Row]:
     """Connections that say nothing or hardly anything, beside an honest federation."""
     from tests.federation import troubles
@@ -219,6 +240,7 @@ SUITES: dict[str, Suite] = {
     "kills": kills,
     "networks": networks,
     "uploads": uploads,
+    "repeats": repeats,
     "strangers": strangers,
     "clocks": clocks,
     "disks": disks,

@@ -6,22 +6,32 @@ seconds from the end of the trouble to the end of the run where that says someth
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
+import signal
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from atoll.core.errors import Gone
+from atoll.privacy.keys import Identity
+from atoll.transport.conformance import each, enter
+from atoll.transport.frames import FrameFile
+from atoll.transport.link import Link, read, unpack
+from atoll.transport.open import open_link
 from tests.federation.kills import Case, Placed, Sweep
 from tests.federation.relays import Relays, Rough
 
 ROUNDS = 8
+_MORE = 40  # rounds of a run in whose midst somebody stands still
 JOB: dict[str, Any] = {
     "name": "wine",
     "seed": 5,
@@ -30,6 +40,7 @@ JOB: dict[str, Any] = {
     "learner": {"name": "softmax", "lr": 0.1},
     "algorithm": {"name": "scaffold"},
 }
+LONG: dict[str, Any] = {**JOB, "rounds": _MORE}
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
@@ -174,6 +185,99 @@ def upload(sweep: Sweep, part: float, seed: int) -> tuple[list[str], int]:
     return wrong, again
 
 
+# -- the same upload more than once ------------------------------------------------------------
+
+TIMES = 10
+
+
+def tenfold(sweep: Sweep, seed: int) -> list[str]:
+    """A client dies with its answer on its disk. Somebody with its key sends that ten times at once, and
+    again over a new connection as if no receipt had come; then the client is back.
+    """
+    with sweep.federation(sweep.known, f"tenfold-{seed}") as fed:
+        client = fed.clients[0]
+        number = fed.submit(seed)
+        fed.begin_all({client: "uplink.kept.after:2:kill"})
+        fed.until(lambda: fed.dead(client), what=f"{client} to die")
+        receipts = asyncio.run(_sent(fed, client))
+        fed.start(client)
+        fed.finished(number)
+        for member in list(fed.lives):
+            fed.kill(member)
+        wrong = fed.broken(number, sweep.expected(seed))
+        kept = fed.sql("select count(*) from answers where peer = ? and blob is not null", client)
+    if receipts != [receipts[0]] * (TIMES + 1) or not receipts[0]["counted"]:
+        wrong.append(f"other receipts for the same upload: {receipts}")
+    if kept[0][0] > 2:  # what it evaluated and what it trained
+        wrong.append(f"{kept[0][0]} answers of a client that gave two")
+    return wrong
+
+
+async def _sent(fed: Placed, client: str) -> list[dict[str, Any]]:
+    """The receipts of the answer on this client's disk, brought over and over."""
+    identity, url = Identity.open(fed.place(client) / "identity"), fed.read(client)["join"][0]
+    link = open_link(url, identity)
+    channel, _ = await enter(link)
+    head: Mapping[str, Any] = {}
+    while "ask" not in head:
+        packet = unpack(await channel.recv() or b"")
+        head = read(packet.body).head if packet.body else {}
+    file = FrameFile.of(fed.place(client) / "answers" / sha256(head["ask"].encode()).hexdigest())
+    assert file.size > SIZE, "this is not the answer that was meant"
+    upload, frames = f"{head['ask']}.{client}", file.read(0, file.told.frames)
+    receipts = await asyncio.gather(*(_brought(link, upload, frames) for _ in range(TIMES)))
+    await channel.close()
+    await link.close()
+    link = open_link(url, identity)
+    channel, _ = await enter(link)
+    receipts.append(await _brought(link, upload, frames))
+    await channel.close()
+    await link.close()
+    return receipts
+
+
+async def _brought(link: Link, upload: str, frames: list[bytes]) -> dict[str, Any]:
+    while True:
+        with contextlib.suppress(Gone):  # more at once than one member may: later
+            return await link.upload(upload, each(frames), 0)
+        await asyncio.sleep(0.05)
+
+
+def zombie(sweep: Sweep, seed: int) -> list[str]:
+    """An edge stands still with a client's answer in it; the client answers the same question through the
+    other edge, and then the first one wakes up and says what it holds.
+    """
+    with sweep.federation(sweep.known, f"zombie-{seed}") as fed:
+        first, second = fed.edges
+        mine = [
+            name for name in fed.clients if fed.read(name)["join"][0] == fed.read(fed.clients[0])["join"][0]
+        ]
+        other = next(fed.read(name)["join"][0] for name in fed.clients if name not in mine)
+        for name in mine:
+            fed.set(name, join=[fed.read(name)["join"][0], other])
+        for name in ("coordinator", *fed.edges):
+            fed.set(name, heartbeat=1.0)
+        number = fed.submit(seed)
+        fed.begin_all()
+        fed.until(lambda: fed.rounds(number) >= 2, what="two rounds")
+        held = "select 1 from answers natural join asks where asks.closed = 0"
+        end = time.monotonic() + 60
+        while not fed.sql(held, name=first):
+            assert time.monotonic() < end, f"{first} never had an answer while it waited for more"
+        fed.lives[first].signal(signal.SIGSTOP)
+        now = fed.rounds(number)
+        try:
+            fed.until(lambda: fed.rounds(number) > now + 1, what=f"rounds without {first}")
+        finally:
+            fed.lives[first].signal(signal.SIGCONT)
+        moved = {name for (name,) in fed.sql("select name from nodes", name=second)}.intersection(mine)
+        fed.finished(number)
+        for member in list(fed.lives):
+            fed.kill(member)
+        wrong = fed.broken(number, sweep.expected(seed))
+    return wrong if moved else [*wrong, f"no client went from {first} to {second}"]
+
+
 # -- strangers ---------------------------------------------------------------------------------
 
 
@@ -287,5 +391,7 @@ __all__ = [
     "disk",
     "disk_cases",
     "run",
+    "tenfold",
     "upload",
+    "zombie",
 ]

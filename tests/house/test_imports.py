@@ -32,6 +32,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attack": BELOW | ALGORITHMS | {"job", "run"},
     "control": BELOW | ALGORITHMS | DRIVERS | TOP | {"testing"},
 }
+# Within control/: what its packages may import of each other, and what of the modules above them.
+WITHIN: dict[str, set[str]] = {
+    "store": set(),
+    "gate": set(),
+    "desk": {"store"},
+    "remote": {"store"},
+    "engine": {"store", "gate", "desk"},
+}
+ABOVE = {"config", "pinning", "settings"}
 BASE = {"numpy", "msgspec", "google", "safetensors", "isal"}  # what a module may import at its top
 CORE_BASE = ("numpy", "msgspec", "google.protobuf")
 HEAVY = {"torch", "pandas", "scipy", "sklearn", "matplotlib", "onnx", "onnxscript", "onnxruntime", "polars"}
@@ -55,6 +64,18 @@ SERVING = re.compile(
 def part_of(dotted: str) -> str:
     """`atoll.learn.robust` belongs to `learn`; `atoll` itself to the empty part."""
     return [*dotted.split("."), ""][1]
+
+
+def within(module: ast.Module, name: str, *, is_package: bool = False) -> list[str]:
+    """The imports between the packages of control/ that point the wrong way."""
+    head, own = "atoll.control.", name.split(".")[2:3]
+    if not name.startswith(head) or own[0] not in WITHIN:
+        return []
+    return [
+        f"{name}:{line} imports {dotted}"
+        for line, dotted in imports(module, name, is_package=is_package)
+        if dotted.startswith(head) and dotted.split(".")[2] not in WITHIN[own[0]] | ABOVE | {own[0]}
+    ]
 
 
 def directions(module: ast.Module, name: str, *, is_package: bool = False) -> list[str]:
@@ -128,6 +149,7 @@ FILES = python_files(PACKAGE)
 
 def test_imports_point_one_way() -> None:
     assert [bad for f in FILES for bad in _checked(directions, f)] == []
+    assert [bad for f in FILES for bad in _checked(within, f)] == []
 
 
 def test_heavy_libraries_are_imported_inside_functions() -> None:
@@ -146,6 +168,13 @@ def test_core_can_be_read_in_one_sitting() -> None:
 
 def _checked(check, path) -> list[str]:
     return check(tree(path), module_name(path), is_package=path.stem == "__init__")
+
+
+def test_control_wrong_directions_between_packages_are_seen() -> None:
+    assert within(ast.parse("from ..engine import edge"), "atoll.control.gate.want")
+    assert within(ast.parse("from .. import cli"), "atoll.control.engine.agent")
+    assert not within(ast.parse("from ..store.store import Store"), "atoll.control.engine.host")
+    assert not within(ast.parse("from .engine import edge"), "atoll.control.cli")
 
 
 @pytest.mark.parametrize(
