@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -16,24 +16,31 @@ BATCH = 4  # frames of one visit to the worker thread
 
 
 class Blobs:
-    """Files of frames, and the batches read last: members that fetch one model share them."""
+    """Files of frames, and the batches read last: members that fetch one model at once share them."""
 
     def __init__(self, pool: Executor, cache: int) -> None:
         self._pool = pool
         self._room = max(1, cache // (BATCH * FRAME))
         self._files: OrderedDict[Path, FrameFile] = OrderedDict()
         self._batches: OrderedDict[tuple[Path, int], asyncio.Future[list[bytes]]] = OrderedDict()
+        self._readers = 0
 
-    async def frames(self, path: Path, start: int) -> AsyncIterator[bytes]:
+    async def frames(self, path: Path, start: int) -> AsyncGenerator[bytes]:
         """Frame `start` and all after it. Raises StateError for a damaged file, Gone for one that left."""
         file = await self._file(path)
         if not 0 <= start <= file.told.frames:
             raise ProtocolError(f"the blob has {file.told.frames} frames, asked was for number {start} on")
-        while start < file.told.frames:
-            batch = await self._batch(file, start // BATCH)
-            for frame in batch[start % BATCH :]:
-                yield frame
-                start += 1
+        self._readers += 1
+        try:
+            while start < file.told.frames:
+                batch = await self._batch(file, start // BATCH)
+                for frame in batch[start % BATCH :]:
+                    yield frame
+                    start += 1
+        finally:
+            self._readers -= 1
+            if not self._readers and len(self._batches) > 1:  # of a small model the only one stays
+                self._batches.clear()
 
     async def _file(self, path: Path) -> FrameFile:
         if path in self._files:

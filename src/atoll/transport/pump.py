@@ -7,9 +7,11 @@ reading, frames that came are written first: what arrived once need not be sent 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..core.errors import Gone
 from ..wire.codec import Bytes
@@ -18,8 +20,10 @@ from .frames import announced, number, payload
 T = TypeVar("T")
 
 _SHORT = 1 << 16  # bytes of a head that is read while it is not written yet
+_C: Any = ctypes.CDLL(None) if os.name == "posix" else None
+_ARENAS = -8  # glibc's M_ARENA_MAX
 SMALL = 1 << 20  # bytes that are read, written or hashed in a millisecond or two
-AHEAD = 4  # frames in memory, beyond those being written
+AHEAD = 4  # frames of one transfer in memory, beyond those being written
 
 
 def keep_memory(size: int = 16 << 20) -> None:
@@ -28,9 +32,18 @@ def keep_memory(size: int = 16 << 20) -> None:
     Frames of a megabyte come and go by the thousand. By default each is given back to the system at
     once and the next one is paid for page by page: a third of the cost of a transfer (measured). In
     glibc the largest buffer freed so far is the measure of what is kept; elsewhere this does nothing.
+    All threads share what is kept, where each would keep as much for itself.
     """
+    if hasattr(_C, "malloc_trim"):  # glibc
+        _C.mallopt(_ARENAS, 1)
     buffer = bytearray(size)
     del buffer
+
+
+def give_back() -> None:
+    """Have the C library give all freed memory back to the system, where it can (glibc)."""
+    if hasattr(_C, "malloc_trim"):
+        _C.malloc_trim(0)
 
 
 async def thread(pool: Executor | None, call: Callable[..., T], *args: object) -> T:
@@ -52,12 +65,13 @@ async def pump(
     pool: Executor | None,
     window: float,
     moved: Callable[[], None],
+    ahead: Callable[[], int] = lambda: AHEAD,
 ) -> None:
     """Write frames as they come, until number `total() - 1` is written or they end.
 
     `total`: frames of the message, None until its head is written. `have`: frames there already.
-    `moved` is called for each frame. Raises what `write` raises, and Gone after `window` seconds
-    without a frame.
+    `moved` is called for each frame. `ahead`: how many may wait in memory to be written. Raises what
+    `write` raises, and Gone after `window` seconds without a frame.
     """
     writer = _Writer(write, pool)
     latest = have - 1
@@ -67,7 +81,7 @@ async def pump(
             end = total() or said
             if end is not None and latest + 1 >= end:
                 return
-            if writer.waiting >= AHEAD or (end is None and writer.busy):
+            if writer.waiting >= ahead() or (end is None and writer.busy):
                 await writer.progress()
                 continue
             frame = await _next(incoming, window)
@@ -143,7 +157,8 @@ class _Writer:
         self._kick()
 
     async def progress(self) -> None:
-        """Until the call under way has ended. Raises what went wrong."""
+        """Until the call under way, or the next one, has ended. Raises what went wrong."""
+        self._kick()
         if self._job is not None:
             await asyncio.wait([self._job])
         if self._error is not None:

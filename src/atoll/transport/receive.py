@@ -22,11 +22,13 @@ from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, Refus
 from ..wire.codec import FRAME, Bytes
 from .frames import Announced, announced, number, payload
 from .link import KEPT
-from .pump import pump, thread
+from .pump import AHEAD, give_back, pump, thread
 
 if TYPE_CHECKING:
     from .service import Desk
 
+MANY = 64 << 20  # bytes of uploads after which freed frames are worth giving back
+ALL_AHEAD = 16  # frames of all uploads in memory, beyond one of each and those being written
 SETTLE = 1.0  # seconds that the offset waits for another connection with the same upload to end
 
 
@@ -176,6 +178,8 @@ class Uploads:
         self._takeover = takeover
         self._keep = keep
         self._open: dict[tuple[str, str], _Upload] = {}
+        self._reading = 0  # uploads whose frames come at this moment
+        self._came = 0  # bytes since the C library last gave freed frames back
 
     async def offset(self, name: str, upload: str) -> int:
         """Frames on disk."""
@@ -252,15 +256,24 @@ class Uploads:
         def moved() -> None:
             one.moved = loop.time()
 
-        await pump(
-            incoming,
-            spool.write,
-            lambda: spool.told and spool.told.frames,
-            have=spool.frames,
-            pool=self._pool,
-            window=self._window,
-            moved=moved,
-        )
+        self._reading += 1
+        try:
+            await pump(
+                incoming,
+                spool.write,
+                lambda: spool.told and spool.told.frames,
+                have=spool.frames,
+                pool=self._pool,
+                window=self._window,
+                moved=moved,
+                ahead=lambda: max(1, min(AHEAD, ALL_AHEAD // self._reading)),
+            )
+        finally:
+            self._reading -= 1
+            self._came += spool.told.size if spool.told else 0
+        if not self._reading and self._came >= MANY:  # what follows needs room: answers are added up
+            self._came = 0
+            await thread(self._pool, give_back)
         if not spool.whole:
             raise Gone(f"the upload ended after {spool.frames} frames: go on from there")
 

@@ -21,7 +21,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -267,12 +267,13 @@ class Service:
         """Send the frames of a blob from number `start` on, or those of a delta from one of `have`."""
         with self._transfer(member, session):
             path = await self._readable(member.name, blob, start, have)
-            async for frame in self._blobs.frames(path, start):
-                try:
-                    async with asyncio.timeout(self.limits.window):
-                        await send(frame)
-                except TimeoutError:
-                    raise Gone(f"no frame was taken for {self.limits.window:g} seconds") from None
+            async with aclosing(self._blobs.frames(path, start)) as frames:
+                async for frame in frames:
+                    try:
+                        async with asyncio.timeout(self.limits.window):
+                            await send(frame)
+                    except TimeoutError:
+                        raise Gone(f"no frame was taken for {self.limits.window:g} seconds") from None
 
     async def _readable(self, name: str, blob: str, start: int, have: Sequence[str]) -> Path:
         """The file to send: the blob's, or that of a delta to it."""
