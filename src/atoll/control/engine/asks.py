@@ -61,11 +61,14 @@ class Asks:
         self._held: Counter[str] = Counter()
         self._promised: dict[str, float] = {}
 
-    async def recall(self, patience: float) -> None:
-        """What an earlier life of this process had asked will be asked again, within `patience` seconds."""
+    async def recall(self, patience: float) -> bool:
+        """What an earlier life of this process had asked will be asked again, within `patience` seconds;
+        whether that is anything.
+        """
         until = asyncio.get_running_loop().time() + patience
         for run, scope, request in await self.errands.durable(self.errands.store.open_asks):
             self._promised[f"{run}.{scope}.{request}"] = until
+        return bool(self._promised)
 
     def put(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> Sent:
         """An ask goes out to a member, now or when it comes."""

@@ -246,7 +246,8 @@ class Coordinator:
         asking = Asking(self.host, run, "main", letter, work.job.trained, names)
         homes = Homes(self.host.fleet, roster.clients)
         sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
-        plan = _plan(work, homes, sizes, self.settings.edge_patience)
+        longest = max(self.settings.edge_patience, self.settings.patience)
+        plan = _plan(work, homes, sizes, longest if self.host.lenient else self.settings.edge_patience)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
