@@ -269,8 +269,8 @@ class Drive:
                 self._net.cancel(request, sorted(o.waiting))
 
     def recorded(self) -> Mapping[str, Any] | None:
-        """The context kept with the request that comes next, where the journal knows it."""
-        found = self._past.asked.get(self._requests)
+        """The context kept with the request that comes next, maybe posted again, if the journal has it."""
+        found = self._past.asked.get(min(self._adopt, default=self._requests))
         return None if found is None else found.get("context", {})
 
     def table(self) -> dict[int, dict[str, Any]]:
@@ -555,6 +555,7 @@ class Drive:
 
     async def _next(self) -> op.Posted:
         """Posts come back in the order in which they closed, the recorded ones first."""
+        self._adopt.clear()  # whoever waits has posted again what was in flight
         if self._replay:
             order = {request: place for place, request in enumerate(self._past.closed)}
             first = min(self._replay, key=lambda posted: order[posted.number])
