@@ -55,13 +55,13 @@ class Carried:
 
     def once(self) -> tuple[float, float, float]:
         """Seconds: on the wall until all bytes are there, of the server's CPU, of all clients' CPU."""
-        cpu, theirs, began = seconds(self.server), seconds(*self.members), time.perf_counter()
+        cpu, theirs, began = cpu_seconds(self.server), cpu_seconds(*self.members), time.perf_counter()
         for client in self._clients:
             print("go", file=client.stdin, flush=True)
         for client in self._clients:
             _line(client)
         wall = time.perf_counter() - began
-        return wall, seconds(self.server) - cpu, seconds(*self.members) - theirs
+        return wall, cpu_seconds(self.server) - cpu, cpu_seconds(*self.members) - theirs
 
     def _start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "bench.carry", *words]
@@ -72,7 +72,7 @@ class Carried:
         return process
 
 
-def seconds(*processes: psutil.Process) -> float:
+def cpu_seconds(*processes: psutil.Process) -> float:
     """Of CPU that these have taken so far."""
     return float(sum(sum(process.cpu_times()[:2]) for process in processes))
 

@@ -141,14 +141,14 @@ def repeats(size: Size) -> Iterator[Row]:
             f"the same upload {troubles.TIMES} times at once, and after a lost receipt",
             troubles.WIDE,
             0,
-            "tenfold",
+            troubles.tenfold,
         ),
-        ("the same answer through two edges, the first stood still", troubles.LONG, 2, "zombie"),
+        ("the same answer through two edges, the first stood still", troubles.LONG, 2, troubles.zombie),
     ):
         with Sweep(job, edges=edges) as sweep:
             row = Row(what)
             for seed in size.seeds:
-                _tried(row, f"seed {seed}", partial(_only, getattr(troubles, case), sweep, seed))
+                _tried(row, f"seed {seed}", partial(_only, case, sweep, seed))
             yield row
 
 

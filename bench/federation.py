@@ -30,6 +30,8 @@ from atoll.control.settings import Server
 from atoll.control.store.store import Store
 from atoll.core.errors import AtollError
 
+from .carry import cpu_seconds
+
 ROWS = "x,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(10))
 WAIT = 120.0
 
@@ -111,7 +113,7 @@ class Federation:
     def cpu(self) -> float:
         """Seconds of CPU of the coordinator and its gate so far."""
         both = [self.processes["coordinator"], *self.processes["coordinator"].children()]
-        return sum(sum(p.cpu_times()[:2]) for p in both)
+        return cpu_seconds(*both)
 
     def said(self, name: str) -> str:
         """The end of what a member has logged."""

@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from .carry import cpu_seconds
+
 HEARTBEAT = 120.0
 JOINING = 24  # members of one process on their way in at once
 
@@ -43,9 +45,9 @@ def measure(folder: Path, members: int, seconds: float) -> dict[str, float]:
             joined = time.perf_counter() - began
             time.sleep(5)
             held = process.memory_full_info().uss - before
-            cpu, began = sum(process.cpu_times()[:2]), time.perf_counter()
+            cpu, began = cpu_seconds(process), time.perf_counter()
             time.sleep(seconds)
-            busy = (sum(process.cpu_times()[:2]) - cpu) / (time.perf_counter() - began)
+            busy = (cpu_seconds(process) - cpu) / (time.perf_counter() - began)
             began = time.perf_counter()
             print("push", file=server.stdin, flush=True)
             for crowd in crowds:

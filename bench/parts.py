@@ -67,7 +67,6 @@ class Bare:
         began, digest = time.process_time(), sha256()
         for frame in self._model[1:]:
             digest.update(payload(frame))
-        self._spool.write_bytes(b"")
         with self._spool.open("wb", buffering=0) as file:
             file.writelines(self._model)
         np.fromfile(self._spool, np.uint8)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
-from tests.wire.proxy import Relay
+from tests.wire.proxy import Aside, Relay
 
 
 class Rough(Relay):
@@ -21,44 +21,23 @@ class Rough(Relay):
             await asyncio.sleep(self.again)
         return await super()._through(direction, data)
 
+    async def __aexit__(self, *_: object) -> None:
+        self.hold(held=False)
+        await super().__aexit__()
 
-class Relays:
+
+class Relays(Aside[Rough]):
     """A relay in front of each of these ports; `do` changes them while they run."""
 
     def __init__(self, to: Sequence[int], seed: int = 0) -> None:
-        self.relays = [Rough(port, seed) for port in to]
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-
-    async def _run(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        for relay in self.relays:
-            await relay.__aenter__()
-        self._ready.set()
-        await self._stop.wait()
-        for relay in self.relays:
-            relay.hold(held=False)
-            await relay.__aexit__()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._ready.wait(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-
-    @property
-    def ports(self) -> list[int]:
-        return [relay.port for relay in self.relays]
+        super().__init__([Rough(port, seed) for port in to])
 
     def do(self, act: Callable[[Rough], Any]) -> None:
         """For every relay, in their own loop; done when this returns."""
         done = threading.Event()
 
         def all_of_them() -> None:
-            for relay in self.relays:
+            for relay in self.servers:
                 act(relay)
             done.set()
 

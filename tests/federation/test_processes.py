@@ -147,31 +147,30 @@ def test_who_is_revoked_is_cut_wherever_it_is(tmp_path: Path, nursery: Nursery) 
         assert not fed.dead("client-2")
 
 
-def test_a_traceback_at_a_site_reaches_the_operator(tmp_path: Path, nursery: Nursery) -> None:
+@contextmanager
+def faulty(folder: Path, nursery: Nursery, how: str) -> Iterator[tuple[Federation, str]]:
+    """A finished run with a learner that fails so (parts_of_site.py) at client-2, everybody still there."""
     job = {**JOB, "learner": "line", "algorithm": "fedavg"}
     parts = str(ROOT / "tests" / "federation" / "parts_of_site.py")
-    with Federation(tmp_path, JOB, nursery=nursery, edges=0) as fed:
+    with Federation(folder, JOB, nursery=nursery, edges=0) as fed:
         for name in fed.names:
             fed.words[name] = ("--parts", parts)
-            fed.start(name, FAULTY="raises" if name == "client-2" else "")
+            fed.start(name, FAULTY=how if name == "client-2" else "")
         gathered(fed)
         run = fed.submit(job=job)
         fed.finished(run)
+        yield fed, run
+
+
+def test_a_traceback_at_a_site_reaches_the_operator(tmp_path: Path, nursery: Nursery) -> None:
+    with faulty(tmp_path, nursery, "raises") as (fed, run):
         logs = fed.connect().run(run).logs()
         told = [row for row in logs if row["node"] == "client-2" and "ZeroDivisionError" in row["text"]]
         assert told and "parts_of_site.py" in told[0]["text"], logs
 
 
 def test_whoever_sends_what_is_no_update_is_named_with_the_reason(tmp_path: Path, nursery: Nursery) -> None:
-    job = {**JOB, "learner": "line", "algorithm": "fedavg"}
-    parts = str(ROOT / "tests" / "federation" / "parts_of_site.py")
-    with Federation(tmp_path, JOB, nursery=nursery, edges=0) as fed:
-        for name in fed.names:
-            fed.words[name] = ("--parts", parts)
-            fed.start(name, FAULTY="nan" if name == "client-2" else "")
-        gathered(fed)
-        run = fed.submit(job=job)
-        fed.finished(run)
+    with faulty(tmp_path, nursery, "nan") as (fed, run):
         said = [row["text"] for row in fed.connect().run(run).logs() if row["node"] == "client-2"]
         assert any("NaN or an infinity" in text for text in said), said
         fed.kill("client-3")

@@ -163,7 +163,7 @@ def upload(sweep: Sweep, part: float, seed: int) -> tuple[list[str], int]:
     with sweep.federation(sweep.known, f"upload-{part}-{seed}") as fed:
         client, port = fed.clients[0], fed.address("coordinator")[1]
         with Relays([port], seed) as relays:
-            (relay,) = relays.relays
+            (relay,) = relays.servers
             fed.set(client, join=[f"https://127.0.0.1:{relay.port}"])
             number = fed.submit(seed)
             fed.begin_all()

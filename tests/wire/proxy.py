@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import random
 import ssl
+import threading
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, Self, TypeVar
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -64,6 +65,40 @@ class Server:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
+
+
+S = TypeVar("S", bound=Server)
+
+
+class Aside(Generic[S]):
+    """Servers that run in a thread with a loop of its own, for `with`."""
+
+    def __init__(self, servers: Sequence[S]) -> None:
+        self.servers = servers
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+
+    async def _run(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        for server in self.servers:
+            await server.__aenter__()
+        self._ready.set()
+        await self._stop.wait()
+        for server in self.servers:
+            await server.__aexit__()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    @property
+    def ports(self) -> list[int]:
+        return [server.port for server in self.servers]
 
 
 async def join(a: Pipe, b: Pipe, through: Callable[[str, bytes], Awaitable[bytes]]) -> None:

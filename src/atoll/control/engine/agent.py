@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...core.edge import Answer
-from ...core.errors import AtollError, ConfigError, Refused, StateError
+from ...core.errors import ConfigError, Refused, StateError
 from ...learn.local import Held as State
 from ...learn.local import Local
 from ...learn.wrapped import Kept
@@ -153,15 +152,11 @@ def _name(part: Any) -> str:
 
 def main(settings: Client) -> int:
     """Run a client until it is stopped; its exit code."""
-    from .process import until_stopped
+    from .process import program
 
     if settings.parts:
         from ..config import own_parts
 
         own_parts(Path(settings.parts))
     agent = Agent(settings)
-    try:
-        return until_stopped(agent.serve, agent.uplink.close)
-    except AtollError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return program(agent.serve, agent.uplink.close)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -246,8 +245,7 @@ class Coordinator:
         asking = Asking(self.host, run, "main", letter, work.job.trained, names)
         homes = Homes(self.host.fleet, roster.clients)
         sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
-        longest = max(self.settings.edge_patience, self.settings.patience)
-        plan = _plan(work, homes, sizes, longest if self.host.lenient else self.settings.edge_patience)
+        plan = _plan(work, homes, sizes, self.host.rehome)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
@@ -359,11 +357,7 @@ def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float) -> Plan:
 
 def main(settings: Server) -> int:
     """Run a coordinator until it is stopped; its exit code."""
-    from .process import until_stopped
+    from .process import program
 
     node = Coordinator(settings)
-    try:
-        return until_stopped(node.serve, node.close)
-    except AtollError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return program(node.serve, node.close)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...core.edge import Answer
-from ...core.errors import AtollError, ProtocolError
+from ...core.errors import ProtocolError
 from ...core.rng import Rng
 from ...learn import rounds
 from ...transport.drive import Drive
@@ -225,11 +224,7 @@ class EdgeNode:
 
 def main(settings: Edge) -> int:
     """Run an edge until it is stopped; its exit code."""
-    from .process import until_stopped
+    from .process import program
 
     node = EdgeNode(settings)
-    try:
-        return until_stopped(node.serve, node.close)
-    except AtollError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return program(node.serve, node.close)

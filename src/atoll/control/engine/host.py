@@ -51,7 +51,8 @@ class Host(Errands):
         self.changed = asyncio.Event()
         self.roles: dict[str, str] = {}
         self._patience = {"client": patience, "edge": edge_patience}
-        self.lenient = 0.0  # until then whoever was here before this process came back may be away
+        self.rehome = edge_patience  # seconds for a client on its way to another parent
+        self._lenient = 0.0  # until then whoever was here before this process came back may be away
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._admitted: dict[str, dict[str, Any]] = {}
         self._out: frozenset[str | int] = frozenset()
@@ -71,7 +72,8 @@ class Host(Errands):
                 self.fleet.remembered(node["name"], node["parent"], node["info"])
         longest = max(self._patience.values())
         if await self.asks.recall(longest):
-            self.lenient = asyncio.get_running_loop().time() + longest
+            self.rehome = longest
+            self._lenient = asyncio.get_running_loop().time() + longest
         await self.expel()
 
     async def expel(self, above: Iterable[str | int] | None = None) -> None:
@@ -172,7 +174,7 @@ class Host(Errands):
         """Begin to lose patience with a member that is not here."""
         if name not in self._timers and name not in self.fleet.children:
             loop = asyncio.get_running_loop()
-            left = self.lenient - loop.time()
+            left = self._lenient - loop.time()
             seconds = max(left, self._patience.get(self.roles.get(name, "client"), 60.0))
             self._timers[name] = loop.call_later(
                 seconds, self._lost, name, f"{LOST}away for {seconds:.3g} seconds"

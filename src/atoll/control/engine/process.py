@@ -10,6 +10,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from ...core.errors import AtollError
+
 
 def until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
     """Run `serve` until it ends, or SIGTERM or SIGINT asks for `close`; 0 where it ended in order."""
@@ -19,6 +21,15 @@ def until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awai
         stream=sys.stderr,
     )
     return asyncio.run(_until_stopped(serve, close))
+
+
+def program(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
+    """`until_stopped` as a command: one of our errors is told on stderr, and 1 is its exit code."""
+    try:
+        return until_stopped(serve, close)
+    except AtollError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
 
 
 async def _until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
