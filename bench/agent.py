@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
-from .federation import Federation, status
+import psutil
+
+from .federation import LINGER, Federation, memory
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,18 +38,44 @@ def _run(*command: str) -> None:
 
 
 def measure(folder: Path, base: Path, transport: str) -> dict[str, float]:
-    """MB of a joined client that waits (`pss`; `rss` with all it shares), and of one in a job (`peak`)."""
+    """MB of a joined client and its processes: `pss` as it waits, `after` a job, `rss` with what they share;
+    `peak`: the most in a job.
+    """
     folder.mkdir(parents=True)
     command = [str(base), "client", "--config"]
     with Federation(folder, 1, transport=transport, client=command):
         pass  # enrolled: what follows is an agent's usual start
     with Federation(folder, 1, transport=transport, client=command, again=True) as fed:
-        time.sleep(2)
-        found = fed.processes[fed.names[0]].memory_full_info()
-    with Federation(folder, 1, transport=transport, again=True) as fed:
-        fed.train(10_000_000, 3)
-        peak = status(fed.processes[fed.names[0]], "VmHWM")
-    return {"pss": found.pss / 1e6, "rss": found.rss / 1e6, "peak": peak / 1e6}
+        time.sleep(LINGER + 3)
+        pss, rss = memory(fed.processes[fed.names[0]])
+        with Peak(fed.processes[fed.names[0]]) as peak:
+            fed.train(10_000_000, 3)
+        time.sleep(LINGER + 3)
+        after, _ = memory(fed.processes[fed.names[0]])
+    return {"pss": pss / 1e6, "rss": rss / 1e6, "after": after / 1e6, "peak": peak.most / 1e6}
+
+
+class Peak:
+    """The most memory (PSS) of a process and those it starts, looked at as often as it can be."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self.most = 0
+        self._process = process
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.02):
+            with suppress(psutil.NoSuchProcess):
+                self.most = max(self.most, memory(self._process)[0])
 
 
 def trained(folder: Path, base: Path) -> int:

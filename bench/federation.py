@@ -33,7 +33,9 @@ from atoll.core.errors import AtollError
 from .carry import cpu_seconds
 
 ROWS = "x,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(10))
+INSTANT = Path(__file__).with_name("instant.py")
 WAIT = 120.0
+LINGER = 2.0  # seconds until what learned gives its memory back
 
 
 class Federation:
@@ -57,14 +59,14 @@ class Federation:
         self.transport = transport
         self.processes: dict[str, psutil.Process] = {}
         self._again = again
-        self._client = list(client) or [sys.executable, "-m", "bench.member", "client"]
+        self._client = list(client) or [sys.executable, "-m", "atoll", "client", "--config"]
         self._open: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         try:
             if not self._again:
                 self._lay()
-            self._launch("coordinator", [sys.executable, "-m", "bench.member", "coordinator"])
+            self._launch("coordinator", [sys.executable, "-m", "bench.member"])
             self._until(self._reach)
             for name in self.names:
                 self._launch(name, self._client)
@@ -154,6 +156,8 @@ class Federation:
                         "join": [f"https://{values['listen']}"],
                         "token": str(token),
                         "transport": self.transport,
+                        "parts": str(INSTANT),
+                        "linger": LINGER,
                         "data": {"bench": {"train": "rows.csv", "target": "label"}},
                     },
                 )
@@ -192,6 +196,12 @@ class Federation:
             if time.monotonic() > end:
                 raise RuntimeError(f"no federation after {WAIT:g} seconds: {self.said('coordinator')}")
             time.sleep(0.1)
+
+
+def memory(process: psutil.Process) -> tuple[int, int]:
+    """Bytes of a process and those it has started: its share of all memory (PSS), and all that it can see."""
+    found = [p.memory_full_info() for p in (process, *process.children(recursive=True))]
+    return sum(m.pss for m in found), sum(m.rss for m in found)
 
 
 def status(process: psutil.Process, key: str) -> int:

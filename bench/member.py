@@ -1,7 +1,4 @@
-"""A real coordinator or client that knows the part `instant`.
-
-python -m bench.member coordinator|client FILE.toml
-"""
+"""A real coordinator that knows the part `instant`: python -m bench.member FILE.toml"""
 
 from __future__ import annotations
 
@@ -9,19 +6,14 @@ import sys
 from pathlib import Path
 
 from atoll.control import settings
+from atoll.control.engine import coordinator
 
 from . import instant  # noqa: F401  registers the part
 
 
-def main(role: str, config: str) -> int:
-    """Run that member with the settings in a file."""
-    if role == "coordinator":
-        from atoll.control.engine import coordinator
-
-        return coordinator.main(settings.read(Path(config), settings.Server))
-    from atoll.control.engine import agent
-
-    return agent.main(settings.read(Path(config), settings.Client))
+def main(config: str) -> int:
+    """Run it with the settings in a file."""
+    return coordinator.main(settings.read(Path(config), settings.Server))
 
 
 if __name__ == "__main__":

@@ -1,245 +1,45 @@
 """Atoll: federated learning at the edge. `import atoll as at`.
 
-Every public name, and nothing else. What needs a heavy library is found on first use.
+The public names stand in names.py. The first that is used loads it: a client that waits uses none, and
+stays small.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from .adapt.onnx import Plan, run_plan
-from .adapt.sklearn import sklearn_learner
-from .adapt.torch import torch_learner
-from .baselines import alone, cross_site, pooled, scores, spread
-from .core.aggregate import Sum
-from .core.errors import (
-    AtollError,
-    CodecError,
-    CompositionError,
-    ConfigError,
-    DataError,
-    Gone,
-    IntegrityError,
-    MisuseError,
-    PeerError,
-    PrivacyError,
-    ProtocolError,
-    QuorumError,
-    Refused,
-    StateError,
-)
-from .core.message import Contribution, FitContext, Learner, Pull
-from .core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
-from .core.registry import part, parts
-from .core.transform import Context, Transform, chain, only, transform
-from .core.update import Rows, Update
-from .data import (
-    Dataset,
-    Examples,
-    Heterogeneity,
-    Partitioner,
-    Sites,
-    arrays,
-    dirichlet,
-    feature_skew,
-    heterogeneity,
-    iid,
-    labels,
-    load_data,
-    natural,
-    partition,
-    quantity,
-    shards,
-    similarity,
-)
-from .job import Job, flat, tree
-from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
-from .learn.buffered import fedasync, fedbuff
-from .learn.compress import sign, topk
-from .learn.cyclic import cyclic
-from .learn.dense import linear, logistic, mlp, softmax
-from .learn.ditto import ditto, fine_tune
-from .learn.exact import close, exact
-from .learn.feddyn import feddyn
-from .learn.fednova import fednova, nova
-from .learn.fedprox import fedprox
-from .learn.gossip import gossip
-from .learn.hierarchical import hierarchical
-from .learn.moon import moon
-from .learn.newton import exact_newton, newton_learner
-from .learn.personal import fedbn, fedper, fedrep, stay
-from .learn.qfedavg import qfedavg
-from .learn.ring import ring
-from .learn.robust import Buckets, Gather
-from .learn.scaffold import scaffold
-from .learn.select import everyone, power_of_choice, sample
-from .learn.server import adagrad, adam, mean, sgd, yogi
-from .learn.stop import early
-from .privacy.dp import clip
-from .run import Run, simulate
-from .simulate.faults import Crash, Partition, World, constant, exponential, lognormal, uniform
-from .statistics import Statistics, classes, standardise, statistics
+if TYPE_CHECKING:
+    from .names import *  # noqa: F403  names.py lists them
 
-__all__ = [
-    "AUC",
-    "Algorithm",
-    "AtollError",
-    "Buckets",
-    "CodecError",
-    "CompositionError",
-    "ConfigError",
-    "Confusion",
-    "Context",
-    "Contribution",
-    "Count",
-    "Crash",
-    "DataError",
-    "Dataset",
-    "Examples",
-    "FederatedKMeans",
-    "FederatedLabelEncoder",
-    "FederatedLinearRegression",
-    "FederatedLogisticRegression",
-    "FederatedMaxAbsScaler",
-    "FederatedMinMaxScaler",
-    "FederatedOneHotEncoder",
-    "FederatedOrdinalEncoder",
-    "FederatedPCA",
-    "FederatedRidge",
-    "FederatedRobustScaler",
-    "FederatedSGDClassifier",
-    "FederatedSGDRegressor",
-    "FederatedSimpleImputer",
-    "FederatedStandardScaler",
-    "FitContext",
-    "Gather",
-    "Gone",
-    "Heterogeneity",
-    "Histogram",
-    "IntegrityError",
-    "Job",
-    "Learner",
-    "Mean",
-    "MinMax",
-    "MisuseError",
-    "Partition",
-    "Partitioner",
-    "PeerError",
-    "Plan",
-    "Policy",
-    "PrivacyError",
-    "ProtocolError",
-    "Pull",
-    "Quantiles",
-    "QuorumError",
-    "Refused",
-    "Rows",
-    "Run",
-    "Sites",
-    "StateError",
-    "Statistics",
-    "Sum",
-    "Transform",
-    "Update",
-    "World",
-    "adagrad",
-    "adam",
-    "alone",
-    "arrays",
-    "chain",
-    "classes",
-    "clip",
-    "close",
-    "connect",
-    "constant",
-    "cross_site",
-    "cyclic",
-    "dirichlet",
-    "ditto",
-    "early",
-    "everyone",
-    "exact",
-    "exact_newton",
-    "exponential",
-    "feature_skew",
-    "fedadagrad",
-    "fedadam",
-    "fedasync",
-    "fedavg",
-    "fedavgm",
-    "fedbn",
-    "fedbuff",
-    "feddyn",
-    "fednova",
-    "fedper",
-    "fedprox",
-    "fedrep",
-    "fedsgd",
-    "fedyogi",
-    "fine_tune",
-    "flat",
-    "gossip",
-    "heterogeneity",
-    "hierarchical",
-    "iid",
-    "labels",
-    "linear",
-    "load_data",
-    "logistic",
-    "lognormal",
-    "mean",
-    "mlp",
-    "moon",
-    "natural",
-    "newton_learner",
-    "nova",
-    "only",
-    "part",
-    "partition",
-    "parts",
-    "pooled",
-    "power_of_choice",
-    "qfedavg",
-    "quantity",
-    "ring",
-    "run_client",
-    "run_coordinator",
-    "run_edge",
-    "run_plan",
-    "sample",
-    "scaffold",
-    "scores",
-    "sgd",
-    "shards",
-    "sign",
-    "similarity",
-    "simulate",
-    "sklearn_learner",
-    "softmax",
-    "spread",
-    "standardise",
-    "statistics",
-    "stay",
-    "topk",
-    "torch_learner",
-    "transform",
-    "tree",
-    "uniform",
-    "yogi",
-]
+_FUNCTIONS = ("simulate", "statistics")
+
+
+class _Atoll(ModuleType):
+    """`at.simulate` and `at.statistics` are functions, also where modules of these names are loaded first."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _FUNCTIONS or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Atoll
 
 
 def __getattr__(name: str) -> Any:
-    """What is found on first use: scikit-learn's doors, and the way to a federation of machines."""
-    if name in ("connect", "Policy", "run_client", "run_coordinator", "run_edge"):
-        from .control import settings
-        from .control.engine import members
-        from .control.remote import sdk
+    special = name.startswith("__") and name != "__all__"
+    if special or (
+        name not in _FUNCTIONS and find_spec(f"{__name__}.{name}")
+    ):  # `from . import draw` asks first
+        raise AttributeError(f"module 'atoll' has no attribute {name!r}")
+    names = import_module(".names", __name__)
+    found = getattr(names, name)
+    globals()[name] = found
+    return found
 
-        doors = {"connect": sdk.connect, "Policy": settings.Policy}
-        return doors.get(name) or getattr(members, name)
-    if name.startswith("Federated") and name in __all__:
-        from . import estimators
 
-        return getattr(estimators, name)
-    raise AttributeError(f"module 'atoll' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return [*globals(), *import_module(".names", __name__).__all__]

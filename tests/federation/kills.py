@@ -28,7 +28,7 @@ from atoll.core.errors import Gone
 from tests.federation import invariants
 from tests.federation.processes import JOB, Federation, Nursery, simulated
 
-VICTIMS = {"coordinator": "coordinator", "edge": "edge-a", "client": "client-1"}
+VICTIMS = {"coordinator": "coordinator", "edge": "edge-a", "client": "client-1", "learner": "client-1"}
 _lock = threading.Lock()
 _next = iter(range(11_000, 32_000))  # below the ports that systems give to outgoing connections
 
@@ -137,7 +137,10 @@ class Sweep:
         fed.stop(*reversed(fed.names))
         for role, name in VICTIMS.items():
             if name in fed.names:
-                hits[role] = json.loads((fed.folder / f"{name}.hits").read_text())
+                end = ".learner" if role == "learner" else ""
+                hits[role] = json.loads((fed.folder / f"{name}.hits{end}").read_text())
+        agent = hits["client"]  # which would reach it, too, and die itself
+        hits["learner"] = {n: k for n, k in hits["learner"].items() if n not in agent}
         with fed.store() as store:
             wrong = invariants.broken(store, run, expected=self.expected(0), rounds=self.job["rounds"])
         assert not wrong, wrong
@@ -179,6 +182,12 @@ class Sweep:
             if not fed.dead(victim):
                 with suppress(Gone):
                     run = fed.submit(case.seed)
+        if case.role == "learner":
+            fed.finished(run)
+            if "was ended by SIGKILL: it is started again" not in fed.logs(1000):
+                outcome.broken.append(f"{case.point} was not reached {case.hit} times")
+            self._over(fed, run, case, outcome)
+            return
         over = ("done", "failed")
         fed.until(lambda: fed.dead(victim) or fed.state(run) in over, what=f"{victim} to die")
         with suppress(AssertionError):  # what comes after the end of a run
@@ -195,6 +204,9 @@ class Sweep:
             fed.until(lambda: fed.joined() >= set(fed.clients + fed.edges), what="joining")
             run = next((row[0] for row in fed.sql("select id from runs")), "") or fed.submit(case.seed)
         fed.finished(run)
+        self._over(fed, run, case, outcome)
+
+    def _over(self, fed: Placed, run: str, case: Case, outcome: Outcome) -> None:
         for name in fed.names:
             if name in fed.lives:
                 fed.kill(name)

@@ -30,11 +30,12 @@ import atoll.transport.grpc
 import atoll.transport.https
 import atoll.transport.ws  # noqa: F401
 from atoll.control.cli import main as command_line
+from atoll.control.engine import workplace
 from atoll.control.store import Store
 from atoll.wire import failpoint
+from tests.federation.learner import MANY, reached
 from tests.store import script
 
-MANY = 10**9
 DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -49,12 +50,13 @@ def _child(task: dict[str, Any], parent: int) -> int:
     os.dup2(out, 2)
     os.environ.update(task["env"])
     hits = task["hits"]
+    if hits:
+        workplace.COMMAND = (sys.executable, "-m", "tests.federation.learner", f"{hits}.learner")
     armed = ",".join(f"{name}:{MANY}:kill" for name in failpoint.NAMES) if hits else ""
     failpoint.arm(task["env"].get("ATOLL_FAILPOINTS", armed))
     code = command_line([task["command"], "--config", task["settings"], *task["words"]])
     if hits:
-        reached = {name: MANY - place.left for name, place in failpoint._armed.items() if place.left < MANY}
-        Path(hits).write_text(json.dumps(reached))
+        Path(hits).write_text(json.dumps(reached()))
     return code
 
 

@@ -17,6 +17,8 @@ class Line:
     def fit(self, params, data, ctx):
         if os.environ.get("FAULTY") == "raises":
             raise ZeroDivisionError("the scale of column 3 is 0")
+        if os.environ.get("FAULTY") == "dies":
+            os.kill(os.getpid(), 9)  # as the system does to whoever takes all its memory
         if os.environ.get("FAULTY") == "nan":
             return at.Contribution({"w": np.full((self.features, 3), np.nan)}, weight=len(data))
         change = data.x.T @ (np.eye(3)[data.y] - data.x @ params["w"]) / len(data) / 1e6

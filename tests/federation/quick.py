@@ -20,7 +20,7 @@ from unittest.mock import patch
 from sqlalchemy import Engine, event
 
 from atoll.control import config
-from atoll.control.engine import agent, datasets
+from atoll.control.engine import datasets, learning
 from atoll.control.engine.pki import init
 from atoll.control.store import database, engine
 from atoll.privacy.keys import Authority
@@ -103,7 +103,7 @@ def quick() -> Iterator[None]:
         patch.object(database, "connect", connect),
         patch.object(engine, "_PRAGMAS", (*pragmas, "synchronous=OFF")),
         patch.object(config, "parse", parse),
-        patch.object(agent, "hold", hold),
+        patch.object(learning, "hold", hold),
         patch("os.fsync", lambda number: None),
     ):
         yield

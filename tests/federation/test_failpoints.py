@@ -6,7 +6,8 @@ import pytest
 
 import atoll.control.engine.agent
 import atoll.control.engine.coordinator
-import atoll.control.engine.edge  # noqa: F401  they declare what they reach
+import atoll.control.engine.edge
+import atoll.control.engine.learner  # noqa: F401  they declare what they reach
 from atoll.wire import failpoint
 from tests.federation.kills import Case, Sweep
 
@@ -21,5 +22,8 @@ def test_a_run_reaches_every_failpoint_and_may_die_there() -> None:
         reached = {name for hits in sweep.hits.values() for found in hits.values() for name in found}
         declared = {name for name in failpoint.NAMES if not name.startswith(STORE)}
         assert declared - reached == set()
-        for case in (Case("coordinator", "store.token_add.after_commit", 1, 2, first=True),):
+        for case in (
+            Case("coordinator", "store.token_add.after_commit", 1, 2, first=True),
+            Case("learner", "learning.kept.after", 1, 2),
+        ):
             assert sweep.kill(case).broken == []

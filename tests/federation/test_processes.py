@@ -169,6 +169,14 @@ def test_a_traceback_at_a_site_reaches_the_operator(tmp_path: Path, nursery: Nur
         assert told and "parts_of_site.py" in told[0]["text"], logs
 
 
+def test_a_learner_that_dies_takes_nobody_with_it(tmp_path: Path, nursery: Nursery) -> None:
+    with faulty(tmp_path, nursery, "dies") as (fed, run):
+        said = [row["text"] for row in fed.connect().run(run).logs() if row["node"] == "client-2"]
+        assert any("was ended by SIGKILL, 2 times" in text for text in said), said
+        assert not fed.dead("client-2")
+        assert {node["name"] for node in fed.connect().nodes() if node["online"]} >= {"client-2"}
+
+
 def test_whoever_sends_what_is_no_update_is_named_with_the_reason(tmp_path: Path, nursery: Nursery) -> None:
     with faulty(tmp_path, nursery, "nan") as (fed, run):
         said = [row["text"] for row in fed.connect().run(run).logs() if row["node"] == "client-2"]

@@ -27,6 +27,7 @@ from atoll.control.engine.coordinator import Coordinator
 from atoll.control.engine.edge import EdgeNode
 from atoll.control.engine.outside import Outside
 from atoll.control.engine.pki import Registrar
+from atoll.control.engine.workplace import Here
 from atoll.control.gate.gate_worker import Case, look
 from atoll.control.settings import Client, Edge, Server
 from atoll.control.store import Store
@@ -340,6 +341,7 @@ class World:
             api=lambda *args: None,
             draw=lambda: random.Random(f"{self.seed} {self.lives}"),
             link=lambda current, transport, proxy, ca: lambda url: self.net.link(process, current, url),
+            workplace=Here,
         )
         place = self.folder / name
         patience = self.patience

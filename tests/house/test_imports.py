@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": BELOW | {"transport"},  # its suites stand beside the contracts
     "job": BELOW | ALGORITHMS,  # values: it names algorithms, and no driver
     "__main__": {"control"},
+    "names": BELOW | ALGORITHMS | DRIVERS | TOP | {"control"},  # it names everything
     "draw": set(),  # charts: standard library only
     "notebook": BELOW | ALGORITHMS | {"draw"},
     "run": BELOW | ALGORITHMS | DRIVERS | {"job", "notebook"},  # the one file that knows both
@@ -40,7 +41,7 @@ WITHIN: dict[str, set[str]] = {
     "remote": {"store"},
     "engine": {"store", "gate", "desk"},
 }
-ABOVE = {"config", "pinning", "settings"}
+ABOVE = {"config", "pinning", "pipes", "settings"}
 BASE = {"numpy", "msgspec", "google", "safetensors", "isal"}  # what a module may import at its top
 CORE_BASE = ("numpy", "msgspec", "google.protobuf")
 HEAVY = {"torch", "pandas", "scipy", "sklearn", "matplotlib", "onnx", "onnxscript", "onnxruntime", "polars"}

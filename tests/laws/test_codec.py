@@ -12,6 +12,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -20,6 +21,7 @@ from atoll.core.errors import CodecError, IntegrityError, MisuseError
 from atoll.core.update import Layout, Leaf, Rows, Update
 from atoll.wire import wire_pb2 as pb
 from atoll.wire.codec import FRAME, HEADER, Decoder, Limits, Message, decode, encode
+from atoll.wire.plain import decode_plain, encode_plain
 
 SMALL = Limits(bytes=1 << 22, head=1 << 16, elements=1 << 18, values=4096, streams=2)
 
@@ -412,3 +414,71 @@ def test_no_mutation_gets_past_the_checks() -> None:
         tracemalloc.stop()
     assert outcomes["refused"] > 1000
     assert outcomes["whole"] > 100
+
+
+# Letters: messages without arrays have a codec of their own, which must be the same one.
+
+
+@given(names, st.dictionaries(names, plain, max_size=4))
+def test_a_letter_is_the_message_without_arrays(kind: str, values: dict[str, Any]) -> None:
+    letter = encode_plain(kind, values)
+    assert letter == wire(Message(kind, values))
+    assert shape(decode_plain(letter)) == shape(decode(letter))
+
+
+@pytest.mark.parametrize("fault", refused_heads())
+def test_a_letter_whose_head_is_not_in_order_is_refused(fault: str) -> None:
+    head = refused_heads()[fault]
+    limits = Limits(**{**{f: getattr(SMALL, f) for f in SMALL.__slots__}, "leaves": 16})
+    with pytest.raises(CodecError):
+        decode_plain(sealed(head), limits)
+
+
+def test_letters_hold_no_arrays() -> None:
+    for empty in ({"x": np.zeros(0)}, {"u": Update.of({})}):
+        data = wire(Message("m", {}, empty))
+        assert decode(data).arrays
+        with pytest.raises(CodecError, match="lists arrays"):
+            decode_plain(data)
+
+
+def test_both_codecs_refuse_the_same_letters() -> None:
+    """4,000 seeded mutations, half of them of one bit and sealed again: both take it, or neither."""
+    rng = random.Random(22)
+    limits = Limits(bytes=0, head=1 << 12, values=256, leaves=64)
+    head = {"n": None, "t": True, "i": -5, "r": [0.5, 1.5], "k": {"a": [1, "b", b"c", []]}, "ids": [1, 2, 3]}
+    whole = 0
+    for n in range(4000):
+        data = encode_plain("ask", head)
+        made = mutate(data, rng) if n % 2 else resealed(flipped(data[HEADER:], rng))
+        found: list[Any] = []
+        for read in (decode, decode_plain):
+            try:
+                found.append(shape(read(made, limits)))
+            except (CodecError, IntegrityError):
+                found.append(None)
+        assert found[0] == found[1], made.hex()
+        whole += found[0] is not None
+    assert 200 < whole < 3000
+
+
+def flipped(data: bytes, rng: random.Random) -> bytes:
+    made = bytearray(data)
+    made[rng.randrange(len(made))] ^= 1 << rng.randrange(8)
+    return bytes(made)
+
+
+def resealed(head: bytes) -> bytes:
+    """A letter with this head and the right hash, if it is protobuf at all."""
+    try:
+        return sealed(pb.Head.FromString(head))
+    except DecodeError:
+        return frame(head)
+
+
+def test_a_letter_that_is_too_long_is_our_own_mistake() -> None:
+    with pytest.raises(MisuseError, match="has 5"):
+        encode_plain("m", {"x": b"0" * 5000}, Limits(head=4096))
+    for values in ({"x": 1j}, {"x": 1 << 63}, {1: "x"}, {"x" * 300: 1}):
+        with pytest.raises(MisuseError):
+            encode_plain("m", values)  # type: ignore[arg-type]

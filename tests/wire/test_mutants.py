@@ -17,8 +17,8 @@ from atoll.core.errors import AtollError, CodecError, Gone, IntegrityError, Prot
 from atoll.core.session import Packet
 from atoll.transport import pieces
 from atoll.transport.conformance import each, enter, message
-from atoll.transport.delta import make, restore, source
-from atoll.transport.fetch import Part
+from atoll.transport.delta import make, restore
+from atoll.transport.fetch import Part, source
 from atoll.transport.frames import FrameFile, announced, payload
 from atoll.transport.grpc import unwrap, wrap
 from atoll.transport.link import UP, letter, pack, read, unpack
@@ -222,7 +222,7 @@ def test_parts_and_deltas_that_are_damaged_are_fetched_again(tmp_path: Path) -> 
     part.part.write_bytes(good[:-1])
     part.find()
     with pytest.raises((Gone, IntegrityError)):
-        part.finish()
+        part.verify()
 
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])

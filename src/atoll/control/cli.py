@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say = Texts(language(argv))
     try:
         args = _parser(say).parse_args(argv or ["--help"])
-        if args.parts is not None:
+        if args.parts is not None and not args.apart:
             from .config import own_parts
 
             own_parts(args.parts)
@@ -85,7 +85,7 @@ def _parser(say: Say) -> argparse.ArgumentParser:
 
     def command(name: str, run: Run, text: str, inside: Any = commands, *more: Any) -> Any:
         made = inside.add_parser(name, help=say(text), description=say(text), parents=[common, *more])
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, apart=False)
         return made
 
     c = command("simulate", _simulate, "run a job over simulated clients")

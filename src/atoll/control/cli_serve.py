@@ -45,6 +45,7 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     _server(c, say)
     _member(c, say)
     c = command("client", _client, "run a client beside its data")
+    c.set_defaults(apart=True)  # its own parts are loaded by the process that learns
     _common(c, say)
     _member(c, say)
 
@@ -160,4 +161,5 @@ def _client(args: argparse.Namespace, say: Say) -> int:
     from .engine import agent
     from .settings import Client
 
-    return agent.main(_settings(args, Client, ("folder", "name", *_MEMBER)))
+    args.parts = str(args.parts.absolute()) if args.parts is not None else None
+    return agent.main(_settings(args, Client, ("folder", "name", *_MEMBER, "parts")))

@@ -18,6 +18,7 @@ from ..core.registry import nearest
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
 S = TypeVar("S", bound=msgspec.Struct)
+_PATHS = ("folder", "parts", "ca")  # relative to the file they stand in
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,7 +90,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `join`: URLs of an edge or the coordinator, the preferred first. `data`: by the name that jobs use,
     each a table of `train` (a file or a built-in name), `target`, and if wanted `test` or `holdout`.
     `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
-    that registers learners, rules or transforms. `home`, `ca`: as for an edge.
+    that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`: seconds without an
+    ask after which the process that learns ends; its memory is free, and the next ask starts another.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -106,6 +108,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     predict: str = ""
     parts: str = ""
     home: float = 60.0
+    linger: float = 20.0
     insecure: bool = False
 
 
@@ -123,7 +126,9 @@ def read(path: Path, kind: type[S], **over: Any) -> S:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     table.setdefault("folder", ".")
-    table["folder"] = str(path.parent / table["folder"])
+    for key in _PATHS:
+        if isinstance(table.get(key), str) and table[key]:
+            table[key] = str(path.parent / table[key])
     return make(kind, {**table, **{k: v for k, v in over.items() if v is not None}}, str(path))
 
 

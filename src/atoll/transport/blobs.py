@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from ..core.errors import Gone, ProtocolError
-from ..wire.codec import FRAME
+from ..wire.plain import FRAME
 from .frames import FrameFile
 
 BATCH = 4  # frames of one visit to the worker thread

@@ -12,10 +12,8 @@ It is offered only where it saves a tenth at least. Law (tests/wire): restore(a,
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,7 +22,6 @@ import zstandard
 from numpy.typing import NDArray
 
 from ..core.errors import CodecError, IntegrityError
-from ..wire import wire_pb2
 from ..wire.codec import FRAME, MAGIC, Limits, Message, decode, encode
 from ..wire.crc import crc32
 from ..wire.files import whole
@@ -57,20 +54,6 @@ def make(old: FrameFile, new: FrameFile, path: Path) -> bool:
     return True
 
 
-def source(head: bytes, blob: str) -> str:
-    """The blob that a delta to `blob` starts from, given the protobuf of its head. Raises CodecError."""
-    try:
-        parsed = wire_pb2.Head.FromString(head)
-    except Exception:  # noqa: BLE001  DecodeError, and whatever else a parser finds to say
-        raise CodecError("expected the head of a delta") from None
-    values = {entry.name: entry.value for entry in parsed.values}
-    if parsed.kind != "delta" or {"from", "to", "head"} - values.keys() or values["to"].text != blob:
-        raise IntegrityError("what came is neither the blob asked for nor a delta to it")
-    if sha256(values["head"].raw).hexdigest() != blob:
-        raise IntegrityError("the delta's target is not the blob it names")
-    return values["from"].text
-
-
 def restore(old: Path, delta: Path, path: Path) -> None:
     """Write the blob file that `delta` leads to. Raises CodecError or IntegrityError."""
     base = FrameFile.of(old)
@@ -91,35 +74,6 @@ def restore(old: Path, delta: Path, path: Path) -> None:
                 sequence += 1
     if digest.digest() != told.sha256:
         raise IntegrityError("the delta gave a buffer whose SHA-256 is not the one announced")
-
-
-class Deltas:
-    """Deltas made once for all who ask, in a folder of their own; the oldest are removed."""
-
-    def __init__(self, folder: Path, pool: Executor | None = None, keep: int = 8) -> None:
-        self._folder = folder
-        self._pool = pool
-        self._keep = keep
-        self._made: dict[tuple[str, str], asyncio.Future[Path | None]] = {}
-
-    async def path(self, old: Path, new: Path, names: tuple[str, str]) -> Path | None:
-        """The file of the delta between two blobs called `names`, None where it does not pay."""
-        future = self._made.get(names)
-        if future is None:
-            future = asyncio.get_running_loop().run_in_executor(self._pool, self._make, old, new, names)
-            self._made[names] = future
-            while len(self._made) > self._keep:
-                oldest = next(iter(self._made))
-                del self._made[oldest]
-                self._file(oldest).unlink(missing_ok=True)
-        return await asyncio.shield(future)
-
-    def _file(self, names: tuple[str, str]) -> Path:
-        return self._folder / f"{names[0][:32]}-{names[1][:32]}.delta"
-
-    def _make(self, old: Path, new: Path, names: tuple[str, str]) -> Path | None:
-        path = self._file(names)
-        return path if make(FrameFile.of(old), FrameFile.of(new), path) else None
 
 
 def _limits(size: int) -> Limits:

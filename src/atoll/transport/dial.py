@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import random
 import secrets
 import time
@@ -29,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import AtollError, Gone, MisuseError, ProtocolError, Refused
+from ..core.errors import AtollError, Gone, MisuseError, ProtocolError, Refused, StateError
 from ..core.session import Packet
 from .fetch import Part
 from .frames import FrameFile
@@ -86,7 +87,7 @@ class Dial:
     capabilities are added. `on_letter(kind, head)`: one at a time, in order. `on_open(welcome, fresh)`:
     a connection stands; `fresh`: the server does not know us from before, what was open is sent again;
     `welcome["url"]` is which. `on_lost(reason)`: it is gone, we keep trying; both stand in order with
-    the letters. `idle()`: may we move home now?
+    the letters. `idle()`: may we move home now? `restore`: delta.py's, where it does not run in this process.
     """
 
     url: str  # of the parent we are at or are trying
@@ -107,6 +108,7 @@ class Dial:
         draw: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         token: Callable[[int], str] = secrets.token_hex,
+        restore: Callable[[Path, Path, Path], Awaitable[None]] | None = None,
     ) -> None:
         if not urls:
             raise MisuseError("a member needs the URL of at least one parent")
@@ -138,6 +140,7 @@ class Dial:
         self._closing = False
         self._moving = False
         self._wake = asyncio.Event()
+        self._restore = restore or _restored
 
     # -- staying connected ----------------------------------------------------------------------
 
@@ -408,7 +411,7 @@ class Dial:
             try:
                 async with self._using() as link:
                     tries = await self._fetch(link, part, tries)
-                    await brief(part.size if part.base else 0, part.finish)
+                    await self._finish(part)
                     return
             except (Gone, OSError, TimeoutError) as error:
                 log.info("the download is tried again: %s", str(error) or type(error).__name__)
@@ -416,6 +419,16 @@ class Dial:
             if part.base and tries > 1:
                 await thread(None, part.drop)  # the delta may be gone at the server
             await self._again(tries)
+
+    async def _finish(self, part: Part) -> None:
+        part.verify()
+        try:
+            if part.base:
+                await self._restore(part.have[part.base], part.part, part.whole)
+            part.finish()
+        except (OSError, StateError, ProtocolError) as error:
+            await thread(None, part.drop)
+            raise Gone(f"the blob could not be taken up, it is fetched whole: {error}") from None
 
     async def _fetch(self, link: Link, part: Part, tries: int) -> int:
         def moved() -> None:
@@ -503,3 +516,10 @@ def _window(back: Any) -> tuple[float, float] | None:
 def _bye(head: Mapping[str, Any]) -> _Bye:
     reason = head.get("reason")
     return _Bye(fault(str(head.get("error")), str(reason)[:2000]), _window(head.get("back")))
+
+
+async def _restored(old: Path, delta: Path, to: Path) -> None:
+    from .delta import restore  # it needs numpy, and a member that waits does not
+
+    size = os.stat(delta).st_size  # noqa: PTH116  a file we have just written
+    await brief(size, restore, old, delta, to)

@@ -12,9 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, StateError
-from ..wire.codec import FRAME, HEADER, Bytes
-from .delta import restore, source
+from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError
+from ..wire import wire_pb2
+from ..wire.plain import FRAME, HEADER, Bytes
 from .frames import Announced, FrameFile, announced, payload
 
 
@@ -26,6 +26,7 @@ class Part:
         self.path = path
         self.have = have
         self.part = path.with_name(path.name + ".part")
+        self.whole = path.with_name(path.name + ".whole")  # what a delta leads to
         self.frames = 0
         self.told: Announced | None = None
         self.base = ""  # the blob a delta starts from
@@ -94,31 +95,41 @@ class Part:
         self.told = announced(head)
         self._digest = sha256()
 
-    def finish(self) -> None:
-        """Verify, restore from a delta if it is one, give it its name. It is not synced: what a power cut
-        spoils is fetched again, by whoever finds out when reading it.
-
-        Raises Gone (everything from the start) for a damaged part, IntegrityError for a damaged delta.
-        """
+    def verify(self) -> None:
+        """Raise Gone (everything from the start) unless what came is what its head announced."""
         if self.told is None or self._digest.digest() != self.told.sha256:
             self.drop()
             raise Gone("the blob's SHA-256 is not the one its head announced: it is fetched again")
+
+    def finish(self) -> None:
+        """Give it its name; from a delta, once it is restored to `whole`. Raises IntegrityError, StateError.
+
+        It is not synced: what a power cut spoils is fetched again, by whoever finds out when reading it.
+        """
         if self.base:
-            whole = self.part.with_name(self.path.name + ".whole")
-            try:
-                restore(self.have[self.base], self.part, whole)
-                if FrameFile.of(whole).blob != self.blob:
-                    raise IntegrityError("a delta gave another blob than it announced")
-            except (OSError, StateError, ProtocolError) as error:
-                whole.unlink(missing_ok=True)
-                self.drop()
-                raise Gone(f"the delta could not be used, the blob is fetched whole: {error}") from None
+            if FrameFile.of(self.whole).blob != self.blob:
+                raise IntegrityError("a delta gave another blob than it announced")
             self.part.unlink()
-            whole.replace(self.part)
+            self.whole.replace(self.part)
         self.part.replace(self.path)
 
     def drop(self) -> None:
         """Begin again, without deltas."""
         self.part.unlink(missing_ok=True)
+        self.whole.unlink(missing_ok=True)
         self.have = {}
         self.frames, self.told, self.base, self._digest, self._at = 0, None, "", None, 0
+
+
+def source(head: bytes, blob: str) -> str:
+    """The blob that a delta to `blob` starts from, given the protobuf of its head. Raises CodecError."""
+    try:
+        parsed = wire_pb2.Head.FromString(head)
+    except Exception:  # noqa: BLE001  DecodeError, and whatever else a parser finds to say
+        raise CodecError("expected the head of a delta") from None
+    values = {entry.name: entry.value for entry in parsed.values}
+    if parsed.kind != "delta" or {"from", "to", "head"} - values.keys() or values["to"].text != blob:
+        raise IntegrityError("what came is neither the blob asked for nor a delta to it")
+    if sha256(values["head"].raw).hexdigest() != blob:
+        raise IntegrityError("the delta's target is not the blob it names")
+    return values["from"].text

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..core.errors import CodecError, IntegrityError, StateError
-from ..wire.codec import FRAME, HEADER, MAGIC, Bytes
 from ..wire.crc import crc32
+from ..wire.plain import FRAME, HEADER, MAGIC, Bytes
 
 _HEADER = struct.Struct("<4sQIII")  # magic, stream, sequence, length, crc32
 WHOLE = FRAME + HEADER  # bytes of every frame but the head's and the last
@@ -141,6 +141,15 @@ class FrameFile(NamedTuple):
         end = min(start + count, self.told.frames)
         with self.path.open("rb", buffering=0) as file:
             return [os.pread(file.fileno(), self._length(k), self._place(k)) for k in range(start, end)]
+
+    def verify(self) -> None:
+        """Read all of it. Raises CodecError or IntegrityError unless it is what its head announced."""
+        digest = sha256()
+        for k in range(1, self.told.frames):
+            (frame,) = self.read(k, 1)
+            digest.update(payload(frame, k))
+        if digest.digest() != self.told.sha256:
+            raise IntegrityError(f"the SHA-256 of {self.path.name} is not the one announced")
 
     def _place(self, k: int) -> int:
         return 0 if k == 0 else self.first + (k - 1) * WHOLE

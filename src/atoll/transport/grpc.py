@@ -19,7 +19,7 @@ from grpc._cython.cygrpc import InternalError
 from ..core.errors import AtollError, ConfigError, Gone, ProtocolError
 from ..core.session import Packet
 from ..privacy.keys import Identity, Member
-from ..wire.codec import FRAME, HEADER, Bytes
+from ..wire.plain import FRAME, HEADER, Bytes
 from . import atoll_pb2 as pb
 from .address import authority, claimed, loopback
 from .link import DOWN, PACKET, fault, letter, pack, read, unpack

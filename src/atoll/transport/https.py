@@ -27,7 +27,7 @@ from aiohttp import web
 from ..core.errors import ConfigError, Gone, ProtocolError
 from ..core.session import Packet
 from ..privacy.keys import Member
-from ..wire.codec import FRAME, HEADER, Bytes
+from ..wire.plain import FRAME, HEADER, Bytes
 from .address import claimed, host_port, loopback
 from .link import PROTOCOL, SESSION, letter, pack
 from .pieces import frames, packed, packets

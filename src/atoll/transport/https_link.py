@@ -25,7 +25,7 @@ import aiohttp
 
 from ..core.errors import AtollError, ConfigError, Gone, IntegrityError, ProtocolError
 from ..privacy.keys import Identity, Member
-from ..wire.codec import Bytes
+from ..wire.plain import Bytes
 from .address import authority, loopback
 from .link import DOWN, PACKET, Channel, fault, read, unpack
 from .pieces import frames as frames_of

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 
 from ..core.errors import AtollError, CodecError, Gone, ProtocolError, Refused, StateError
 from ..core.session import Packet
-from ..wire.codec import HEADER, Bytes, Limits, Message, decode, encode
+from ..wire.plain import HEADER, Bytes, Limits, Message, decode_plain, encode_plain
 from . import atoll_pb2 as pb
 
 PROTOCOL = (1, 1)  # major, minor: another major is refused, an older minor joins
@@ -86,13 +86,12 @@ class Link(Protocol):
 
 def letter(kind: str, head: Mapping[str, Any], limits: Limits = DOWN) -> bytes:
     """A letter as bytes. Raises MisuseError for what does not fit one."""
-    (frame,) = encode(Message(kind, head), limits)
-    return frame
+    return encode_plain(kind, head, limits)
 
 
 def read(data: bytes, limits: Limits = DOWN) -> Message:
     """The letter in `data`. Raises CodecError or IntegrityError."""
-    return decode(data, limits)
+    return decode_plain(data, limits)
 
 
 def pack(packet: Packet) -> bytes:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import Gone
-from ..wire.codec import Bytes
+from ..wire.plain import Bytes
 from .link import fault
 from .service import Service, Way
 

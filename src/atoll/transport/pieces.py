@@ -9,7 +9,7 @@ import struct
 from collections.abc import AsyncIterator, Iterable
 
 from ..core.errors import CodecError, Gone
-from ..wire.codec import FRAME, HEADER
+from ..wire.plain import FRAME, HEADER
 from .link import PACKET
 from .sealed import OVERHEAD
 

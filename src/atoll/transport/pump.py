@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from ..core.errors import Gone
-from ..wire.codec import Bytes
+from ..wire.plain import Bytes
 from .frames import announced, number, payload
 
 T = TypeVar("T")

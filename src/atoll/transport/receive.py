@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, Refused
-from ..wire.codec import FRAME, Bytes
+from ..wire.plain import FRAME, Bytes
 from .frames import Announced, announced, number, payload
 from .link import KEPT
 from .pump import AHEAD, give_back, pump, thread

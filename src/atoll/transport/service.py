@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..core.errors import AtollError, Gone, MisuseError, ProtocolError, Refused
 from ..core.session import Packet
-from ..wire.codec import Bytes
+from ..wire.plain import Bytes
 from .blobs import Blobs
-from .delta import Deltas
+from .deltas import Deltas
 from .half import Inbox, Outbox
 from .link import BLOB, CAPABILITIES, SESSION, UP, UPLOAD, agreed, letter, pack, read, unpack, word
 from .pump import keep_memory

@@ -29,8 +29,8 @@ from ..core.edge import Answer, Task
 from ..core.errors import AtollError, CodecError, MisuseError, StateError
 from ..core.rng import Rng
 from ..core.update import Layout, Leaf, Rows, Update
-from .manifest import Limits, Message
 from .packed import pack, unpack
+from .plain import Limits, Message
 from .values import (
     VALUES,
     Part,

@@ -13,29 +13,32 @@ This file frames; manifest.py says what a head may hold. Nothing here reads a so
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from hashlib import sha256
-from typing import TypeAlias
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from ..core.errors import CodecError, IntegrityError, MisuseError, ProtocolError
 from . import wire_pb2 as pb
 from .crc import crc32
-from .manifest import ALIGN, FRAME, LIMITS, Array, Limits, Message, Section, build, check, manifest
+from .manifest import ALIGN, Array, Section, build, check, manifest
+from .plain import (
+    CRC,
+    FRAME,
+    HEADER,
+    LIMITS,
+    MAGIC,
+    PREFIX,
+    Bytes,
+    Limits,
+    Message,
+    frame,
+    parsed,
+    sized,
+)
 
-Bytes: TypeAlias = bytes | bytearray | memoryview
-
-MAGIC = b"ATL\x01"  # the last byte is the version
-
-_PREFIX = struct.Struct("<4sQII")  # magic, stream, sequence, length
-_CRC = struct.Struct("<I")  # of the prefix and the payload
-HEADER = _PREFIX.size + _CRC.size  # 24 bytes
-
-__all__ = ["FRAME", "HEADER", "MAGIC", "Decoder", "Limits", "Message", "decode", "encode"]
+__all__ = ["FRAME", "HEADER", "MAGIC", "Bytes", "Decoder", "Limits", "Message", "decode", "encode"]
 
 
 def encode(message: Message, limits: Limits = LIMITS) -> Iterator[bytes]:
@@ -56,24 +59,14 @@ def encode(message: Message, limits: Limits = LIMITS) -> Iterator[bytes]:
         check(head, limits)
     except CodecError as error:
         raise MisuseError(f"this message cannot be sent: {error}") from None
-    payload = head.SerializeToString(deterministic=True)
-    if len(payload) > limits.head:
-        raise MisuseError(f"this message cannot be sent: its head has {len(payload)} of {limits.head} bytes")
+    payload = sized(head.SerializeToString(deterministic=True), limits)
     return _frames(message.stream, payload, sections)
 
 
 def _frames(stream: int, head: bytes, sections: list[Array]) -> Iterator[bytes]:
-    yield _frame(stream, 0, [memoryview(head)])
+    yield frame(stream, 0, [memoryview(head)])
     for sequence, parts in enumerate(_cut(_padded(sections)), 1):
-        yield _frame(stream, sequence, parts)
-
-
-def _frame(stream: int, sequence: int, parts: list[memoryview]) -> bytes:
-    prefix = _PREFIX.pack(MAGIC, stream, sequence, sum(map(len, parts)))
-    crc = crc32(prefix)
-    for part in parts:
-        crc = crc32(part, crc)
-    return b"".join([prefix, _CRC.pack(crc), *parts])
+        yield frame(stream, sequence, parts)
 
 
 def _padded(sections: list[Array]) -> Iterator[memoryview]:
@@ -180,8 +173,8 @@ class Decoder:
 
     def _begin(self, header: bytes) -> _Incoming:
         """Check a header against what may come next on its stream."""
-        magic, stream, sequence, length = _PREFIX.unpack_from(header)
-        (crc,) = _CRC.unpack_from(header, _PREFIX.size)
+        magic, stream, sequence, length = PREFIX.unpack_from(header)
+        (crc,) = CRC.unpack_from(header, PREFIX.size)
         if magic != MAGIC:
             raise CodecError(f"expected a frame of Atoll's wire version {MAGIC[3]}, got bytes {magic.hex()}")
         partial = self._open.get(stream)
@@ -192,12 +185,12 @@ class Decoder:
             rest = partial.buffer[partial.done : partial.done + FRAME]
             if length != len(rest):
                 raise CodecError(f"stream {stream}: expected {len(rest)} bytes in this frame, got {length}")
-            return _Incoming(stream, rest.data, crc, crc32(header[: _PREFIX.size]))
+            return _Incoming(stream, rest.data, crc, crc32(header[: PREFIX.size]))
         if len(self._open) >= self._limits.streams:
             raise CodecError(f"expected at most {self._limits.streams} messages under way at once")
         if not 1 <= length <= self._limits.head:
             raise CodecError(f"expected a head of 1..{self._limits.head} bytes, got {length}")
-        return _Incoming(stream, memoryview(bytearray(length)), crc, crc32(header[: _PREFIX.size]))
+        return _Incoming(stream, memoryview(bytearray(length)), crc, crc32(header[: PREFIX.size]))
 
     def _finish(self, frame: _Incoming) -> Message | None:
         """Verify a whole frame and put it to its message; the message, if this completes it."""
@@ -219,13 +212,7 @@ class Decoder:
         return build(partial.head, partial.sections, partial.buffer, frame.stream, finite=self._finite)
 
     def _start(self, payload: bytes) -> _Partial:
-        try:
-            head = pb.Head.FromString(payload)
-        except DecodeError:
-            raise CodecError("the head is not the protobuf message of wire.proto") from None
-        head.DiscardUnknownFields()
-        if head.ByteSize() != len(payload):
-            raise CodecError("the head has fields unknown here, or not in their shortest form")
+        head = parsed(payload)
         sections = check(head, self._limits)
         under_way = sum(len(p.buffer) for p in self._open.values())
         if head.size + under_way > self._limits.bytes:

@@ -19,6 +19,7 @@ from ..core.errors import ConfigError, MisuseError
 
 NAMES: set[str] = set()
 ACTIONS = ("kill", "raise", "full")
+VARIABLE = "ATOLL_FAILPOINTS"
 
 _KILL = 9  # SIGKILL where there are signals; other systems end the process just as abruptly
 
@@ -63,7 +64,7 @@ def _parsed(part: str) -> tuple[str, _Armed]:
     count, _, action = rest.partition(":")
     if not name or not count.isdecimal() or not int(count) or action not in ACTIONS:
         raise ConfigError(
-            f"ATOLL_FAILPOINTS: expected name:count:action with action one of {', '.join(ACTIONS)},"
+            f"{VARIABLE}: expected name:count:action with action one of {', '.join(ACTIONS)},"
             f" got {part.strip()!r}"
         )
     return name, _Armed(int(count), action)
@@ -84,4 +85,4 @@ def _fire(name: str) -> None:
     raise OSError(number, f"{os.strerror(number)} (failpoint {name})")
 
 
-arm(os.environ.get("ATOLL_FAILPOINTS", ""))
+arm(os.environ.get(VARIABLE, ""))

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.errors import ProtocolError
 from ..core.update import Layout, Update
 from .body import opened
-from .manifest import Message
+from .plain import Message
 
 
 def only_model(message: Message, layouts: Sequence[Layout], *, most: int = 1 << 20) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from ..core.errors import MisuseError, StateError
 from ..core.update import Update
 from .files import whole
-from .manifest import LIMITS, Limits
+from .plain import LIMITS, Limits
 
 _ORDER = "atoll.leaves"  # metadata: a JSON list of names
 

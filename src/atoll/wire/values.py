@@ -13,13 +13,13 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from ..core.errors import CodecError, MisuseError
 from ..core.metrics import Mean, from_plain, to_plain
 from . import wire_pb2 as pb
-from .manifest import Limits, Message, Section, build, check, manifest
+from .manifest import Section, build, check, manifest
+from .plain import Limits, Message, parsed
 
 Form: TypeAlias = Literal["none", "raw", "gather", "sum", "buckets", "sites"]
 T = TypeVar("T")
@@ -94,13 +94,7 @@ def head_of(payload: bytes, limits: Limits) -> tuple[pb.Head, list[Section]]:
     """A head within the limits, every field known and in its shortest form, and the sections of its
     buffer. Raises CodecError.
     """
-    try:
-        head = pb.Head.FromString(payload)
-    except DecodeError:
-        raise CodecError("the head is not the protobuf message of wire.proto") from None
-    head.DiscardUnknownFields()
-    if head.ByteSize() != len(payload):
-        raise CodecError("the head has fields unknown here, or not in their shortest form")
+    head = parsed(payload)
     return head, check(head, limits)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,16 @@ from ...core.errors import ProtocolError
 from ...core.rng import Rng
 from ...learn import rounds
 from ...transport.drive import Drive
+from ...transport.pump import brief
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
 from ..settings import Edge
 from .asking import Asking
 from .homes import Homes
 from .host import Host
+from .orders import Asked, Orders, write
 from .outside import Outside
-from .uplink import Asked, Uplink
+from .uplink import Uplink
 
 OUT = "revoked.json"  # names and serials, as the parent said last
 _TAKEN, _SUMMED = declare("edge.taken_in"), declare("edge.summed")
@@ -47,6 +51,7 @@ class EdgeNode:
         self.uplink = Uplink(settings, self.about, self.answer, self._letter, self._over, self.outside)
         self.store: Any
         self.host: Host
+        self._orders: Orders
         self._told: Mapping[str, Any] | None = None
 
     def about(self) -> Mapping[str, Any]:
@@ -60,6 +65,7 @@ class EdgeNode:
         assert current is not None  # noqa: S101  joined
         self.store = await asyncio.to_thread(self.outside.store, self.settings.store, self.folder)
         federation = current().member.federation
+        self._orders = Orders(current().roots, federation)
         gate = self.outside.gate(self.folder)
         self.host = Host(
             self.store,
@@ -119,8 +125,16 @@ class EdgeNode:
         self._told = None
         self.host.changed.set()
 
-    async def answer(self, asked: Asked) -> Answer:
-        """The children's answers to the parent's ask, as one."""
+    async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
+        """The children's answers to the parent's ask, as one, in a file."""
+        read = partial(self._orders.read, head, now=time.time())
+        asked = await self.uplink.using(str(head.get("params", "")), partial(_opened, read))
+        answer = await self._summed(asked)
+        await brief(asked.task.params.buffer.nbytes, write, asked, answer, to)
+
+    async def _summed(self, asked: Asked) -> Answer:
+        left = asked.deadline
+        deadline = None if left is None else asyncio.get_running_loop().time() + left
         task, work = asked.task, asked.work
         roster = {str(name): int(client) for name, client in asked.names.items()}
         if set(roster.values()) != set(task.clients):
@@ -147,7 +161,7 @@ class EdgeNode:
             dump=lambda state: b"",
             load=lambda data: None,
             context=homes.context,
-            deadline=asked.deadline,
+            deadline=deadline,
         )
         asking.drive = homes.drive = drive
         try:
@@ -220,6 +234,11 @@ class EdgeNode:
         await self._take_in(str(head.get("blob", "")))
         self.host.asks.hold(str(head.get("blob", "")))
         self.host.serve_model(dict(head))
+
+
+async def _opened(read: Callable[..., Asked], model: Path, sound: bool) -> Asked:  # noqa: FBT001  see `using`
+    size = os.stat(model).st_size  # noqa: PTH116  a file we have just written
+    return await brief(size, partial(read, model, sound=sound))
 
 
 def main(settings: Edge) -> int:

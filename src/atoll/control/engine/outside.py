@@ -49,9 +49,15 @@ def _link(current: Current, transport: Any, proxy: str, ca: Path | None) -> Call
     return find_link(current, transport, proxy, ca)
 
 
+def _workplace(settings: Any) -> Any:
+    from .workplace import Apart
+
+    return Apart(settings)
+
+
 @dataclass(frozen=True)
 class Outside:
-    """How each is made. A client needs the link alone, and loads nothing of the others."""
+    """How each is made. A client needs link and workplace alone, and loads nothing of the others."""
 
     store: Callable[[str, Path], Any] = _store
     authority: Callable[[Any, Any], Any] = _authority
@@ -60,3 +66,4 @@ class Outside:
     api: Callable[..., Any] = _api
     draw: Callable[[], Random | None] = lambda: None
     link: Callable[[Current, Any, str, Path | None], Callable[[str], Link]] = _link
+    workplace: Callable[[Any], Any] = _workplace

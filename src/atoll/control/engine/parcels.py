@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import IntegrityError
-from ...wire.codec import FRAME, HEADER, Decoder, Message, encode
-from ...wire.manifest import ALIGN, Limits, build
+from ...wire.codec import FRAME, HEADER, Decoder, Limits, Message, encode
+from ...wire.manifest import ALIGN, build
 from ...wire.values import head_of
 
 _PIECE = 1 << 20  # bytes read at a time

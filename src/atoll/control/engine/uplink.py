@@ -18,22 +18,27 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from ...core.edge import Answer, Task
-from ...core.errors import AtollError, CodecError, ConfigError, Gone, IntegrityError, ProtocolError, Refused
-from ...core.update import Update
+from ...core.errors import (
+    AtollError,
+    CodecError,
+    ConfigError,
+    Gone,
+    IntegrityError,
+    ProtocolError,
+    Refused,
+    StateError,
+)
 from ...privacy.keys import Current, Identity
 from ...privacy.token import Token
 from ...transport.dial import Dial, Patience
-from ...transport.pump import brief
-from ...wire import body
+from ...transport.frames import FrameFile
 from ...wire.failpoint import declare, hit
 from ..settings import PLAIN, Client, Edge
 from .outside import Outside
-from .parcels import keep_frames, read_frames, take_frames
-from .work import Work, opened
+from .workplace import Spoiled
 
 log = logging.getLogger("atoll.member")
 _ASKED, _FETCHED = declare("uplink.asked"), declare("uplink.fetched")
@@ -43,7 +48,8 @@ _FORGOTTEN = declare("uplink.forgotten.before"), declare("uplink.forgotten.after
 KEPT = 2  # models kept on disk
 RENEW = 60.0  # seconds between two looks at the certificate's age, less for one that is good for minutes
 
-OnAsk: TypeAlias = Callable[["Asked"], Awaitable[Answer]]
+T = TypeVar("T")
+OnAsk: TypeAlias = Callable[[str, Mapping[str, Any], Path], Awaitable[None]]
 OnLetter: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 OnOver: TypeAlias = Callable[[str], Awaitable[None]]
 
@@ -52,33 +58,12 @@ async def _nothing(_ask: str) -> None:
     pass
 
 
-class Asked:
-    """One ask as it came: `work` is checked, `task` complete, `names` of clients by id for an edge.
-
-    `deadline`: on the event loop's clock, None for as long as it takes. `blob`: the model's.
-    """
-
-    def __init__(self, head: Mapping[str, Any], work: Work, task: Task, now: float) -> None:
-        self.id = str(head["ask"])
-        self.work = work
-        self.task = task
-        self.blob = str(head["params"])
-        self.job: Mapping[str, Any] = head["job"]
-        self.names: Mapping[str, int] = head.get("names", {})
-        left = float(head.get("left", -1.0))
-        self.deadline = None if left < 0 else now + left
-
-    @property
-    def request(self) -> int:
-        """The number of the request within its scope."""
-        return int(self.id.rpartition(".")[2])
-
-
 class Uplink:
     """Joins a parent, takes asks, brings answers. `run` until it is refused for good or closed.
 
-    `about()`: what the parent may know. `on_ask(asked)`: the answer. `on_letter`: every other letter.
-    `on_over(ask)`: nobody waits for this ask's answer any more.
+    `about()`: what the parent may know. `on_ask(ask, head, path)`: writes the answer to an ask as a file of
+    frames. `on_letter`: every other letter. `on_over(ask)`: nobody waits for this ask's answer any more.
+    `restore`: as Dial's.
     """
 
     def __init__(
@@ -89,8 +74,10 @@ class Uplink:
         on_letter: OnLetter,
         on_over: OnOver = _nothing,
         outside: Outside | None = None,
+        restore: Callable[[Path, Path, Path], Awaitable[None]] | None = None,
     ) -> None:
         self.outside = outside or Outside()
+        self._restore = restore
         self.settings = settings
         self.folder = Path(settings.folder)
         self.current: Current | None = None
@@ -102,8 +89,6 @@ class Uplink:
         self._on_over = on_over
         self._asks: dict[str, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
-        self._work: dict[bytes, Work] = {}
-        self._models: dict[str, Update] = {}
         self.dial: Dial | None = None
 
     @property
@@ -182,6 +167,7 @@ class Uplink:
             patience=Patience(home=self.settings.home),
             draw=self.outside.draw(),
             clock=asyncio.get_running_loop().time,
+            restore=self._restore,
         )
         ended = self.identity.member.until
         try:
@@ -270,14 +256,9 @@ class Uplink:
             hit(_ASKED)
             fresh = not (path.exists() and await self._whole(path))
             if fresh:
-                asked = await self.read(head)
-                answer = await self._on_ask(asked)
-                most = None if isinstance(self.settings, Edge) else asked.work.job.max_weight
-                message = body.answer_message(answer, run=ask, request=asked.request, most=most)
                 hit(_KEPT[0])
-                await brief(asked.task.params.buffer.nbytes, keep_frames, path, message)
+                await self._on_ask(ask, head, path)
                 hit(_KEPT[1])
-                del answer, message
             assert self.dial is not None  # noqa: S101  asks come through it
             await self.dial.upload(f"{ask}.{self.identity.member.name}", path, fresh=fresh)
             hit(_UPLOADED)
@@ -289,9 +270,7 @@ class Uplink:
             self.send("refuse", {"ask": ask, "reason": str(error)[-60_000:]})
             await self._forget(ask)
         except Exception as error:  # noqa: BLE001  a bug reaches the operator with its traceback
-            from ...learn.local import reason
-
-            text = reason(error)
+            text = _reason(error)
             log.warning("%s: %s", ask, text)
             self.send("refuse", {"ask": ask, "reason": text[-60_000:]})
             await self._forget(ask)
@@ -301,52 +280,26 @@ class Uplink:
 
         def sound() -> bool:
             try:
-                read_frames(path, finite=False)
-            except FileNotFoundError:
-                return False
-            except (CodecError, IntegrityError):
+                FrameFile.of(path).verify()
+            except (StateError, CodecError, IntegrityError):
                 path.unlink(missing_ok=True)
                 return False
             return True
 
         return await asyncio.to_thread(sound)
 
-    async def read(self, head: Mapping[str, Any]) -> Asked:
-        """The ask with its model, once the job's signature was found to be right."""
-        job = head.get("job")
-        if not isinstance(job, Mapping):
-            raise ProtocolError("an ask without a signed job")
-        work = self._opened_work(job)
-        params = await self.model(str(head.get("params", "")))
-        task = body.task_of(head.get("task", {}), params)
-        return Asked(head, work, task, asyncio.get_running_loop().time())
+    async def using(self, blob: str, use: Callable[[Path, bool], Awaitable[T]]) -> T:
+        """What `use(file, sound)` makes of a blob, fetched unless it is here. `sound`: it was verified now.
 
-    def _opened_work(self, job: Mapping[str, Any]) -> Work:
-        """Each job's signature is looked at once."""
-        text = job.get("text")
-        if isinstance(text, bytes) and text in self._work:
-            return self._work[text]
-        identity = self.identity
-        work = opened(job, identity.roots, identity.member.federation, now=time.time())
-        if len(self._work) > 16:
-            self._work.clear()
-        self._work[work.text] = work
-        return work
-
-    async def model(self, blob: str) -> Update:
-        """The model in a blob, fetched unless it is here."""
-        if blob not in self._models:
-            here = self._model_path(blob).exists()
-            path = await self.fetch(blob)
-            try:
-                size = path.stat().st_size
-                message = await brief(size, read_frames if here else take_frames, path)
-            except (CodecError, IntegrityError):
-                path.unlink(missing_ok=True)  # a power cut spoiled it
-                message = await asyncio.to_thread(take_frames, await self.fetch(blob))
-            params = body.params_of(message)
-            self._models = {blob: params}
-        return self._models[blob]
+        Where `use` says that the file is Spoiled, it is fetched again.
+        """
+        here = self._model_path(blob).exists()
+        path = await self.fetch(blob)
+        try:
+            return await use(path, not here)
+        except Spoiled:
+            path.unlink(missing_ok=True)
+        return await use(await self.fetch(blob), True)
 
     async def fetch(self, blob: str) -> Path:
         """A blob's file; older ones go."""
@@ -374,3 +327,11 @@ class Uplink:
         self._answer_path(ask).unlink(missing_ok=True)
         hit(_FORGOTTEN[1])
         await self._on_over(ask)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, AtollError):
+        return f"{type(error).__name__}: {error}"
+    from ...learn.local import reason
+
+    return reason(error)

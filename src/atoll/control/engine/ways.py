@@ -22,7 +22,7 @@ from ...privacy.keys import Current
 from ...privacy.private import write_private
 from ...transport import link
 from ...transport.open import open_link
-from ...wire.codec import Bytes
+from ...wire.plain import Bytes
 from ..settings import PLAIN, Transport, address
 
 if TYPE_CHECKING:

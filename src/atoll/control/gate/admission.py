@@ -19,7 +19,7 @@ from ...core.aggregate import WEIGHT_UNIT, whole_weight
 from ...core.errors import AtollError, ProtocolError
 from ...core.metrics import Mean, from_plain
 from ...wire.body import opened
-from ...wire.manifest import Message
+from ...wire.plain import Message
 from ...wire.values import VALUES, Part, Said, Values, reason
 from .reading import Array, Reading, Tick
 from .want import Want

@@ -29,7 +29,8 @@ import msgspec
 
 from ...core.errors import ProtocolError, StateError
 from ...wire.body import Checked, layout_of
-from .gate_worker import LENGTH, Case, Verdict
+from ..pipes import LENGTH, ended, framed
+from .gate_worker import Case, Verdict
 from .want import Want
 
 _ROOM = 128 << 20  # bytes of memory to read any answer, besides its file
@@ -38,7 +39,6 @@ _KEPT = 16  # answers kept aside: whoever sends more of them shall not fill the 
 _STRIKES = 2
 _QUARANTINED = "twice it ended the process that reads it; it is in quarantine"
 _START = 60.0  # seconds in which a worker must have begun, on a busy machine with a slow disk
-_END = 5.0  # seconds for a worker to end by itself
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _VERDICT = msgspec.json.Decoder(Verdict)
 
@@ -52,8 +52,7 @@ class _Open:
         self.case = case
         self.done = done
         self.strikes = 0
-        data = msgspec.json.encode(case)
-        self.frame = LENGTH.pack(len(data)) + data
+        self.frame = framed(msgspec.json.encode(case))
 
 
 class Gate:
@@ -170,7 +169,7 @@ class Gate:
             return await self._serve(worker)
         finally:
             self._stdin = None
-            await _end(worker)
+            await ended(worker)
             self._process = None
 
     async def _serve(self, worker: asyncio.subprocess.Process) -> bool:
@@ -282,18 +281,3 @@ async def _read(stdout: asyncio.StreamReader) -> Verdict | None:
         return _VERDICT.decode(await stdout.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError):
         return None
-
-
-async def _end(worker: asyncio.subprocess.Process) -> None:
-    """Close its stdin, at which it ends, and wait; kill it only if it does not: that it may have ended
-    by itself meanwhile confuses those who wait for it.
-    """
-    stdin = cast("asyncio.StreamWriter", worker.stdin)
-    stdin.close()
-    with suppress(ConnectionError):
-        await stdin.wait_closed()
-    ending = asyncio.ensure_future(worker.wait())
-    if not (await asyncio.wait({ending}, timeout=_END))[0]:
-        with suppress(ProcessLookupError):
-            worker.kill()
-    await ending

@@ -11,13 +11,12 @@ The transport has verified lengths, checksums and the SHA-256; here everything i
 
 from __future__ import annotations
 
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,12 +24,13 @@ import numpy as np
 from ...core.errors import AtollError
 from ...core.registry import parts
 from ...wire.body import Section
-from ...wire.manifest import Limits, Message, build
+from ...wire.manifest import build
+from ...wire.plain import Limits, Message
 from ...wire.values import VALUES, Values, head_of
+from ..pipes import framed, records
 from .admission import examine
 from .want import Want
 
-LENGTH = struct.Struct("<I")
 _DRIFT = 256 << 20  # bytes that may be left over from former cases before the process ends
 TICK = 1.0  # seconds between signs of life
 
@@ -141,13 +141,6 @@ def _address_space() -> int:
     return pages * resource.getpagesize()
 
 
-def frames(pipe: BinaryIO) -> Iterator[bytes]:
-    """Whole frames until the pipe ends."""
-    while len(prefix := pipe.read(LENGTH.size)) == LENGTH.size:
-        (length,) = LENGTH.unpack(prefix)
-        yield pipe.read(length)
-
-
 def main(most: int) -> None:
     """Answer cases until stdin ends."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
@@ -157,14 +150,13 @@ def main(most: int) -> None:
     parts()  # metrics of installed plug-ins
 
     def say(verdict: Verdict) -> None:
-        data = encode(verdict)
-        sink.write(LENGTH.pack(len(data)) + data)
+        sink.write(framed(encode(verdict)))
         sink.flush()
 
     walls = Walls(most)
     say(Verdict(0))
-    for frame in frames(source):
-        case = decode(frame)
+    for record in records(source):
+        case = decode(record)
         last = time.monotonic()
 
         def tick(number: int = case.number) -> None:

@@ -1,0 +1,115 @@
+"""The process that learns: `python -m atoll.control.engine.learner`, which workplace.py starts.
+
+It reads a client's settings from stdin, then orders, and answers each on stdout. It ends when stdin does,
+in the midst of its work too: a client that was killed leaves nobody behind who writes into its folder.
+Of two that overlap for a moment, the later waits for the lock of the former.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from ...core.errors import AtollError, Refused
+from ..pipes import framed, records
+from ..settings import Client
+from .learning import Learning
+from .workplace import Order, Said
+
+log = logging.getLogger("atoll.client")
+
+
+def main() -> None:
+    """Follow orders until stdin ends."""
+    logging.basicConfig(
+        level=os.environ.get("ATOLL_LOG", "WARNING").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing may print among the answers
+    orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, orders), daemon=True).start()
+    settings = msgspec.msgpack.decode(orders.get(), type=Client)
+    with _alone(Path(settings.folder)):
+        try:
+            learning = _learning(settings)
+        except AtollError as error:
+            _say(sink, Said(kind=_kind(error), text=str(error)))
+            return
+        _say(sink, Said(about=learning.about()))
+        decode = msgspec.msgpack.Decoder(Order).decode
+        while True:
+            _say(sink, _followed(learning, decode(orders.get())))
+
+
+def _listen(source: BinaryIO, orders: queue.SimpleQueue[bytes]) -> None:
+    for record in records(source):
+        orders.put(record)
+    os._exit(0)
+
+
+def _alone(folder: Path) -> BinaryIO:
+    """The lock of a client's state, once nobody else has it."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    lock = (folder / "runs" / ".lock").open("wb")
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return lock
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _learning(settings: Client) -> Learning:
+    if settings.parts:
+        from ..config import own_parts
+
+        own_parts(Path(settings.parts))
+    return Learning(settings)
+
+
+def _followed(learning: Learning, order: Order) -> Said:
+    try:
+        files = [Path(name) for name in order.files]
+        if order.head is None:
+            from ...transport.delta import restore
+
+            restore(*files)
+        else:
+            learning.answer(
+                order.head,
+                *files,
+                sound=order.sound,
+                roots=order.roots,
+                federation=order.federation,
+            )
+    except (AtollError, OSError) as error:
+        return Said(kind=_kind(error), text=str(error))
+    except Exception as error:  # noqa: BLE001  a bug reaches the operator with its traceback
+        from ...learn.local import reason
+
+        text = reason(error)
+        log.warning("%s", text)
+        return Said(kind=Refused.__name__, text=text)
+    return Said()
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__ if isinstance(error, AtollError) else "StateError"
+
+
+def _say(sink: BinaryIO, said: Said) -> None:
+    sink.write(framed(msgspec.msgpack.encode(said)))
+    sink.flush()
+
+
+if __name__ == "__main__":
+    main()

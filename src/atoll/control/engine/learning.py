@@ -1,0 +1,123 @@
+"""A client's rows and what learns from them: trains what its policy allows, says no to the rest and why.
+
+What an algorithm keeps at the client (error feedback, control variates, a personal head) is on disk
+before the answer is, and is committed only once the next task says that the answer was used.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import ConfigError, Refused, StateError
+from ...learn.local import Held as State
+from ...learn.local import Local
+from ...learn.wrapped import Kept
+from ...wire import checkpoint
+from ...wire.failpoint import declare, hit
+from ...wire.files import whole
+from ..settings import Client
+from .datasets import Held, hold, pick
+from .orders import Asked, Orders, write
+from .policy import Asked as Question
+from .policy import refusal
+from .work import Work, belongs
+
+log = logging.getLogger("atoll.client")
+RECORDS = (State, Kept)
+_TRAINED = declare("learning.trained")
+_KEPT = declare("learning.kept.before"), declare("learning.kept.after")
+
+
+class Learning:
+    """One client's data sets, those of the settings and `held`, and the run it works for.
+
+    Raises ConfigError or DataError for data that cannot be used. Methods block; call one at a time.
+    """
+
+    def __init__(self, settings: Client, held: Mapping[str, Held] | None = None) -> None:
+        if not settings.data and not held:
+            raise ConfigError("a client needs data: name a data set, as in [data.heart]", "$.data")
+        self._settings = settings
+        self._folder = Path(settings.folder)
+        self._held: dict[str, Held] = dict(held or {})
+        self._held |= {n: hold(n, t, self._folder) for n, t in settings.data.items()}
+        self._locals: dict[str, Local] = {}
+        self._orders: Orders | None = None
+
+    def about(self) -> dict[str, Any]:
+        """What the federation may know of this site: figures and names."""
+        return {"data": {name: held.about() for name, held in self._held.items()}}
+
+    def answer(
+        self, head: Mapping[str, Any], model: Path, to: Path, *, sound: bool, roots: bytes, federation: str
+    ) -> None:
+        """Write the answer to an ask. Raises Refused with the reason, and as Orders.read."""
+        if self._orders is None:
+            self._orders = Orders(roots, federation)
+        asked = self._orders.read(head, model, sound=sound, now=time.time())
+        (client,) = asked.task.clients or (-1,)
+        belongs(asked.task, client)
+        self._allowed(asked)
+        local = self._local(asked.work, client)
+        answer = local.answer(asked.task)
+        hit(_TRAINED)
+        if asked.task.want == "fit":
+            self._keep(asked.work, local)
+        failed = answer.failed.get(client)
+        if failed is not None:
+            raise Refused(failed)
+        write(asked, answer, to, most=asked.work.job.max_weight)
+
+    def _allowed(self, asked: Asked) -> None:
+        """Raise Refused where this site's policy says no."""
+        work, task = asked.work, asked.task
+        held = pick(self._held, work.data)
+        table, clock = work.values["table"], time.localtime()
+        question = Question(
+            job=work.job.name,
+            learner=_name(table.get("learner")),
+            algorithm=_name(table.get("algorithm", "fedavg")),
+            cohort=len(task.cohort),
+            rows=len(held.train),
+            round=task.round,
+            minute=clock.tm_hour * 60 + clock.tm_min,
+            evaluate=task.want == "evaluate",
+        )
+        reason = refusal(self._settings.policy, question)
+        if reason:
+            raise Refused(reason)
+
+    def _local(self, work: Work, client: int) -> Local:
+        """This run's learner over our rows, with what it kept from earlier rounds."""
+        local = self._locals.get(work.run)
+        if local is None:
+            local = work.local(pick(self._held, work.data), client)
+            path = self._state(work)
+            if path.exists():
+                try:
+                    kept = checkpoint.load(path.read_bytes(), RECORDS)
+                    local.committed, local.staged = dict(kept["committed"]), dict(kept["staged"])
+                except StateError as error:
+                    log.warning("%s: what this client kept for the run is lost: %s", work.run, error)
+            self._locals = {work.run: local}
+        return local
+
+    def _keep(self, work: Work, local: Local) -> None:
+        if not local.committed and not local.staged:
+            return
+        state = {"committed": dict(local.committed), "staged": dict(local.staged)}
+        hit(_KEPT[0])
+        with whole(self._state(work)) as file:
+            file.write(checkpoint.dump(state, RECORDS))
+        hit(_KEPT[1])
+
+    def _state(self, work: Work) -> Path:
+        return self._folder / "runs" / f"{work.run}.state"
+
+
+def _name(part: Any) -> str:
+    return str(part.get("name", "")) if isinstance(part, Mapping) else str(part)

@@ -1,0 +1,40 @@
+"""Deltas between blobs, made once for all who ask."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from pathlib import Path
+
+from .frames import FrameFile
+
+
+class Deltas:
+    """Deltas made once for all who ask, in a folder of their own; the oldest are removed."""
+
+    def __init__(self, folder: Path, pool: Executor | None = None, keep: int = 8) -> None:
+        self._folder = folder
+        self._pool = pool
+        self._keep = keep
+        self._made: dict[tuple[str, str], asyncio.Future[Path | None]] = {}
+
+    async def path(self, old: Path, new: Path, names: tuple[str, str]) -> Path | None:
+        """The file of the delta between two blobs called `names`, None where it does not pay."""
+        future = self._made.get(names)
+        if future is None:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, self._make, old, new, names)
+            self._made[names] = future
+            while len(self._made) > self._keep:
+                oldest = next(iter(self._made))
+                del self._made[oldest]
+                self._file(oldest).unlink(missing_ok=True)
+        return await asyncio.shield(future)
+
+    def _file(self, names: tuple[str, str]) -> Path:
+        return self._folder / f"{names[0][:32]}-{names[1][:32]}.delta"
+
+    def _make(self, old: Path, new: Path, names: tuple[str, str]) -> Path | None:
+        from .delta import make  # it needs numpy, and a member that waits does not
+
+        path = self._file(names)
+        return path if make(FrameFile.of(old), FrameFile.of(new), path) else None
