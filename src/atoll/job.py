@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 from .core.errors import ConfigError
 from .core.message import Learner
 from .core.registry import nearest, part
 from .learn.algorithm import Algorithm, as_algorithm, fedavg
 from .learn.select import Cohort, Everyone
+from .learn.server import mean
 from .learn.stop import Stop
+from .privacy import dp
+from .privacy.accountant import Plan
+from .privacy.claim import Claim, drawn, solved
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Job:
     transforms or a rule. `cohort`: who takes part in a round. `rounds`: at least 1. `every`:
     rounds between evaluations. `stop`: a rule for early stopping. `deadline`: seconds a round
     may take. `max_weight`: the most rows one client may claim. `sites`: evaluate at the sites.
+    `privacy`: what it promises, made by `private`.
     """
 
     learner: Learner
@@ -58,6 +64,7 @@ class Job:
     max_weight: float = 2.0**20
     sites: bool = True
     name: str = "job"
+    privacy: Claim | None = None
 
     def __post_init__(self) -> None:
         for method in ("init", "fit", "evaluate"):
@@ -80,6 +87,14 @@ class Job:
             raise ConfigError(f"deadline must be above 0 seconds, got {self.deadline}", "$.deadline")
         if not self.max_weight > 0:
             raise ConfigError(f"max_weight must be above 0, got {self.max_weight}", "$.max_weight")
+        if self.privacy is not None:
+            drawn(self.cohort, self.privacy.population)
+        if self.trained.private and self.sites:
+            raise ConfigError(
+                "each site would send how the model does on its rows, which no noise covers: set"
+                " sites = false, and keep rows to test on where the coordinator is",
+                "$.sites",
+            )
 
     def _check_slots(self) -> None:
         """A name where a value is needed is the usual mistake: "everyone" for everyone()."""
@@ -104,11 +119,51 @@ class Job:
         """Its values as text, for reports and to tell two jobs apart."""
         return {f.name: _text(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
-    @property
+    def private(
+        self,
+        *,
+        epsilon: float,
+        delta: float,
+        clip: float,
+        sigma: float | None = None,
+        unit: Literal["client"] = "client",
+        population: int | None = None,
+    ) -> Job:
+        """The same job with a promise: after all its rounds nobody who reads the models can tell, beyond
+        (`epsilon`, `delta`), whether any one client took part.
+
+        Updates are clipped to the L2 norm `clip` and noise is added to each sum by the coordinator, which
+        is trusted with it (*central*). The noise is solved for, or `sigma` times the clip where it is given.
+        Clients send no metrics. `population`: how many clients there are; only samples of a fixed size
+        need it.
+
+        Raises ConfigError for values that do not fit, CompositionError for an algorithm that noise cannot
+        cover, PrivacyError for a sigma that is too small.
+        """
+        claim = Claim(epsilon, delta, clip, sigma or 1.0, unit, population)
+        if sigma is None:
+            claim = solved(claim, self.cohort, self.rounds)
+        claim.check(self.cohort, self.rounds)
+        return dataclasses.replace(self, privacy=claim, sites=False)
+
+    def epsilon(self) -> Plan:
+        """What the promise costs: the composition, and ε towards both, before anything is spent.
+
+        Raises ConfigError for a job that promises nothing.
+        """
+        if self.privacy is None:
+            raise ConfigError("this job promises no privacy: job.private(epsilon=..., delta=..., clip=...)")
+        return self.privacy.cost(self.cohort, self.rounds)
+
+    @cached_property
     def trained(self) -> Algorithm:
-        """Its algorithm, whatever form it was given in."""
+        """Its algorithm, whatever form it was given in, with the noise of its promise."""
         algorithm: Algorithm = self.algorithm
-        return algorithm
+        if self.privacy is None:
+            return algorithm
+        rate, _ = drawn(self.cohort, self.privacy.population)
+        chain = dp.private(algorithm.chain, self.privacy.clip, self.privacy.sigma, mean(share=rate))
+        return dataclasses.replace(algorithm, chain=chain, weigh="equal")
 
 
 def _text(value: Any) -> str:

@@ -72,10 +72,10 @@ from .learn.qfedavg import qfedavg
 from .learn.ring import ring
 from .learn.robust import Buckets, Gather
 from .learn.scaffold import scaffold
-from .learn.select import everyone, power_of_choice, sample
+from .learn.select import everyone, poisson, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
 from .learn.stop import early
-from .privacy.dp import clip
+from .privacy.dp import clip, gaussian
 from .run import Run, simulate
 from .simulate.faults import Crash, Partition, World, constant, exponential, lognormal, uniform
 from .statistics import Statistics, classes, standardise, statistics
@@ -200,6 +200,7 @@ __all__ = [
     "fedyogi",
     "fine_tune",
     "flat",
+    "gaussian",
     "gossip",
     "heterogeneity",
     "hierarchical",
@@ -219,6 +220,7 @@ __all__ = [
     "part",
     "partition",
     "parts",
+    "poisson",
     "pooled",
     "power_of_choice",
     "qfedavg",

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,7 @@ def _plan(run: Run, data: Any, local: Local, children: Mapping[str, Sequence[int
         stop=job.stop,
         deadline=job.deadline,
         max_weight=job.max_weight,
+        secret=blake2b(b"simulated noise", key=repr(run.seed).encode(), digest_size=32).digest(),
     )
 
 

@@ -177,6 +177,50 @@ def test_a_learner_that_dies_takes_nobody_with_it(tmp_path: Path, nursery: Nurse
         assert {node["name"] for node in fed.connect().nodes() if node["online"]} >= {"client-2"}
 
 
+PRIVATE = {
+    **JOB,
+    "algorithm": "fedavg",
+    "privacy": {"epsilon": 8.0, "delta": 1e-4, "clip": 1.0},
+}
+
+
+def test_a_private_job_keeps_its_secret_and_a_site_its_limit(tmp_path: Path, nursery: Nursery) -> None:
+    with Federation(tmp_path, nursery=nursery) as fed:
+        fed.set("client-2", policy={"max_epsilon": 1.0})
+        fed.set("client-3", policy={"max_epsilon": 8.0})
+        fed.start("coordinator", failpoints="drive.folded.after:2:kill")
+        fed.start(*fed.edges)
+        for name in fed.clients:
+            fed.start(name)
+        gathered(fed)
+        first = fed.submit(job=PRIVATE)
+        fed.until(lambda: fed.dead("coordinator"), what="the coordinator to die")
+        with fed.store() as store:
+            before = store.journal(first, "secret").resume().state
+        fed.start("coordinator")
+        fed.finished(first)
+        second = fed.submit(job=PRIVATE)
+        fed.finished(second)
+        federation = fed.connect()
+        with pytest.raises(AtollError, match="claims epsilon 8"):
+            federation.submit({**PRIVATE, "privacy": {**PRIVATE["privacy"], "sigma": 0.1}})
+        table = federation.run(first).record["table"]
+        history = federation.run(first).wait().history
+        fed.stop(*fed.names)
+        models = [fed.leaves(run) for run in (first, second)]
+    assert table["privacy"]["sigma"] > 0.5, "solved once, for all"
+    failed = [record["failed"] for record in history if "failed" in record]
+    assert [list(found) for found in failed] == [[1], [1]]
+    assert all("allows epsilon up to 1, the job has epsilon 8" in found[1] for found in failed), failed
+    assert all(record.get("train", {}) == {} for record in history)
+    assert before is not None and len(before) == 32
+    assert models[0] != models[1], "the same sums, and another run's noise"
+    told = b"".join(
+        path.read_bytes() for name in fed.clients for path in fed.place(name).rglob("*") if path.is_file()
+    )
+    assert before not in told
+
+
 def test_whoever_sends_what_is_no_update_is_named_with_the_reason(tmp_path: Path, nursery: Nursery) -> None:
     with faulty(tmp_path, nursery, "nan") as (fed, run):
         said = [row["text"] for row in fed.connect().run(run).logs() if row["node"] == "client-2"]

@@ -115,6 +115,9 @@ def _parser(say: Say) -> argparse.ArgumentParser:
     c.add_argument("folder", type=Path, metavar="RUN", help=say("the folder of a run"))
     c = command("compare", _compare, "compare runs")
     c.add_argument("folders", type=Path, nargs="+", metavar="RUN", help=say("the folder of a run"))
+    from . import cli_privacy
+
+    cli_privacy.register(commands, command, say)
     command("version", _version, "print the version")
     _far(commands, command, say)
     return top

@@ -13,6 +13,7 @@ name = "fedavg"
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -24,15 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.registry import build, nearest, parts
+from ..core.registry import build, call, nearest, parts
 from ..data import Sites, load_data, partition
 from ..job import Job
+from ..privacy.claim import Claim, solved
 from ..simulate.faults import World
 from ..statistics import standardise
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology")
 _VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name")
-_KEYS = (*_PARTS, *_VALUES, "data", "world", "seed", "workers")
+_KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers")
 _SPLIT = ("clients", "by", "holdout", "standardise")
 
 
@@ -112,13 +114,25 @@ def parse(table: Mapping[str, Any]) -> JobFile:
     world = build("world", {"name": "world", **table["world"]}, "$.world") if "world" in table else None
     data = table.get("data", {})
     return JobFile(
-        Job(**made),
+        _promised(Job(**made), table.get("privacy")),
         {"name": data} if isinstance(data, str) else data,
         world,
         _whole(table, "seed", 0, -(2**63)) or 0,
         _whole(table, "workers", None, 1),
         table,
     )
+
+
+def _promised(job: Job, table: Any) -> Job:
+    """The job with the promise of its table: one that says its sigma is taken at its word."""
+    if table is None:
+        return job
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"expected a table with epsilon, delta and clip, got {table!r}", "$.privacy")
+    claim = call(Claim, {"sigma": 1.0, **table}, "$.privacy")
+    if "sigma" not in table:
+        claim = solved(claim, job.cohort, job.rounds)
+    return dataclasses.replace(job, privacy=claim, sites=False)
 
 
 def override(table: dict[str, Any], change: str, where: str = "--set") -> None:

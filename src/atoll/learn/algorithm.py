@@ -14,11 +14,12 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from ..core.aggregate import Aggregator, Sum
 from ..core.compose import check
-from ..core.errors import ConfigError
+from ..core.errors import CompositionError, ConfigError
 from ..core.message import Learner
 from ..core.protocol import Responder
 from ..core.registry import part
 from ..core.transform import Transform, chain
+from ..privacy import dp
 from .robust import Buckets, Gather
 from .server import adagrad, adam, mean, sgd, yogi
 
@@ -72,6 +73,31 @@ class Algorithm:
 
     def __post_init__(self) -> None:
         check(self.chain, self.rule.sees, rings=getattr(self.rule, "rings", False))
+        object.__setattr__(self, "chain", dp.bounded(self.chain))
+        if self.private:
+            self._check_private()
+
+    @property
+    def private(self) -> bool:
+        """Whether noise hides single clients from whoever reads the models."""
+        return dp.noisy(self.chain) is not None
+
+    def _check_private(self) -> None:
+        """Raise CompositionError where the noise is sized for another sum than this algorithm's."""
+        if self.weigh != "equal":
+            raise CompositionError(
+                f"{self.name} weighs clients by their rows, and noise is sized for clients that weigh the"
+                ' same: weigh="equal"'
+            )
+        if not isinstance(self.rule, Sum):
+            raise CompositionError(
+                f"noise is sized for a sum, and {type(self.rule).__name__} is another rule"
+            )
+        if self.protocol is not None:
+            raise CompositionError(
+                f"{self.name} has rounds of its own, whose sums nobody accounts yet: use an algorithm of"
+                " synchronous rounds, as fedavg or fedadam"
+            )
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.values.items())})"
@@ -82,7 +108,7 @@ def as_algorithm(given: Algorithm | Transform | Aggregator) -> Algorithm:
     if isinstance(given, Algorithm):
         return given
     if isinstance(given, Transform):
-        return Algorithm(str(given), given)
+        return Algorithm(str(given), given, weigh="equal" if dp.noisy(given) else "rows")
     if isinstance(given, (Gather, Buckets, Sum)) or hasattr(given, "sees"):
         return Algorithm(type(given).__name__.lower(), rule=given)
     raise ConfigError(

@@ -104,7 +104,8 @@ class Local:
             return self._together(task, clients)
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
-                return Answer((), failed={clients[0]: reason(error)}), {}
+                said = type(error).__name__ if self.algorithm.private else reason(error)
+                return Answer((), failed={clients[0]: said}), {}
         answer = Answer(())
         held: dict[int, Held] = {}
         for client in clients:
@@ -118,6 +119,9 @@ class Local:
         if self.algorithm.weigh == "equal":
             for c in made:
                 c.weight = float(c.weight > 0)
+        if self.algorithm.private:
+            for c in made:
+                c.metrics = {}  # no noise covers them
         states = {client: self._held(client).chain for client in clients}
         pairs = list(zip(clients, made, strict=True))
         answer, after = contribute(

@@ -23,6 +23,7 @@ from ..core.protocol import Party, Responder
 from ..core.registry import nearest
 from ..core.transform import Context
 from ..core.update import Update, blocks
+from ..privacy import dp
 from .algorithm import Algorithm, Roles
 from .local import Local
 from .select import Choice, Cohort, Everyone
@@ -40,7 +41,8 @@ class Plan:
     that clients lost with their child have to turn up under another. `sizes`: rows of each client
     where known. `test`: the model's metrics on rows the coordinator holds, None without.
     `every`: rounds between evaluations; `sites`: whether clients evaluate too. `quorum`: how many
-    children must answer, None as the cohort says. `deadline`: seconds a round may take.
+    children must answer, None as the cohort says. `deadline`: seconds a round may take. `secret`: 32
+    bytes that the keys of noise are made of, which nobody else may know.
     """
 
     learner: Learner
@@ -57,6 +59,7 @@ class Plan:
     max_weight: float = 2.0**20
     roster: Sequence[int] | None = None
     rehome: float = 0.0
+    secret: bytes = b""
 
     @cached_property
     def clients(self) -> tuple[int, ...]:
@@ -149,8 +152,12 @@ async def ask(
     rule: Callable[[Task], Aggregator] | None = None,
 ) -> tuple[Progress, dict[str, Any]]:
     """`one_round` for a cohort that is chosen; `rule(task)` sums the answers, None for the algorithm's."""
-    points = await p.work(lambda: update_points(plan, now.params, len(cohort)), share=0.0)
+    private = plan.algorithm.private  # then nobody but the coordinator may know who was drawn, or how many
+    most = len(plan.clients) if private else len(cohort)
+    points = await p.work(lambda: update_points(plan, now.params, most), share=0.0)
     task = replace(_task(now, key, cohort), points=points)
+    if private:
+        task = replace(task, cohort=tuple(range(_expected(plan))))
     aggregator = rule(task) if rule is not None else _rule(plan.algorithm, task)
     began = p.now
     answer = await plan.relay(p, task, aggregator, _quorum(plan, cohort))
@@ -170,6 +177,13 @@ async def ask(
         "up": answer.sent,
         "train": train,
     }
+
+
+def _expected(plan: Plan) -> int:
+    """How many clients a round has on average, at least 1."""
+    drawn = getattr(plan.cohort, "drawn", None)
+    rate = drawn(len(plan.clients))[0] if drawn is not None else 1.0
+    return max(1, round(rate * len(plan.clients)))
 
 
 def _quorum(plan: Plan, cohort: Sequence[int]) -> int | None:
@@ -202,7 +216,10 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
         told = {c: m["loss"].value for c, m in found.items() if "loss" in m}
         return {c: float(value) for c, value in told.items() if isinstance(value, (int, float))}
 
-    return await plan.cohort.pick(Choice(plan.clients, plan.sizes, key.at("cohort"), losses))
+    stream = key.at("cohort")
+    if plan.algorithm.private:  # the job's seed is everybody's
+        stream = dp.cohort_stream(plan.secret, now.round)
+    return await plan.cohort.pick(Choice(plan.clients, plan.sizes, stream, losses))
 
 
 def apply(
@@ -214,7 +231,10 @@ def apply(
     ctx = Context(
         key.at("back"), now.round, total.weight, total.count, len(plan.clients), own=mine.get("own", False)
     )
-    step, server = plan.algorithm.chain.back(total.update, now.server, ctx)
+    chain = plan.algorithm.chain
+    if plan.algorithm.private:
+        chain = dp.keyed(chain, dp.sum_key(plan.secret, now.round, answer.clients, total.update))
+    step, server = chain.back(total.update, now.server, ctx)
     params = add(now.params, step)
     if not params.finite():
         raise ProtocolError(

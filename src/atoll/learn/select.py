@@ -17,6 +17,7 @@ import numpy as np
 from ..core.errors import ConfigError
 from ..core.registry import part
 from ..core.rng import Rng
+from ..privacy.accountant import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ class Cohort(Protocol):
 @dataclass(frozen=True)
 class Everyone:
     """All clients, every round."""
+
+    def drawn(self, population: int | None) -> tuple[float, Sampling]:
+        """All, always."""
+        return 1.0, "all"
 
     async def pick(self, choice: Choice) -> tuple[int, ...]:
         """All of them."""
@@ -69,6 +74,22 @@ class Sample:
                 f"a cohort of {self.count} cannot come from {clients} clients", "$.cohort.count"
             )
         return max(1, wanted)
+
+    def drawn(self, population: int | None) -> tuple[float, Sampling]:
+        """A fixed number of them. Raises ConfigError where clients are not equal, or more are asked."""
+        if self.by != "uniform" or self.over != 1:
+            raise ConfigError(
+                'privacy is accounted for samples by="uniform" without `over`: who is quick, or has many'
+                " rows, would be drawn more often",
+                "$.cohort",
+            )
+        if population is None:
+            raise ConfigError(
+                "what sampling a fixed number hides depends on how many clients there are: give population,"
+                " or use poisson(rate)",
+                "$.privacy.population",
+            )
+        return self.size(population) / population, "fixed"
 
     async def pick(self, choice: Choice) -> tuple[int, ...]:
         """Drawn from the round's own stream."""
@@ -112,6 +133,26 @@ class PowerOfChoice:
         return None
 
 
+@dataclass(frozen=True)
+class Poisson:
+    """Each client by a coin of its own; see `poisson`."""
+
+    rate: float
+
+    def drawn(self, population: int | None) -> tuple[float, Sampling]:
+        """Each with this probability."""
+        return (self.rate, "poisson") if self.rate < 1 else (1.0, "all")
+
+    async def pick(self, choice: Choice) -> tuple[int, ...]:
+        """Drawn from the round's own stream."""
+        heads = choice.key.generator().random(len(choice.clients)) < self.rate
+        return tuple(sorted(int(c) for c, head in zip(choice.clients, heads, strict=True) if head))
+
+    def quorum(self, asked: int) -> int | None:
+        """All who were asked."""
+        return None
+
+
 @part("cohort")
 def everyone() -> Everyone:
     """All clients take part in every round."""
@@ -137,6 +178,16 @@ def sample(
     if over < 1:
         raise ConfigError(f"over must be at least 1, got {over}")
     return Sample(fraction, count, by, over)
+
+
+@part("cohort")
+def poisson(rate: float) -> Poisson:
+    """Each client with probability `rate` (0, 1], whoever else is drawn: what differential privacy gains by
+    sampling is known best for this. A round may turn out empty, and changes nothing then.
+    """
+    if not 0 < rate <= 1:
+        raise ConfigError(f"rate must be above 0 and at most 1, got {rate}")
+    return Poisson(rate)
 
 
 @part("cohort")

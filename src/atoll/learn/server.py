@@ -15,22 +15,31 @@ from ..core.errors import ConfigError
 from ..core.registry import part
 from ..core.transform import Context, State, Transform, transform
 from ..core.update import Update
+from ..privacy.dp import Divisor
 
 
 @part("transform")
-def mean(over: float | None = None) -> Transform:
-    """Divide the sum by the total weight, or by the fixed number `over` > 0.
+def mean(over: float | None = None, share: float | None = None) -> Transform:
+    """Divide the sum by the total weight, or by a number that is known before: `over` > 0, or that `share`
+    (0, 1] of all clients there are.
 
     A round whose total weight is 0 changes nothing.
     """
+    if over is not None and share is not None:
+        raise ConfigError("mean() takes over or share, not both")
     if over is not None and not over > 0:
         raise ConfigError(f"mean(over=...) divides by it: it must be above 0, got {over}")
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"mean(share=...) is a part of all clients, above 0 and at most 1, got {share}")
 
     def back(total: Update, state: State, ctx: Context) -> tuple[Update, State]:
-        divisor = over or ctx.weight
+        divisor = over or (share * ctx.population if share else ctx.weight)
         return total.scale(1.0 / divisor, own=ctx.own) if divisor else total.zeros(), state
 
-    return transform(f"mean(over={over:g})" if over else "mean()", back=back, averages=True)
+    if over or share:
+        name = f"mean(over={over:g})" if over else f"mean(share={share:g})"
+        return Divisor(name, back=back, averages=True)
+    return transform("mean()", back=back, averages=True)
 
 
 @part("transform")

@@ -1,17 +1,31 @@
-"""Bounding what one contribution can change, the first half of differential privacy.
+"""Differential privacy of sums: bound what one contribution can change, then add noise to the sum.
 
-McMahan, Ramage, Talwar, Zhang 2018, "Learning differentially private recurrent language models",
-§2.1, flat clipping: Δ <- Δ min(1, S / ||Δ||₂) over the whole update.
+McMahan, Ramage, Talwar, Zhang 2018, "Learning differentially private recurrent language models", alg. 1:
+
+    each client     Δ <- Δ min(1, S / ||Δ||₂) over the whole update           clip(S)
+    the sum         Σ Δ + N(0, (z S)²), then divided by a number fixed before  gaussian(z), mean(over=n)
+
+The noise is the server's (*central*): who reads the models is kept from telling whether a client took
+part; the server itself sees the sum without noise and is trusted. Its keys are drawn by the system, kept
+by the coordinator alone, and named by the sum: the same sum gets the same noise, another sum never.
+Costs are accountant.py's.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from hashlib import blake2b
 from math import isfinite
 
-from ..core.errors import ConfigError
+import numpy as np
+
+from ..core.errors import CompositionError, ConfigError, MisuseError
 from ..core.registry import part
-from ..core.transform import Context, State, Transform, transform
+from ..core.rng import Rng
+from ..core.transform import Context, State, Transform, chain, transform
+from ..core.transform import _pass as passes
 from ..core.update import Update
+from . import noise
 
 SLACK = 1 - 2.0**-20  # rounding each entry to float32 may not lift the norm over its bound
 
@@ -31,3 +45,138 @@ def clip(norm: float) -> Transform:
         return (update if within else update.scale(norm * SLACK / length)), state
 
     return transform(f"clip({norm:g})", out, sets_bound=float(norm), whole=True)
+
+
+@dataclass(frozen=True)
+class Divisor(Transform):
+    """A mean that divides by a number known before the round, which says nothing about who came."""
+
+
+@dataclass(frozen=True)
+class Gaussian(Transform):
+    """Central noise; see `gaussian`. `sigma`: over `bound`, the L2 norm of what one client adds."""
+
+    sigma: float = 0.0
+    bound: float = 0.0
+
+
+@part("transform")
+def gaussian(sigma: float) -> Transform:
+    """Add Gaussian noise to the sum, coming back: `sigma` > 0 times the bound that clip() has set.
+
+    Each sum is of clients that weigh the same, and is divided by a fixed number: mean(over=...) or
+    mean(share=...). `Job.private` finds sigma for an ε.
+    """
+    if not (sigma > 0 and isfinite(sigma)):
+        raise ConfigError(f"sigma must be above 0, got {sigma}")
+    return _noisy(sigma, 0.0, None)
+
+
+def _noisy(sigma: float, bound: float, key: bytes | None) -> Gaussian:
+    def back(total: Update, state: State, ctx: Context) -> tuple[Update, State]:
+        if not bound or key is None:
+            raise MisuseError("noise is added by the server of a run, to what clip() has bounded")
+        if total.rows:
+            raise MisuseError(f"noise covers dense leaves, and {sorted(total.rows)} came as sparse rows")
+        noisy, _ = noise.add(total.buffer, bound, sigma, key)
+        return Update(total.layout, noisy), state
+
+    return Gaussian(f"gaussian({sigma:g})", back=back, needs_bound=True, sigma=sigma, bound=bound)
+
+
+def noisy(algorithm: Transform) -> Gaussian | None:
+    """The part of a chain that adds noise."""
+    return next((part for part in algorithm.steps if isinstance(part, Gaussian)), None)
+
+
+def bounded(algorithm: Transform) -> Transform:
+    """The chain with its noise sized for its clip; any other chain as it is.
+
+    Raises CompositionError where the noise would not cover what a client can change.
+    """
+    steps = list(algorithm.steps)
+    found = [i for i, step in enumerate(steps) if isinstance(step, Gaussian)]
+    if not found:
+        return algorithm
+    if len(found) > 1:
+        raise CompositionError("noise is added twice: keep one gaussian()")
+    here = found[0]
+    bounds = [i for i, step in enumerate(steps[:here]) if step.sets_bound is not None]
+    if not bounds:
+        return algorithm  # core/compose.py says what is missing
+    for step in steps[bounds[-1] + 1 :]:
+        if step.out is not passes and step.sets_bound is None:
+            raise CompositionError(
+                f"{step} changes updates after {steps[bounds[-1]]} has bounded them: put {step} before it"
+            )
+    for step in steps:
+        if step.averages and not isinstance(step, Divisor):
+            raise CompositionError(
+                f"{step} divides by how many came, which no noise hides: divide by a number known before,"
+                " mean(over=...) or mean(share=...)"
+            )
+    given = steps[here]
+    assert isinstance(given, Gaussian)  # noqa: S101  found as one
+    steps[here] = _noisy(given.sigma, float(steps[bounds[-1]].sets_bound or 0.0), None)
+    return chain(*steps)
+
+
+def keyed(algorithm: Transform, key: bytes) -> Transform:
+    """The chain whose noise is that of `key`, for one sum."""
+    return chain(
+        *(
+            _noisy(step.sigma, step.bound, key) if isinstance(step, Gaussian) else step
+            for step in algorithm.steps
+        )
+    )
+
+
+def sum_key(secret: bytes, round: int, clients: tuple[int, ...], total: Update) -> bytes:
+    """The key of one sum's noise: of this run's `secret`, the round, who contributed and the numbers."""
+    made = blake2b(key=_secret(secret), digest_size=noise.KEY, person=b"atoll sum noise")
+    made.update(repr((round, sorted(clients))).encode())
+    made.update(total.buffer.view(np.uint8).data)
+    return made.digest()
+
+
+def cohort_stream(secret: bytes, round: int) -> Rng:
+    """The stream that a round's cohort is drawn from: what sampling hides, the job's seed would tell."""
+    made = blake2b(repr(round).encode(), key=_secret(secret), digest_size=8, person=b"atoll cohort")
+    return Rng(int.from_bytes(made.digest(), "little"))
+
+
+def _secret(secret: bytes) -> bytes:
+    if len(secret) < noise.KEY:
+        raise MisuseError("a run with noise needs a secret of its own")
+    return secret
+
+
+def private(algorithm: Transform, norm: float, sigma: float, share: Transform) -> Transform:
+    """A chain made private: its mean replaced by `share`, then clip and noise, nearest the wire.
+
+    Raises CompositionError for a chain that has a clip or noise of its own, or no plain mean.
+    """
+    for step in algorithm.steps:
+        if step.sets_bound is not None or isinstance(step, Gaussian):
+            raise CompositionError(f"{step} and the job's own privacy both bound updates: leave {step} out")
+    means = [i for i, step in enumerate(algorithm.steps) if step.averages]
+    if len(means) != 1 or algorithm.steps[means[0]].out is not passes:
+        raise CompositionError(
+            f"{algorithm} has no plain mean() that could divide by a fixed number: privacy needs one"
+        )
+    steps = [share if i == means[0] else step for i, step in enumerate(algorithm.steps)]
+    return bounded(chain(*steps, clip(norm), gaussian(sigma)))
+
+
+__all__ = [
+    "Divisor",
+    "Gaussian",
+    "bounded",
+    "clip",
+    "cohort_stream",
+    "gaussian",
+    "keyed",
+    "noisy",
+    "private",
+    "sum_key",
+]

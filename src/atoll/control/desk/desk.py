@@ -37,12 +37,28 @@ Row: TypeAlias = dict[str, Any]
 Live: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
-def submit(store: Store, table: Mapping[str, Any], seed: int | None, actor: str) -> Row:
-    """Check a job and queue it; the new run. Raises ConfigError with the path of what is wrong."""
+def promised(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's values, with the noise that its promise of privacy needs: it takes seconds, and no store.
+
+    Raises ConfigError with the path of what is wrong, PrivacyError for a sigma that is too small.
+    """
+    job = _file(table).job
+    if job.privacy is None:
+        return dict(table)
+    job.privacy.check(job.cohort, job.rounds)
+    return {**table, "privacy": job.privacy.values()}
+
+
+def _file(table: Mapping[str, Any]) -> config.JobFile:
     fits(table)
     if "world" in table:
         raise ConfigError("real machines have no simulated world: leave [world] out", "$.world")
-    file = config.parse(table)
+    return config.parse(table)
+
+
+def submit(store: Store, table: Mapping[str, Any], seed: int | None, actor: str) -> Row:
+    """Check a job and queue it; the new run. Raises ConfigError with the path of what is wrong."""
+    file = _file(table)
     data = file.data.get("name")
     if not isinstance(data, str) or not data:
         raise ConfigError('name the data as the sites call them, as in data = "heart"', "$.data.name")

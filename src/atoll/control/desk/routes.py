@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from importlib import resources
 from typing import Annotated, Any, Literal
@@ -125,7 +126,8 @@ def runs(app: FastAPI, office: Office) -> None:
     @app.post("/v1/runs", tags=["runs"], status_code=201)
     async def submit(body: Submit, request: Request) -> Any:
         """Check a job and queue it."""
-        return {"run": await office.ask(desk.submit, body.job, body.seed, request.state.caller.name)}
+        job = await asyncio.to_thread(desk.promised, body.job)
+        return {"run": await office.ask(desk.submit, job, body.seed, request.state.caller.name)}
 
     @app.post("/v1/runs/{run}/stop", tags=["runs"])
     async def stop(run: str, request: Request, body: Nothing | None = None) -> Any:

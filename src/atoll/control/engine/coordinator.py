@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -245,7 +246,8 @@ class Coordinator:
         asking = Asking(self.host, run, "main", letter, work.job.trained, names)
         homes = Homes(self.host.fleet, roster.clients)
         sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
-        plan = _plan(work, homes, sizes, self.host.rehome)
+        secret = await self._secret(run) if work.job.trained.private else b""
+        plan = _plan(work, homes, sizes, self.host.rehome, secret)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
@@ -266,6 +268,16 @@ class Coordinator:
             asking.close()
         hit(_TRAINED)
         await self._finish(run, work, last)
+
+    async def _secret(self, run: str) -> bytes:
+        """What keys of a run's noise are made of: drawn once, on disk before it is used, told to nobody."""
+        journal = self.store.journal(run, "secret")
+        kept = (await self.host.durable(journal.resume)).state
+        if kept is None:
+            kept = secrets.token_bytes(32)
+            made = kept
+            await self.host.durable(lambda: journal.checkpoint(made, 0, 0))
+        return kept
 
     async def _roster(self, run: str, data: str) -> Roster:
         """The clients that hold the data: as recorded, else those that are here once all known ones are,
@@ -336,7 +348,7 @@ class Coordinator:
         return {**roster.shared, "names": names}
 
 
-def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float) -> Plan:
+def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float, secret: bytes) -> Plan:
     job = work.job
     return Plan(
         work.learner,
@@ -352,6 +364,7 @@ def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float) -> Plan:
         max_weight=job.max_weight,
         roster=range(len(sizes)),
         rehome=rehome,
+        secret=secret,
     )
 
 

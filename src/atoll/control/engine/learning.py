@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import ConfigError, Refused, StateError
+from ...core.errors import AtollError, ConfigError, Refused, StateError
 from ...learn.local import Held as State
 from ...learn.local import Local
 from ...learn.wrapped import Kept
@@ -47,6 +47,7 @@ class Learning:
         self._held |= {n: hold(n, t, self._folder) for n, t in settings.data.items()}
         self._locals: dict[str, Local] = {}
         self._orders: Orders | None = None
+        self._true = ""  # the run whose promise was looked at
 
     def about(self) -> dict[str, Any]:
         """What the federation may know of this site: figures and names."""
@@ -86,10 +87,22 @@ class Learning:
             round=task.round,
             minute=clock.tm_hour * 60 + clock.tm_min,
             evaluate=task.want == "evaluate",
+            epsilon=self._epsilon(work),
         )
         reason = refusal(self._settings.policy, question)
         if reason:
             raise Refused(reason)
+
+    def _epsilon(self, work: Work) -> float | None:
+        """What the job promises, once it is found to keep it; who sets no limit takes its word."""
+        claim = work.job.privacy
+        if claim is not None and self._settings.policy.max_epsilon is not None and work.run != self._true:
+            try:
+                claim.check(work.job.cohort, work.job.rounds)
+            except AtollError as error:
+                raise Refused(f"this site cannot find the job's promise of privacy true: {error}") from None
+            self._true = work.run
+        return None if claim is None else claim.epsilon
 
     def _local(self, work: Work, client: int) -> Local:
         """This run's learner over our rows, with what it kept from earlier rounds."""

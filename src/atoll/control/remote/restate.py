@@ -29,6 +29,8 @@ def table(job: Job) -> dict[str, Any]:
         value = getattr(job, kind)
         if value is not None:
             found[kind] = _named(kind, value)
+    if job.privacy is not None:
+        found["privacy"] = job.privacy.values()
     return found | {key: value for key in _VALUES if (value := getattr(job, key)) is not None}
 
 
