@@ -24,6 +24,7 @@ from ..core.registry import nearest
 from ..core.transform import Context
 from ..core.update import Update, blocks
 from .algorithm import Algorithm, Roles
+from .kernel import spread
 from .local import Local
 from .select import Choice, Cohort, Everyone
 from .stop import Stop
@@ -228,8 +229,13 @@ def apply(
 def add(params: Update, step: Update) -> Update:
     """params + step in float64, back in the params' own precision."""
     total = np.empty(params.buffer.shape, params.buffer.dtype)
-    for block in blocks(len(total)):
-        total[block] = params.buffer[block] + step.buffer[block]
+
+    def some(part: slice) -> None:
+        for block in blocks(part.stop - part.start):
+            here = slice(part.start + block.start, part.start + block.stop)
+            total[here] = params.buffer[here] + step.buffer[here]
+
+    spread(len(total), some)
     return Update(params.layout, total)
 
 
