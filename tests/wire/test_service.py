@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,5 +248,28 @@ def test_heartbeats_come_in_groups_over_the_whole_interval(tmp_path: Path) -> No
             assert all(0 <= first <= 120 for first in firsts)
             groups = {round((first + service._clock()) % 120 / 2) % 60 for first in firsts}
             assert len(groups) == 60, "each group gets its members"
+
+    run(story())
+
+
+@pytest.mark.parametrize(("heartbeat", "answered"), [(25.0, 1), (120.0, 2)])
+def test_a_quiet_server_answers_heartbeats_in_time(tmp_path: Path, heartbeat: float, answered: int) -> None:
+    async def story() -> None:
+        now = 0.0
+        service = Service(Desk(tmp_path), Limits(heartbeat=heartbeat), clock=lambda: now)
+        channel, _ = await enter(MemoryLink(service, claim("ann")))
+        heard, last, now = [], 0.0, heartbeat * 0.4
+        for _ in range(9):
+            await channel.send(pack(Packet(0, 0)))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    assert unpack(await channel.recv()) == Packet(0, 0)
+                    heard.append(now - last)
+                    last = now
+            now += heartbeat
+        assert max(heard) <= 2.5 * heartbeat, "a member waits for three"
+        assert heard[1:] == pytest.approx([answered * heartbeat] * len(heard[1:]))
+        assert len(heard) >= 8 // answered
+        await service.close()
 
     run(story())

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ LEVELS = ("plain", "avx2", "avx512")
 LOSSES = ("squared", "logistic", "softmax")
 ACTIVATIONS = ("relu", "tanh")
 SMALL = 1_000_000  # weight-row meetings; with fewer, waking a second thread costs more than it saves
+LARGE = 1 << 22  # numbers of element-wise work for one core; with fewer, waking a second thread saves little
 
 # Client and Job of kernel.c, field by field.
 CLIENT = np.dtype(
@@ -123,6 +125,28 @@ def _run(job: _Job, isa: int, threads: int, pool: Executor | None) -> None:
         failed |= 0 if other.cancel() else other.result()
     if failed:
         raise MemoryError("no memory for the weights and activations of one client")
+
+
+def spread(size: int, work: Callable[[slice], None], least: int = LARGE) -> None:
+    """`work` on range(size), a part of it on each core; on this thread alone below `least` a core.
+
+    For element-wise work that releases the GIL: the parts cannot change what comes out. Raises what `work`
+    raises, once all parts have ended.
+    """
+    count = max(1, min(cores(), size // least))
+    stops = [size * i // count for i in range(count + 1)]
+    parts = [slice(*pair) for pair in pairwise(stops)]
+    others = {_pool().submit(work, part): part for part in parts[1:]}
+    try:
+        work(parts[0])
+        for other, part in others.items():
+            if other.cancel():  # no thread was free
+                work(part)
+    finally:
+        begun = [other for other in others if not other.cancelled()]
+        wait(begun)
+    for other in begun:
+        other.result()
 
 
 def cores() -> int:

@@ -25,6 +25,7 @@ from ..core.transform import Context
 from ..core.update import Update, blocks
 from ..privacy import dp
 from .algorithm import Algorithm, Roles
+from .kernel import spread
 from .local import Local
 from .select import Choice, Cohort, Everyone
 from .stop import Stop
@@ -248,8 +249,13 @@ def apply(
 def add(params: Update, step: Update) -> Update:
     """params + step in float64, back in the params' own precision."""
     total = np.empty(params.buffer.shape, params.buffer.dtype)
-    for block in blocks(len(total)):
-        total[block] = params.buffer[block] + step.buffer[block]
+
+    def some(part: slice) -> None:
+        for block in blocks(part.stop - part.start):
+            here = slice(part.start + block.start, part.start + block.stop)
+            total[here] = params.buffer[here] + step.buffer[here]
+
+    spread(len(total), some)
     return Update(params.layout, total)
 
 

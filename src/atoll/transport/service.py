@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("atoll.transport")
 
 GROUPED = 2.0  # seconds between groups of heartbeats
+SILENT = 60.0  # seconds that proxies commonly let a connection be silent in one direction
 
 
 class Offer(NamedTuple):
@@ -115,6 +116,15 @@ class Limits:
     returns: float = 200.0
     cache: int = 32 << 20
 
+    @property
+    def quiet(self) -> float:
+        """Seconds a server has said nothing after which it answers a heartbeat.
+
+        A member waits for three. Where heartbeats are so rare that no proxy counts seconds in between, every
+        second one is answered: answering costs the server as much as hearing.
+        """
+        return self.heartbeat * (0.5 if self.heartbeat < SILENT else 1.5)
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -162,6 +172,7 @@ class Service:
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
         self._slot = 0
+        self._quiet = limits.quiet
 
     async def start(self) -> None:
         """Begin to watch for silent members; on the running event loop."""
@@ -456,7 +467,7 @@ class Service:
             for body in seat.half.arrived(packet):
                 message = read(body, UP)
                 seat.inbox.put(partial(self.desk.letter, seat.name, message.kind, message.head))
-            if not packet.number and now - outbox.sent > self.limits.heartbeat / 2:
+            if not packet.number and now - outbox.sent > self._quiet:
                 seat.half.alive()
             if (wait := seat.pace(now, self.limits.rate, self.limits.burst)) > 0:
                 await asyncio.sleep(wait)
