@@ -103,7 +103,8 @@ def check(make: Make, laws: Iterable[Callable[[Make, Desk], Any]] = ()) -> None:
 
     async def run() -> None:
         for law in laws or LAWS:
-            with tempfile.TemporaryDirectory() as folder:
+            # Where a law breaks, an upload may still be under way into the folder as it is taken away.
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 try:
                     async with asyncio.timeout(4 * LONG):
                         await law(make, Desk(Path(folder)))
