@@ -18,6 +18,7 @@ from atoll.core.aggregate import Sum
 from atoll.core.compose import check, table
 from atoll.core.errors import CompositionError
 from atoll.core.transform import Transform, chain
+from atoll.learn.algorithm import Algorithm
 from atoll.learn.compress import sign, topk
 from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
@@ -25,7 +26,7 @@ from atoll.learn.personal import stay
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
 from atoll.learn.server import adam, mean, sgd
-from atoll.privacy.dp import clip
+from atoll.privacy.dp import clip, gaussian
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "composition.md"
 PARTS: Sequence[tuple[Transform, str]] = (
@@ -68,6 +69,14 @@ The row stands left of the column. A tick means that the pair runs; where neithe
 `mean()` stands where it serves both. A number names the reason of the refusal below.
 
 """
+NOISY = """
+## With noise
+
+Where each part may stand in a private chain: `mean(share=0.1)`, `clip(1)`, `gaussian(1)`, and every client
+weighs the same.
+
+"""
+PLACES = ("left of the mean", "before the clip", "between clip and noise", "nearest the wire")
 RULED = """
 ## Rules and exchanges
 
@@ -82,7 +91,34 @@ sum; and whether a chain that ends in a `ring` may feed it.
 def page() -> str:
     """The whole page."""
     parts = "".join(f"| `{part}` | {what} |\n" for part, what in PARTS)
-    return HEAD + parts + PAIRS + _pairs() + RULED + _rules()
+    return HEAD + parts + PAIRS + _pairs() + NOISY + _noisy() + RULED + _rules()
+
+
+def private(part: Transform, place: int) -> Transform:
+    """The private chain with one part more, at that place of PLACES."""
+    steps = [mean(share=0.1), clip(1.0), gaussian(1.0)]
+    return chain(*steps[:place], part, *steps[place:])
+
+
+def judged(part: Transform, place: int) -> str:
+    """Whether it runs: a tick, or why not."""
+    try:
+        Algorithm("private", private(part, place), weigh="equal")
+    except CompositionError as error:
+        return str(error)
+    return "✓"
+
+
+def _noisy() -> str:
+    found = {(str(part), place): judged(part, place) for part, _ in PARTS for place in range(len(PLACES))}
+    reasons = list(dict.fromkeys(v for v in found.values() if v != "✓"))
+    lines = [f"| | {' | '.join(PLACES)} |", "|---" * (len(PLACES) + 1) + "|"]
+    for part, _ in PARTS:
+        verdicts = [found[str(part), place] for place in range(len(PLACES))]
+        cells = [v if v == "✓" else str(reasons.index(v) + 1) for v in verdicts]
+        lines.append(f"| `{part}` | {' | '.join(cells)} |")
+    lines += ["", *(f"{n}. {reason}" for n, reason in enumerate(reasons, 1))]
+    return "\n".join(lines) + "\n"
 
 
 def _pairs() -> str:

@@ -10,7 +10,7 @@ from atoll.learn.algorithm import Algorithm
 from atoll.learn.server import mean
 from atoll.run import simulate
 from tests.exact.quadratic import Bowl, Quadratic, Sites
-from tools.composition_table import PAGE, PARTS, page
+from tools.composition_table import PAGE, PARTS, PLACES, judged, page, private
 
 BY_NAME = {str(part): part for part, _ in PARTS}
 VERDICTS = table([part for part, _ in PARTS])
@@ -40,4 +40,24 @@ def test_every_allowed_pair_trains_and_in_a_tree_alike(left: str, right: str) ->
     assert np.abs(run.params["w"]).max() > 0
     if any(part.drops for part in pair):
         assert (run.params["own/v"] == 0).all()
+    assert simulate(job.replace(topology=Tree((2,))), SITES).params == run.params
+
+
+NOISY = [
+    (str(part), place) for part, _ in PARTS for place in range(len(PLACES)) if judged(part, place) == "✓"
+]
+
+
+def test_noise_goes_with_some_and_not_with_others() -> None:
+    assert 8 < len(NOISY) < len(PARTS) * len(PLACES) - 8
+
+
+@pytest.mark.parametrize(("part", "place"), NOISY)
+def test_every_allowed_place_beside_noise_trains_and_in_a_tree_alike(part: str, place: int) -> None:
+    algorithm = Algorithm("private", private(BY_NAME[part], place), weigh="equal")
+    learner = Quadratic(lr=0.05, names=("own/v", "w"))
+    job = Job(learner, algorithm, rounds=3, every=3, sites=False)
+    run = simulate(job, SITES)
+    assert not any(record.get("failed") for record in run.history)
+    assert np.isfinite(run.params.buffer).all() and np.abs(run.params["w"]).max() > 0
     assert simulate(job.replace(topology=Tree((2,))), SITES).params == run.params

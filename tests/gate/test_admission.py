@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+import atoll as at
 from atoll.control.gate.want import Table, Want, ring_bits, want
 from atoll.core.aggregate import Sum, fold
 from atoll.core.edge import Answer
 from atoll.core.errors import MisuseError, ProtocolError
 from atoll.core.metrics import Mean, Quantiles, to_plain
-from atoll.core.transform import chain
+from atoll.core.transform import chain, transform
 from atoll.core.update import Update
 from atoll.learn.ring import ring
 from atoll.learn.server import mean
+from atoll.privacy import dp
 from atoll.privacy.dp import clip
 from atoll.wire.body import answer_message, answer_of, read_answer
 from atoll.wire.codec import Message
@@ -124,6 +126,22 @@ def test_plain_values_that_do_not_fit_are_refused(name: str, change: Change, mat
     said = opened(message)
     change(said)
     refused(asked.want(), forged(message, said), match, tmp_path)
+
+
+def test_an_update_that_was_not_clipped_is_refused(tmp_path) -> None:
+    asked = Round()
+    longest = max(float(np.linalg.norm(r.update.buffer.astype("f8"))) for _, r in asked.replies)
+    assert verdict(asked.want(norm=longest), asked.message(), tmp_path / "a").refused == ""
+    refused(asked.want(norm=longest * 0.999), asked.message(), "longer than", tmp_path)
+    refused(asked.want(metrics=0), asked.message(), "at most 0", tmp_path)
+
+
+def test_how_long_updates_may_be_follows_from_the_chain() -> None:
+    assert dp.longest(at.chain(at.mean(), at.clip(2.0))) == 2.0
+    assert dp.longest(at.chain(at.mean(), at.topk(0.1), at.clip(2.0), at.clip(1.0))) == 1.0
+    assert dp.longest(at.chain(at.mean())) is None
+    tenfold = transform("tenfold", lambda u, s, c: (u.scale(10.0), s))
+    assert dp.longest(at.chain(at.mean(), at.clip(2.0), tenfold)) is None
 
 
 def refused(asked: Want, message: Message, match: str, tmp_path) -> None:

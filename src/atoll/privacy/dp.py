@@ -121,6 +121,17 @@ def bounded(algorithm: Transform) -> Transform:
     return chain(*steps)
 
 
+def longest(algorithm: Transform) -> float | None:
+    """The L2 norm that no update has above it as it leaves its client; None where nothing says so."""
+    found = None
+    for step in algorithm.steps:
+        if step.sets_bound is not None:
+            found = step.sets_bound
+        elif step.out is not passes:
+            found = None
+    return found
+
+
 def keyed(algorithm: Transform, key: bytes) -> Transform:
     """The chain whose noise is that of `key`, for one sum."""
     return chain(
@@ -176,6 +187,7 @@ __all__ = [
     "cohort_stream",
     "gaussian",
     "keyed",
+    "longest",
     "noisy",
     "private",
     "sum_key",

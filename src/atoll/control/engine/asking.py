@@ -10,6 +10,7 @@ from ...core.edge import Answer, Task
 from ...core.errors import ProtocolError, StateError
 from ...core.update import Update
 from ...learn.algorithm import Algorithm
+from ...privacy import dp
 from ...transport.drive import Answered, Drive, Stored
 from ...wire import body, checkpoint
 from ..gate.want import ring_bits, want
@@ -41,11 +42,15 @@ class Asking:
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
     _late: list[str] = field(default_factory=list)
     _bits: int | None = field(init=False)
+    _more: dict[str, Any] = field(init=False)
     _models: tuple[Any, ...] = ()  # of the last checkpoint
     _made: list[tuple[Update, str]] = field(default_factory=list)  # by checkpoints, off the event loop
 
     def __post_init__(self) -> None:
         self._bits = ring_bits(self.algorithm.chain)
+        self._more = {"norm": dp.longest(self.algorithm.chain)}
+        if self.algorithm.private:
+            self._more["metrics"] = 0  # no noise covers them
 
     async def prepare(self, messages: Mapping[str, Task]) -> Mapping[str, Any]:
         """Each task with the blob of its model."""
@@ -128,6 +133,7 @@ class Asking:
         if edge:
             head["names"] = {self.names[c]: c for c in task.clients}
         rule, own = None, self.algorithm.protocol
+        together = edge and own is not None and own.edge is not None
         if task.want == "fit":
             rule = self.algorithm.rule.at(task.points, task.cohort, task.key)
         asked = want(
@@ -137,8 +143,9 @@ class Asking:
             run=self._ask(request),
             request=request,
             edge=edge,
-            together=edge and own is not None and own.edge is not None,
+            together=together,
             bits=self._bits,
+            **({} if together or rule is None else self._more),
         )
         assert self.drive is not None  # noqa: S101  set when the drive was made
         sent = Sent(self.drive, request, self.run, until=deadline)

@@ -25,6 +25,7 @@ from .reading import Array, Reading, Tick
 from .want import Want
 
 _FINE = 2.0**39  # the most that one contribution may put into the second limb of a wide sum
+_ROUNDED = 1 + 2.0**-20  # of an update whose numbers were rounded to float32 once it was clipped
 _SLACK = 1 + 2.0**-40  # of a product in floats
 
 
@@ -125,6 +126,8 @@ def _reply(want: Want, i: int, said: Said, tables: Sequence[str], reading: Readi
         start += len(leaf)
         unit = None if want.exponents is None else float(np.exp2(want.exponents[j]))
         reading.real(leaf, unit, scale, f"{whose}'s leaf {name!r}")
+    if want.norm is not None and not reading.length(buffer) <= want.norm * _ROUNDED:
+        raise ProtocolError(f"{whose}'s update is longer than {want.norm:g}, to which it should be clipped")
     for t, name in enumerate(tables):
         if reading.has(f"{i}.ids.{t}"):
             what = f"{whose}'s rows of {name!r}"

@@ -7,7 +7,7 @@ of a leaf say all. Nothing of the model's size is copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,6 +62,14 @@ class Reading:
             raise ProtocolError(f"{what} holds a NaN or an infinity")
         if unit is not None and not np.rint(largest * unit * scale) <= self._limit * scale:
             raise ProtocolError(f"{what} is beyond this round's range: its training diverged")
+
+    def length(self, x: Array) -> float:
+        """The L2 norm of finite numbers."""
+        total = 0.0
+        for block in self._blocks(len(x)):
+            part = x[block].astype(np.float64)
+            total += float(part @ part)
+        return sqrt(total)
 
     def ids(self, name: str, table: Table, what: str) -> Array:
         """Ids of a table's rows, increasing."""

@@ -45,7 +45,8 @@ class Want(msgspec.Struct, frozen=True):
     each. `metrics`: how many one client may report; `plain`: how many plain values those may take.
     `kinds`: of metrics that may come, None for all that are known. `rows`: the largest weight of a
     metric. Weights: 0 to `max_weight`; `cohort`: everybody in the round. `together`: one raw reply may
-    stand for several clients, as that of an edge which trained rounds of its own.
+    stand for several clients, as that of an edge which trained rounds of its own. `norm`: the longest an
+    update may be (L2), None for any length.
     """
 
     member: str
@@ -67,6 +68,7 @@ class Want(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...] | None = None
     rows: float = 2.0**48
     together: bool = False
+    norm: float | None = None
 
     @property
     def limit(self) -> float:
