@@ -18,6 +18,7 @@ from atoll.control.store import Store
 from atoll.core.errors import AtollError
 from atoll.core.session import Packet
 from atoll.privacy.keys import Current, Identity
+from atoll.privacy.ledger import Ledger
 from atoll.transport.enrol import renew
 from atoll.transport.link import Link, letter, pack, read, unpack
 from atoll.transport.open import open_link
@@ -219,6 +220,33 @@ def test_a_private_job_keeps_its_secret_and_a_site_its_limit(tmp_path: Path, nur
         path.read_bytes() for name in fed.clients for path in fed.place(name).rglob("*") if path.is_file()
     )
     assert before not in told
+
+
+def test_a_budget_is_spent_over_all_jobs_whatever_dies(tmp_path: Path, nursery: Nursery) -> None:
+    with Federation(tmp_path, nursery=nursery, edges=0) as fed:
+        for name in fed.clients[:2]:
+            held = fed.read(name)["data"]
+            fed.set(name, data={key: {**table, "budget": "wine"} for key, table in held.items()})
+        ledger = Ledger.create(fed.place("client-1"), "wine", epsilon=10.0, delta=1e-3)  # client-2 has none
+        for name in ("coordinator", "client-2", "client-3"):
+            fed.start(name)
+        fed.start("client-1", failpoints="learning.trained:2:kill")  # its process that learns, once
+        gathered(fed)
+        found = []
+        for table in (PRIVATE, PRIVATE, {**PRIVATE, "privacy": {**PRIVATE["privacy"], "epsilon": 2.0}}, JOB):
+            run = fed.submit(job=table)
+            fed.finished(run)
+            record = next(r for r in fed.connect().run(run).wait().history if r.get("failed"))
+            found.append(record["failed"])
+            fed.kill("client-1")  # a restart spends nothing and forgets nothing
+            fed.start("client-1")
+        fed.stop(*fed.names)
+    assert [sorted(failed) for failed in found] == [[1], [0, 1], [1], [0, 1]]
+    assert all("has no ledger" in failed[1] for failed in found[:3]), found
+    assert "has epsilon 2 and delta 0.0009 left, the job needs 8" in found[1][0], found
+    assert "promises no privacy" in found[3][0], found
+    spent = Ledger.open(ledger.path.parents[1], "wine").spent
+    assert [(s.epsilon, s.delta) for s in spent] == [(8.0, 1e-4), (2.0, 1e-4)]
 
 
 def test_whoever_sends_what_is_no_update_is_named_with_the_reason(tmp_path: Path, nursery: Nursery) -> None:

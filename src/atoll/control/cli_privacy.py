@@ -1,4 +1,4 @@
-"""Commands about privacy: `atoll privacy plan`."""
+"""Commands about privacy: `atoll privacy plan`, and at a site `atoll privacy open|status`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,57 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
         help=say("how a round draws them"),
     )
     c.add_argument("--size", type=int, metavar="D", help=say("numbers in the model"))
+
+    c = command("open", _open, "open a data set's budget, at its site", inner)
+    c.add_argument("id", metavar="ID", help=say("the id that client.toml gives the data set's budget"))
+    c.add_argument("--epsilon", type=float, required=True, metavar="E", help=say("what all jobs may spend"))
+    c.add_argument("--delta", type=float, required=True, metavar="D", help=say("what all jobs may spend"))
+    _folder(c, say)
+    c = command("status", _status, "what was spent of the budgets of a site, and what is left", inner)
+    _folder(c, say)
+
+
+def _folder(c: Any, say: Say) -> None:
+    c.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help=say("the client's folder"))
+
+
+def _open(args: argparse.Namespace, say: Say) -> int:
+    from ..privacy.ledger import Ledger
+
+    made = Ledger.create(args.folder, args.id, epsilon=args.epsilon, delta=args.delta)
+    print(json.dumps(_row(made)) if args.json else f"{say('budget')}: {made.path}")
+    return 0
+
+
+def _status(args: argparse.Namespace, say: Say) -> int:
+    from ..privacy.ledger import ledgers
+    from .table import table
+
+    rows = [_row(made) for made in ledgers(args.folder)]
+    if args.json:
+        print(json.dumps({"budgets": rows}))
+    elif rows:
+        names = ("budget", "epsilon", "left", "delta", "delta left", "runs")
+        table([say(name) for name in names], [[_cell(row[name]) for name in names] for row in rows])
+    else:
+        print(say("no budgets here: atoll privacy open ID --epsilon E --delta D"))
+    return 0
+
+
+def _row(made: Any) -> dict[str, Any]:
+    left = made.left
+    return {
+        "budget": made.path.stem,
+        "epsilon": made.epsilon,
+        "left": left[0],
+        "delta": made.delta,
+        "delta left": left[1],
+        "runs": len(made.spent),
+    }
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plan(args: argparse.Namespace, say: Say) -> int:

@@ -5,6 +5,7 @@
     target = "num"
     holdout = 0.25          or test = "later.csv"
     classes = ["no", "yes"] where a site may not have rows of every class; else those it has
+    budget = "heart-2026"   what all jobs may spend of its privacy (privacy/ledger.py); without, any job may
 
 Others learn of it: the number of rows, the shape of a row, the names of columns and classes.
 """
@@ -23,17 +24,20 @@ from ...core.registry import nearest
 from ...data import Dataset, Examples, load_data, partition
 from ...data.examples import gaps
 
-_OWN = ("train", "test", "holdout", "classes")
+_OWN = ("train", "test", "holdout", "classes", "budget")
 
 
 @dataclass(frozen=True)
 class Held:
-    """One data set of this site: training rows, test rows or None, and the names of its classes."""
+    """One data set of this site: training rows, test rows or None, the names of its classes, and the id of
+    its budget, "" for none.
+    """
 
     train: Examples
     test: Examples | None
     classes: tuple[str, ...]
     columns: tuple[str, ...]
+    budget: str = ""
 
     def about(self) -> dict[str, Any]:
         """What others may know: figures and names, no cell."""
@@ -94,7 +98,14 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
             raise DataError(
                 f'data set {name!r} has missing or infinite cells: add missing = "mean" (or "drop") to it'
             )
-    return Held(train, test, classes, tuple(pool.features))
+    return Held(train, test, classes, tuple(pool.features), _budget(table, path))
+
+
+def _budget(table: Mapping[str, Any], path: str) -> str:
+    budget = table.get("budget", "")
+    if not isinstance(budget, str):
+        raise ConfigError('a budget is named by its id, as in budget = "heart-2026"', f"{path}.budget")
+    return budget
 
 
 def _place(text: str, folder: Path) -> str:

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import AtollError, ConfigError, Refused, StateError
+from ...core.errors import AtollError, ConfigError, PrivacyError, Refused, StateError
 from ...learn.local import Held as State
 from ...learn.local import Local
 from ...learn.wrapped import Kept
+from ...privacy.claim import Claim
+from ...privacy.ledger import Ledger
 from ...wire import checkpoint
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
@@ -92,17 +94,36 @@ class Learning:
         reason = refusal(self._settings.policy, question)
         if reason:
             raise Refused(reason)
+        if held.budget and task.want == "fit":
+            self._spend(work, held.budget)
 
     def _epsilon(self, work: Work) -> float | None:
         """What the job promises, once it is found to keep it; who sets no limit takes its word."""
         claim = work.job.privacy
-        if claim is not None and self._settings.policy.max_epsilon is not None and work.run != self._true:
+        if claim is not None and self._settings.policy.max_epsilon is not None:
+            self._look(work, claim)
+        return None if claim is None else claim.epsilon
+
+    def _look(self, work: Work, claim: Claim) -> None:
+        """Raise Refused where the job's promise is not true; each run is looked at once."""
+        if work.run != self._true:
             try:
                 claim.check(work.job.cohort, work.job.rounds)
             except AtollError as error:
                 raise Refused(f"this site cannot find the job's promise of privacy true: {error}") from None
             self._true = work.run
-        return None if claim is None else claim.epsilon
+
+    def _spend(self, work: Work, budget: str) -> None:
+        """The run's promise is spent, on disk, before it is trained for; Refused where that cannot be."""
+        claim = work.job.privacy
+        if claim is None:
+            raise Refused("these rows have a privacy budget, and the job promises no privacy")
+        self._look(work, claim)
+        try:
+            whose = f"{work.values['federation']}/{work.run}"
+            Ledger.open(self._folder, budget).spend(whose, claim.epsilon, claim.delta)
+        except PrivacyError as error:
+            raise Refused(str(error)) from None
 
     def _local(self, work: Work, client: int) -> Local:
         """This run's learner over our rows, with what it kept from earlier rounds."""
