@@ -157,6 +157,8 @@ def simulate(
     QuorumError where nobody can train or evaluate.
     """
     _check(data, seed, world)
+    if job.privacy is not None:
+        job.privacy.holds(len(data), job.cohort)
     run = Run(job, seed, prepare(job, data, workers), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
     state = _open(folder, run, data, resume=resume) if folder else None

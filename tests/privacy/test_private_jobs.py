@@ -250,3 +250,12 @@ def test_a_claim_is_true_or_said_to_be_false() -> None:
     assert true.check(at.everyone(), 5).epsilon < 8.0
     with pytest.raises(PrivacyError, match="leave sigma out"):
         Claim(0.1, 1e-4, 1.0, 5.0).check(at.everyone(), 5)
+
+
+def test_a_promise_is_held_against_the_clients_there_are() -> None:
+    fixed = job(cohort=at.sample(0.5), rounds=5).private(**PROMISE, population=10)
+    with pytest.raises(PrivacyError, match="give population = 8"):
+        at.simulate(fixed, [1.0] * 8, seed=1)
+    loose = job().private(epsilon=8.0, delta=0.2, clip=1.0)
+    with pytest.raises(PrivacyError, match="not below 1/5"):
+        at.simulate(loose, [1.0] * 5, seed=1)

@@ -94,6 +94,13 @@ class Learning:
         reason = refusal(self._settings.policy, question)
         if reason:
             raise Refused(reason)
+        if work.job.trained.private:
+            if task.want != "fit":
+                raise Refused("the job promises privacy: how a model does on these rows stays here")
+            if not 0 <= task.round < work.job.rounds:
+                raise Refused(
+                    f"the job's promise of privacy is for {work.job.rounds} rounds, and they are over"
+                )
         if held.budget and task.want == "fit":
             self._spend(work, held.budget)
 

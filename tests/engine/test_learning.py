@@ -1,0 +1,94 @@
+"""What a client does with an ask, beside its rows: what a private job may not ask is refused there."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atoll.control.engine.learning import Learning
+from atoll.control.engine.parcels import keep_frames
+from atoll.control.engine.work import signed
+from atoll.control.settings import Client
+from atoll.core.edge import Task
+from atoll.core.errors import Refused
+from atoll.core.rng import Rng
+from atoll.core.update import Update
+from atoll.learn.rounds import Plan, update_points
+from atoll.privacy.keys import Authority
+from atoll.wire import body
+from tests.wire.pki import member
+
+TABLE = {
+    "rounds": 3,
+    "learner": {"name": "softmax"},
+    "data": {"name": "rows"},
+    "privacy": {"epsilon": 8.0, "delta": 1e-4, "clip": 1.0, "sigma": 5.0},
+}
+ROWS = "x,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(20))
+MODEL = Update.of({"w": np.zeros((1, 2), np.float32), "b": np.zeros(2, np.float32)})
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Any:
+    authority = Authority.new("test", now=time.time())
+    (tmp_path / "rows.csv").write_text(ROWS)
+    data = {"rows": {"train": "rows.csv", "target": "label"}}
+    learning = Learning(Client(folder=str(tmp_path), data=data))
+    identity = member(authority, "coordinator", "hub", now=time.time())
+    model = tmp_path / "model"
+
+    def asked(private: bool = True, want: str = "fit", round: int = 0) -> Update | None:
+        table = TABLE if private else {k: v for k, v in TABLE.items() if k != "privacy"}
+        values = {
+            "run": f"r{private}",
+            "table": table,
+            "seed": 7,
+            "data": "rows",
+            "features": 1,
+            "outputs": 2,
+        }
+        job = signed({**values, "classes": ["a", "b"], "federation": "test"}, identity)
+        work = learning_work(job)
+        params = Update.of(work.learner.init(Rng.of(1).generator()))
+        keep_frames(model, body.params_message(params))
+        plan = Plan(work.learner, work.job.trained, {"c": (0,)}, 3)
+        points = update_points(plan, params, 4) if want == "fit" else None
+        task = Task(round, Rng.of(round), (0,), (-1,), params, points, (0, 1, 2, 3), want)
+        head = {"ask": f"r.main.{round}", "params": "model", "job": job, "task": body.ask_head(task)}
+        to = tmp_path / "answer"
+        learning._orders = None  # the model is another one
+        learning.answer(head, model, to, sound=False, roots=authority.root, federation="test")
+        answer = body.read_answer(read(to))
+        return answer.replies[0][1].update if answer.replies else None
+
+    def learning_work(job: Any) -> Any:
+        from atoll.control.engine.work import opened
+
+        return opened(job, authority.root, "test", now=time.time())
+
+    def read(path: Path) -> Any:
+        from atoll.control.engine.parcels import read_frames
+
+        return read_frames(path)
+
+    return asked
+
+
+def test_a_private_job_is_trained_for_within_its_rounds(ask: Any) -> None:
+    update = ask()
+    assert update is not None and 0 < update.norm() <= 1.0
+    assert ask(round=2) is not None
+    for round in (3, 100, -1):
+        with pytest.raises(Refused, match="is for 3 rounds, and they are over"):
+            ask(round=round)
+
+
+def test_how_a_model_does_is_said_in_an_open_job_only(ask: Any) -> None:
+    with pytest.raises(Refused, match="stays here"):
+        ask(want="evaluate")
+    assert ask(private=False, want="evaluate") is None
+    assert ask(private=False, round=100) is not None
