@@ -6,12 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from atoll.control.engine.learning import Learning
-from atoll.control.engine.parcels import keep_frames
-from atoll.control.engine.work import signed
+from atoll.control.engine.parcels import keep_frames, read_frames
+from atoll.control.engine.work import opened, signed
 from atoll.control.settings import Client
 from atoll.core.edge import Task
 from atoll.core.errors import Refused
@@ -29,7 +28,6 @@ TABLE = {
     "privacy": {"epsilon": 8.0, "delta": 1e-4, "clip": 1.0, "sigma": 5.0},
 }
 ROWS = "x,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(20))
-MODEL = Update.of({"w": np.zeros((1, 2), np.float32), "b": np.zeros(2, np.float32)})
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def ask(tmp_path: Path) -> Any:
             "outputs": 2,
         }
         job = signed({**values, "classes": ["a", "b"], "federation": "test"}, identity)
-        work = learning_work(job)
+        work = opened(job, authority.root, "test", now=time.time())
         params = Update.of(work.learner.init(Rng.of(1).generator()))
         keep_frames(model, body.params_message(params))
         plan = Plan(work.learner, work.job.trained, {"c": (0,)}, 3)
@@ -62,18 +60,8 @@ def ask(tmp_path: Path) -> Any:
         to = tmp_path / "answer"
         learning._orders = None  # the model is another one
         learning.answer(head, model, to, sound=False, roots=authority.root, federation="test")
-        answer = body.read_answer(read(to))
+        answer = body.read_answer(read_frames(to))
         return answer.replies[0][1].update if answer.replies else None
-
-    def learning_work(job: Any) -> Any:
-        from atoll.control.engine.work import opened
-
-        return opened(job, authority.root, "test", now=time.time())
-
-    def read(path: Path) -> Any:
-        from atoll.control.engine.parcels import read_frames
-
-        return read_frames(path)
 
     return asked
 

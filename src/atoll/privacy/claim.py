@@ -72,13 +72,13 @@ class Claim:
         """Raise PrivacyError where so few clients, or another number of them, were not reckoned with."""
         if self.delta >= 1 / clients:
             raise PrivacyError(
-                f"delta {self.delta:g} is not below 1/{clients}: it would allow one client's data to be published"
-                " whole; lower it"
+                f"delta {self.delta:g} is not below 1/{clients}: it would allow one client's data to be"
+                " published whole; lower it"
             )
         if drawn(cohort, self.population)[1] == "fixed" and clients != self.population:
             raise PrivacyError(
-                f"the promise was solved for samples of {self.population} clients, and there are {clients}: give"
-                f" population = {clients}, or use poisson(rate)"
+                f"the promise was solved for samples of {self.population} clients, and there are {clients}:"
+                f" give population = {clients}, or use poisson(rate)"
             )
 
     def cost(self, cohort: Any, rounds: int) -> Plan:
