@@ -39,7 +39,6 @@ COMMAND = (sys.executable, "-m", "atoll.control.engine.learner")
 STRIKES = 2
 _ERRORS = {e.__name__: e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, AtollError)}
 GRACE = 5.0  # seconds for work that nobody waits for any more to end, before its process is ended
-START = 120.0  # seconds in which it must have loaded its rows
 
 
 class Spoiled(StateError):  # noqa: N818  it says what happened
@@ -210,8 +209,7 @@ class Apart:
             )
             self.started += 1
             try:
-                async with asyncio.timeout(START):
-                    said = await self._heard(process, framed(msgspec.msgpack.encode(self._settings)))
+                said = await self._heard(process, framed(msgspec.msgpack.encode(self._settings)))
                 if said is None:
                     how = _ended(await process.wait())
                     raise StateError(f"the process that learns does not start: {how}; see this log")
