@@ -25,9 +25,9 @@ from atoll.core.edge import Answer, Task
 from atoll.core.rng import Rng
 from atoll.core.update import Update
 from atoll.learn.rounds import add
-from atoll.transport.frames import payload
 from atoll.wire import body
 from atoll.wire.codec import encode
+from atoll.wire.plain import payload
 
 from .instant import Instant
 

@@ -143,7 +143,8 @@ class Job:
         claim = Claim(epsilon, delta, clip, sigma or 1.0, unit, population)
         if sigma is None:
             claim = solved(claim, self.cohort, self.rounds)
-        claim.check(self.cohort, self.rounds)
+        else:
+            claim.check(self.cohort, self.rounds)
         return dataclasses.replace(self, privacy=claim, sites=False)
 
     def epsilon(self) -> Plan:

@@ -19,12 +19,13 @@ from atoll.transport import pieces
 from atoll.transport.conformance import each, enter, message
 from atoll.transport.delta import make, restore
 from atoll.transport.fetch import Part, source
-from atoll.transport.frames import FrameFile, announced, payload
+from atoll.transport.frames import FrameFile, announced
 from atoll.transport.grpc import unwrap, wrap
 from atoll.transport.link import UP, letter, pack, read, unpack
 from atoll.transport.open import open_link
 from atoll.transport.receive import Spool
 from atoll.wire.codec import FRAME, HEADER
+from atoll.wire.plain import payload
 from tests.wire.world import LIMITS, blob_file, identity, run, serving
 
 FRAMES, BUFFER, BLOB = message(2 * FRAME + 300)

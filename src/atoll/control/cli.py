@@ -115,9 +115,6 @@ def _parser(say: Say) -> argparse.ArgumentParser:
     c.add_argument("folder", type=Path, metavar="RUN", help=say("the folder of a run"))
     c = command("compare", _compare, "compare runs")
     c.add_argument("folders", type=Path, nargs="+", metavar="RUN", help=say("the folder of a run"))
-    from . import cli_privacy
-
-    cli_privacy.register(commands, command, say)
     command("version", _version, "print the version")
     _far(commands, command, say)
     return top
@@ -125,9 +122,9 @@ def _parser(say: Say) -> argparse.ArgumentParser:
 
 def _far(commands: Any, command: Any, say: Say) -> None:
     """Commands of a federation of machines, each family in a file of its own."""
-    from . import cli_admin, cli_ops, cli_pki, cli_serve
+    from . import cli_admin, cli_ops, cli_pki, cli_privacy, cli_serve
 
-    for family in (cli_serve, cli_ops, cli_admin):
+    for family in (cli_serve, cli_ops, cli_admin, cli_privacy):
         family.register(commands, command, say)
     cli_pki.register(commands, command, say, cli_ops.remote(say), cli_ops.connected)
 

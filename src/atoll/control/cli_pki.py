@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
+from .cli_ops import group
 from .table import table
 
 Say = Callable[[str], str]
@@ -26,7 +27,7 @@ def register(
 
     `far`: the options that name a federation's API; `connected(args)`: the Federation (sdk.py) they name.
     """
-    inner = _group(commands, "pki", "who certifies the members of a federation", say)
+    inner = group(commands, "pki", "who certifies the members of a federation", say)
     c = command("init", _init, "make a federation's own root", inner)
     _place(c, say)
     text = "keep the root's key in this folder and certify by an intermediate"
@@ -51,7 +52,7 @@ def register(
 
         return asked
 
-    inner = _group(commands, "token", "tokens that let members and operators in", say)
+    inner = group(commands, "token", "tokens that let members and operators in", say)
     c = command("create", asking(_create), "make a token", inner, far)
     text = "client or edge, for one enrolment; viewer, operator or admin, for the API"
     c.add_argument("--role", required=True, help=say(text))
@@ -60,11 +61,6 @@ def register(
     command("list", asking(_list), "list tokens", inner, far)
     c = command("revoke", asking(_revoke), "make a token worthless", inner, far)
     c.add_argument("id", metavar="ID", help=say("the token's id, as list shows it"))
-
-
-def _group(commands: Any, name: str, text: str, say: Say) -> Any:
-    top = commands.add_parser(name, help=say(text), description=say(text))
-    return top.add_subparsers(metavar=say("COMMAND"), required=True, parser_class=commands._parser_class)
 
 
 def _folder(c: Any, say: Say) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .cli_ops import group
+
 Say = Callable[[str], str]
 
 
 def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     """Add the commands to the parser."""
-    text = say("what a promise of privacy costs")
-    top = commands.add_parser("privacy", help=text, description=text)
-    inner = top.add_subparsers(metavar=say("COMMAND"), required=True, parser_class=commands._parser_class)
+    inner = group(commands, "privacy", "what a promise of privacy costs", say)
     c = command("plan", _plan, "solve for the one value that is left out", inner)
     text = "the job whose promise is shown, instead of values"
     c.add_argument("job", type=Path, nargs="?", metavar="JOB.toml", help=say(text))

@@ -35,7 +35,8 @@ from ..core.registry import part
 from ..core.rng import Rng
 from ..core.update import Update
 from .algorithm import Algorithm, Roles
-from .local import Held, Local, reason
+from .failure import reason
+from .local import Held, Local
 from .rounds import Plan, Progress, add, begin, evaluate, report, skip
 from .select import Everyone
 

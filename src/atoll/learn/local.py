@@ -8,17 +8,17 @@ to evaluate commits and drops nothing: the coordinator may yet restart at an ear
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, merge_answers
-from ..core.errors import AtollError, MisuseError
+from ..core.errors import MisuseError
 from ..core.message import Contribution, FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
 from .algorithm import Algorithm
+from .failure import reason
 
 CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
 
@@ -167,15 +167,3 @@ def measure(learner: Learner, params: Any, rows: Any, ctx: FitContext) -> dict[s
             f" this one gave {type(found).__name__}"
         )
     return {name: lift(value, float(len(rows))) for name, value in found.items()}
-
-
-def reason(error: Exception) -> str:
-    """What to tell of a failure: our own errors in a line, a bug with its traceback from where it
-    leaves this package.
-    """
-    if isinstance(error, AtollError):
-        return f"{type(error).__name__}: {error}"
-    first = error.__traceback__
-    while first is not None and first.tb_frame.f_globals.get("__name__", "").startswith("atoll."):
-        first = first.tb_next
-    return "".join(traceback.format_exception(type(error), error, first or error.__traceback__))

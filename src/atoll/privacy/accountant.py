@@ -334,9 +334,4 @@ _LOUD = 6.0  # noise over clip, measured: docs/explanation/privacy.md
 _FEW = 15.0  # members over sigma, the same for a model of 8,000 numbers
 
 
-def steps(epochs: float, rate: float) -> int:
-    """How many rounds visit each member `epochs` times on average."""
-    return max(1, floor(epochs / rate))
-
-
-__all__ = ["Plan", "Release", "advantage", "cost", "delta", "epsilon", "plan", "steps", "warnings"]
+__all__ = ["Plan", "Release", "advantage", "cost", "delta", "epsilon", "plan", "warnings"]

@@ -10,19 +10,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from math import ceil, isfinite
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from ..core.errors import ConfigError, PrivacyError
 from .accountant import Plan, Release, Sampling, cost, plan
 
 TOLERANCE = 1e-3  # of ε: two machines' arithmetic
-
-
-class Drawn(Protocol):
-    """A cohort that can be accounted: the rate and the way it draws clients, of so many there are."""
-
-    def drawn(self, population: int | None) -> tuple[float, Sampling]:
-        """Raises ConfigError for sampling that cannot be accounted."""
 
 
 @dataclass(frozen=True, slots=True)

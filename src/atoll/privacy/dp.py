@@ -23,7 +23,6 @@ from ..core.errors import CompositionError, ConfigError, MisuseError
 from ..core.registry import part
 from ..core.rng import Rng
 from ..core.transform import Context, State, Transform, chain, transform
-from ..core.transform import _pass as passes
 from ..core.update import Update
 from . import noise
 
@@ -105,7 +104,7 @@ def bounded(algorithm: Transform) -> Transform:
     if not bounds:
         return algorithm  # core/compose.py says what is missing
     for step in steps[bounds[-1] + 1 :]:
-        if step.out is not passes and step.sets_bound is None:
+        if not step.silent and step.sets_bound is None:
             raise CompositionError(
                 f"{step} changes updates after {steps[bounds[-1]]} has bounded them: put {step} before it"
             )
@@ -127,7 +126,7 @@ def longest(algorithm: Transform) -> float | None:
     for step in algorithm.steps:
         if step.sets_bound is not None:
             found = step.sets_bound
-        elif step.out is not passes:
+        elif not step.silent:
             found = None
     return found
 
@@ -171,12 +170,12 @@ def private(algorithm: Transform, norm: float, sigma: float, share: Transform) -
         if step.sets_bound is not None or isinstance(step, Gaussian):
             raise CompositionError(f"{step} and the job's own privacy both bound updates: leave {step} out")
     means = [i for i, step in enumerate(algorithm.steps) if step.averages]
-    if len(means) != 1 or algorithm.steps[means[0]].out is not passes:
+    if len(means) != 1 or not algorithm.steps[means[0]].silent:
         raise CompositionError(
             f"{algorithm} has no plain mean() that could divide by a fixed number: privacy needs one"
         )
     steps = [share if i == means[0] else step for i, step in enumerate(algorithm.steps)]
-    return bounded(chain(*steps, clip(norm), gaussian(sigma)))
+    return chain(*steps, clip(norm), gaussian(sigma))
 
 
 __all__ = [

@@ -22,10 +22,10 @@ import zstandard
 from numpy.typing import NDArray
 
 from ..core.errors import CodecError, IntegrityError
-from ..wire.codec import FRAME, MAGIC, Limits, Message, decode, encode
-from ..wire.crc import crc32
+from ..wire.codec import FRAME, Limits, Message, decode, encode
 from ..wire.files import whole
-from .frames import FrameFile, announced, payload
+from ..wire.plain import frame, payload
+from .frames import FrameFile, announced
 
 BLOCK = 4 * FRAME  # bytes of buffer in one zstandard frame
 PAYS = 0.9  # of the whole, at most
@@ -64,13 +64,13 @@ def restore(old: Path, delta: Path, path: Path) -> None:
         raise CodecError("the delta does not fit the blob it starts from")
     digest = sha256()
     with path.open("wb") as file:
-        file.write(_frame(0, memoryview(head)))
+        file.write(frame(0, 0, [memoryview(head)]))
         sequence = 1
         for a, change in zip(_blocks(base), _unpack(packed.data, told.size), strict=True):
             b = (a ^ _join(change)).data
             digest.update(b)
             for start in range(0, len(b), FRAME):
-                file.write(_frame(sequence, b[start : start + FRAME]))
+                file.write(frame(0, sequence, [b[start : start + FRAME]]))
                 sequence += 1
     if digest.digest() != told.sha256:
         raise IntegrityError("the delta gave a buffer whose SHA-256 is not the one announced")
@@ -116,8 +116,3 @@ def _unpack(packed: memoryview, size: int) -> Iterator[NDArray[np.uint8]]:
         except zstandard.ZstdError as error:
             raise CodecError(f"a block of the delta is damaged: {error}") from None
         yield np.frombuffer(data, np.uint8)
-
-
-def _frame(sequence: int, data: memoryview) -> bytes:
-    prefix = struct.pack("<4sQII", MAGIC, 0, sequence, len(data))
-    return b"".join([prefix, struct.pack("<I", crc32(data, crc32(prefix))), data])

@@ -14,8 +14,8 @@ from typing import Any
 
 from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError
 from ..wire import wire_pb2
-from ..wire.plain import FRAME, HEADER, Bytes
-from .frames import Announced, FrameFile, announced, payload
+from ..wire.plain import FRAME, HEADER, Bytes, payload
+from .frames import Announced, FrameFile, announced
 
 
 class Part:

@@ -8,34 +8,14 @@ without parsing the rest, which is for the gate. Format: docs/reference/wire-for
 from __future__ import annotations
 
 import os
-import struct
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from ..core.errors import CodecError, IntegrityError, StateError
-from ..wire.crc import crc32
-from ..wire.plain import FRAME, HEADER, MAGIC, Bytes
+from ..wire.plain import FRAME, HEADER, PREFIX, Bytes, payload
 
-_HEADER = struct.Struct("<4sQIII")  # magic, stream, sequence, length, crc32
 WHOLE = FRAME + HEADER  # bytes of every frame but the head's and the last
-
-
-def payload(frame: Bytes, sequence: int | None = None) -> memoryview:
-    """What a frame carries. Raises CodecError or IntegrityError unless it is whole, right and due."""
-    if len(frame) < HEADER:
-        raise CodecError(f"expected a frame of at least {HEADER} bytes, got {len(frame)}")
-    magic, _, number, length, crc = _HEADER.unpack_from(frame)
-    if magic != MAGIC:
-        raise CodecError(f"expected a frame of Atoll's wire version {MAGIC[3]}, got bytes {magic.hex()}")
-    if sequence is not None and number != sequence:
-        raise CodecError(f"expected frame {sequence}, got {number}")
-    if length != len(frame) - HEADER or length > FRAME:
-        raise CodecError(f"frame {number} says it has {length} bytes and has {len(frame) - HEADER}")
-    view = memoryview(frame)
-    if crc32(view[HEADER:], crc32(view[: HEADER - 4])) != crc:
-        raise IntegrityError(f"the crc32 of frame {number} does not match its bytes: send it again")
-    return view[HEADER:]
 
 
 def number(frame: Bytes) -> int:
@@ -120,7 +100,7 @@ class FrameFile(NamedTuple):
         try:
             with path.open("rb") as file:
                 start = file.read(HEADER)
-                length = _HEADER.unpack(start)[3] if len(start) == HEADER else 0
+                length = PREFIX.unpack_from(start)[3] if len(start) == HEADER else 0
                 head = payload(start + file.read(min(length, FRAME)), 0)
                 told = announced(head)
                 size = file.seek(0, os.SEEK_END)

@@ -14,8 +14,8 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from ..core.errors import Gone
-from ..wire.plain import Bytes
-from .frames import announced, number, payload
+from ..wire.plain import Bytes, payload
+from .frames import announced, number
 
 T = TypeVar("T")
 

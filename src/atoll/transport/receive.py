@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, Refused
-from ..wire.plain import FRAME, Bytes
-from .frames import Announced, announced, number, payload
+from ..wire.plain import FRAME, Bytes, payload
+from .frames import Announced, announced, number
 from .link import KEPT
 from .pump import AHEAD, give_back, pump, thread
 

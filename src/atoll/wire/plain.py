@@ -86,20 +86,11 @@ def encode_plain(kind: str, values: Mapping[str, Any], limits: Limits = LIMITS) 
 
 def decode_plain(data: Bytes, limits: Limits = LIMITS) -> Message:
     """What `encode_plain` made. Raises CodecError or IntegrityError."""
-    if len(data) < HEADER:
-        raise CodecError(f"expected a message of at least {HEADER} bytes, got {len(data)}")
-    magic, stream, sequence, length = PREFIX.unpack_from(data)
-    if magic != MAGIC:
-        raise CodecError(f"expected a frame of Atoll's wire version {MAGIC[3]}, got bytes {magic.hex()}")
-    if sequence or not 1 <= length <= limits.head or length != len(data) - HEADER:
-        raise CodecError(
-            f"expected one frame, a head of 1..{limits.head} bytes: frame {sequence} says it has {length},"
-            f" {len(data) - HEADER} are there"
-        )
-    view = memoryview(data)
-    if crc32(view[HEADER:], crc32(view[: PREFIX.size])) != CRC.unpack_from(data, PREFIX.size)[0]:
-        raise IntegrityError(f"stream {stream}: a frame's crc32 does not match its bytes")
-    head = parsed(bytes(view[HEADER:]))
+    carried = payload(data, 0)
+    if not 1 <= len(carried) <= limits.head:
+        raise CodecError(f"expected a head of 1..{limits.head} bytes, got {len(carried)}")
+    stream = PREFIX.unpack_from(data)[1]
+    head = parsed(bytes(carried))
     if head.arrays or head.updates or head.size:
         raise CodecError("expected plain values only, the head lists arrays")
     check_plain(head, limits)
@@ -115,6 +106,23 @@ def frame(stream: int, sequence: int, parts: list[memoryview]) -> bytes:
     for part in parts:
         crc = crc32(part, crc)
     return b"".join([prefix, CRC.pack(crc), *parts])
+
+
+def payload(frame: Bytes, sequence: int | None = None) -> memoryview:
+    """What a frame carries. Raises CodecError or IntegrityError unless it is whole, right and due."""
+    if len(frame) < HEADER:
+        raise CodecError(f"expected a frame of at least {HEADER} bytes, got {len(frame)}")
+    magic, _, number, length = PREFIX.unpack_from(frame)
+    if magic != MAGIC:
+        raise CodecError(f"expected a frame of Atoll's wire version {MAGIC[3]}, got bytes {magic.hex()}")
+    if sequence is not None and number != sequence:
+        raise CodecError(f"expected frame {sequence}, got {number}")
+    if length != len(frame) - HEADER or length > FRAME:
+        raise CodecError(f"frame {number} says it has {length} bytes and has {len(frame) - HEADER}")
+    view = memoryview(frame)
+    if crc32(view[HEADER:], crc32(view[: PREFIX.size])) != CRC.unpack_from(frame, PREFIX.size)[0]:
+        raise IntegrityError(f"the crc32 of frame {number} does not match its bytes: send it again")
+    return view[HEADER:]
 
 
 def sized(head: bytes, limits: Limits) -> bytes:

@@ -18,9 +18,11 @@ from typing import BinaryIO
 import msgspec
 
 from ...core.errors import AtollError, Refused
+from ...learn.failure import reason
 from ..pipes import framed, records
 from ..settings import Client
 from .learning import Learning
+from .process import logged
 from .workplace import Order, Said
 
 log = logging.getLogger("atoll.client")
@@ -28,11 +30,7 @@ log = logging.getLogger("atoll.client")
 
 def main() -> None:
     """Follow orders until stdin ends."""
-    logging.basicConfig(
-        level=os.environ.get("ATOLL_LOG", "WARNING").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logged()
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing may print among the answers
     orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -94,8 +92,6 @@ def _followed(learning: Learning, order: Order) -> Said:
     except (AtollError, OSError) as error:
         return Said(kind=_kind(error), text=str(error))
     except Exception as error:  # noqa: BLE001  a bug reaches the operator with its traceback
-        from ...learn.local import reason
-
         text = reason(error)
         log.warning("%s", text)
         return Said(kind=Refused.__name__, text=text)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import AtollError, ConfigError, PrivacyError, Refused, StateError
+from ...core.errors import AtollError, PrivacyError, Refused, StateError
 from ...learn.local import Held as State
 from ...learn.local import Local
 from ...learn.wrapped import Kept
@@ -41,8 +41,6 @@ class Learning:
     """
 
     def __init__(self, settings: Client, held: Mapping[str, Held] | None = None) -> None:
-        if not settings.data and not held:
-            raise ConfigError("a client needs data: name a data set, as in [data.heart]", "$.data")
         self._settings = settings
         self._folder = Path(settings.folder)
         self._held: dict[str, Held] = dict(held or {})

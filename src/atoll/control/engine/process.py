@@ -13,13 +13,18 @@ from contextlib import suppress
 from ...core.errors import AtollError
 
 
-def until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
-    """Run `serve` until it ends, or SIGTERM or SIGINT asks for `close`; 0 where it ended in order."""
+def logged() -> None:
+    """Have this process log to stderr, as much as $ATOLL_LOG says."""
     logging.basicConfig(
         level=os.environ.get("ATOLL_LOG", "WARNING").upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+
+
+def until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
+    """Run `serve` until it ends, or SIGTERM or SIGINT asks for `close`; 0 where it ended in order."""
+    logged()
     return asyncio.run(_until_stopped(serve, close))
 
 

@@ -31,6 +31,7 @@ from ...core.errors import (
     Refused,
     StateError,
 )
+from ...learn.failure import reason
 from ...privacy.keys import Current, Identity
 from ...privacy.token import Token
 from ...transport.dial import Dial, Patience
@@ -270,7 +271,7 @@ class Uplink:
             self.send("refuse", {"ask": ask, "reason": str(error)[-60_000:]})
             await self._forget(ask)
         except Exception as error:  # noqa: BLE001  a bug reaches the operator with its traceback
-            text = _reason(error)
+            text = reason(error)
             log.warning("%s: %s", ask, text)
             self.send("refuse", {"ask": ask, "reason": text[-60_000:]})
             await self._forget(ask)
@@ -281,7 +282,7 @@ class Uplink:
         def sound() -> bool:
             try:
                 FrameFile.of(path).verify()
-            except (StateError, CodecError, IntegrityError):
+            except (FileNotFoundError, StateError, CodecError, IntegrityError):
                 path.unlink(missing_ok=True)
                 return False
             return True
@@ -327,11 +328,3 @@ class Uplink:
         self._answer_path(ask).unlink(missing_ok=True)
         hit(_FORGOTTEN[1])
         await self._on_over(ask)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, AtollError):
-        return f"{type(error).__name__}: {error}"
-    from ...learn.local import reason
-
-    return reason(error)
