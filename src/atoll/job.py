@@ -11,6 +11,7 @@ from .core.errors import ConfigError
 from .core.message import Learner
 from .core.registry import nearest, part
 from .learn.algorithm import Algorithm, as_algorithm, fedavg
+from .learn.exchange import Exchange, plain_sum
 from .learn.select import Cohort, Everyone
 from .learn.server import mean
 from .learn.stop import Stop
@@ -50,7 +51,8 @@ class Job:
     transforms or a rule. `cohort`: who takes part in a round. `rounds`: at least 1. `every`:
     rounds between evaluations. `stop`: a rule for early stopping. `deadline`: seconds a round
     may take. `max_weight`: the most rows one client may claim. `sites`: evaluate at the sites.
-    `privacy`: what it promises, made by `private`.
+    `exchange`: how updates are summed, and who sees what of them. `privacy`: what it promises, made by
+    `private`.
     """
 
     learner: Learner
@@ -65,6 +67,7 @@ class Job:
     sites: bool = True
     name: str = "job"
     privacy: Claim | None = None
+    exchange: Exchange = field(default_factory=plain_sum)
 
     def __post_init__(self) -> None:
         for method in ("init", "fit", "evaluate"):
@@ -101,6 +104,7 @@ class Job:
         slots = (
             ("cohort", hasattr(self.cohort, "pick"), "everyone(), sample(...) or power_of_choice(...)"),
             ("stop", self.stop is None or isinstance(self.stop, Stop), "early(...) or None"),
+            ("exchange", hasattr(self.exchange, "collect"), "plain_sum() or secure_sum(...)"),
             ("topology", isinstance(self.topology, Tree), "flat() or tree(...)"),
         )
         for name, fits, makers in slots:
@@ -160,6 +164,7 @@ class Job:
     def trained(self) -> Algorithm:
         """Its algorithm, whatever form it was given in, with the noise of its promise."""
         algorithm: Algorithm = self.algorithm
+        algorithm = dataclasses.replace(algorithm, exchange=self.exchange)
         if self.privacy is None:
             return algorithm
         rate, _ = drawn(self.cohort, self.privacy.population)

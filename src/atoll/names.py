@@ -60,6 +60,7 @@ from .learn.cyclic import cyclic
 from .learn.dense import linear, logistic, mlp, softmax
 from .learn.ditto import ditto, fine_tune
 from .learn.exact import close, exact
+from .learn.exchange import plain_sum
 from .learn.feddyn import feddyn
 from .learn.fednova import fednova, nova
 from .learn.fedprox import fedprox
@@ -72,6 +73,7 @@ from .learn.qfedavg import qfedavg
 from .learn.ring import ring
 from .learn.robust import Buckets, Gather
 from .learn.scaffold import scaffold
+from .learn.secure import secure_sum
 from .learn.select import everyone, poisson, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
 from .learn.stop import early
@@ -220,6 +222,7 @@ __all__ = [
     "part",
     "partition",
     "parts",
+    "plain_sum",
     "poisson",
     "pooled",
     "power_of_choice",
@@ -233,6 +236,7 @@ __all__ = [
     "sample",
     "scaffold",
     "scores",
+    "secure_sum",
     "sgd",
     "shards",
     "sign",

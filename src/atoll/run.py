@@ -24,6 +24,7 @@ from .data.examples import Dataset
 from .job import Job
 from .learn import rounds
 from .learn.algorithm import Roles
+from .learn.exchange import Seat
 from .learn.local import Held, Local, measure
 from .learn.rounds import Plan, Progress
 from .learn.wrapped import Kept
@@ -283,10 +284,17 @@ def _crc(array: Any, before: int = 0) -> int:
 def _local(run: Run, data: Any, state: State | None) -> Local:
     tests = getattr(data, "tests", None)
     held = dict(enumerate(tests)) if tests is not None else {}
-    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed))
+    seat = Seat(_drawn(run.seed))
+    local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed), seat=seat)
     if state is not None:
         local.committed, local.staged = dict(state.committed), dict(state.staged)
     return local
+
+
+def _drawn(seed: int) -> Callable[[int], bytes]:
+    """Bytes of a simulated client's entropy: the seed's, so that a simulation repeats itself."""
+    rng = Rng.of(seed).at("entropy").generator()
+    return rng.bytes
 
 
 def _plan(run: Run, data: Any, local: Local, children: Mapping[str, Sequence[int]]) -> Plan:

@@ -32,3 +32,25 @@ class Line:
 def line(features: int = 13) -> Line:
     """Least squares by single steps."""
     return Line(features)
+
+
+def mark(client: int) -> np.ndarray:
+    """The update that client `client` of a `marked` learner always gives: (64,) float32, between -1 and 1."""
+    return np.random.default_rng(client).uniform(-1, 1, 64).astype(np.float32)
+
+
+class Marked:
+    def init(self, rng):
+        return {"w": np.zeros(64, np.float32)}
+
+    def fit(self, params, data, ctx):
+        return at.Contribution({"w": mark(ctx.client)}, weight=1.0)
+
+    def evaluate(self, params, data, ctx):
+        return {"mean": float(params["w"].mean())}
+
+
+@at.part("learner")
+def marked() -> Marked:
+    """Gives a known update, to look for it where it should not be."""
+    return Marked()

@@ -11,18 +11,21 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from atoll.control.cli import main as atoll
 from atoll.control.store import Store
 from atoll.core.errors import AtollError
 from atoll.core.session import Packet
+from atoll.learn.secure import Scale
 from atoll.privacy.keys import Current, Identity
 from atoll.privacy.ledger import Ledger
 from atoll.transport.enrol import renew
 from atoll.transport.link import Link, letter, pack, read, unpack
 from atoll.transport.open import open_link
 from tests.federation import invariants
+from tests.federation.parts_of_site import mark
 from tests.federation.processes import JOB, ROOT, Federation, Nursery
 from tests.wire.proxy import TlsProxy
 from tests.wire.test_proxies import blind, proxy_tls
@@ -220,6 +223,111 @@ def test_a_private_job_keeps_its_secret_and_a_site_its_limit(tmp_path: Path, nur
         path.read_bytes() for name in fed.clients for path in fed.place(name).rglob("*") if path.is_file()
     )
     assert before not in told
+
+
+SECURE = {**JOB, "algorithm": "fedavg", "exchange": {"name": "secure_sum", "largest": 4096.0}}
+
+
+def test_a_secure_sum_whatever_dies(tmp_path: Path, nursery: Nursery) -> None:
+    """Coordinator, edge and the process that learns are killed between its steps: the model is the same."""
+    with Federation(tmp_path, SECURE, nursery=nursery) as fed:
+        places = {
+            "coordinator": "drive.counted.after:4:kill",
+            "edge-a": "drive.counted.after:3:kill",
+            "client-1": "learning.kept.after:3:kill",
+            "client-2": "uplink.kept.after:2:kill",
+        }
+        fed.set("client-3", policy={"secure_sum": True})
+        for name in fed.names:
+            fed.start(name, failpoints=places.get(name, ""))
+        gathered(fed)
+        run = fed.submit(seed=5)
+        alive = {"coordinator", "edge-a", "client-2"}
+        while alive:
+            died = fed.until(lambda names=alive: [n for n in names if fed.dead(n)], what=f"{alive} to die")
+            for name in died:
+                fed.start(name)
+            alive = alive - set(died)
+        fed.finished(run)
+        whole(fed, run)
+        plain = fed.submit(job={**JOB, "algorithm": "fedavg"})
+        fed.finished(plain)
+        history = fed.connect().run(plain).wait().history
+        kept = [path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.secrets")]
+        fed.stop(*fed.names)
+        models = [fed.leaves(r) for r in (run, plain)]
+    assert [list(r["failed"]) for r in history if "failed" in r] == [[2], [2]]
+    assert "shows its updates to nobody" in history[1]["failed"][2]
+    assert models[0] != models[1], "one client less"
+    assert kept == [0o600] * 3, kept
+
+
+def pages(pid: int) -> Iterator[bytes]:
+    """The memory of a process, region by region."""
+    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
+        for line in maps:
+            span, rights, *_ = line.split()
+            start, stop = (int(end, 16) for end in span.split("-"))
+            if rights.startswith("rw"):
+                try:
+                    memory.seek(start)
+                    yield memory.read(stop - start)
+                except (OSError, OverflowError, ValueError):
+                    continue
+
+
+def traces(fed: Federation, needles: list[bytes]) -> bool:
+    """Whether any of them is in the memory or the files of the coordinator and its edge."""
+    for name in ("coordinator", "edge-a"):
+        if any(needle in page for page in pages(fed.lives[name].pid) for needle in needles):
+            return True
+        for path in fed.place(name).rglob("*"):
+            try:
+                found = path.read_bytes() if path.is_file() else b""
+            except FileNotFoundError:
+                continue
+            if any(needle in found for needle in needles):
+                return True
+    return False
+
+
+def marks() -> list[bytes]:
+    """Each client's update in every form a server could hold it in."""
+    found = []
+    for client in range(3):
+        x = mark(client)
+        whole = np.rint(x.astype(np.float64) * Scale(32, 16.0, 3, 1.0).unit).astype(np.int64)
+        forms = (
+            x,
+            x.astype(np.float64),
+            whole,
+            whole.astype(np.uint32),
+            whole.astype(np.uint64) & 0xFFFFFFFF,
+        )
+        found += [form.tobytes()[64:192] for form in forms]
+    return found
+
+
+@pytest.mark.parametrize("exchange", ["plain_sum", "secure_sum"])
+def test_who_searches_the_servers_finds_an_update_only_where_sums_are_plain(
+    tmp_path: Path, nursery: Nursery, exchange: str
+) -> None:
+    """In the memory and the files of coordinator and edge, again and again while a run goes on."""
+    equal = {"name": "fedavg", "weigh": "equal"}
+    job = {**JOB, "rounds": 6, "exchange": exchange, "learner": {"name": "marked"}, "algorithm": equal}
+    with Federation(tmp_path, JOB, nursery=nursery) as fed:
+        for name in fed.names:
+            fed.words[name] = ("--parts", str(ROOT / "tests" / "federation" / "parts_of_site.py"))
+        fed.start_all()
+        gathered(fed)
+        run = fed.submit(seed=5, job=job)
+        found = 0
+        while fed.state(run) not in ("done", "failed"):
+            found += traces(fed, marks())
+        fed.finished(run)
+        found += traces(fed, marks())
+        fed.stop(*fed.names)
+    assert (found > 0) == (exchange == "plain_sum")
 
 
 def test_a_budget_is_spent_over_all_jobs_whatever_dies(tmp_path: Path, nursery: Nursery) -> None:

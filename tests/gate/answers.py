@@ -70,7 +70,7 @@ class Round:
         self.points = replace(at, tables={"t": 30}) if table else at
         rules = {"gather": Gather(median), "buckets": Buckets(2, median)}
         self.rule: Any = rules.get(form, Sum()).at(self.points, CLIENTS, Rng.of(3))
-        what = "evaluate" if form == "sites" else "fit"
+        what: Any = {"sites": "evaluate", "notes": "note"}.get(form, "fit")
         self.task = Task(3, Rng.of(1), CLIENTS, (-1,) * 4, self.params, self.points, CLIENTS, what)
         self.replies = [(c, self.reply(c, rng)) for c in CLIENTS]
 
@@ -96,7 +96,7 @@ class Round:
         """What the member may answer that stands for these clients."""
         if self.table:
             more["tables"] = {"t": Table(50, 3, 30)}
-        rule = None if self.form == "sites" else self.rule
+        rule = None if self.form in ("sites", "notes") else self.rule
         named = {"member": "bank-a", "run": RUN, "request": REQUEST, "edge": self.edge, "bits": self.bits}
         return want(self.task.only(clients), rule, **{**named, **more})
 
@@ -106,6 +106,8 @@ class Round:
         if self.form == "sites":
             found = {c: {"loss": Mean(0.5 * c, 10), "hits": Count(c)} for c in clients}
             return Answer(clients, found)
+        if self.form == "notes":
+            return Answer(clients, {c: bytes([c]) * 40 for c in clients}, {}, 40 * len(clients))
         if self.edge:
             return Answer(clients, fold(self.rule, mine), {}, 100)
         return Answer(clients, None, {}, 100, tuple(mine))
@@ -127,6 +129,7 @@ ROUNDS = {
     "gather": {"form": "gather"},
     "buckets": {"form": "buckets"},
     "sites": {"form": "sites"},
+    "notes": {"form": "notes"},
 }
 
 

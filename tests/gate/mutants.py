@@ -15,7 +15,7 @@ from atoll.wire.packed import pack
 from atoll.wire.values import Part, Said, Values
 from tests.gate.answers import REQUEST, RUN, Round, forged, opened
 
-FORMS = {"raw", "gather", "sum", "buckets", "sites", "none"}
+FORMS = {"raw", "gather", "sum", "buckets", "sites", "notes", "none"}
 Draw = np.random.Generator
 Mutant = Callable[[Draw, Round, Message], Message | None]
 
@@ -73,8 +73,10 @@ def _clients(draw: Draw, asked: Round, said: Values) -> None:
     )()
 
 
-def _metric(draw: Draw, asked: Round, said: Values) -> None:
+def _metric(draw: Draw, asked: Round, said: Values) -> bool | None:
     found = [r.metrics for r in said.replies] + [p.metrics for p in said.parts] + [m for _, m in said.sites]
+    if not found:
+        return False  # notes have none
     odd: list[Any] = [math.nan, -math.inf, 7, "text", None, True, [], ["mean"], ["nokind", 1], b"x"]
     odd += [
         ["mean", [0], [-1], 0],
@@ -99,6 +101,7 @@ def _metric(draw: Draw, asked: Round, said: Values) -> None:
         _pick(draw, found)[f"n\x07{draw.integers(99)}"] = 0.5
     else:
         _pick(draw, found)[f"m{draw.integers(99)}"] = _pick(draw, odd)
+    return None
 
 
 def _leaves(draw: Draw, asked: Round, said: Values) -> bool | None:
@@ -131,6 +134,7 @@ def _form(draw: Draw, asked: Round, said: Values) -> bool | None:
             lambda: said.replies.append(Said(1, 1.0, {})),
             lambda: said.parts.append(Part(0, (1, 0), 1, {}, 1, None, [])),
             lambda: said.sites.append((1, {})),
+            lambda: said.notes.append((1, b"note")),
             lambda: setattr(said, "sent", _pick(draw, [-1, 2**62, -(2**63)])),
             lambda: said.tables.append(f"t{draw.integers(9)}!"),
             lambda: said.failed.append((9, "x" * 8193)),

@@ -260,6 +260,12 @@ PARTS: list[tuple[str, str, Change, str]] = [
     ("sites", "bare number", lambda v: v.sites[0][1].update(loss=0.5), "not one that merges"),
     ("sum", "bare number", lambda v: v.parts[0].metrics.update(loss=0.5), "not one that merges"),
     ("sites", "metric nan", lambda v: v.sites[0][1].update(loss=math.nan), "NaN"),
+    ("sum", "a note besides", lambda v: v.notes.append((1, b"note")), "what the form"),
+    ("notes", "not in it", values(clients=[1, 2, 3]), "what the form"),
+    ("notes", "twice", lambda v: v.notes.append(v.notes[0]), "what the form"),
+    ("notes", "for who was not asked", lambda v: v.notes.append((77, b"note")), "what the form"),
+    ("notes", "metrics besides", lambda v: v.sites.append((1, {})), "what the form"),
+    ("notes", "beyond all size", lambda v: v.notes.__setitem__(0, (1, bytes(1 << 24))), "numbers"),
     ("gather", "negative weight", reply(weight=-1.0), "weight"),
 ]
 
@@ -295,7 +301,7 @@ def test_an_answer_to_something_else_is_refused(head: dict[str, Any], tmp_path) 
 
 def test_a_client_may_not_answer_as_an_edge_nor_evaluate_when_asked_to_train(tmp_path) -> None:
     asked = Round()
-    for kind in ("sum", "gather", "buckets", "sites"):
+    for kind in ("sum", "gather", "buckets", "sites", "notes"):
         refused(asked.want(), Round(**ROUNDS[kind]).message(), "of the form", tmp_path)
 
 

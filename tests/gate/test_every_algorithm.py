@@ -21,6 +21,7 @@ from atoll.learn.compress import topk
 from atoll.learn.dense import mlp
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
+from atoll.learn.secure import secure_sum
 from atoll.learn.select import sample
 from atoll.learn.server import adam, mean
 from atoll.privacy.dp import clip
@@ -75,8 +76,8 @@ class Wire:
         patch.setattr(edge, "fold", raw)
 
     def pass_on(self, task: Task, answer: Answer, *, whole: bool) -> Answer:
-        rule = None if task.want == "evaluate" else rounds._rule(self.algorithm, task)
-        bits = ring_bits(self.algorithm.chain)
+        rule = rounds._rule(self.algorithm, task) if task.want == "fit" else None
+        bits = self.algorithm.exchange.bits or ring_bits(self.algorithm.chain)
         asked = want(task, rule, member="m", run="r", request=task.round, edge=whole, bits=bits)
         most = task.points.max_weight if task.points else None
         message = answer_message(answer, run="r", request=task.round, most=most)
@@ -110,6 +111,14 @@ def test_the_model_is_that_of_a_simulation(name: str, tmp_path, monkeypatch) -> 
     assert passed.history[-1].get("train") == straight.history[-1].get("train")
     partial = {"median": "gather", "buckets": "buckets"}.get(name, "sum")
     assert wire.forms >= {"raw", partial, "sites"}
+
+
+def test_the_steps_of_a_secure_sum_pass(tmp_path, monkeypatch) -> None:
+    job = named("fedavg").replace(exchange=secure_sum(), topology=Tree((2,)))
+    straight = simulate(job, DATA, seed=1)
+    wire = Wire(job, tmp_path, monkeypatch)
+    assert simulate(job, DATA, seed=1).params == straight.params
+    assert wire.forms >= {"raw", "sum", "sites", "notes"}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -109,7 +109,7 @@ def partials(draw: st.DrawFn, layout: Layout) -> Partial:
 def answers(draw: st.DrawFn) -> Answer:
     failed = draw(st.dictionaries(ids, st.text(st.characters(categories=["L", "N", "P"])), max_size=2))
     sent, layout = draw(st.integers(0, 2**50)), draw(layouts)
-    form = draw(st.sampled_from(["none", "raw", "gather", "sum", "buckets", "sites"]))
+    form = draw(st.sampled_from(["none", "raw", "gather", "sum", "buckets", "sites", "notes"]))
     clients = tuple(draw(st.lists(ids, unique=True, max_size=3)))
     match form:
         case "raw":
@@ -126,6 +126,8 @@ def answers(draw: st.DrawFn) -> Answer:
         case "sites":
             table = {c: draw(metrics) for c in clients}
             return Answer(clients, table, failed, sent)
+        case "notes" if clients:
+            return Answer(clients, {c: draw(st.binary(max_size=40)) for c in clients}, failed, sent)
     return Answer((), None, failed, sent)
 
 
@@ -204,8 +206,11 @@ def test_a_task_comes_out_as_it_went_in(data: st.DataObject) -> None:
         params,
         data.draw(st.none() | st.just(at)),
         tuple(data.draw(st.lists(ids, max_size=4))),
-        data.draw(st.sampled_from(["fit", "evaluate"])),
+        want := data.draw(st.sampled_from(["fit", "evaluate", "note"])),
     )
+    if want == "note":
+        notes = {c: data.draw(st.binary(max_size=9)) for c in clients}
+        task = replace(task, note=data.draw(st.binary(max_size=40)), notes=notes)
     head = through(Message("ask", ask_head(task))).head
     assert task_of({**head, "more": 1}, params_of(through(params_message(params)))) == task
 

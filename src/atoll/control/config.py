@@ -32,7 +32,7 @@ from ..privacy.claim import Claim, solved
 from ..simulate.faults import World
 from ..statistics import standardise
 
-_PARTS = ("learner", "algorithm", "cohort", "stop", "topology")
+_PARTS = ("learner", "algorithm", "cohort", "stop", "topology", "exchange")
 _VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name")
 _KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers")
 _SPLIT = ("clients", "by", "holdout", "standardise")

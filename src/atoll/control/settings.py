@@ -27,6 +27,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `jobs`, `learners`, `algorithms`: names allowed, with * and ? as in file names. `min_cohort`: fewest
     members a round may have. `max_rows`: rows one round may train on. `max_rounds`: rounds of one run.
     `hours`: "22:00-06:00", local time, "" for always. `max_epsilon`: privacy loss in all, None for any.
+    `secure_sum`: only jobs that show nobody a single update.
     """
 
     jobs: tuple[str, ...] = ("*",)
@@ -37,6 +38,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_rounds: int | None = None
     hours: str = ""
     max_epsilon: float | None = None
+    secure_sum: bool = False
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

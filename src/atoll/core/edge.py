@@ -31,8 +31,8 @@ class Task:
 
     `key`: the round's random stream, known to all. `used[i]`: the last round whose aggregate holds
     clients[i]'s contribution, -1 for none; a client commits the state it staged then and drops any
-    other. `points`: the round's binary points. `cohort`: everybody who was asked. `want`: train, or
-    only evaluate.
+    other. `points`: the round's binary points. `cohort`: everybody who was asked. `want`: train, only
+    evaluate, or answer a step of the exchange that sums the updates: `note` is to all, `notes` to each.
     """
 
     round: int
@@ -42,12 +42,15 @@ class Task:
     params: Update
     points: Points | None = None
     cohort: tuple[int, ...] = ()
-    want: Literal["fit", "evaluate"] = "fit"
+    want: Literal["fit", "evaluate", "note"] = "fit"
+    note: bytes = b""
+    notes: Mapping[int, bytes] = field(default_factory=dict)
 
     def only(self, clients: Sequence[int]) -> Task:
         """The same task for some of its clients."""
         used = dict(zip(self.clients, self.used, strict=True))
-        return replace(self, clients=tuple(clients), used=tuple(used[c] for c in clients))
+        notes = {c: self.notes[c] for c in clients if c in self.notes}
+        return replace(self, clients=tuple(clients), used=tuple(used[c] for c in clients), notes=notes)
 
 
 @dataclass(frozen=True, slots=True)

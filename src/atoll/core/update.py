@@ -92,15 +92,9 @@ def add_rows(a: Mapping[str, Rows], b: Mapping[str, Rows]) -> dict[str, Rows]:
     return {**a, **{name: a[name] + more if name in a else more for name, more in b.items()}}
 
 
-def _frozen(array: Array) -> Array:
+def _view(array: Array, *, write: bool = True) -> Array:
     view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def _thawed(array: Array) -> Array:
-    view = array.view()
-    view.flags.writeable = True
+    view.flags.writeable = write
     return view
 
 
@@ -125,7 +119,7 @@ class Update(Mapping[str, Array]):
         if buffer.shape != (layout.size,):
             raise MisuseError(f"this layout needs a buffer of shape ({layout.size},), got {buffer.shape}")
         self.layout = layout
-        self.buffer = _frozen(buffer)
+        self.buffer = _view(buffer, write=False)
         self.bits = bits
         self.rows = rows or {}
 
@@ -202,7 +196,7 @@ class Update(Mapping[str, Array]):
         `own`: in place; for whoever made this update's buffer and shares it with nobody.
         """
         self._real("scale")
-        return self.map(lambda v: np.multiply(v, v.dtype.type(factor), out=_thawed(v) if own else None))
+        return self.map(lambda v: np.multiply(v, v.dtype.type(factor), out=_view(v) if own else None))
 
     def zeros(self) -> Update:
         """The neutral element: same leaves, all zero, no rows."""

@@ -20,6 +20,7 @@ from ..core.protocol import Responder
 from ..core.registry import part
 from ..core.transform import Transform, chain
 from ..privacy import dp
+from .exchange import Exchange, Plain
 from .robust import Buckets, Gather
 from .server import adagrad, adam, mean, sgd, yogi
 
@@ -60,7 +61,8 @@ class Algorithm:
 
     `chain`: the two-sided transforms. `wrap`: changes how a client trains. `rule`: how replies
     become a total. `weigh`: "rows" (by each contribution's weight) or "equal". `protocol`: its
-    own roles; None for synchronous rounds. `values`: its parameters, for reports.
+    own roles; None for synchronous rounds. `values`: its parameters, for reports. `exchange`: how updates
+    are summed, which a job says.
     """
 
     name: str
@@ -70,9 +72,13 @@ class Algorithm:
     weigh: Literal["rows", "equal"] = "rows"
     protocol: Roles | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
+    exchange: Exchange = field(default_factory=Plain)
 
     def __post_init__(self) -> None:
-        check(self.chain, self.rule.sees, rings=getattr(self.rule, "rings", False))
+        shows = self.exchange.shows
+        check(self.chain, self.rule.sees, shows, rings=getattr(self.rule, "rings", False))
+        if shows == "sum":
+            self._check_summed()
         object.__setattr__(self, "chain", dp.bounded(self.chain))
         if self.private:
             self._check_private()
@@ -96,6 +102,21 @@ class Algorithm:
         if self.protocol is not None:
             raise CompositionError(
                 f"{self.name} has rounds of its own, whose sums nobody accounts yet: use an algorithm of"
+                " synchronous rounds, as fedavg or fedadam"
+            )
+
+    def _check_summed(self) -> None:
+        """Raise CompositionError where more than one plain sum would have to be seen."""
+        turns = next((part for part in self.chain.steps if part.gives == "ring"), None)
+        if turns is not None:
+            raise CompositionError(f"a secure sum makes its own integers: leave {turns} out")
+        if not isinstance(self.rule, Sum):
+            raise CompositionError(
+                f"a secure sum shows one sum, and {type(self.rule).__name__} works on several: use Sum"
+            )
+        if self.protocol is not None:
+            raise CompositionError(
+                f"{self.name} has rounds of its own, in which single updates are seen: use an algorithm of"
                 " synchronous rounds, as fedavg or fedadam"
             )
 

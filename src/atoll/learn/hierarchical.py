@@ -37,7 +37,8 @@ from ..core.update import Update
 from . import buffered, rounds
 from .algorithm import Algorithm, Roles
 from .buffered import Buffered, Fleet, staleness_weight
-from .rounds import SITES, Plan, Progress, add, always, update_points
+from .exchange import TABLE
+from .rounds import Plan, Progress, add, always, update_points
 from .server import mean, positive, sgd
 
 
@@ -82,7 +83,7 @@ def edge(
 
     async def answer(p: Party, task: Task) -> Answer:
         if task.want == "evaluate":
-            return await relay(p, task, children, SITES)
+            return await relay(p, task, children, TABLE)
         this = task.round, task.clients
         for old in [one for one in works if one[0] < task.round]:
             del works[old]

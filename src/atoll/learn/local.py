@@ -9,15 +9,17 @@ to evaluate commits and drops nothing: the coordinator may yet restart at an ear
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from secrets import token_bytes
 from typing import Any, NamedTuple
 
-from ..core.edge import Answer, Task, contribute, merge_answers
+from ..core.edge import Answer, Task, contribute, lifted, merge_answers
 from ..core.errors import MisuseError
 from ..core.message import Contribution, FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
 from .algorithm import Algorithm
+from .exchange import Seat
 from .failure import reason
 
 CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
@@ -40,6 +42,7 @@ class Local:
     `key`: the run's random stream. Clients are trained in chunks whose updates fill CHUNK bytes,
     or as many as the learner's own `chunk`; how many cores a chunk takes is the learner's affair.
     `raw`: answer with each client's reply as it is, for others to lift; a device that holds one client does.
+    `seat`: where these clients sit in sums that are secure.
     """
 
     learner: Learner
@@ -48,6 +51,7 @@ class Local:
     test: Mapping[int, Any]
     key: Rng
     raw: bool = False
+    seat: Seat = field(default_factory=lambda: Seat(token_bytes))
 
     def __post_init__(self) -> None:
         self.committed: dict[int, Held] = {}
@@ -57,6 +61,8 @@ class Local:
         """What these clients contribute to the round, or how the model does on their data."""
         if task.want == "evaluate":
             return self._evaluate(task)
+        if task.want == "note":
+            return self.algorithm.exchange.reply(self, task)
         for client, used in zip(task.clients, task.used, strict=True):
             self._settle(client, used)
         size = getattr(self.learner, "chunk", None) or max(1, CHUNK // max(task.params.buffer.nbytes, 1))
@@ -124,9 +130,10 @@ class Local:
                 c.metrics = {}  # no noise covers them
         states = {client: self._held(client).chain for client in clients}
         pairs = list(zip(clients, made, strict=True))
-        answer, after = contribute(
-            pairs, self.algorithm.chain, states, self._aggregator(task), task, self.key
-        )
+        answer, after = contribute(pairs, self.algorithm.chain, states, None, task, self.key)
+        answer = self.algorithm.exchange.outgoing(self, task, answer)
+        if not self.raw:
+            answer = lifted(self._aggregator(task), answer)
         kept = {client: Held(c.state, after.get(client)) for client, c in pairs}
         return answer, {c: h for c, h in kept.items() if h.learner is not None or h.chain is not None}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..core.transform import Context
 from ..core.update import Update, blocks
 from ..privacy import dp
 from .algorithm import Algorithm, Roles
+from .exchange import TABLE
 from .kernel import spread
 from .local import Local
 from .select import Choice, Cohort, Everyone
@@ -43,7 +44,8 @@ class Plan:
     where known. `test`: the model's metrics on rows the coordinator holds, None without.
     `every`: rounds between evaluations; `sites`: whether clients evaluate too. `quorum`: how many
     children must answer, None as the cohort says. `deadline`: seconds a round may take. `secret`: 32
-    bytes that the keys of noise are made of, which nobody else may know.
+    bytes that the keys of noise are made of, which nobody else may know. `label`: the federation and the run,
+    which secure sums are bound to.
     """
 
     learner: Learner
@@ -61,6 +63,7 @@ class Plan:
     roster: Sequence[int] | None = None
     rehome: float = 0.0
     secret: bytes = b""
+    label: tuple[str, str] = ("", "")
 
     @cached_property
     def clients(self) -> tuple[int, ...]:
@@ -159,9 +162,9 @@ async def ask(
     task = replace(_task(now, key, cohort), points=points)
     if private:
         task = replace(task, cohort=tuple(range(_expected(plan))))
-    aggregator = rule(task) if rule is not None else _rule(plan.algorithm, task)
+    rule = rule or partial(_rule, plan.algorithm)
     began = p.now
-    answer = await plan.relay(p, task, aggregator, _quorum(plan, cohort))
+    answer, aggregator = await plan.algorithm.exchange.collect(p, plan, task, rule, _quorum(plan, cohort))
     record = {
         "round": now.round + 1,
         "seconds": p.now - began,
@@ -213,7 +216,7 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
 
     async def losses(clients: Sequence[int]) -> dict[int, float]:
         task = replace(_task(now, key, tuple(clients)), want="evaluate")
-        found = (await plan.relay(p, task, SITES)).partial or {}
+        found = (await plan.relay(p, task, TABLE)).partial or {}
         told = {c: m["loss"].value for c, m in found.items() if "loss" in m}
         return {c: float(value) for c, value in told.items() if isinstance(value, (int, float))}
 
@@ -273,7 +276,7 @@ async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
     merged: Mapping[str, Any] = {}
     if plan.sites:
         task = replace(_task(now, p.key.at("evaluate"), plan.clients), want="evaluate")
-        answer = await plan.relay(p, task, SITES)
+        answer = await plan.relay(p, task, TABLE)
         found, failed = dict(answer.partial or {}), dict(answer.failed)
         for c in sorted(found):
             try:
@@ -340,18 +343,6 @@ def client(local: Local) -> Responder:
 ROLES = Roles(coordinator, client, edge, apart=False)
 
 
-class _Sites:
-    """Merges {client: metrics} tables; every site evaluates its own rows once."""
-
-    sees = "sum"
-
-    def merge(self, a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
-        return a | b
-
-
-SITES: Any = _Sites()
-
-
 def _task(now: Progress, key: Any, clients: tuple[int, ...]) -> Task:
     used = tuple(now.used.get(c, -1) for c in clients)
     return Task(now.round, key, clients, used, now.params, cohort=clients)
@@ -372,4 +363,4 @@ def update_points(plan: Plan, params: Update, count: int) -> Points:
 
 
 def _rule(algorithm: Algorithm, task: Task) -> Any:
-    return SITES if task.want == "evaluate" else algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
+    return TABLE if task.want != "fit" else algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]

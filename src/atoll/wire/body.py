@@ -63,8 +63,10 @@ class _Ask(msgspec.Struct):
     clients: list[int]
     used: list[int]
     cohort: list[int]
-    want: Literal["fit", "evaluate"]
+    want: Literal["fit", "evaluate", "note"]
     points: _Points | None = None
+    note: bytes = b""
+    notes: list[tuple[int, bytes]] = []
 
 
 class Section(msgspec.Struct):
@@ -115,8 +117,12 @@ def ask_head(task: Task) -> dict[str, Any]:
         list(task.cohort),
         task.want,
         points,
+        task.note,
+        list(task.notes.items()),
     )
-    plain: dict[str, Any] = msgspec.to_builtins(ask)
+    plain: dict[str, Any] = msgspec.to_builtins(ask, builtin_types=(bytes,))
+    if task.want != "note" and not task.note:
+        del plain["note"], plain["notes"]
     return plain
 
 
@@ -140,9 +146,9 @@ def task_of(head: Mapping[str, Any], params: Update) -> Task:
         raise CodecError(f"expected the last used round of {len(ask.clients)} clients, got {len(ask.used)}")
     points = None if ask.points is None else _points(ask.points, params)
     key = Rng(ask.key & ((1 << 64) - 1))
-    return Task(
-        ask.round, key, tuple(ask.clients), tuple(ask.used), params, points, tuple(ask.cohort), ask.want
-    )
+    clients, cohort = tuple(ask.clients), tuple(ask.cohort)
+    used, notes = tuple(ask.used), dict(ask.notes)
+    return Task(ask.round, key, clients, used, params, points, cohort, ask.want, ask.note, notes)
 
 
 def _points(p: _Points, params: Update) -> Points:
@@ -193,6 +199,9 @@ def answer_message(answer: Answer, *, run: str, request: int, most: float | None
             values.leaves = _leaves(next(iter(table.values())).layout)
             for place, partial in table.items():
                 _put_part(place, partial, values, arrays)
+        case dict() as table if table and all(isinstance(note, bytes) for note in table.values()):
+            values.form = "notes"
+            values.notes = list(table.items())
         case dict() as table:
             values.form = "sites"
             values.sites = [(client, metrics_out(found)) for client, found in table.items()]
@@ -269,6 +278,8 @@ def assemble(values: Values, arrays: Mapping[str, Array], layout: Layout) -> Ans
                 }
             case "sites":
                 partial = {client: metrics_in(found) for client, found in values.sites}
+            case "notes":
+                partial = dict(values.notes)
         return Answer(tuple(values.clients), partial, dict(values.failed), values.sent, replies)
     except CodecError:
         raise

@@ -21,7 +21,7 @@ from . import wire_pb2 as pb
 from .manifest import Section, build, check, manifest
 from .plain import Limits, Message, parsed
 
-Form: TypeAlias = Literal["none", "raw", "gather", "sum", "buckets", "sites"]
+Form: TypeAlias = Literal["none", "raw", "gather", "sum", "buckets", "sites", "notes"]
 T = TypeVar("T")
 
 REASON = 8192  # characters of a failed client's reason: a long traceback's end says what went wrong
@@ -56,6 +56,7 @@ class Values(msgspec.Struct):
     """All of an answer but its arrays. `tables`: names of sparse leaves, which sections number.
 
     `leaves`: names and shapes of every update and sum in it, which the sections hold end to end.
+    `notes`: clients' answers to a step of an exchange.
     """
 
     form: Form
@@ -67,12 +68,16 @@ class Values(msgspec.Struct):
     sites: list[tuple[int, dict[str, Any]]] = []
     leaves: list[tuple[str, list[int]]] = []
     tables: list[str] = []
+    notes: list[tuple[int, bytes]] = []
 
 
 def values_out(values: Values) -> NDArray[np.uint8]:
     """Plain values as the bytes of a head without arrays. Raises MisuseError."""
     try:
-        head, _ = manifest(Message(VALUES, msgspec.to_builtins(values)))
+        plain = msgspec.to_builtins(values, builtin_types=(bytes,))
+        if not values.notes:
+            del plain["notes"]  # most answers have none
+        head, _ = manifest(Message(VALUES, plain))
     except (TypeError, UnicodeEncodeError) as error:
         raise MisuseError(f"this answer cannot be sent: {error}") from None
     head.sha256 = sha256().digest()

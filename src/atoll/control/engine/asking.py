@@ -47,10 +47,11 @@ class Asking:
     _made: list[tuple[Update, str]] = field(default_factory=list)  # by checkpoints, off the event loop
 
     def __post_init__(self) -> None:
-        self._bits = ring_bits(self.algorithm.chain)
-        self._more = {"norm": dp.longest(self.algorithm.chain)}
-        if self.algorithm.private:
-            self._more["metrics"] = 0  # no noise covers them
+        exchange = self.algorithm.exchange
+        self._bits = exchange.bits or ring_bits(self.algorithm.chain)
+        self._more = {"norm": None if exchange.bits else dp.longest(self.algorithm.chain)}
+        if self.algorithm.private or exchange.shows == "sum":
+            self._more["metrics"] = 0  # no noise covers them, or no mask
 
     async def prepare(self, messages: Mapping[str, Task]) -> Mapping[str, Any]:
         """Each task with the blob of its model."""

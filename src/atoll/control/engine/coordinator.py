@@ -367,6 +367,7 @@ def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float, secret: byt
         roster=range(len(sizes)),
         rehome=rehome,
         secret=secret,
+        label=(str(work.values["federation"]), work.run),
     )
 
 

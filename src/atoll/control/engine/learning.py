@@ -26,6 +26,7 @@ from .datasets import Held, hold, pick
 from .orders import Asked, Orders, write
 from .policy import Asked as Question
 from .policy import refusal
+from .seats import taken
 from .work import Work, belongs
 
 log = logging.getLogger("atoll.client")
@@ -63,7 +64,7 @@ class Learning:
         (client,) = asked.task.clients or (-1,)
         belongs(asked.task, client)
         self._allowed(asked)
-        local = self._local(asked.work, client)
+        local = self._local(asked.work, client, roots)
         answer = local.answer(asked.task)
         hit(_TRAINED)
         if asked.task.want == "fit":
@@ -88,12 +89,13 @@ class Learning:
             minute=clock.tm_hour * 60 + clock.tm_min,
             evaluate=task.want == "evaluate",
             epsilon=self._epsilon(work),
+            summed=work.job.exchange.shows == "sum",
         )
         reason = refusal(self._settings.policy, question)
         if reason:
             raise Refused(reason)
         if work.job.trained.private:
-            if task.want != "fit":
+            if task.want == "evaluate":
                 raise Refused("the job promises privacy: how a model does on these rows stays here")
             if not 0 <= task.round < work.job.rounds:
                 raise Refused(
@@ -130,11 +132,14 @@ class Learning:
         except PrivacyError as error:
             raise Refused(str(error)) from None
 
-    def _local(self, work: Work, client: int) -> Local:
+    def _local(self, work: Work, client: int, roots: bytes) -> Local:
         """This run's learner over our rows, with what it kept from earlier rounds."""
         local = self._locals.get(work.run)
         if local is None:
             local = work.local(pick(self._held, work.data), client)
+            if work.job.exchange.shows == "sum":
+                least = self._settings.policy.min_cohort
+                local.seat = taken(self._folder, work.run, roots, work.values["federation"], least)
             path = self._state(work)
             if path.exists():
                 try:

@@ -16,7 +16,7 @@ from ..settings import Policy
 class Asked:
     """What a policy may look at. `cohort`: members of this round; `rows`: rows of this site in it;
     `round`: from 0; `minute`: local minutes since midnight; `epsilon`: what the run would spend in all,
-    None where it adds no noise.
+    None where it adds no noise; `summed`: whether others see sums of updates only.
     """
 
     job: str
@@ -28,6 +28,7 @@ class Asked:
     minute: int
     evaluate: bool = False
     epsilon: float | None = None
+    summed: bool = False
 
 
 def refusal(policy: Policy, asked: Asked) -> str:
@@ -45,6 +46,8 @@ def refusal(policy: Policy, asked: Asked) -> str:
     if policy.max_epsilon is not None and (asked.epsilon is None or asked.epsilon > policy.max_epsilon):
         spent = "no privacy bound" if asked.epsilon is None else f"epsilon {asked.epsilon:g}"
         return f"this site allows epsilon up to {policy.max_epsilon:g}, the job has {spent}"
+    if policy.secure_sum and not asked.summed:
+        return 'this site shows its updates to nobody: it takes part where exchange = "secure_sum"'
     if policy.hours and not inside(policy.hours, asked.minute):
         return f"this site takes part from {policy.hours.replace('-', ' to ')} local time"
     return ""

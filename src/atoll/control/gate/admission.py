@@ -26,6 +26,14 @@ from .want import Want
 
 _FINE = 2.0**39  # the most that one contribution may put into the second limb of a wide sum
 _ROUNDED = 1 + 2.0**-20  # of an update whose numbers were rounded to float32 once it was clipped
+_HELD = {  # what an answer of each form holds
+    "raw": "replies",
+    "gather": "replies",
+    "sum": "parts",
+    "buckets": "parts",
+    "sites": "sites",
+    "notes": "notes",
+}
 _SLACK = 1 + 2.0**-40  # of a product in floats
 
 
@@ -67,21 +75,22 @@ def _clients(want: Want, values: Values) -> None:
         raise ProtocolError("a reason of failure is too long or has control characters")
     if not 0 <= values.sent <= 4 * len(want.clients) * (want.size + (1 << 20)):
         raise ProtocolError("so many bytes as it says cannot have been sent")
-    spoken: list[int] | None = None  # by an edge's sum nobody can tell
-    places = [part.place for part in values.parts]
-    match values.form:
-        case "raw" | "gather":
-            spoken, fits = [said.client for said in values.replies], not (values.parts or values.sites)
+    held = {"replies": values.replies, "parts": values.parts, "sites": values.sites, "notes": values.notes}
+    own = _HELD.get(values.form, "")
+    fits = not any(found for name, found in held.items() if name != own)
+    spoken: list[int] | None = []
+    match own:
+        case "replies":
+            spoken = [said.client for said in values.replies]
             if want.together and len(spoken) == 1 and spoken[0] in values.clients:
                 spoken = values.clients
-        case "sites":
-            spoken, fits = [client for client, _ in values.sites], not (values.parts or values.replies)
-        case "none":
-            spoken, fits = [], not (values.parts or values.replies or values.sites)
-        case _:
+        case "sites" | "notes":
+            spoken = [client for client, _ in (*values.sites, *values.notes)]
+        case "parts":
+            spoken = None  # by an edge's sum nobody can tell
+            places = [part.place for part in values.parts]
             known = range(len(want.buckets)) if values.form == "buckets" else range(1)
-            fits = 0 < len(set(places)) == len(places) and set(places) <= set(known)
-            fits = fits and not (values.replies or values.sites)
+            fits = fits and 0 < len(set(places)) == len(places) and set(places) <= set(known)
     if not fits or (spoken is not None and sorted(spoken) != sorted(values.clients)):
         raise ProtocolError(f"what it holds is not what the form {values.form!r} does")
 

@@ -38,7 +38,8 @@ class Want(msgspec.Struct, frozen=True):
     """What one member was asked, and so what it may answer.
 
     `member`: its name, for the log. `form`: what its answer is if anybody is in it: "raw" for a
-    client, "sum", "gather" or "buckets" for an edge, "sites" where the task was to evaluate.
+    client, "sum", "gather" or "buckets" for an edge, "sites" where the task was to evaluate, "notes" where
+    it was a step of the exchange.
     `clients`: ids it was asked for. `leaves`: names and shapes of an update as it leaves the chain.
     `dtypes`: of real updates. `bits`: of the ring, None for real numbers. `exponents`: binary points of
     the leaves, None where a rule takes any finite number. `buckets`: how many of `clients` fall into
@@ -98,7 +99,7 @@ class Want(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """The most bytes its buffer may have."""
-        if self.form == "sites":
+        if self.form in ("sites", "notes"):
             return self.text + ALIGN
         table = sum(t.height * (8 * t.width + 8) + 2 * ALIGN for t in self.tables.values())
         if self.form in ("sum", "buckets"):
@@ -130,8 +131,8 @@ def want(
     Raises MisuseError for a rule whose partials cannot travel.
     """
     asked: dict[str, Any] = {"member": member, "run": run, "request": request, "clients": task.clients}
-    if task.want == "evaluate":
-        return Want(form="sites", leaves=(), **asked, **more)
+    if task.want != "fit":
+        return Want(form="sites" if task.want == "evaluate" else "notes", leaves=(), **asked, **more)
     points = task.points
     if together and points is not None:
         points = heavier(points, len(task.clients))

@@ -1,0 +1,62 @@
+"""A client's seat in secure sums: its member key signs, the roots it pinned say whose keys the others' are.
+
+What it keeps of an attempt is on disk before an answer leaves (runs/RUN.secrets, readable by its owner
+only), so that a client that is killed goes on with the same keys and masks no second vector.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from pathlib import Path
+
+from ...core.errors import ProtocolError
+from ...learn.exchange import Seat
+from ...privacy.keys import Identity, sign, verify
+from ...privacy.private import write_private
+from ...privacy.roster import Keys
+from ...privacy.secure_sum import load
+
+log = logging.getLogger("atoll.client")
+PURPOSE = "atoll secure sum"
+
+
+def taken(folder: Path, run: str, roots: bytes, federation: str, least: int) -> Seat:
+    """The seat of the client in `folder` for one run; what it kept for others goes.
+
+    `roots`: PEM, what members' certificates must lead to. `least`: members, as its policy says. What it
+    kept may be lost or damaged: then it is missing in one attempt, and begins the next with fresh keys.
+    Raises StateError where its identity is damaged.
+    """
+    identity = Identity.open(folder / "identity")
+    path = folder / "runs" / f"{run}.secrets"
+    for other in path.parent.glob("*.secrets"):
+        if other != path:
+            other.unlink(missing_ok=True)
+
+    def signed(text: bytes) -> tuple[bytes, bytes]:
+        return sign(identity.key, text, purpose=PURPOSE), identity.chain
+
+    def check(keys: Keys, text: bytes) -> str:
+        member = verify(keys.chain, roots, text, keys.signature, now=time.time(), purpose=PURPOSE)
+        if member.role != "client" or member.federation != federation:
+            raise ProtocolError(f"{member.uri} is no client of this federation, and has no seat in its sums")
+        return member.name
+
+    kept = {}
+    try:
+        kept = load(path.read_bytes())
+    except FileNotFoundError:
+        pass
+    except (OSError, ProtocolError):
+        log.warning("%s is damaged: this client begins its next secure sum anew", path.name)
+    return Seat(
+        secrets.token_bytes,
+        (federation, run),
+        sign=signed,
+        check=check,
+        least=least,
+        save=lambda data: write_private(path, data),
+        secrets=dict(kept),
+    )

@@ -1,0 +1,112 @@
+"""Exchanges: how a round's updates become one sum at the coordinator, and who sees what of them.
+
+`plain_sum()` sends each update as it left its client's chain: whoever receives it sees it. `secure_sum()`
+(secure.py) sends integers under masks that only their sum is free of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from ..core.aggregate import Aggregator
+from ..core.edge import Answer, Task
+from ..core.errors import ProtocolError
+from ..core.protocol import Party
+from ..core.registry import part
+
+if TYPE_CHECKING:
+    from .local import Local
+    from .rounds import Plan
+
+
+class Exchange(Protocol):
+    """How updates are summed. `shows`: single updates, or their sum only. `bits`: of the ring in which
+    they travel, None where they travel as their chain leaves them.
+    """
+
+    @property
+    def shows(self) -> Literal["sum", "each"]: ...
+
+    @property
+    def bits(self) -> int | None: ...
+
+    async def collect(
+        self, p: Party, plan: Plan, task: Task, rule: Callable[[Task], Aggregator], quorum: int | None
+    ) -> tuple[Answer, Aggregator]:
+        """At the coordinator: the cohort's answer to a task to train, and what finishes its partial."""
+
+    def outgoing(self, local: Local, task: Task, answer: Answer) -> Answer:
+        """At the clients: the replies as they leave them."""
+
+    def reply(self, local: Local, task: Task) -> Answer:
+        """At the clients: the answer to a step of the exchange (`want="note"`)."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Every update as it is."""
+
+    shows: ClassVar[Literal["sum", "each"]] = "each"
+    bits: ClassVar[int | None] = None
+
+    async def collect(
+        self, p: Party, plan: Plan, task: Task, rule: Callable[[Task], Aggregator], quorum: int | None
+    ) -> tuple[Answer, Aggregator]:
+        """One question, one answer."""
+        aggregator = rule(task)
+        return await plan.relay(p, task, aggregator, quorum), aggregator
+
+    def outgoing(self, local: Local, task: Task, answer: Answer) -> Answer:
+        """As they are."""
+        return answer
+
+    def reply(self, local: Local, task: Task) -> Answer:
+        """There is no such step. Raises ProtocolError."""
+        raise ProtocolError("this job sums updates in the open: it has no steps of a secure sum")
+
+
+@part("exchange")
+def plain_sum() -> Plain:
+    """Each update as it left its client: the coordinator, and edges on the way, see it."""
+    return Plain()
+
+
+@dataclass
+class Seat:
+    """Where a client sits in sums that are secure: its signing key, its memory and its entropy.
+
+    `run`: federation and run, which everything is bound to. `draw(n)`: n bytes; a real client's are the
+    system's. `sign(text)`: a signature and the certificates to it; `check(keys, text)`: the name of who
+    signed (privacy/roster.py). Without them nobody's keys are proven: the coordinator is trusted not to
+    invent members. `least`: the fewest members of a sum. `load`, `save`: what lasts beyond this process.
+    """
+
+    draw: Callable[[int], bytes]
+    run: tuple[str, str] = ("", "")
+    sign: Callable[[bytes], tuple[bytes, bytes]] | None = None
+    check: Callable[[Any, bytes], str] | None = None
+    least: int = 2
+    save: Callable[[bytes], None] | None = None
+    secrets: dict[int, Any] = field(default_factory=dict)
+
+    def keep(self, client: int, secret: Any) -> None:
+        """What a client keeps of its attempt, on disk when this returns."""
+        self.secrets[client] = secret
+        if self.save is not None:
+            from ..privacy.secure_sum import dump
+
+            self.save(dump(self.secrets))
+
+
+class _Table:
+    """Merges tables by client; every client stands in one of them only."""
+
+    sees = "sum"
+
+    def merge(self, a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
+        return a | b
+
+
+TABLE: Any = _Table()

@@ -1,0 +1,182 @@
+"""Who sits in one secure sum: everybody's signed keys, who shares with whom, how many must answer.
+
+Bell, Bonawitz, Gascón, Lepoint, Raykova 2020, "Secure single-server aggregation with (poly)logarithmic
+overhead", §3: up to FULL members everybody shares with everybody; beyond it each with `degree` others, in
+a graph that is random and follows from all keys, so that nobody chooses neighbours.
+
+The degree is the smallest for which, with all but 2**-SAFE, no member has too many corrupt neighbours and
+the honest ones stay connected, and with all but 2**-LIVE no member loses too many, whoever drops out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from math import comb
+
+import msgspec
+
+from ..core.errors import ConfigError, PrivacyError, ProtocolError
+from .hazmat import pairs
+
+FULL = 128  # members who all share with each other
+SAFE, LIVE = 40, 30  # bits of the chance that privacy, or a round, is lost
+
+
+class Keys(msgspec.Struct, frozen=True, array_like=True):
+    """What a member says of itself: public keys to mask and to share with, what its own mask's seed is
+    bound to, its signature on these (empty where nobody signs) and its certificates.
+    """
+
+    client: int
+    mask: bytes
+    share: bytes
+    own: bytes
+    signature: bytes = b""
+    chain: bytes = b""
+
+
+@dataclass(frozen=True)
+class Label:
+    """What binds all of one attempt: nothing made for one is good in another. `group`: its bucket."""
+
+    federation: str
+    run: str
+    round: int
+    attempt: int
+    group: int = 0
+
+    @property
+    def parts(self) -> tuple[str | int, ...]:
+        """As plain values."""
+        return ("atoll secure sum 1", self.federation, self.run, self.round, self.attempt, self.group)
+
+
+Check = Callable[[Keys, bytes], str]
+"""`check(keys, text)`: the name of the member who signed `text` with these keys; raises ProtocolError."""
+
+
+@dataclass(frozen=True)
+class Roster:
+    """All members of one sum, by id. Raises ProtocolError for one that is none."""
+
+    label: Label
+    members: tuple[Keys, ...]
+
+    def __post_init__(self) -> None:
+        ids = [keys.client for keys in self.members]
+        if ids != sorted(set(ids)):
+            raise ProtocolError("a secure sum's members are in order, each there once")
+        for keys in self.members:
+            if not len(keys.mask) == len(keys.share) == len(keys.own) == pairs.KEY:
+                raise ProtocolError(f"client {keys.client}'s keys are not of {pairs.KEY} bytes each")
+        if len({key for keys in self.members for key in (keys.mask, keys.share)}) < 2 * len(ids):
+            raise ProtocolError("two members of a secure sum have the same key")
+
+    @cached_property
+    def of(self) -> Mapping[int, Keys]:
+        """Each member's keys."""
+        return {keys.client: keys for keys in self.members}
+
+    @cached_property
+    def clients(self) -> tuple[int, ...]:
+        """Their ids."""
+        return tuple(keys.client for keys in self.members)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """What names this roster: the label and everybody's keys and signatures, 32 bytes."""
+        return sha256(msgspec.msgpack.encode((self.label.parts, self.members))).digest()
+
+    @cached_property
+    def _ring(self) -> tuple[int, ...]:
+        """The members in an order that follows from all their keys together."""
+        return tuple(sorted(self.clients, key=lambda c: sha256(self.digest + c.to_bytes(8, "big")).digest()))
+
+    @cached_property
+    def _degree(self) -> int:
+        return degree(len(self.members))
+
+    @cached_property
+    def _holders(self) -> Mapping[int, tuple[int, ...]]:
+        if self._degree == len(self.members) - 1:
+            return dict.fromkeys(self.clients, self.clients)
+        ring, half = self._ring, self._degree // 2
+        around = {}
+        for i, c in enumerate(ring):
+            near = (ring[(i + step) % len(ring)] for step in range(-half, half + 1))
+            around[c] = tuple(sorted(near))
+        return around
+
+    def holders(self, client: int) -> tuple[int, ...]:
+        """Who holds shares of a member's secrets: its neighbours, and itself. The relation is mutual."""
+        return self._holders[client]
+
+    @property
+    def threshold(self) -> int:
+        """How many holders open a secret, and how many must have signed before one opens anything."""
+        return threshold(self._degree + 1)
+
+    def place(self, client: int) -> int:
+        """The place of a member's shares, at least 1."""
+        return self.clients.index(client) + 1
+
+    def check(self, mine: Keys, least: int, check: Check | None) -> None:
+        """Raise unless this is a sum that its member `mine` may take part in: it is in it as it said, with
+        at least `least` members, whose signatures are those of so many different ones (`check`).
+        """
+        if self.of.get(mine.client) != mine:
+            raise PrivacyError("the roster of a secure sum does not have this member's own keys")
+        if len(self.members) < max(least, 2):
+            raise PrivacyError(
+                f"a secure sum of {len(self.members)} would show what each adds: this member wants"
+                f" at least {max(least, 2)}"
+            )
+        if check is not None:
+            names = [check(keys, said(self.label, keys)) for keys in self.members]
+            if len(set(names)) < len(names):
+                raise PrivacyError("a member stands in the roster of a secure sum more than once")
+
+
+def said(label: Label, keys: Keys) -> bytes:
+    """What a member signs of its keys."""
+    return msgspec.msgpack.encode((label.parts, "keys", keys.client, keys.mask, keys.share, keys.own))
+
+
+def threshold(holders: int) -> int:
+    """More than two thirds: of two lists of survivors that do not agree, one at most gets so many."""
+    return 2 * holders // 3 + 1
+
+
+@lru_cache(maxsize=256)
+def degree(n: int, corrupt: float = 0.1, lost: float = 0.2) -> int:
+    """With how many others each of `n` members shares, for shares of corrupt members and of drop-outs.
+
+    Raises ConfigError where no graph would do.
+    """
+    if n <= FULL:
+        return n - 1
+    if not (corrupt >= 0 and lost >= 0 and corrupt + lost < 1 / 3):
+        raise ConfigError("corrupt members and drop-outs together must be less than a third")
+    bad, gone = int(corrupt * n), int(lost * n)
+    for k in range(2, n - 1, 2):
+        t = threshold(k + 1)
+        alone = _tail(n - 1, bad + gone, k, k)  # every neighbour corrupt or gone: nothing masks it
+        broken = _tail(n - 1, bad, k, t)
+        stuck = _tail(n - 1, gone, k, k + 1 - t + 1)
+        if n * (alone + broken) < 2.0**-SAFE and n * stuck < 2.0**-LIVE:
+            return k
+    return n - 1
+
+
+def _tail(n: int, marked: int, drawn: int, least: int) -> float:
+    """The chance that at least `least` of `drawn` among `n` are `marked`: hypergeometric."""
+    ways = sum(comb(marked, i) * comb(n - marked, drawn - i) for i in range(least, min(marked, drawn) + 1))
+    return ways / comb(n, drawn)
+
+
+def members(found: Sequence[Keys]) -> tuple[Keys, ...]:
+    """In the order of a roster."""
+    return tuple(sorted(found, key=lambda keys: keys.client))

@@ -1,0 +1,172 @@
+"""Secure sums in bad networks: whoever drops out at whichever step, the sum is the plain one of the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import atoll as at
+from atoll.core.edge import Task
+from atoll.core.errors import CompositionError, QuorumError
+from atoll.core.rng import Rng
+from atoll.learn.exchange import Seat
+from atoll.learn.local import Local
+from atoll.learn.ring import signed
+from atoll.learn.secure import Scale, SecureSum, Step
+from atoll.simulate.faults import Crash, World, lognormal
+from tests.exact.quadratic import Bowl, Quadratic, Sites
+
+SITES = Sites([Bowl([1.0, 4.0, 2.0], [k / 3, -k, 2.0], rows=3 + k) for k in range(10)])
+JOB = at.Job(Quadratic(size=3), at.fedavg(), rounds=2, sites=False, deadline=60.0, max_weight=12)
+
+
+@dataclass(frozen=True)
+class Seen(SecureSum):
+    """A secure sum beside which the integers are added as they are, by attempt and client."""
+
+    bare: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False)
+    sums: list[tuple[int, int]] = field(default_factory=list, compare=False)
+
+    def _masked(self, local, task, step, scale, client, reply):
+        rng = local.key.at("secure", client, task.round)
+        self.bare[task.round, client] = scale.out(reply.update, reply.weight, rng)
+        return super()._masked(local, task, step, scale, client, reply)
+
+    async def collect(self, p, plan, task, rule, quorum):
+        answer, read = await super().collect(p, plan, task, rule, quorum)
+        if answer.clients:
+            plain = sum(self.bare[task.round, c] for c in answer.clients) & np.uint64((1 << self.bits) - 1)
+            assert (answer.partial.sums[0] == plain).all()
+            self.sums.append((len(answer.clients), len(task.clients)))
+        return answer, read
+
+
+def world(seed: int) -> World:
+    """About a third of ten clients is lost in the six steps of a round, now and then a whole edge."""
+    rng = np.random.default_rng(seed)
+    crashes = tuple(
+        Crash(f"client{c}", float(rng.exponential(20)), 1e9) for c in range(int(rng.integers(0, 4)))
+    )
+    return World(
+        compute=lognormal(0.0, 0.5),
+        delay=lognormal(-2.0, 1.0),
+        dropout=float(rng.uniform(0, 0.06)),
+        loss=float(rng.uniform(0, 0.2)),
+        repeat=0.1,
+        crashes=crashes,
+    )
+
+
+def play(seed: int) -> list[tuple[int, int]]:
+    """The sizes of the sums of one world, each of which was compared with the plain sum."""
+    exchange = Seen(32 if seed % 2 else 16, least=4)
+    job = JOB.replace(exchange=exchange, topology=at.tree((3,)) if seed % 3 == 0 else at.flat())
+    try:
+        at.simulate(job, SITES, seed=seed, world=world(seed))
+    except QuorumError:
+        assert len(exchange.sums) < 2
+    return exchange.sums
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_the_sum_is_the_plain_one_whoever_drops_out(block: int) -> None:
+    sums = [pair for seed in range(block * 20, block * 20 + 20) for pair in play(seed)]
+    assert len(sums) > 30
+    assert all(there >= 4 for there, _ in sums)
+    assert any(there < all_ for there, all_ in sums), "some worlds lose somebody"
+
+
+def test_masks_change_nothing_but_what_is_seen() -> None:
+    plain = at.simulate(JOB, SITES, seed=3)
+    one = at.simulate(JOB.replace(exchange=at.secure_sum()), SITES, seed=3)
+    assert one.params == at.simulate(JOB.replace(exchange=at.secure_sum()), SITES, seed=3).params
+    edges = JOB.replace(exchange=at.secure_sum(), topology=at.tree((2, 2)))
+    assert at.simulate(edges, SITES, seed=3).params == one.params
+    np.testing.assert_allclose(one.params.buffer, plain.params.buffer, atol=1e-6)
+    assert all(record.get("train", {}) == {} for record in one.history)
+
+
+def test_too_few_left_is_an_attempt_and_then_a_failure() -> None:
+    job = JOB.replace(exchange=at.secure_sum(least=8, attempts=2))
+    gone = World(crashes=tuple(Crash(f"client{c}", 0.0, 1e9) for c in range(4)), delay=lognormal(-3.0, 0.1))
+    with pytest.raises(QuorumError, match="6 of 10 clients sent keys: 8 must"):
+        at.simulate(job, SITES, world=gone)
+
+
+def test_numbers_beyond_the_largest_are_one_clients_failure() -> None:
+    far = Sites([*SITES, Bowl([1.0, 1.0, 1.0], [1e6, 0.0, 0.0], rows=3)])
+    run = at.simulate(JOB.replace(exchange=at.secure_sum()), far)
+    assert [list(r["failed"]) for r in run.history if "failed" in r] == [[10], [10]]
+    assert "secure_sum(largest=...) is too small" in run.history[1]["failed"][10]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "why"),
+    [
+        (at.Gather(lambda u: np.median(u, axis=0)), "use Buckets"),
+        (at.fedbuff(size=2), "rounds of its own"),
+        (at.chain(at.mean(), at.ring(32)), "leave ring"),
+        (at.Buckets(2, lambda u: np.median(u, axis=0)), "use Sum"),
+    ],
+)
+def test_what_needs_to_see_more_than_a_sum_is_refused(algorithm: Any, why: str) -> None:
+    with pytest.raises(CompositionError, match=why):
+        at.Job(Quadratic(size=3), algorithm, exchange=at.secure_sum(), sites=False)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 24, 32, 64])
+def test_weights_and_numbers_survive_the_ring(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    scale = Scale(bits, 2.0, 12, 30.0)
+    updates = [
+        at.Update.of({"w": rng.uniform(-2, 2, 500), "b": rng.uniform(-0.1, 0.1, 3)}) for _ in range(12)
+    ]
+    weights = rng.integers(0, 31, 12).astype(float)
+    key = Rng.of(bits)
+    parts = [scale.out(u, w, key.at(i)) for i, (u, w) in enumerate(zip(updates, weights, strict=True))]
+    total = scale.back(sum(parts) & np.uint64((1 << bits) - 1), updates[0].layout, 12)
+    assert total.weight == pytest.approx(weights.sum(), rel=1e-8)
+    right = sum(u.buffer * w for u, w in zip(updates, weights, strict=True))
+    off = (total.update.buffer - right) / 30 * scale.unit  # in units of the ring
+    assert np.abs(off).max() < 12 + 24 * scale.unit * 2.0**-33
+    if bits < 64:
+        assert abs(off.mean()) < 4 * np.sqrt(12 / 12 / len(off)) + 0.01, "rounding has no bias"
+    assert abs(signed(parts[0], bits)).max() * 12 < 2 ** (bits - 1)
+
+
+def test_a_ring_without_room_is_refused() -> None:
+    with pytest.raises(at.ConfigError, match="do not fit 8 bits"):
+        Scale(8, 64.0, 100, 1.0)
+    with pytest.raises(at.ConfigError, match="least must be at least 2"):
+        at.secure_sum(least=1)
+    with pytest.raises(at.ConfigError, match="bits must be"):
+        at.secure_sum(bits=4)
+    with pytest.raises(at.ConfigError, match="largest"):
+        at.secure_sum(largest=0.0)
+    with pytest.raises(at.ConfigError, match="attempts"):
+        at.secure_sum(attempts=0)
+
+
+def test_a_seat_keeps_before_it_answers() -> None:
+    kept: list[bytes] = []
+    seat = Seat(np.random.default_rng(0).bytes, save=kept.append)
+    exchange = SecureSum()
+    local = Local(Quadratic(size=3), JOB.trained, {0: SITES[0]}, {}, Rng.of(0), seat=seat)
+    task = Task(0, Rng.of(1), (0,), (-1,), at.Update.of({"w": np.zeros(3)}), want="note")
+
+    def say(step: str, attempt: int) -> Any:
+        note = msgspec.msgpack.encode(Step(step, 0, attempt, 1.0, 2))
+        return exchange.reply(local, replace(task, note=note))
+
+    first = say("keys", 0)
+    assert len(kept) == 1
+    assert say("keys", 0) == first, "the same keys for the same attempt"
+    assert len(kept) == 1
+    assert say("keys", 1) != first
+    assert "is over" in say("keys", 0).failed[0]
+    assert "begun no such attempt" in say("shares", 2).failed[0]
+    assert "mask" in say("mask", 1).failed[0], "a note is no vector"
