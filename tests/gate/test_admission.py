@@ -265,7 +265,6 @@ PARTS: list[tuple[str, str, Change, str]] = [
     ("notes", "twice", lambda v: v.notes.append(v.notes[0]), "what the form"),
     ("notes", "for who was not asked", lambda v: v.notes.append((77, b"note")), "what the form"),
     ("notes", "metrics besides", lambda v: v.sites.append((1, {})), "what the form"),
-    ("notes", "beyond all size", lambda v: v.notes.__setitem__(0, (1, bytes(1 << 24))), "numbers"),
     ("gather", "negative weight", reply(weight=-1.0), "weight"),
 ]
 

@@ -1,0 +1,154 @@
+"""What a secure sum costs: `python -m bench secagg [--numbers N] [--json FILE]`.
+
+All roles in one process, in turns with the plain sum of the same updates: 1 M numbers, a tenth of the
+members lost after they shared their secrets. CPU seconds, medians over the members; the sum is compared
+bit for bit with that of the bare integers, and with the plain sum of the real numbers, or the program fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+from unittest import mock
+
+import numpy as np
+
+from atoll.core.aggregate import Reply, Sum, points
+from atoll.core.edge import Answer
+from atoll.core.rng import Rng
+from atoll.core.update import Update
+from atoll.learn.secure import Scale
+from atoll.privacy import roster as who
+from atoll.privacy import secure_sum as ss
+from atoll.privacy.roster import Label
+from atoll.wire import body
+from atoll.wire.codec import encode
+
+from .rows import Disagreement
+from .wire import Figure
+
+T = TypeVar("T")
+CASES = ((10, None, 10.0, None), (50, None, 45.0, 0.25), (50, 12, 15.0, None))
+
+
+class Clock:
+    """CPU seconds of calls, by name."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[float]] = {}
+
+    def __call__(self, name: str, call: Callable[[], T]) -> T:
+        began = time.process_time()
+        made = call()
+        self.seen.setdefault(name, []).append(time.process_time() - began)
+        return made
+
+    def __getitem__(self, name: str) -> float:
+        return median(self.seen[name])
+
+
+def attempt(n: int, numbers: int, degree: int | None) -> tuple[Clock, dict[str, int]]:
+    """One secure sum and one plain sum of the same updates. Raises Disagreement."""
+    clock, rng = Clock(), np.random.default_rng(n)
+    updates = [Update.of({"w": rng.normal(0, 0.01, numbers).astype(np.float32)}) for _ in range(n)]
+    lost = set(range(0, n, 10))
+    scale, layout = Scale(32, 16.0, n, 1.0), updates[0].layout
+    with mock.patch.object(who, "degree", (lambda _: degree) if degree else who.degree):
+        return _both(clock, updates, lost, scale, layout)
+
+
+def _both(
+    clock: Clock, updates: list[Update], lost: set[int], scale: Scale, layout: Any
+) -> tuple[Clock, dict[str, int]]:
+    n, draw = len(updates), secrets.token_bytes
+    label = Label("bench", "run", 0, 0)
+    plain_points = points(updates[0], n, 1.0)
+    plain = Sum().at(plain_points, range(n), Rng.of(0))
+    kept = {c: clock("keys", lambda c=c: ss.begin(label, c, draw)) for c in range(n)}  # type: ignore[misc]
+    sitting = ss.roster_of(label, {c: ss.keys_out(s.keys) for c, s in kept.items()})
+    text, mail = ss.roster_out(sitting), {}
+    for c in range(n):
+        kept[c], mail[c] = clock("shares", lambda c=c: ss.share(kept[c], text, draw))  # type: ignore[misc]
+    routed = ss.routed(mail)
+    size = scale.layout(layout).size
+    hidden, bare, partial = np.zeros(size, np.uint64), np.zeros(size, np.uint64), None
+    sizes = {}
+    for c in [c for c in range(n) if c not in lost]:
+        whole = clock("integers", lambda c=c: scale.out(updates[c], 1.0, Rng.of(c)))  # type: ignore[misc]
+        kept[c], masked = clock("mask", lambda c=c, w=whole: ss.mask(kept[c], routed[c], w, scale.bits))  # type: ignore[misc]
+        reply = Reply(Update(scale.layout(layout), masked, bits=scale.bits))
+        sizes["secure"] = sent(c, reply)
+        sizes["plain"] = sent(c, Reply(updates[c]))
+        hidden += masked
+        bare += whole
+        lifted = clock("plain", lambda c=c: plain.lift(c, Reply(updates[c])))  # type: ignore[misc]
+        partial = lifted if partial is None else plain.merge(partial, lifted, own=True)
+    there = ss.survivors_out(c for c in range(n) if c not in lost)
+    signatures = {}
+    for c in [c for c in range(n) if c not in lost]:
+        kept[c], signatures[c] = ss.sign(kept[c], there)
+    proof, opened = ss.signatures_out(signatures), {}
+    for c in signatures:
+        kept[c], opened[c] = clock("open", lambda c=c: ss.reveal(kept[c], there, proof))  # type: ignore[misc]
+    total = clock(
+        "unmask",
+        lambda: ss.unmask(
+            sitting, hidden & np.uint64(2**32 - 1), 32, shared=mail, survivors=set(signatures), notes=opened
+        ),
+    )
+    if not (total == bare & np.uint64(2**32 - 1)).all():
+        raise Disagreement("the secure sum is not the sum of the bare integers")
+    assert partial is not None  # noqa: S101  somebody stayed
+    apart = np.abs(scale.back(total, layout, n).update.buffer - plain.finish(partial).update.buffer).max()
+    if apart > n / scale.unit:
+        raise Disagreement(f"the secure and the plain sum differ by {apart:g}")
+    return clock, sizes
+
+
+def sent(client: int, reply: Reply) -> int:
+    """Bytes of an answer on the wire."""
+    message = body.answer_message(Answer((client,), replies=((client, reply),)), run="r", request=1)
+    return sum(map(len, encode(message)))
+
+
+def figures(numbers: int, turns: int = 3) -> Iterator[Figure]:
+    """Every case, the best of so many turns: the machine is shared, and CPU time is not free of that."""
+    for n, degree, goal, unmask in CASES:
+        made = [attempt(n, numbers, degree) for _ in range(turns)]
+        best = {name: min(clock[name] for clock, _ in made) for name in made[0][0].seen}
+        name = f"{n} members, {degree or n - 1} neighbours"
+        integers, share = best["integers"] * 1e3, best["plain"] * 1e3
+        of = f"integers {integers:.0f} ms, its part of the plain sum {share:.0f} ms"
+        yield Figure(f"{name}: masking, a client", best["mask"] * 1e3, "ms", goal, of)
+        setup = (best["keys"] + best["shares"] + best["open"]) * 1e3
+        yield Figure(f"{name}: keys, shares and openings, a client", setup, "ms")
+        yield Figure(f"{name}: unmasking, the server", best["unmask"], "s", unmask)
+        up, plain = made[0][1]["secure"] / numbers, made[0][1]["plain"] / numbers
+        yield Figure(f"{name}: upload, bytes a number", up, "B", 4.01, f"plain {plain:.2f}")
+
+
+def main(words: list[str]) -> int:
+    """Print the figures, write the file; 1 where sums disagree."""
+    parser = argparse.ArgumentParser(prog="python -m bench secagg", description=__doc__)
+    parser.add_argument("--numbers", type=int, default=1_000_000)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    asked = parser.parse_args(words)
+    found = []
+    try:
+        for figure in figures(asked.numbers):
+            print(figure, flush=True)
+            found.append(figure)
+    except Disagreement as why:
+        print(f"the sums disagree, so no time counts: {why}", file=sys.stderr)
+        return 1
+    if asked.json:
+        asked.json.write_text(json.dumps([asdict(figure) for figure in found], indent=1) + "\n")
+    return 0
