@@ -25,8 +25,8 @@ from atoll.core.aggregate import Reply, Sum, points
 from atoll.core.edge import Answer
 from atoll.core.rng import Rng
 from atoll.core.update import Update
-from atoll.learn.secure import Scale
-from atoll.privacy import roster as who
+from atoll.learn.integers import Scale
+from atoll.privacy import graph, roster
 from atoll.privacy import secure_sum as ss
 from atoll.privacy.roster import Label
 from atoll.wire import body
@@ -61,7 +61,7 @@ def attempt(n: int, numbers: int, degree: int | None) -> tuple[Clock, dict[str, 
     updates = [Update.of({"w": rng.normal(0, 0.01, numbers).astype(np.float32)}) for _ in range(n)]
     lost = set(range(0, n, 10))
     scale, layout = Scale(32, 16.0, n, 1.0), updates[0].layout
-    with mock.patch.object(who, "degree", (lambda _: degree) if degree else who.degree):
+    with mock.patch.object(roster, "degree", (lambda _: degree) if degree else graph.degree):
         return _both(clock, updates, lost, scale, layout)
 
 

@@ -16,7 +16,7 @@ from .learn.select import Cohort, Everyone
 from .learn.server import mean
 from .learn.stop import Stop
 from .privacy import dp
-from .privacy.accountant import Plan
+from .privacy.accountant import Placement, Plan
 from .privacy.claim import Claim, drawn, solved
 
 
@@ -90,8 +90,18 @@ class Job:
             raise ConfigError(f"deadline must be above 0 seconds, got {self.deadline}", "$.deadline")
         if not self.max_weight > 0:
             raise ConfigError(f"max_weight must be above 0, got {self.max_weight}", "$.max_weight")
+        self._check_privacy()
+
+    def _check_privacy(self) -> None:
+        """Raise ConfigError for a promise that the rest of the job does not keep."""
         if self.privacy is not None:
             drawn(self.cohort, self.privacy.population)
+            if self.privacy.noise != placement(self.exchange):
+                raise ConfigError(
+                    f"the promise was solved for {self.privacy.noise} noise, and the exchange makes it"
+                    f" {placement(self.exchange)}: leave noise out, or promise again",
+                    "$.privacy.noise",
+                )
         if self.trained.private and self.sites:
             raise ConfigError(
                 "each site would send how the model does on its rows, which no noise covers: set"
@@ -132,24 +142,27 @@ class Job:
         sigma: float | None = None,
         unit: Literal["client"] = "client",
         population: int | None = None,
+        exchange: Exchange | None = None,
     ) -> Job:
         """The same job with a promise: after all its rounds nobody who reads the models can tell, beyond
         (`epsilon`, `delta`), whether any one client took part.
 
-        Updates are clipped to the L2 norm `clip` and noise is added to each sum by the coordinator, which
-        is trusted with it (*central*). The noise is solved for, or `sigma` times the clip where it is given.
-        Clients send no metrics. `population`: how many clients there are; only samples of a fixed size
-        need it.
+        Updates are clipped to the L2 norm `clip` and noise is added to each sum: by the coordinator, which is
+        trusted with it (*central*), or, where the job's `exchange` is a secure_sum(), by the clients under
+        their masks (*distributed*), so that nobody sees a sum without noise. The noise is solved for, or
+        `sigma` times the clip where it is given. Clients send no metrics. `population`: how many clients
+        there are; only samples of a fixed size need it.
 
         Raises ConfigError for values that do not fit, CompositionError for an algorithm that noise cannot
         cover, PrivacyError for a sigma that is too small.
         """
-        claim = Claim(epsilon, delta, clip, sigma or 1.0, unit, population)
+        exchange = exchange or self.exchange
+        claim = Claim(epsilon, delta, clip, sigma or 1.0, unit, population, placement(exchange))
         if sigma is None:
             claim = solved(claim, self.cohort, self.rounds)
         else:
             claim.check(self.cohort, self.rounds)
-        return dataclasses.replace(self, privacy=claim, sites=False)
+        return dataclasses.replace(self, privacy=claim, sites=False, exchange=exchange)
 
     def epsilon(self) -> Plan:
         """What the promise costs: the composition, and ε towards both, before anything is spent.
@@ -170,6 +183,11 @@ class Job:
         rate, _ = drawn(self.cohort, self.privacy.population)
         chain = dp.private(algorithm.chain, self.privacy.clip, self.privacy.sigma, mean(share=rate))
         return dataclasses.replace(algorithm, chain=chain, weigh="equal")
+
+
+def placement(exchange: Exchange) -> Placement:
+    """Who adds noise where updates are summed so."""
+    return "distributed" if exchange.shows == "sum" else "central"
 
 
 def _text(value: Any) -> str:

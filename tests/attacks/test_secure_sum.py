@@ -18,8 +18,9 @@ from scipy import stats
 
 from atoll.core.errors import PrivacyError, ProtocolError
 from atoll.privacy import secure_sum as ss
+from atoll.privacy.graph import threshold
 from atoll.privacy.hazmat import masks, pairs, shamir
-from atoll.privacy.roster import Label, threshold
+from atoll.privacy.roster import Label
 from tests.privacy.sitting import LABEL, Sitting, vectors
 
 N, T = 7, threshold(7)

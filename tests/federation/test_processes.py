@@ -18,7 +18,7 @@ from atoll.control.cli import main as atoll
 from atoll.control.store import Store
 from atoll.core.errors import AtollError
 from atoll.core.session import Packet
-from atoll.learn.secure import Scale
+from atoll.learn.integers import Scale
 from atoll.privacy.keys import Current, Identity
 from atoll.privacy.ledger import Ledger
 from atoll.transport.enrol import renew
@@ -289,6 +289,32 @@ def traces(fed: Federation, needles: list[bytes]) -> bool:
             if any(needle in found for needle in needles):
                 return True
     return False
+
+
+def test_noise_of_the_clients_under_their_masks(tmp_path: Path, nursery: Nursery) -> None:
+    """A promise with nobody to trust: the policy's limit on epsilon counts, and the budget at the site."""
+    promise = {"epsilon": 8.0, "delta": 1e-4, "clip": 1.0}
+    job = {**JOB, "algorithm": "fedavg", "exchange": "secure_sum", "privacy": promise}
+    with Federation(tmp_path, JOB, nursery=nursery) as fed:
+        held = fed.read("client-1")["data"]
+        fed.set("client-1", data={key: {**table, "budget": "wine"} for key, table in held.items()})
+        fed.set("client-2", policy={"max_epsilon": 8.5, "secure_sum": True})
+        Ledger.create(fed.place("client-1"), "wine", epsilon=10.0, delta=1e-3)
+        fed.start_all()
+        gathered(fed)
+        runs = [fed.submit(job=job, seed=5), fed.submit(job=job, seed=5)]
+        fed.finished(runs[0])
+        with pytest.raises(AssertionError, match="QuorumError"):  # the second finds no budget at one of three
+            fed.finished(runs[1])
+        record = fed.connect().run(runs[0]).record
+        history = fed.connect().run(runs[0]).wait().history
+        fed.stop(*fed.names)
+        first = fed.leaves(runs[0])
+    assert record["table"]["privacy"]["noise"] == "distributed"
+    assert all(r["failed"] == {} and r.get("train", {}) == {} for r in history if "failed" in r)
+    assert max(abs(np.frombuffer(leaf, np.float32)).max() for leaf in first.values()) > 0
+    spent = Ledger.open(fed.place("client-1"), "wine").spent
+    assert [(s.epsilon, s.delta) for s in spent] == [(8.0, 1e-4)]
 
 
 def marks() -> list[bytes]:

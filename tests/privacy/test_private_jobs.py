@@ -236,7 +236,7 @@ def test_a_job_file_says_the_same() -> None:
     [
         ("yes", "a table"),
         ({"epsilon": 8.0, "delta": 1e-4}, r"\$\.privacy\.clip"),
-        ({"epsilon": 8.0, "delta": 1e-4, "clip": 1.0, "noise": 1.0}, "unknown key 'noise'"),
+        ({"epsilon": 8.0, "delta": 1e-4, "clip": 1.0, "noises": 1.0}, "unknown key 'noises'"),
         ({"epsilon": "8", "delta": 1e-4, "clip": 1.0}, r"\$\.privacy\.epsilon"),
     ],
 )

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from atoll.core.errors import AtollError, MisuseError, PrivacyError, ProtocolError
 from atoll.privacy import secure_sum as ss
+from atoll.privacy.graph import FULL, degree, threshold
 from atoll.privacy.hazmat import masks, pairs, shamir
-from atoll.privacy.roster import FULL, Label, Roster, degree, threshold
+from atoll.privacy.roster import Label, Roster
 from tests.privacy.sitting import STEPS, Sitting, entropy, vectors
 
 MAIL = dict[int, bytes]

@@ -14,9 +14,10 @@ from atoll.core.edge import Task
 from atoll.core.errors import CompositionError, QuorumError
 from atoll.core.rng import Rng
 from atoll.learn.exchange import Seat
+from atoll.learn.integers import Scale
 from atoll.learn.local import Local
 from atoll.learn.ring import signed
-from atoll.learn.secure import Scale, SecureSum, Step
+from atoll.learn.secure import SecureSum, Step
 from atoll.simulate.faults import Crash, World, lognormal
 from tests.exact.quadratic import Bowl, Quadratic, Sites
 
@@ -170,3 +171,81 @@ def test_a_seat_keeps_before_it_answers() -> None:
     assert "is over" in say("keys", 0).failed[0]
     assert "begun no such attempt" in say("shares", 2).failed[0]
     assert "mask" in say("mask", 1).failed[0], "a note is no vector"
+
+
+PRIVATE = at.Job(Quadratic(size=3), rounds=2, sites=False, deadline=60.0, cohort=at.everyone())
+CREW = 7  # of ten who must stay
+
+
+def wide(n: int, size: int) -> Sites:
+    return Sites([Bowl(np.ones(size), np.full(size, k / 10), rows=1) for k in range(n)])
+
+
+@pytest.mark.parametrize(("bits", "colluders"), [(32, 0), (32, 3), (16, 0)])
+def test_the_noise_of_those_who_must_stay_is_enough(bits: int, colluders: int) -> None:
+    """Everybody stays: then it is more by as much. Nothing else moves the model."""
+    size, sites = 4000, wide(10, 4000)
+    exchange = at.secure_sum(bits, least=6, colluders=colluders)
+    job = PRIVATE.replace(learner=Quadratic(size=size), rounds=1)
+    noisy = job.private(epsilon=20.0, delta=1e-3, clip=4.0, sigma=2.0, exchange=exchange)
+    bare = at.Algorithm("bare", at.chain(at.mean(over=10), at.clip(4.0)), weigh="equal")
+    found = (
+        at.simulate(noisy, sites, seed=1).params.buffer
+        - at.simulate(job.replace(algorithm=bare), sites, seed=1).params.buffer
+    )
+    wanted = 2.0 * 4.0 * np.sqrt(10 / (CREW - colluders)) / 10
+    assert found.std() == pytest.approx(wanted, rel=0.05)
+    assert abs(found.mean()) < 5 * wanted / np.sqrt(size)
+
+
+def test_survivors_of_a_bad_world_have_noise_enough() -> None:
+    """With three of ten lost the noise on the sum is what the promise was solved for, and no less."""
+    gone = World(dropout=0.05, delay=lognormal(-2.0, 0.5))
+    job = PRIVATE.replace(learner=Quadratic(size=2000), rounds=12)
+    noisy = job.private(epsilon=200.0, delta=1e-3, clip=1e-3, sigma=3.0, exchange=at.secure_sum(least=4))
+    run = at.simulate(noisy, wide(10, 2000), seed=5, world=gone)
+    stayed = [r["clients"] for r in run.history if r.get("clients")]
+    assert min(stayed) < 10
+    steps = np.sqrt(sum(n / (2 * 10 // 3 + 1) for n in stayed)) * 3.0 * 1e-3 / 10
+    assert run.params.buffer.std() > 0.9 * steps * np.sqrt(CREW / 10)
+
+
+def test_a_promise_says_who_adds_its_noise() -> None:
+    central = PRIVATE.private(epsilon=5.0, delta=1e-3, clip=1.0)
+    spread = PRIVATE.private(epsilon=5.0, delta=1e-3, clip=1.0, exchange=at.secure_sum())
+    assert (central.privacy.noise, spread.privacy.noise) == ("central", "distributed")
+    assert spread.privacy.sigma > central.privacy.sigma, "by its own bound, never as a continuous Gaussian"
+    for job, exchange in ((central, at.secure_sum()), (spread, at.plain_sum())):
+        with pytest.raises(at.ConfigError, match="the promise was solved for"):
+            job.replace(exchange=exchange)
+    with pytest.raises(at.PrivacyError, match="claims epsilon 5"):
+        PRIVATE.private(epsilon=5.0, delta=1e-3, clip=1.0, sigma=0.1, exchange=at.secure_sum())
+    with pytest.raises(at.ConfigError, match="colluders must be"):
+        at.secure_sum(least=3, colluders=3)
+
+
+def test_a_sum_with_noise_is_opened_once_in_a_round() -> None:
+    job = PRIVATE.private(epsilon=5.0, delta=1e-3, clip=1.0, exchange=at.secure_sum())
+    local = Local(
+        Quadratic(size=3), job.trained, {0: SITES[0]}, {}, Rng.of(0), seat=Seat(Rng.of(1).generator().bytes)
+    )
+    task = Task(0, Rng.of(1), (0,), (-1,), at.Update.of({"w": np.zeros(3)}), want="note")
+
+    def keys(round: int, attempt: int) -> Any:
+        note = msgspec.msgpack.encode(Step("keys", round, attempt, 1.0, 2))
+        return job.exchange.reply(local, replace(task, round=round, note=note))
+
+    assert not keys(0, 0).failed
+    local.seat.secrets[0] = replace(local.seat.secrets[0], opened=True)
+    assert "would cost privacy again" in keys(0, 1).failed[0]
+    assert not keys(1, 0).failed
+    bare = Local(Quadratic(size=3), JOB.trained, {0: SITES[0]}, {}, Rng.of(0), seat=local.seat)
+    local.seat.secrets[0] = replace(local.seat.secrets[0], opened=True)
+    note = msgspec.msgpack.encode(Step("keys", 1, 1, 1.0, 2))
+    assert not at.secure_sum().reply(bare, replace(task, round=1, note=note)).failed, "without noise it may"
+
+
+def test_a_grid_too_coarse_for_the_noise_is_one_clear_reason() -> None:
+    job = PRIVATE.private(epsilon=500.0, delta=1e-3, clip=1.0, sigma=0.2, exchange=at.secure_sum(8))
+    with pytest.raises(QuorumError, match="take more bits"):
+        at.simulate(job, SITES, seed=1)

@@ -27,7 +27,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.registry import build, call, nearest, parts
 from ..data import Sites, load_data, partition
-from ..job import Job
+from ..job import Job, placement
 from ..privacy.claim import Claim, solved
 from ..simulate.faults import World
 from ..statistics import standardise
@@ -129,7 +129,7 @@ def _promised(job: Job, table: Any) -> Job:
         return job
     if not isinstance(table, Mapping):
         raise ConfigError(f"expected a table with epsilon, delta and clip, got {table!r}", "$.privacy")
-    claim = call(Claim, {"sigma": 1.0, **table}, "$.privacy")
+    claim = call(Claim, {"sigma": 1.0, "noise": placement(job.exchange), **table}, "$.privacy")
     if "sigma" not in table:
         claim = solved(claim, job.cohort, job.rounds)
     return dataclasses.replace(job, privacy=claim, sites=False)

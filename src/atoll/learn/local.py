@@ -14,7 +14,7 @@ from secrets import token_bytes
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, lifted, merge_answers
-from ..core.errors import MisuseError
+from ..core.errors import ConfigError, MisuseError
 from ..core.message import Contribution, FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
@@ -110,8 +110,7 @@ class Local:
             return self._together(task, clients)
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
-                said = type(error).__name__ if self.algorithm.private else reason(error)
-                return Answer((), failed={clients[0]: said}), {}
+                return Answer((), failed={clients[0]: self._said(error)}), {}
         answer = Answer(())
         held: dict[int, Held] = {}
         for client in clients:
@@ -119,6 +118,12 @@ class Local:
             answer = merge_answers(self._aggregator(task), answer, alone)
             held |= its
         return answer, held
+
+    def _said(self, error: Exception) -> str:
+        """What may be told of a failure: under a promise of privacy nothing that depends on rows."""
+        if self.algorithm.private and not isinstance(error, ConfigError):
+            return type(error).__name__
+        return reason(error)
 
     def _together(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
         made = self.contributions(task, clients)

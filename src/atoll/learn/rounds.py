@@ -237,7 +237,9 @@ def apply(
     )
     chain = plan.algorithm.chain
     if plan.algorithm.private:
-        chain = dp.keyed(chain, dp.sum_key(plan.secret, now.round, answer.clients, total.update))
+        summed = plan.algorithm.exchange.shows == "sum"  # then clients have added the noise
+        key = None if summed else dp.sum_key(plan.secret, now.round, answer.clients, total.update)
+        chain = dp.keyed(chain, key)
     step, server = chain.back(total.update, now.server, ctx)
     params = add(now.params, step)
     if not params.finite():

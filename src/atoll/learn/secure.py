@@ -5,10 +5,8 @@ The steps are privacy/secure_sum.py's; here stand their two roles, between a rou
     coordinator   keys -> shares -> train and mask -> sign -> open -> the sum, as real numbers
     client        answers each step; its update becomes integers, and the integers are masked
 
-A client's update is weighted before it is rounded, and its weight is summed under the same masks, so that
-nobody learns how many rows it has. All leaves have one public scale, which follows from `largest` and the
-number of members: no sum can reach half the ring. Numbers are rounded to the scale by chance, without bias,
-where it is coarse.
+A client's update is weighted before it is rounded (integers.py), and its weight is summed under the same
+masks, so that nobody learns how many rows it has.
 
 Edges need not know any of this: they add integers and pass notes on, so the sum is the same over any tree.
 A step that too few answer ends the attempt; the next one has fresh keys.
@@ -18,36 +16,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, log2
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.aggregate import Aggregator, Partial, Points, Reply, Sum, Total
+from ..core.aggregate import Aggregator, Partial, Points, Reply, Sum
 from ..core.edge import Answer, Task, wire
 from ..core.errors import AtollError, ConfigError, ProtocolError
 from ..core.protocol import Party
 from ..core.registry import part
-from ..core.rng import Rng
-from ..core.update import Layout, Leaf, Update
+from ..core.update import Layout, Update
+from ..privacy import discrete, dp
+from ..privacy.graph import threshold
 from .compress import dense
 from .exchange import TABLE, Seat
 from .failure import reason
-from .ring import signed
+from .integers import Hidden, Read, Scale
 from .server import positive
 
 if TYPE_CHECKING:
     from ..privacy.roster import Label
     from ..privacy.secure_sum import Secret
+    from .algorithm import Algorithm
     from .local import Local
     from .rounds import Plan
 
-WEIGHT = "secure.weight"  # the leaf that the weights travel in
 ANY_WEIGHT = 2.0**20  # a job's max_weight where nobody has said one
-_WEIGHT_BITS = 32
-_FINE = 24  # a scale with so many bits below the largest number is rounded to the nearest
 
 
 class Step(msgspec.Struct, array_like=True):
@@ -62,91 +58,6 @@ class Step(msgspec.Struct, array_like=True):
 
 
 @dataclass(frozen=True)
-class Scale:
-    """One round's integers modulo 2**bits: numbers up to `largest`, of so many `members` at most.
-
-    `heaviest`: the weight that counts as 1. Raises ConfigError where the ring has no room.
-    """
-
-    bits: int
-    largest: float
-    members: int
-    heaviest: float
-
-    def __post_init__(self) -> None:
-        if self.largest * self.unit < 1 or self.digit < 2:
-            raise ConfigError(
-                f"sums of {self.members} clients' numbers up to {self.largest:g} do not fit {self.bits} bits:"
-                " take more bits, or a smaller largest"
-            )
-
-    @property
-    def unit(self) -> float:
-        """What 1 is."""
-        return float(2.0 ** (self.bits - 2 - ceil(log2(self.largest * self.members))))
-
-    @property
-    def digit(self) -> int:
-        """Bits of a weight that one number carries, so that sums of it stay below half the ring."""
-        return self.bits - 1 - ceil(log2(self.members + 1))
-
-    @property
-    def digits(self) -> int:
-        """Numbers that a weight takes."""
-        return ceil((_WEIGHT_BITS + 1) / self.digit)
-
-    def layout(self, plain: Layout) -> Layout:
-        """The leaves that travel: an update's and its weight."""
-        return Layout((*plain.leaves, Leaf(WEIGHT, (self.digits,))))
-
-    def out(self, update: Update, weight: float, rng: Rng) -> NDArray[np.uint64]:
-        """An update and its weight as integers. Raises ProtocolError for a number beyond `largest`."""
-        for name, leaf in update.items():
-            if not (np.abs(leaf) <= self.largest).all():
-                raise ProtocolError(
-                    f"leaf {name!r} is not finite or beyond largest={self.largest:g}: training diverged,"
-                    " or secure_sum(largest=...) is too small"
-                )
-        if weight > self.heaviest:
-            raise ProtocolError(
-                "a contribution weighs more than a secure sum counts on: set the job's max_weight to the most"
-                " rows that a client has"
-            )
-        whole = round(weight / self.heaviest * 2**_WEIGHT_BITS)
-        x = update.buffer.astype(np.float64)
-        x *= whole / 2**_WEIGHT_BITS * self.unit
-        if self.largest * self.unit < 2.0**_FINE:
-            x += rng.generator().random(len(x))
-            np.floor(x, out=x)
-        else:
-            np.rint(x, out=x)
-        made = np.empty(len(x) + self.digits, np.int64)
-        made[: len(x)] = x
-        made[len(x) :] = [whole >> (i * self.digit) & ((1 << self.digit) - 1) for i in range(self.digits)]
-        return made.view(np.uint64) & np.uint64((1 << self.bits) - 1)
-
-    def back(self, sums: NDArray[np.uint64], plain: Layout, count: int) -> Total:
-        """What `count` clients' integers sum to: the sum of weight times update, and of the weights."""
-        whole = signed(sums, self.bits)
-        units = sum(int(digit) << (i * self.digit) for i, digit in enumerate(whole[plain.size :]))
-        weight = units / 2**_WEIGHT_BITS * self.heaviest
-        return Total(Update(plain, whole[: plain.size] * (self.heaviest / self.unit)), weight, count, {})
-
-
-@dataclass(frozen=True)
-class Read(Sum):
-    """A sum of integers that is read by its scale."""
-
-    scale: Scale | None = None
-    plain: Layout | None = None
-
-    def finish(self, partial: Partial, *, own: bool = False) -> Total:
-        """As real numbers."""
-        assert self.scale is not None and self.plain is not None  # noqa: S101, PT018  made so
-        return self.scale.back(partial.sums[0], self.plain, partial.count)
-
-
-@dataclass(frozen=True)
 class SecureSum:
     """See `secure_sum`."""
 
@@ -154,6 +65,7 @@ class SecureSum:
     largest: float = 16.0
     least: int = 2
     attempts: int = 3
+    colluders: int = 0
     shows: ClassVar[Literal["sum", "each"]] = "sum"
 
     # -- the coordinator's role --------------------------------------------------------------
@@ -162,7 +74,7 @@ class SecureSum:
         self, p: Party, plan: Plan, task: Task, rule: Callable[[Task], Aggregator], quorum: int | None
     ) -> tuple[Answer, Aggregator]:
         """The sum over those who stay; an attempt that too few stay in is followed by another."""
-        scale = Scale(self.bits, self.largest, max(len(task.clients), 2), heaviest(plan))
+        scale = self.scale(plan.algorithm, max(len(task.clients), 2), heaviest(plan))
         failed: dict[int, str] = {}
         for number in range(self.attempts):
             attempt = _Attempt(p, plan, task, scale, number, max(self.least, 2), failed)
@@ -174,6 +86,14 @@ class SecureSum:
                 return answer, Read(scale=scale, plain=_plain(task))
         return Answer((), failed=failed), Read()
 
+    def scale(self, algorithm: Algorithm, members: int, heaviest: float) -> Scale:
+        """A round's, for so many members: with noise where the algorithm has some."""
+        noise = dp.noisy(algorithm.chain)
+        if noise is None:
+            return Scale(self.bits, self.largest, members, heaviest)
+        hidden = Hidden(noise.sigma, noise.bound, self.colluders)
+        return Scale(self.bits, min(self.largest, noise.bound), members, 1.0, hidden)
+
     # -- the client's role -------------------------------------------------------------------
 
     def reply(self, local: Local, task: Task) -> Answer:
@@ -183,7 +103,7 @@ class SecureSum:
         failed: dict[int, str] = {}
         for client in task.clients:
             try:
-                notes[client] = _STEPS[step.step](self, local.seat, client, step)
+                notes[client] = _STEPS[step.step](self, local, client, step)
             except (AtollError, KeyError) as error:
                 failed[client] = reason(error)
         return Answer(tuple(notes), notes or None, failed, sum(map(len, notes.values())))
@@ -193,7 +113,7 @@ class SecureSum:
         step = read(task.note)
         if step.step != "mask":
             raise ProtocolError("this job's updates leave their clients masked: the task is for another step")
-        scale = Scale(self.bits, self.largest, step.members, step.heaviest)
+        scale = self.scale(local.algorithm, step.members, step.heaviest)
         replies = tuple(
             (client, self._masked(local, task, step, scale, client, reply))
             for client, reply in answer.replies
@@ -201,12 +121,22 @@ class SecureSum:
         return replace(answer, replies=replies, sent=sum(wire(r.update) for _, r in replies))
 
     def _masked(self, local: Local, task: Task, step: Step, scale: Scale, client: int, reply: Reply) -> Reply:
-        from ..privacy.secure_sum import mask
+        from ..privacy.secure_sum import mask, noise_key
 
         dense(reply.update, "secure_sum")
+        secret = _secret(local.seat, client, step)
+
+        def noise(size: int, whole: float) -> NDArray[np.int64]:
+            crew = threshold(len(secret.members)) - self.colluders
+            if crew < 1:
+                raise ProtocolError(
+                    f"of {len(secret.members)} members {self.colluders} may collude: too few others add noise"
+                )
+            return discrete.gaussian(noise_key(secret), size, discrete.spread(whole, 1.0, crew, size))
+
         rng = local.key.at("secure", client, task.round)
-        numbers = scale.out(reply.update, reply.weight, rng)
-        secret, hidden = mask(_secret(local.seat, client, step), task.notes[client], numbers, self.bits)
+        numbers = scale.out(reply.update, reply.weight, rng, noise)
+        secret, hidden = mask(secret, task.notes[client], numbers, self.bits)
         local.seat.keep(client, secret)
         return Reply(Update(scale.layout(reply.update.layout), hidden, bits=self.bits))
 
@@ -233,7 +163,7 @@ class _Attempt:
         self._enough(keys, self.least, "sent keys")
         roster = ss.roster_of(Label(*self.plan.label, self.task.round, self.number), keys)
         shared = await self._notes("shares", roster.clients, ss.roster_out(roster))
-        enough = max(self.least, roster.threshold)
+        enough = max(self.least, threshold(len(roster.members)))
         self._enough(shared, enough, "shared their secrets")
         answer = await self._vectors(ss.routed(shared), quorum)
         self._enough(answer.clients, enough, "sent their vectors")
@@ -327,21 +257,26 @@ def _secret(seat: Seat, client: int, step: Step) -> Secret:
     return secret
 
 
-def _keys(exchange: SecureSum, seat: Seat, client: int, step: Step) -> bytes:
+def _keys(exchange: SecureSum, local: Local, client: int, step: Step) -> bytes:
     from ..privacy import secure_sum as ss
 
+    seat = local.seat
     label, before = _label(seat, step), seat.secrets.get(client)
     if before is None or before.label != label:
         if before is not None and (before.label.round, before.label.attempt) >= (step.round, step.attempt):
             raise ProtocolError("this attempt at a secure sum is over: a later one has begun")
+        again = before is not None and before.opened and before.label.round == step.round
+        if again and local.algorithm.private:
+            raise ProtocolError("this round's sum was opened: another one of it would cost privacy again")
         before = ss.begin(label, client, seat.draw, seat.sign)
         seat.keep(client, before)
     return ss.keys_out(before.keys)
 
 
-def _shares(exchange: SecureSum, seat: Seat, client: int, step: Step) -> bytes:
+def _shares(exchange: SecureSum, local: Local, client: int, step: Step) -> bytes:
     from ..privacy import secure_sum as ss
 
+    seat = local.seat
     least = max(exchange.least, seat.least)
     secret = _secret(seat, client, step)
     secret, note = ss.share(secret, step.text, seat.draw, least=least, check=seat.check)
@@ -349,18 +284,20 @@ def _shares(exchange: SecureSum, seat: Seat, client: int, step: Step) -> bytes:
     return note
 
 
-def _sign(exchange: SecureSum, seat: Seat, client: int, step: Step) -> bytes:
+def _sign(exchange: SecureSum, local: Local, client: int, step: Step) -> bytes:
     from ..privacy import secure_sum as ss
 
+    seat = local.seat
     least = max(exchange.least, seat.least)
     secret, note = ss.sign(_secret(seat, client, step), step.text, seat.sign, least=least)
     seat.keep(client, secret)
     return note
 
 
-def _open(exchange: SecureSum, seat: Seat, client: int, step: Step) -> bytes:
+def _open(exchange: SecureSum, local: Local, client: int, step: Step) -> bytes:
     from ..privacy import secure_sum as ss
 
+    seat = local.seat
     try:
         there, signatures = msgspec.msgpack.decode(step.text, type=tuple[bytes, bytes])
     except msgspec.DecodeError:
@@ -370,7 +307,7 @@ def _open(exchange: SecureSum, seat: Seat, client: int, step: Step) -> bytes:
     return note
 
 
-_STEPS: dict[str, Callable[[SecureSum, Seat, int, Step], bytes]] = {
+_STEPS: dict[str, Callable[[SecureSum, Local, int, Step], bytes]] = {
     "keys": _keys,
     "shares": _shares,
     "sign": _sign,
@@ -379,12 +316,15 @@ _STEPS: dict[str, Callable[[SecureSum, Seat, int, Step], bytes]] = {
 
 
 @part("exchange")
-def secure_sum(bits: int = 32, largest: float = 16.0, least: int = 2, attempts: int = 3) -> SecureSum:
+def secure_sum(
+    bits: int = 32, largest: float = 16.0, least: int = 2, attempts: int = 3, colluders: int = 0
+) -> SecureSum:
     """Only the sum of a round's updates is seen by anybody, the coordinator included (Bonawitz et al. 2017).
 
     `bits` (8 to 64): of each integer on the wire. `largest` > 0: magnitude of a single number of an update;
     what is larger is refused. `least`: the fewest clients that a sum is taken of, at least 2. `attempts`: how
     often a round begins again when too many drop out; more than two thirds of a cohort must stay.
+    `colluders`: under a promise of privacy, how many of those who stay may tell the noise that they added.
     """
     positive(largest=largest)
     if not 8 <= bits <= 64:
@@ -393,4 +333,9 @@ def secure_sum(bits: int = 32, largest: float = 16.0, least: int = 2, attempts: 
         raise ConfigError(f"a sum of one is that one's update: least must be at least 2, got {least}")
     if attempts < 1:
         raise ConfigError(f"attempts must be at least 1, got {attempts}")
-    return SecureSum(bits, float(largest), least, attempts)
+    if not 0 <= colluders < threshold(least):
+        raise ConfigError(
+            f"colluders must be from 0 to {threshold(least) - 1}, one less than must stay of {least} members"
+            f" (least): got {colluders}"
+        )
+    return SecureSum(bits, float(largest), least, attempts, colluders)

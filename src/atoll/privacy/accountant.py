@@ -8,7 +8,9 @@ Where everybody takes part the cost is exact (Balle, Wang 2018). For Poisson sam
 by privacy loss distributions, a tight upper bound (Doroshenko, Ghazi, Kamath, Kumar, Manurangsi 2022,
 "Connect the dots: tighter discrete approximations of privacy loss distributions"); for samples of a fixed
 size without replacement by Rényi divergences (Wang, Balle, Kasiviswanathan 2019, "Subsampled Rényi
-differential privacy and analytical moments accountant").
+differential privacy and analytical moments accountant"). Noise of whole numbers that clients add is
+accounted by its published bound (discrete.py), through Rényi divergences, and without any amplification:
+members see who takes part.
 
 Neighbours differ in one member who is there or not. A sample of fixed size has neighbours in which one is
 replaced: that changes a sum by twice as much, and is accounted so.
@@ -22,8 +24,10 @@ from math import ceil, exp, expm1, floor, isfinite, sqrt
 from typing import Any, Literal, TypeAlias
 
 from ..core.errors import ConfigError
+from .discrete import BLUR
 
 Sampling: TypeAlias = Literal["all", "poisson", "fixed"]
+Placement: TypeAlias = Literal["central", "distributed"]
 CLOSE = 1e-4  # relative: how near a solved value is to the one that would use the budget up
 _ORDERS = (*range(2, 64), 96, 128, 192, 256, 512)  # whole ones are quick
 _LEAST, _MOST = 0.05, 1e4  # of a sigma that is solved for
@@ -31,7 +35,7 @@ _LEAST, _MOST = 0.05, 1e4  # of a sigma that is solved for
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A noisy sum over members, `times` times.
+    """A noisy sum over members, `times` times. `noise`: a server's, or of whole numbers by the clients.
 
     `sigma`: the noise's standard deviation over the sum's sensitivity. `sampling`: who is in it: "all";
     "poisson", each member by a coin of its own with probability `rate`; "fixed", a sample of
@@ -46,6 +50,7 @@ class Release:
     times: int = 1
     sampling: Sampling = "poisson"
     population: int | None = None
+    noise: Placement = "central"
 
     def __post_init__(self) -> None:
         if not (self.sigma > 0 and isfinite(self.sigma)):
@@ -65,7 +70,8 @@ class Release:
             "poisson": f"of each with probability {self.rate:g}" if self.rate < 1 else "of all",
             "fixed": f"of a fixed {self.rate:g} of {self.population}",
         }[self.sampling]
-        return f"{self.times} x a sum {drawn}, Gaussian noise of {self.sigma:g} sensitivities"
+        kind = "Gaussian noise" if self.noise == "central" else "discrete Gaussian noise by the clients,"
+        return f"{self.times} x a sum {drawn}, {kind} of {self.sigma:g} sensitivities"
 
 
 def epsilon(releases: Sequence[Release], delta: float) -> float:
@@ -73,7 +79,7 @@ def epsilon(releases: Sequence[Release], delta: float) -> float:
     _check_delta(delta)
     if not releases:
         return 0.0
-    if all(r.rate == 1 for r in releases):
+    if all(r.rate == 1 and r.noise == "central" for r in releases):
         return _gaussian_epsilon(_together(releases), delta)
     return float(_accountant(releases).get_epsilon(delta))
 
@@ -84,7 +90,7 @@ def delta(releases: Sequence[Release], epsilon: float) -> float:
         raise ConfigError(f"epsilon is at least 0, got {epsilon}")
     if not releases:
         return 0.0
-    if all(r.rate == 1 for r in releases):
+    if all(r.rate == 1 and r.noise == "central" for r in releases):
         return _gaussian_delta(_together(releases), epsilon)
     return float(_accountant(releases).get_delta(epsilon))
 
@@ -136,7 +142,9 @@ def _accountant(releases: Sequence[Release]) -> Any:
     """dp-accounting's, fed with these releases."""
     d = _library()
     fixed = any(r.sampling == "fixed" and r.rate < 1 for r in releases)
-    if fixed:
+    if all(r.noise == "distributed" for r in releases):
+        made = d.rdp.RdpAccountant()
+    elif fixed:
         made = d.rdp.RdpAccountant(neighboring_relation=d.NeighboringRelation.REPLACE_ONE)
     else:
         made = d.pld.PLDAccountant()
@@ -146,7 +154,10 @@ def _accountant(releases: Sequence[Release]) -> Any:
 
 
 def _event(d: Any, r: Release, *, replaced: bool) -> Any:
-    noise = d.GaussianDpEvent(r.sigma / 2 if replaced else r.sigma)
+    sigma = r.sigma / 2 if replaced else r.sigma
+    if r.noise == "distributed":
+        return d.GaussianDpEvent(1 / sqrt(1 / sigma**2 + BLUR))  # of the same concentrated privacy
+    noise = d.GaussianDpEvent(sigma)
     if r.rate == 1:
         return noise
     if r.sampling == "fixed":
@@ -169,7 +180,8 @@ def _library() -> Any:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A composition and its cost. `epsilon`: towards who sees the models, not who was drawn; `known`: towards
-    who also knows who took part, for whom sampling hides nobody.
+    who also knows who took part, for whom sampling hides nobody. Where clients add the noise both are the
+    same: nobody sees a sum without it.
     """
 
     release: Release
@@ -178,6 +190,8 @@ class Plan:
     known: float
 
     def __str__(self) -> str:
+        if self.release.noise == "distributed":
+            return f"{self.release}\nepsilon {self.epsilon:.4g} at delta {self.delta:g} towards everybody"
         return (
             f"{self.release}\n"
             f"epsilon {self.epsilon:.4g} at delta {self.delta:g} towards whoever sees the models\n"
@@ -189,7 +203,8 @@ def cost(release: Release, delta: float) -> Plan:
     """What a release costs towards both."""
     known = Release(release.sigma, 1.0, release.times, "all")
     total = epsilon([release], delta)
-    return Plan(release, delta, total, total if release.rate == 1 else epsilon([known], delta))
+    same = release.rate == 1 or release.noise == "distributed"
+    return Plan(release, delta, total, total if same else epsilon([known], delta))
 
 
 def plan(
@@ -201,6 +216,7 @@ def plan(
     rounds: int | None = None,
     sampling: Sampling = "poisson",
     population: int | None = None,
+    noise: Placement = "central",
 ) -> Plan:
     """The composition in which one of epsilon, sigma, rate and rounds was left out: that one is solved for.
 
@@ -218,12 +234,13 @@ def plan(
         )
     _check_delta(delta)
     if epsilon is None:
-        return cost(Release(sigma or 0, rate or 0, rounds or 0, _drawn(sampling, rate), population), delta)
+        drawn = _drawn(sampling, rate)
+        return cost(Release(sigma or 0, rate or 0, rounds or 0, drawn, population, noise), delta)
     if not (epsilon > 0 and isfinite(epsilon)):
         raise ConfigError(f"epsilon is above 0, got {epsilon}")
 
     def made(sigma_: float, rate_: float, times_: int) -> Release:
-        return Release(sigma_, rate_, times_, _drawn(sampling, rate_), population)
+        return Release(sigma_, rate_, times_, _drawn(sampling, rate_), population, noise)
 
     if sigma is None:
         q, t = rate or 0, rounds or 0
@@ -290,7 +307,7 @@ def _search(excess: Callable[[float], float], low: float, high: float, step: flo
 def _quick(r: Release, delta: float) -> float:
     """An upper bound of its cost, in a millisecond."""
     d = _library()
-    if r.rate == 1 or r.sampling == "fixed":
+    if r.rate == 1 or r.sampling == "fixed" or r.noise == "distributed":
         return epsilon([r], delta)
     made = d.rdp.RdpAccountant(orders=_ORDERS)
     made.compose(_event(d, r, replaced=False), r.times)

@@ -13,7 +13,7 @@ from math import ceil, isfinite
 from typing import Any, Literal
 
 from ..core.errors import ConfigError, PrivacyError
-from .accountant import Plan, Release, Sampling, cost, plan
+from .accountant import Placement, Plan, Release, Sampling, cost, plan
 
 TOLERANCE = 1e-3  # of ε: two machines' arithmetic
 
@@ -22,7 +22,8 @@ TOLERANCE = 1e-3  # of ε: two machines' arithmetic
 class Claim:
     """(epsilon, delta) for each `unit`, over the whole run: updates are clipped to `clip`, and `sigma` times
     that much Gaussian noise is added to each round's sum. `population`: clients it was solved for, where
-    that matters.
+    that matters. `noise`: who adds it: the coordinator ("central"), or the clients under a secure sum
+    ("distributed").
 
     Raises ConfigError for values that mean nothing.
     """
@@ -33,8 +34,11 @@ class Claim:
     sigma: float
     unit: Literal["client"] = "client"
     population: int | None = None
+    noise: Placement = "central"
 
     def __post_init__(self) -> None:
+        if self.noise not in ("central", "distributed"):
+            raise ConfigError(f'noise is "central" or "distributed", got {self.noise!r}', "$.privacy.noise")
         if self.unit != "client":
             raise ConfigError(
                 f'unit is "client": whole clients are hidden, got {self.unit!r}', "$.privacy.unit"
@@ -59,7 +63,7 @@ class Claim:
     def release(self, cohort: Any, rounds: int) -> Release:
         """All of a run's sums. Raises ConfigError for a cohort that nobody can account."""
         rate, sampling = drawn(cohort, self.population)
-        return Release(self.sigma, rate, rounds, sampling, self.population)
+        return Release(self.sigma, rate, rounds, sampling, self.population, self.noise)
 
     def holds(self, clients: int, cohort: Any) -> None:
         """Raise PrivacyError where so few clients, or another number of them, were not reckoned with."""
@@ -111,5 +115,6 @@ def solved(claim: Claim, cohort: Any, rounds: int) -> Claim:
         rounds=rounds,
         sampling=sampling,
         population=claim.population,
+        noise=claim.noise,
     )
     return replace(claim, sigma=ceil(made.release.sigma * 1e4) / 1e4)

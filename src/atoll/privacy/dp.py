@@ -131,12 +131,13 @@ def longest(algorithm: Transform) -> float | None:
     return found
 
 
-def keyed(algorithm: Transform, key: bytes) -> Transform:
-    """The chain whose noise is that of `key`, for one sum."""
+def keyed(algorithm: Transform, key: bytes | None) -> Transform:
+    """The chain whose noise is that of `key`, for one sum; None for one that has its noise already."""
     return chain(
         *(
-            _noisy(step.sigma, step.bound, key) if isinstance(step, Gaussian) else step
+            _noisy(step.sigma, step.bound, key) if isinstance(step, Gaussian) and key is not None else step
             for step in algorithm.steps
+            if key is not None or not isinstance(step, Gaussian)
         )
     )
 

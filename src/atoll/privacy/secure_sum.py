@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import AtollError, PrivacyError, ProtocolError
+from .graph import threshold
 from .hazmat import masks, pairs, shamir
 from .roster import Check, Keys, Label, Roster, members, said
 
@@ -45,7 +46,8 @@ Mail = Mapping[int, bytes]
 class Secret:
     """What a member keeps of one attempt. `mail`: sealed shares by sender, once it has masked.
 
-    `vector`: what names the vector that it masked; `list`: what names the survivors it signed.
+    `vector`: what names the vector that it masked; `list`: what names the survivors it signed; `opened`:
+    whether it has opened shares. `noise` is nobody's but its own: what noise in the vector is drawn from.
     """
 
     label: Label
@@ -53,10 +55,12 @@ class Secret:
     mask: bytes = field(repr=False)
     share: bytes = field(repr=False)
     seed: bytes = field(repr=False)
+    noise: bytes = field(repr=False)
     members: tuple[Keys, ...] = ()
     mail: Mail = field(default_factory=dict, repr=False)
     vector: bytes = b""
     list: bytes = b""
+    opened: bool = False
 
     @property
     def roster(self) -> Roster:
@@ -99,7 +103,7 @@ def begin(
     )
     signature, chain = (sign or _SIGN)(said(label, bare))
     keys = Keys(client, bare.mask, bare.share, bare.own, signature, chain)
-    return Secret(label, keys, mask, share, seed)
+    return Secret(label, keys, mask, share, seed, draw(pairs.KEY))
 
 
 def share(
@@ -185,11 +189,12 @@ def sign(
 ) -> tuple[Secret, bytes]:
     """This member's signature on who sent a masked vector; on one list only in an attempt.
 
-    Raises PrivacyError for a second list, or one of fewer than the threshold or than `least`.
+    Raises PrivacyError for a second list, or one of two thirds or fewer, or of fewer than `least`.
     """
     roster = secret.roster
     there = _survivors(secret, survivors)
-    if len(there) < max(least, 2) or len(there & set(secret.mail)) < roster.threshold:
+    enough = max(least, threshold(len(secret.members)))
+    if len(there) < enough or len(there & set(secret.mail)) < roster.threshold:
         raise PrivacyError(f"{len(there)} members are left of a secure sum: too few to show their sum")
     named = _list_name(roster, there)
     if secret.list and secret.list != named:
@@ -238,7 +243,12 @@ def reveal(
             seeds[v] = text[shamir.SHARE :]
         else:
             keys[v] = text[: shamir.SHARE]
-    return secret, msgspec.msgpack.encode(_Opened(seeds, keys))
+    return replace(secret, opened=True), msgspec.msgpack.encode(_Opened(seeds, keys))
+
+
+def noise_key(secret: Secret) -> bytes:
+    """What this member's noise in this attempt is drawn from."""
+    return pairs.derived(secret.noise, *secret.label.parts, "noise", secret.roster.digest)
 
 
 def _signed(keys: Keys, named: bytes, signature: bytes, check: Check) -> bool:

@@ -1,0 +1,157 @@
+"""The integers of a secure sum: updates and their weights in fixed point, with noise where it is promised.
+
+    out    z = rint(weight / heaviest * x * unit) [+ noise]  mod 2**bits       weight in digits behind it
+    back   Σ weight * x = heaviest / unit * signed(Σ z)
+
+All leaves have one public `unit`, a power of two for which no sum reaches a quarter of the ring. Where it is
+coarse, numbers are rounded by chance and without bias. Under a promise of privacy every client adds noise to
+its integers, after they were found not to be longer than the clip (privacy/discrete.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, log2, sqrt
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.aggregate import Partial, Sum, Total
+from ..core.errors import ConfigError, ProtocolError
+from ..core.rng import Rng
+from ..core.update import Layout, Leaf, Update
+from ..privacy.graph import threshold
+from .ring import signed
+
+Noise: TypeAlias = Callable[[int, float], NDArray[np.int64]]  # (numbers, deviation of all together) -> ours
+
+WEIGHT = "secure.weight"  # the leaf that the weights travel in
+_WEIGHT_BITS = 32
+_SHRINKS = 40  # of two in a hundred each
+_FINE = 24  # a scale with so many bits below the largest number is rounded to the nearest
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Noise that clients add: together at least `sigma` times `bound`, the L2 norm of what one adds, from as
+    many as must stay, less `colluders`, whose noise hides nothing from who knows it.
+    """
+
+    sigma: float
+    bound: float
+    colluders: int
+
+    def crew(self, members: int) -> int:
+        """Who of so many members must have added noise."""
+        return threshold(members) - self.colluders
+
+    def reach(self, members: int) -> float:
+        """What all noise together stays below, but for one sum in 1e18, for up to so many members."""
+        most = max(n / max(self.crew(n), 1) for n in range(2, members + 1))
+        return float(9 * self.sigma * self.bound * sqrt(most))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One round's integers modulo 2**bits: numbers up to `largest`, of so many `members` at most.
+
+    `heaviest`: the weight that counts as 1. `noise`: then contributions weigh the same, and say nothing of
+    how heavy they are. Raises ConfigError where the ring has no room.
+    """
+
+    bits: int
+    largest: float
+    members: int
+    heaviest: float
+    noise: Hidden | None = None
+
+    def __post_init__(self) -> None:
+        if self.largest * self.unit < 1 or self.digit < 2:
+            raise ConfigError(
+                f"sums of {self.members} clients' numbers up to {self.largest:g} do not fit {self.bits} bits:"
+                " take more bits, or a smaller largest"
+            )
+
+    @property
+    def unit(self) -> float:
+        """What 1 is."""
+        noise = self.noise.reach(self.members) if self.noise is not None else 0.0
+        return float(2.0 ** (self.bits - 2 - ceil(log2(self.largest * self.members + noise))))
+
+    @property
+    def digit(self) -> int:
+        """Bits of a weight that one number carries, so that sums of it stay below half the ring."""
+        return self.bits - 1 - ceil(log2(self.members + 1))
+
+    @property
+    def digits(self) -> int:
+        """Numbers that a weight takes."""
+        return 0 if self.noise is not None else ceil((_WEIGHT_BITS + 1) / self.digit)
+
+    def layout(self, plain: Layout) -> Layout:
+        """The leaves that travel: an update's and its weight."""
+        return Layout((*plain.leaves, Leaf(WEIGHT, (self.digits,)))) if self.digits else plain
+
+    def out(self, update: Update, weight: float, rng: Rng, noise: Noise | None = None) -> NDArray[np.uint64]:
+        """An update and its weight as integers; `noise(size, s)` adds to them. Raises ProtocolError for a
+        number beyond `largest`, or a weight beyond the heaviest.
+        """
+        for name, leaf in update.items():
+            if not (np.abs(leaf) <= self.largest).all():
+                raise ProtocolError(
+                    f"leaf {name!r} is not finite or beyond largest={self.largest:g}: training diverged,"
+                    " or secure_sum(largest=...) is too small"
+                )
+        if weight > self.heaviest:
+            raise ProtocolError(
+                "a contribution weighs more than a secure sum counts on: set the job's max_weight to the most"
+                " rows that a client has"
+            )
+        whole = round(weight / self.heaviest * 2**_WEIGHT_BITS)
+        x = update.buffer.astype(np.float64)
+        x *= whole / 2**_WEIGHT_BITS * self.unit
+        made = np.empty(len(x) + self.digits, np.int64)
+        if self.noise is None or noise is None:
+            made[: len(x)] = self._rounded(x, rng)
+        else:
+            made[:] = self._clipped(x, rng)
+            made += noise(len(x), self.noise.sigma * self.noise.bound * self.unit)
+        made[len(x) :] = [whole >> (i * self.digit) & ((1 << self.digit) - 1) for i in range(self.digits)]
+        return made.view(np.uint64) & np.uint64((1 << self.bits) - 1)
+
+    def _rounded(self, x: NDArray[np.float64], rng: Rng) -> NDArray[np.float64]:
+        if self.largest * self.unit >= 2.0**_FINE:
+            return np.asarray(np.rint(x))
+        return np.asarray(np.floor(x + rng.generator().random(len(x))))
+
+    def _clipped(self, x: NDArray[np.float64], rng: Rng) -> NDArray[np.float64]:
+        """Rounded, and not longer than the bound: a smaller factor takes off what rounding has added."""
+        assert self.noise is not None  # noqa: S101  asked by `out`
+        most = self.noise.bound * self.unit
+        for n in range(_SHRINKS):
+            whole = self._rounded(x * 0.98**n, rng.at(n))
+            if np.sqrt(np.square(whole).sum()) <= most:
+                return whole
+        raise ProtocolError(f"rounded to {self.bits} bits an update is longer than its clip: take more bits")
+
+    def back(self, sums: NDArray[np.uint64], plain: Layout, count: int) -> Total:
+        """What `count` clients' integers sum to: the sum of weight times update, and of the weights."""
+        whole = signed(sums, self.bits)
+        units = sum(int(digit) << (i * self.digit) for i, digit in enumerate(whole[plain.size :]))
+        weight = units / 2**_WEIGHT_BITS * self.heaviest if self.digits else float(count)
+        return Total(Update(plain, whole[: plain.size] * (self.heaviest / self.unit)), weight, count, {})
+
+
+@dataclass(frozen=True)
+class Read(Sum):
+    """A sum of integers that is read by its scale."""
+
+    scale: Scale | None = None
+    plain: Layout | None = None
+
+    def finish(self, partial: Partial, *, own: bool = False) -> Total:
+        """As real numbers."""
+        assert self.scale is not None and self.plain is not None  # noqa: S101, PT018  made so
+        return self.scale.back(partial.sums[0], self.plain, partial.count)
