@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from .core.errors import ConfigError
+from .core.errors import CompositionError, ConfigError
 from .core.message import Learner
 from .core.registry import nearest, part
 from .learn.algorithm import Algorithm, as_algorithm, fedavg
 from .learn.exchange import Exchange, plain_sum
+from .learn.per_row import PerRow
 from .learn.select import Cohort, Everyone
 from .learn.server import mean
 from .learn.stop import Stop
@@ -95,7 +96,7 @@ class Job:
     def _check_privacy(self) -> None:
         """Raise ConfigError for a promise that the rest of the job does not keep."""
         if self.privacy is not None:
-            drawn(self.cohort, self.privacy.population)
+            self.privacy.release(self.cohort, 1)
             if self.privacy.noise != placement(self.exchange):
                 raise ConfigError(
                     f"the promise was solved for {self.privacy.noise} noise, and the exchange makes it"
@@ -140,8 +141,9 @@ class Job:
         delta: float,
         clip: float,
         sigma: float | None = None,
-        unit: Literal["client"] = "client",
+        unit: Literal["client", "example"] = "client",
         population: int | None = None,
+        rate: float | None = None,
         exchange: Exchange | None = None,
     ) -> Job:
         """The same job with a promise: after all its rounds nobody who reads the models can tell, beyond
@@ -153,11 +155,15 @@ class Job:
         `sigma` times the clip where it is given. Clients send no metrics. `population`: how many clients
         there are; only samples of a fixed size need it.
 
+        `unit="example"` hides single rows instead: a round is one step on rows that are drawn by a coin of
+        probability `rate` each, every row's gradient is clipped, and the algorithm's server optimiser steps
+        (fedavgm(lr, momentum)). `population` is then the number of rows of all sites together.
+
         Raises ConfigError for values that do not fit, CompositionError for an algorithm that noise cannot
         cover, PrivacyError for a sigma that is too small.
         """
         exchange = exchange or self.exchange
-        claim = Claim(epsilon, delta, clip, sigma or 1.0, unit, population, placement(exchange))
+        claim = Claim(epsilon, delta, clip, sigma or 1.0, unit, population, placement(exchange), rate)
         if sigma is None:
             claim = solved(claim, self.cohort, self.rounds)
         else:
@@ -180,8 +186,18 @@ class Job:
         algorithm = dataclasses.replace(algorithm, exchange=self.exchange)
         if self.privacy is None:
             return algorithm
-        rate, _ = drawn(self.cohort, self.privacy.population)
-        chain = dp.private(algorithm.chain, self.privacy.clip, self.privacy.sigma, mean(share=rate))
+        claim = self.privacy
+        if claim.rate is not None and claim.population is not None:
+            if algorithm.wrap is not None:
+                raise CompositionError(
+                    f"{algorithm.name} changes how clients train, and for single rows they take one step:"
+                    " use fedavg, fedavgm or fedadam"
+                )
+            share, wrap = mean(over=claim.rate * claim.population), PerRow(claim.rate, claim.clip)
+            chain = dp.private(algorithm.chain, claim.clip, claim.sigma, share, rows=True)
+            return dataclasses.replace(algorithm, chain=chain, wrap=wrap, weigh="equal")
+        rate, _ = drawn(self.cohort, claim.population)
+        chain = dp.private(algorithm.chain, claim.clip, claim.sigma, mean(share=rate))
         return dataclasses.replace(algorithm, chain=chain, weigh="equal")
 
 

@@ -159,7 +159,8 @@ def simulate(
     """
     _check(data, seed, world)
     if job.privacy is not None:
-        job.privacy.holds(len(data), job.cohort)
+        rows = sum(len(d) for d in data) if all(hasattr(d, "y") for d in data) else None
+        job.privacy.holds(len(data), rows, job.cohort)
     run = Run(job, seed, prepare(job, data, workers), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
     state = _open(folder, run, data, resume=resume) if folder else None
@@ -284,7 +285,8 @@ def _crc(array: Any, before: int = 0) -> int:
 def _local(run: Run, data: Any, state: State | None) -> Local:
     tests = getattr(data, "tests", None)
     held = dict(enumerate(tests)) if tests is not None else {}
-    seat = Seat(_drawn(run.seed))
+    draw = _drawn(run.seed)
+    seat = Seat(draw, coins=draw(32))
     local = Local(run.learner, run.job.trained, dict(enumerate(data)), held, Rng.of(run.seed), seat=seat)
     if state is not None:
         local.committed, local.staged = dict(state.committed), dict(state.staged)

@@ -124,6 +124,7 @@ PUBLIC: list[str] = [
     "newton_learner",
     "nova",
     "only",
+    "oriented_gradients",
     "part",
     "partition",
     "parts",

@@ -97,6 +97,18 @@ class TorchLearner:
         with self.net.borrow(plain=self.plain) as work:
             return torch_loop.fit(self, work, params, data, ctx)
 
+    def clipped(self, params: Mapping[str, Any], data: Any, norm: float) -> Update:
+        """Minus the sum over the rows of their gradients, each scaled to an L2 norm of at most `norm`.
+
+        Raises CompositionError for a module whose rows are not apart (BatchNorm, dropout) or a loss that has
+        no name, DataError and MisuseError as `fit` does.
+        """
+        from . import torch_rows
+
+        params = self.net.check(params)
+        with self.net.borrow(plain=False) as work:
+            return torch_rows.clipped(self, work, params, data, norm)
+
     def evaluate(self, params: Mapping[str, Any], data: Any, ctx: FitContext) -> dict[str, float]:
         """{"loss"} over the rows, and {"accuracy"} for classifiers; {} without rows."""
         from . import torch_loop

@@ -4,6 +4,7 @@ from .ai4i import ai4i2020
 from .builtin import breast_cancer, diabetes, digits, wine
 from .divide import Deal, Partitioner, partition
 from .examples import Dataset, Examples
+from .gradients import oriented_gradients
 from .heart import heart_disease
 from .images import fashion_mnist, mnist
 from .load import load_data
@@ -36,6 +37,7 @@ __all__ = [
     "load_data",
     "mnist",
     "natural",
+    "oriented_gradients",
     "parquet",
     "partition",
     "quantity",

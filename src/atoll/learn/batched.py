@@ -26,7 +26,7 @@ def train(work: Work, tasks: Sequence[Task], deltas: Array) -> Tally:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # divergence shows in `finite`
         for chunk in _chunks(work, tasks):
             mine = [tasks[i] for i in chunk]
-            tally.fault[chunk] = [_misfit(work.loss, work.dims, task.y) for task in mine]
+            tally.fault[chunk] = [misfit(work.loss, work.dims, task.y) for task in mine]
             if not tally.fault[chunk].any():
                 deltas[chunk], tally.loss[chunk], tally.hits[chunk] = _descend(work, mine)
     tally.finite[:] = np.isfinite(tally.loss) & np.isfinite(deltas).all(axis=1)
@@ -42,7 +42,8 @@ def _chunks(work: Work, tasks: Sequence[Task]) -> Iterator[list[int]]:
         yield from (places[i : i + most] for i in range(0, len(places), most))
 
 
-def _misfit(loss: str, dims: tuple[int, ...], y: Array) -> bool:
+def misfit(loss: str, dims: tuple[int, ...], y: Array) -> bool:
+    """Whether a label is outside the model's classes."""
     if loss == "squared" or not len(y):
         return False
     classes = dims[-1] if loss == "softmax" else 2
@@ -53,7 +54,7 @@ def evaluate(
     dims: tuple[int, ...], loss: str, activation: str, w: Array, x: Array, y: Array
 ) -> tuple[float, int, bool]:
     """The summed loss over the rows, the count of right classes, and whether a label is out of range."""
-    if _misfit(loss, dims, y):
+    if misfit(loss, dims, y):
         return 0.0, 0, True
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         answer = forward(dims, activation, w[None], x[None])[-1]

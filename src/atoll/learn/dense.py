@@ -29,6 +29,7 @@ from atoll.core.rng import shuffles
 from atoll.core.update import Layout, Update
 
 from . import batched, dense_graph, kernel
+from .clipped import clipped_sum
 from .rows import rows
 from .task import Array, Tally, Task, Work, leaves, metrics
 
@@ -149,6 +150,18 @@ class Dense:
             tally = batched.train(work, tasks, deltas)
         _refuse_bad(tasks, ctxs, tally)
         return self._answers(tasks, deltas, tally, batch)
+
+    def clipped(self, params: Update, data: Any, norm: float) -> Update:
+        """Minus the sum over the rows of their gradients, each scaled to an L2 norm of at most `norm`.
+
+        Raises DataError and MisuseError as `fit_many` does.
+        """
+        start = self._numbers(params, "params")
+        x, y = rows(data, self._dims(), self.loss, self.dtype)
+        if batched.misfit(self.loss, self._dims(), y):
+            raise DataError("y has a label outside the model's classes 0, 1, ...: map labels to those")
+        total = clipped_sum(self._dims(), self.loss, self.activation, start, x, y, norm)
+        return Update(params.layout, (-total).astype(self.dtype))
 
     def evaluate(self, params: Update, data: Any, ctx: FitContext | None = None) -> Mapping[str, float]:
         """Mean loss and accuracy (mse for the squared loss) over the rows. Raises DataError as `fit`."""

@@ -80,7 +80,8 @@ class Seat:
     `run`: federation and run, which everything is bound to. `draw(n)`: n bytes; a real client's are the
     system's. `sign(text)`: a signature and the certificates to it; `check(keys, text)`: the name of who
     signed (privacy/roster.py). Without them nobody's keys are proven: the coordinator is trusted not to
-    invent members. `least`: the fewest members of a sum. `load`, `save`: what lasts beyond this process.
+    invent members. `least`: the fewest members of a sum. `save`: what makes `secrets` last beyond this
+    process. `coins`: 32 bytes that a run's rows are drawn by, the same after a restart.
     """
 
     draw: Callable[[int], bytes]
@@ -90,6 +91,7 @@ class Seat:
     least: int = 2
     save: Callable[[bytes], None] | None = None
     secrets: dict[int, Any] = field(default_factory=dict)
+    coins: bytes = b""
 
     def keep(self, client: int, secret: Any) -> None:
         """What a client keeps of its attempt, on disk when this returns."""

@@ -36,12 +36,14 @@ _FINE = 24  # a scale with so many bits below the largest number is rounded to t
 @dataclass(frozen=True)
 class Hidden:
     """Noise that clients add: together at least `sigma` times `bound`, the L2 norm of what one adds, from as
-    many as must stay, less `colluders`, whose noise hides nothing from who knows it.
+    many as must stay, less `colluders`, whose noise hides nothing from who knows it. `rows`: single rows
+    are bounded, and an update is a sum of many.
     """
 
     sigma: float
     bound: float
     colluders: int
+    rows: bool = False
 
     def crew(self, members: int) -> int:
         """Who of so many members must have added noise."""
@@ -116,8 +118,12 @@ class Scale:
         if self.noise is None or noise is None:
             made[: len(x)] = self._rounded(x, rng)
         else:
-            made[:] = self._clipped(x, rng)
-            made += noise(len(x), self.noise.sigma * self.noise.bound * self.unit)
+            bound = self.noise.bound * self.unit
+            if self.noise.rows:  # rounding may move two sums that differ in a row apart, by 2 in each number
+                made[:], bound = self._rounded(x, rng), bound + 2 * sqrt(len(x))
+            else:
+                made[:] = self._clipped(x, rng)
+            made += noise(len(x), self.noise.sigma * bound)
         made[len(x) :] = [whole >> (i * self.digit) & ((1 << self.digit) - 1) for i in range(self.digits)]
         return made.view(np.uint64) & np.uint64((1 << self.bits) - 1)
 

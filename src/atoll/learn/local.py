@@ -18,6 +18,7 @@ from ..core.errors import ConfigError, MisuseError
 from ..core.message import Contribution, FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
+from ..privacy import dp
 from .algorithm import Algorithm
 from .exchange import Seat
 from .failure import reason
@@ -143,7 +144,8 @@ class Local:
         return answer, {c: h for c, h in kept.items() if h.learner is not None or h.chain is not None}
 
     def _round(self, task: Task) -> Rng:
-        return self.key.at("clients", task.round)
+        key = dp.row_stream(self.seat.coins) if dp.by_rows(self.algorithm.chain) else self.key
+        return key.at("clients", task.round)
 
     def _context(self, key: Rng, task: Task, client: int, used: int = -1) -> FitContext:
         return FitContext(key.at(client), task.round, client, self._held(client, used).learner)

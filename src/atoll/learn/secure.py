@@ -91,8 +91,10 @@ class SecureSum:
         noise = dp.noisy(algorithm.chain)
         if noise is None:
             return Scale(self.bits, self.largest, members, heaviest)
-        hidden = Hidden(noise.sigma, noise.bound, self.colluders)
-        return Scale(self.bits, min(self.largest, noise.bound), members, 1.0, hidden)
+        rows = dp.by_rows(algorithm.chain)
+        hidden = Hidden(noise.sigma, noise.bound, self.colluders, rows)
+        largest = self.largest if rows else min(self.largest, noise.bound)
+        return Scale(self.bits, largest, members, 1.0, hidden)
 
     # -- the client's role -------------------------------------------------------------------
 

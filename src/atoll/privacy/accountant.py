@@ -192,6 +192,12 @@ class Plan:
     def __str__(self) -> str:
         if self.release.noise == "distributed":
             return f"{self.release}\nepsilon {self.epsilon:.4g} at delta {self.delta:g} towards everybody"
+        if self.release.rate < 1 and self.known == self.epsilon:
+            return (
+                f"{self.release}\n"
+                f"epsilon {self.epsilon:.4g} at delta {self.delta:g} towards whoever sees the models and does"
+                " not know who was drawn"
+            )
         return (
             f"{self.release}\n"
             f"epsilon {self.epsilon:.4g} at delta {self.delta:g} towards whoever sees the models\n"
@@ -199,11 +205,13 @@ class Plan:
         )
 
 
-def cost(release: Release, delta: float) -> Plan:
-    """What a release costs towards both."""
+def cost(release: Release, delta: float, *, seen: bool = True) -> Plan:
+    """What a release costs towards both. `seen`: whether the coordinator knows who was drawn; of rows only
+    their site does.
+    """
     known = Release(release.sigma, 1.0, release.times, "all")
     total = epsilon([release], delta)
-    same = release.rate == 1 or release.noise == "distributed"
+    same = release.rate == 1 or release.noise == "distributed" or not seen
     return Plan(release, delta, total, total if same else epsilon([known], delta))
 
 

@@ -3,7 +3,8 @@
     claim = solved(Claim(epsilon=2.0, delta=1e-5, clip=1.0, sigma=1.0), cohort, rounds=60)
     claim.sigma                 the noise multiplier that the promise needs
 
-The neighbours of `unit` "client" are two federations, one of which has one client more.
+The neighbours of `unit` "client" are two federations, one of which has one client more; of "example", two of
+which one has one row more, at whichever site.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Claim:
     """(epsilon, delta) for each `unit`, over the whole run: updates are clipped to `clip`, and `sigma` times
     that much Gaussian noise is added to each round's sum. `population`: clients it was solved for, where
     that matters. `noise`: who adds it: the coordinator ("central"), or the clients under a secure sum
-    ("distributed").
+    ("distributed"). `rate`: of unit "example", the chance of every row to be in a round; there `population`
+    is the rows of all sites together, and rows are clipped.
 
     Raises ConfigError for values that mean nothing.
     """
@@ -32,17 +34,20 @@ class Claim:
     delta: float
     clip: float
     sigma: float
-    unit: Literal["client"] = "client"
+    unit: Literal["client", "example"] = "client"
     population: int | None = None
     noise: Placement = "central"
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.noise not in ("central", "distributed"):
             raise ConfigError(f'noise is "central" or "distributed", got {self.noise!r}', "$.privacy.noise")
-        if self.unit != "client":
+        if self.unit not in ("client", "example"):
             raise ConfigError(
-                f'unit is "client": whole clients are hidden, got {self.unit!r}', "$.privacy.unit"
+                f'unit is "client" (whole clients are hidden) or "example" (single rows), got {self.unit!r}',
+                "$.privacy.unit",
             )
+        self._check_rate()
         for name in ("epsilon", "clip", "sigma"):
             value = getattr(self, name)
             if not (value > 0 and isfinite(value)):
@@ -56,23 +61,49 @@ class Claim:
                 "$.privacy.delta",
             )
 
+    def _check_rate(self) -> None:
+        if self.unit == "client":
+            if self.rate is not None:
+                raise ConfigError(
+                    'rate is the chance of a row, of unit "example": clients are drawn by the cohort, as in'
+                    " poisson(rate)",
+                    "$.privacy.rate",
+                )
+        elif self.rate is None or not 0 < self.rate <= 1 or not self.population:
+            raise ConfigError(
+                'unit "example" needs rate, the chance of every row to be in a round (above 0, at most 1),'
+                " and population, the rows of all sites together",
+                "$.privacy.rate",
+            )
+
     def values(self) -> dict[str, Any]:
         """Its values, as a job file's table has them."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     def release(self, cohort: Any, rounds: int) -> Release:
         """All of a run's sums. Raises ConfigError for a cohort that nobody can account."""
+        if self.rate is not None:
+            if drawn(cohort, self.population)[0] != 1:
+                raise ConfigError(
+                    'rows are drawn from all clients: unit "example" goes with everyone()', "$.cohort"
+                )
+            return Release(self.sigma, self.rate, rounds, "poisson", None, self.noise)
         rate, sampling = drawn(cohort, self.population)
         return Release(self.sigma, rate, rounds, sampling, self.population, self.noise)
 
-    def holds(self, clients: int, cohort: Any) -> None:
-        """Raise PrivacyError where so few clients, or another number of them, were not reckoned with."""
-        if self.delta >= 1 / clients:
+    def holds(self, clients: int, rows: int | None, cohort: Any) -> None:
+        """Raise PrivacyError where so few clients or rows, or another number of clients, were not reckoned
+        with.
+        """
+        members = clients if self.unit == "client" else rows or self.population or 1
+        if self.delta >= 1 / members:
             raise PrivacyError(
-                f"delta {self.delta:g} is not below 1/{clients}: it would allow one client's data to be"
+                f"delta {self.delta:g} is not below 1/{members}: it would allow one {self.unit}'s data to be"
                 " published whole; lower it"
             )
-        if drawn(cohort, self.population)[1] == "fixed" and clients != self.population:
+        if self.unit == "example" or clients == self.population:
+            return
+        if drawn(cohort, self.population)[1] == "fixed":
             raise PrivacyError(
                 f"the promise was solved for samples of {self.population} clients, and there are {clients}:"
                 f" give population = {clients}, or use poisson(rate)"
@@ -80,7 +111,7 @@ class Claim:
 
     def cost(self, cohort: Any, rounds: int) -> Plan:
         """What the run costs, as the accountant has it."""
-        return cost(self.release(cohort, rounds), self.delta)
+        return cost(self.release(cohort, rounds), self.delta, seen=self.unit == "client")
 
     def check(self, cohort: Any, rounds: int) -> Plan:
         """`cost`, if the claim is true of it. Raises PrivacyError where the noise is too little for it."""
@@ -107,14 +138,14 @@ def drawn(cohort: Any, population: int | None) -> tuple[float, Sampling]:
 
 def solved(claim: Claim, cohort: Any, rounds: int) -> Claim:
     """The claim with the least sigma that keeps it, to four digits. Raises ConfigError where none does."""
-    rate, sampling = drawn(cohort, claim.population)
+    asked = replace(claim, sigma=1.0).release(cohort, rounds)
     made = plan(
         epsilon=claim.epsilon,
         delta=claim.delta,
-        rate=rate,
+        rate=asked.rate,
         rounds=rounds,
-        sampling=sampling,
-        population=claim.population,
+        sampling=asked.sampling,
+        population=asked.population,
         noise=claim.noise,
     )
     return replace(claim, sigma=ceil(made.release.sigma * 1e4) / 1e4)

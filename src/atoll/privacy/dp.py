@@ -52,6 +52,16 @@ class Divisor(Transform):
 
 
 @dataclass(frozen=True)
+class RowBound(Transform):
+    """What a single row changes at most; the update, a sum over rows, may be longer."""
+
+
+def row_bound(norm: float) -> RowBound:
+    """Declares that the learner has clipped every row's gradient to the L2 norm `norm` > 0."""
+    return RowBound(f"row_bound({norm:g})", sets_bound=norm)
+
+
+@dataclass(frozen=True)
 class Gaussian(Transform):
     """Central noise; see `gaussian`. `sigma`: over `bound`, the L2 norm of what one client adds."""
 
@@ -124,7 +134,9 @@ def longest(algorithm: Transform) -> float | None:
     """The L2 norm that no update has above it as it leaves its client; None where nothing says so."""
     found = None
     for step in algorithm.steps:
-        if step.sets_bound is not None:
+        if isinstance(step, RowBound):
+            found = None
+        elif step.sets_bound is not None:
             found = step.sets_bound
         elif not step.silent:
             found = None
@@ -156,14 +168,28 @@ def cohort_stream(secret: bytes, round: int) -> Rng:
     return Rng(int.from_bytes(made.digest(), "little"))
 
 
+def row_stream(coins: bytes) -> Rng:
+    """The stream that rows are drawn from, at their own site: the job's seed would tell everybody."""
+    made = blake2b(b"rows", key=_secret(coins), digest_size=8, person=b"atoll rows")
+    return Rng(int.from_bytes(made.digest(), "little"))
+
+
 def _secret(secret: bytes) -> bytes:
     if len(secret) < noise.KEY:
         raise MisuseError("a run with noise needs a secret of its own")
     return secret
 
 
-def private(algorithm: Transform, norm: float, sigma: float, share: Transform) -> Transform:
-    """A chain made private: its mean replaced by `share`, then clip and noise, nearest the wire.
+def by_rows(algorithm: Transform) -> bool:
+    """Whether a chain's noise hides single rows, and not whole updates."""
+    return any(isinstance(step, RowBound) for step in algorithm.steps)
+
+
+def private(
+    algorithm: Transform, norm: float, sigma: float, share: Transform, *, rows: bool = False
+) -> Transform:
+    """A chain made private: its mean replaced by `share`, then clip and noise, nearest the wire. `rows`: each
+    row is clipped by the learner, and the update is not.
 
     Raises CompositionError for a chain that has a clip or noise of its own, or no plain mean.
     """
@@ -176,13 +202,15 @@ def private(algorithm: Transform, norm: float, sigma: float, share: Transform) -
             f"{algorithm} has no plain mean() that could divide by a fixed number: privacy needs one"
         )
     steps = [share if i == means[0] else step for i, step in enumerate(algorithm.steps)]
-    return chain(*steps, clip(norm), gaussian(sigma))
+    return chain(*steps, row_bound(norm) if rows else clip(norm), gaussian(sigma))
 
 
 __all__ = [
     "Divisor",
     "Gaussian",
+    "RowBound",
     "bounded",
+    "by_rows",
     "clip",
     "cohort_stream",
     "gaussian",
@@ -190,5 +218,6 @@ __all__ = [
     "longest",
     "noisy",
     "private",
+    "row_bound",
     "sum_key",
 ]

@@ -247,7 +247,7 @@ class Coordinator:
         homes = Homes(self.host.fleet, roster.clients)
         sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
         if work.job.privacy is not None:
-            work.job.privacy.holds(len(sizes), work.job.cohort)
+            work.job.privacy.holds(len(sizes), sum(sizes), work.job.cohort)
         secret = await self._secret(run) if work.job.trained.private else b""
         plan = _plan(work, homes, sizes, self.host.rehome, secret)
         roles = work.job.trained.protocol or rounds.ROLES

@@ -16,6 +16,7 @@ from ...core.errors import AtollError, PrivacyError, Refused, StateError
 from ...learn.local import Held as State
 from ...learn.local import Local
 from ...learn.wrapped import Kept
+from ...privacy import dp
 from ...privacy.claim import Claim
 from ...privacy.ledger import Ledger
 from ...wire import checkpoint
@@ -26,7 +27,7 @@ from .datasets import Held, hold, pick
 from .orders import Asked, Orders, write
 from .policy import Asked as Question
 from .policy import refusal
-from .seats import taken
+from .seats import coins, taken
 from .work import Work, belongs
 
 log = logging.getLogger("atoll.client")
@@ -140,6 +141,8 @@ class Learning:
             if work.job.exchange.shows == "sum":
                 least = self._settings.policy.min_cohort
                 local.seat = taken(self._folder, work.run, roots, work.values["federation"], least)
+            if dp.by_rows(work.job.trained.chain):
+                local.seat.coins = coins(self._folder, work.run)
             path = self._state(work)
             if path.exists():
                 try:

@@ -20,6 +20,7 @@ from ...privacy.secure_sum import load
 
 log = logging.getLogger("atoll.client")
 PURPOSE = "atoll secure sum"
+COINS = 32  # bytes
 
 
 def taken(folder: Path, run: str, roots: bytes, federation: str, least: int) -> Seat:
@@ -60,3 +61,19 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int) -> 
         save=lambda data: write_private(path, data),
         secrets=dict(kept),
     )
+
+
+def coins(folder: Path, run: str) -> bytes:
+    """What a run's rows are drawn by: 32 bytes of the system's, kept: a restart draws the same rows."""
+    path = folder / "runs" / f"{run}.coins"
+    for other in path.parent.glob("*.coins"):
+        if other != path:
+            other.unlink(missing_ok=True)
+    try:
+        kept = path.read_bytes()
+    except FileNotFoundError:
+        kept = b""
+    if len(kept) != COINS:
+        kept = secrets.token_bytes(COINS)
+        write_private(path, kept)
+    return kept
