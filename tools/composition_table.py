@@ -19,12 +19,14 @@ from atoll.core.compose import check, table
 from atoll.core.errors import CompositionError
 from atoll.core.transform import Transform, chain
 from atoll.learn.algorithm import Algorithm
-from atoll.learn.compress import sign, topk
+from atoll.learn.compress import randomk, sign, topk
 from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
+from atoll.learn.quantise import int2, int8
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
+from atoll.learn.rotate import rotate
 from atoll.learn.server import adam, mean, sgd
 from atoll.privacy.dp import clip, gaussian
 
@@ -36,8 +38,12 @@ PARTS: Sequence[tuple[Transform, str]] = (
     (mean(), "divides the sum by the total weight"),
     (nova(), "FedNova: per local step at the client, times the mean number of steps on the server"),
     (stay(), "leaves that never leave their client"),
+    (rotate(), "a random rotation of each leaf, undone on the sum"),
     (topk(0.1), "the largest entries, with error feedback"),
+    (randomk(0.5), "entries drawn for all clients alike, with error feedback"),
     (sign(), "signs, with error feedback"),
+    (int8(), "eight bits a number, right in the mean; int4 is like it"),
+    (int2(), "two bits a number, right in the mean"),
     (clip(1.0), "bounds the L2 norm of an update"),
     (ring(32), "fixed point modulo 2**32, for masks and exact sums"),
 )

@@ -55,7 +55,7 @@ from .data import (
 from .job import Job, flat, tree
 from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
 from .learn.buffered import fedasync, fedbuff
-from .learn.compress import sign, topk
+from .learn.compress import randomk, sign, topk
 from .learn.cyclic import cyclic
 from .learn.dense import linear, logistic, mlp, softmax
 from .learn.ditto import ditto, fine_tune
@@ -70,8 +70,10 @@ from .learn.moon import moon
 from .learn.newton import exact_newton, newton_learner
 from .learn.personal import fedbn, fedper, fedrep, stay
 from .learn.qfedavg import qfedavg
+from .learn.quantise import int2, int4, int8
 from .learn.ring import ring
 from .learn.robust import Buckets, Gather
+from .learn.rotate import rotate
 from .learn.scaffold import scaffold
 from .learn.secure import secure_sum
 from .learn.select import everyone, poisson, power_of_choice, sample
@@ -207,6 +209,9 @@ __all__ = [
     "heterogeneity",
     "hierarchical",
     "iid",
+    "int2",
+    "int4",
+    "int8",
     "labels",
     "linear",
     "load_data",
@@ -228,7 +233,9 @@ __all__ = [
     "power_of_choice",
     "qfedavg",
     "quantity",
+    "randomk",
     "ring",
+    "rotate",
     "run_client",
     "run_coordinator",
     "run_edge",

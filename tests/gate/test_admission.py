@@ -163,7 +163,7 @@ ARRAYS: list[tuple[str, str, Callable[[dict[str, Any]], dict[str, Any]], str]] =
     ("raw", "huge", lambda a: {"1": first(a["1"], 1e9)}, "range"),
     ("raw", "signed zero counts as small", lambda a: {"1": first(a["1"], 3e38)}, "range"),
     ("raw", "whole numbers", lambda a: {"1": a["1"].astype("i4")}, "type"),
-    ("raw", "bytes", lambda a: {"1": a["1"].view("u1")}, "numbers of the type"),
+    ("raw", "bytes", lambda a: {"1": a["1"].view("u1")}, "head of a compact"),
     ("raw", "one short", lambda a: {"1": a["1"][:-1]}, "numbers of the type"),
     ("raw", "one over", lambda a: {"1": np.append(a["1"], a["1"][:1])}, "numbers of the type"),
     ("raw", "with rows", lambda a: {"1": np.ones((500, 288), "f4")}, "numbers of the type"),

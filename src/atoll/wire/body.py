@@ -29,6 +29,7 @@ from ..core.edge import Answer, Task
 from ..core.errors import AtollError, CodecError, MisuseError, StateError
 from ..core.rng import Rng
 from ..core.update import Layout, Leaf, Rows, Update
+from .coded import Coded, compact, decode, lossless
 from .packed import pack, unpack
 from .plain import Limits, Message
 from .values import (
@@ -46,6 +47,7 @@ from .values import (
 
 Array: TypeAlias = NDArray[Any]
 _EXPONENT = 1100  # beyond it 2**exponent is 0 or infinite
+_LARGE = 1 << 22  # numbers of a compact update that are unpacked to a file: many may be held at once
 
 
 class _Points(msgspec.Struct):
@@ -243,7 +245,11 @@ def answer_of(checked: Checked, path: Path) -> Answer:
         raise StateError(f"an answer cannot be read from the disk: {error.strerror}") from None
     except (TypeError, ValueError):
         raise CodecError("an answer's arrays do not stand where they were said to") from None
-    return assemble(checked.values, arrays, checked.layout)
+    answer = assemble(checked.values, arrays, checked.layout)
+    for _, reply in (*answer.replies, *(answer.partial if checked.values.form == "gather" else ())):
+        if isinstance(reply.update, Coded) and reply.update.layout.size > _LARGE:
+            reply.update.spool(path.parent)
+    return answer
 
 
 def opened(message: Message, most: int = 1 << 20) -> tuple[Values, dict[str, Array]]:
@@ -309,10 +315,18 @@ def _put_replies(
         weight = r.weight if most is None else min(r.weight, most)
         bits = r.update.bits
         values.replies.append(Said(client, float(weight), metrics_out(r.metrics, weight), bits))
-        arrays[str(i)] = pack(r.update.buffer, -(-bits // 8)) if bits else r.update.buffer
+        arrays[str(i)] = pack(r.update.buffer, -(-bits // 8)) if bits else _shortest(r.update)
         for name, rows in r.update.rows.items():
             t = values.tables.index(name)
             arrays[f"{i}.ids.{t}"], arrays[f"{i}.rows.{t}"] = rows.ids, rows.values
+
+
+def _shortest(update: Update) -> Array:
+    """A real update's numbers as they travel: compact where that is shorter, else as they are."""
+    if isinstance(update, Coded):
+        return update.packed if update.packed.nbytes == update.sent else update.buffer
+    packed = lossless(update)
+    return update.buffer if packed is None else packed
 
 
 def _reply(i: int, said: Said, arrays: Mapping[str, Array], layout: Layout, tables: Sequence[str]) -> Reply:
@@ -324,6 +338,11 @@ def _reply(i: int, said: Said, arrays: Mapping[str, Array], layout: Layout, tabl
         for t, name in enumerate(tables)
         if f"{i}.ids.{t}" in arrays
     }
+    if compact(buffer):
+        if rows:
+            raise CodecError("a compact update has no sparse rows")
+        update: Update = Coded(layout, decode(buffer, layout.size), buffer)
+        return Reply(update, said.weight, metrics_in(said.metrics))
     return Reply(Update(layout, buffer, bits=said.bits, rows=rows), said.weight, metrics_in(said.metrics))
 
 
