@@ -28,6 +28,7 @@ from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
 from atoll.learn.rotate import rotate
 from atoll.learn.server import adam, mean, sgd
+from atoll.learn.thin import thin
 from atoll.privacy.dp import clip, gaussian
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "composition.md"
@@ -35,6 +36,7 @@ PARTS: Sequence[tuple[Transform, str]] = (
     (adam(), "Adam on the server; adagrad and yogi are like it"),
     (sgd(lr=1.0, momentum=0.9), "SGD with momentum on the server"),
     (settle(0.1), "FedDyn's step on the server"),
+    (thin(0.5), "moves only some of the model's numbers a round, those that want to move most"),
     (mean(), "divides the sum by the total weight"),
     (nova(), "FedNova: per local step at the client, times the mean number of steps on the server"),
     (stay(), "leaves that never leave their client"),

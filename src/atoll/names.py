@@ -79,6 +79,7 @@ from .learn.secure import secure_sum
 from .learn.select import everyone, poisson, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
 from .learn.stop import early
+from .learn.thin import thin
 from .privacy.dp import clip, gaussian
 from .run import Run, simulate
 from .simulate.faults import Crash, Partition, World, constant, exponential, lognormal, uniform
@@ -255,6 +256,7 @@ __all__ = [
     "standardise",
     "statistics",
     "stay",
+    "thin",
     "topk",
     "torch_learner",
     "transform",

@@ -20,6 +20,7 @@ from atoll.learn.robust import Buckets, Gather
 from atoll.learn.rotate import rotate
 from atoll.learn.scaffold import share
 from atoll.learn.server import adagrad, adam, mean, sgd, yogi
+from atoll.learn.thin import thin
 from atoll.privacy.dp import clip
 from atoll.testing import check_aggregator, check_transform
 
@@ -33,6 +34,7 @@ OURS = [
         int2(),
         rotate(),
         randomk(0.5),
+        thin(0.5),
         topk(0.3, bits=8),
         topk(0.5, bits=1),
         topk(0.3, exact=True),

@@ -158,6 +158,7 @@ PUBLIC: list[str] = [
     "standardise",
     "statistics",
     "stay",
+    "thin",
     "topk",
     "torch_learner",
     "transform",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from atoll.core.errors import CodecError, MisuseError
 from atoll.core.update import Layout, Leaf, Update
 from atoll.wire import coded
-from atoll.wire.coded import Code, Coded, Drawn, decode, encode, lossless
+from atoll.wire.coded import Code, Coded, Drawn, compact, decode, encode, shortest
 
 HEAD = struct.Struct("<4BQQ")
 STREAM = struct.Struct("<QQ")
@@ -230,12 +230,13 @@ def test_plain_numbers_are_packed_bit_for_bit_where_it_pays(dtype: str, kept: fl
     x = (rng.normal(size=20_000) * 1e-3).astype(dtype)
     x[rng.random(20_000) > kept] = 0
     x[:2] = -0.0, np.nan
-    packed = lossless(Update(layout, x))
-    assert packed is not None and packed.nbytes < x.nbytes * {1.0: 0.95, 0.5: 0.8, 0.01: 0.05}[kept]
+    packed = shortest(Update(layout, x), packs=True)
+    assert compact(packed) and packed.nbytes < x.nbytes * {1.0: 0.95, 0.5: 0.8, 0.01: 0.05}[kept]
     assert decode(packed, 20_000).numbers().tobytes() == x.tobytes()
     noise = rng.integers(0, 2**31, 20_000).astype("<u4").view("<f4")
-    assert lossless(Update(layout, noise)) is None
-    assert lossless(Update(Layout((Leaf("w", (9,)),)), np.zeros(9, dtype))) is None
+    assert shortest(Update(layout, noise), packs=True).dtype == noise.dtype
+    assert shortest(Update(layout, x), packs=False).dtype == x.dtype
+    assert shortest(Update(Layout((Leaf("w", (9,)),)), np.zeros(9, dtype)), packs=True).dtype == dtype
 
 
 def test_codes_no_receiver_would_take_are_not_written() -> None:

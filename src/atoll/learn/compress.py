@@ -60,15 +60,12 @@ def topk(fraction: float = 0.01, bits: int | None = None, *, exact: bool = False
     if bits not in (None, 1, 2, 4, 8):
         raise ConfigError(f"bits must be 1, 2, 4 or 8, or left out, got {bits}")
 
-    def largest(v: Array, ctx: Context) -> Code | None:
-        if exact or v.size <= SAMPLE:
-            where = _largest(v, ceil(fraction * v.size))
-        else:
-            where = _above(v, _threshold(v, fraction, ctx.key.at("sample")))
+    def some(v: Array, ctx: Context) -> Code | None:
+        where = largest(v, fraction, ctx.key, exact=exact)
         return _kept(v, where, where, bits, ctx.key)
 
     few = "" if bits is None else f", bits={bits}"
-    return _remembering(f"topk({fraction:g}{few}{', exact=True' if exact else ''})", largest)
+    return _remembering(f"topk({fraction:g}{few}{', exact=True' if exact else ''})", some)
 
 
 @part("transform")
@@ -118,6 +115,13 @@ def _binary(x: Array, size: int, dtype: np.dtype[Any], where: Where) -> Code | N
     if not (scales <= LARGEST).all():
         return None
     return Code(size, dtype, where, (x >= 0).astype(np.uint8), 1, scales)
+
+
+def largest(v: Array, fraction: float, key: Rng, *, exact: bool = False) -> NDArray[np.int64]:
+    """Where the largest `fraction` of entries stand, see topk(); at least one place if there is one."""
+    if exact or v.size <= SAMPLE:
+        return _largest(v, ceil(fraction * v.size))
+    return _above(v, _threshold(v, fraction, key.at("sample")))
 
 
 def _largest(v: Array, k: int) -> NDArray[np.int64]:

@@ -1,11 +1,11 @@
 """What changed between two models, without loss: for members that hold the one before.
 
-Neighbouring models share most of the high bits of each number. The words of both buffers are xor'ed,
-the bytes of equal weight are put side by side, and zstandard at its fastest level packs the runs of
-zeros. A delta is itself a wire message, so it travels, resumes and is checked as every blob is:
+Neighbouring models share most of the high bits of each number, or most numbers (learn/thin.py). The words
+of both buffers are xor'ed and packed as an update's floats are (wire/coded.py): where few differ, those and
+their places. A delta is itself a wire message, so it travels, resumes and is checked as every blob is:
 
     kind "delta", values: from, to (blob names), head (the target's own, protobuf), array "packed":
-    for each 4 MiB of buffer the length (uint32) of one zstandard frame, and the frame
+    for each 4 MiB of buffer the length (uint32) of a code, and the code
 
 It is offered only where it saves a tenth at least. Law (tests/wire): restore(a, delta(a, b)) is b.
 """
@@ -18,19 +18,20 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from ..core.errors import CodecError, IntegrityError
 from ..wire.codec import FRAME, Limits, Message, decode, encode
+from ..wire.coded import decode as unpacked
+from ..wire.coded import lossless
 from ..wire.files import whole
 from ..wire.plain import frame, payload
 from .frames import FrameFile, announced
 
-BLOCK = 4 * FRAME  # bytes of buffer in one zstandard frame
+BLOCK = 4 * FRAME  # bytes of buffer in one code
 PAYS = 0.9  # of the whole, at most
-WORD = 4  # bytes that are compared with each other: float32; of float64 two words
 
+_WORD = np.dtype("<f4")  # what is compared with each other; of float64 two words
 _LENGTH = struct.Struct("<I")
 
 
@@ -39,10 +40,9 @@ def make(old: FrameFile, new: FrameFile, path: Path) -> bool:
     if old.told.size != new.told.size or not new.told.size:
         return False
     packed, room = bytearray(), int(PAYS * new.told.size)
-    packer = zstandard.ZstdCompressor(level=1, write_content_size=True)
     for a, b in zip(_blocks(old), _blocks(new), strict=True):
-        block = packer.compress(_split(a ^ b))
-        packed += _LENGTH.pack(len(block)) + block
+        block = lossless((a ^ b).view(_WORD))  # buffers are whole words, multiples of 64 bytes
+        packed += _LENGTH.pack(len(block)) + block.tobytes()
         if len(packed) > room:
             return False
     head = payload(new.read(0, 1)[0], 0)
@@ -67,7 +67,7 @@ def restore(old: Path, delta: Path, path: Path) -> None:
         file.write(frame(0, 0, [memoryview(head)]))
         sequence = 1
         for a, change in zip(_blocks(base), _unpack(packed.data, told.size), strict=True):
-            b = (a ^ _join(change)).data
+            b = (a ^ change).data
             digest.update(b)
             for start in range(0, len(b), FRAME):
                 file.write(frame(0, sequence, [b[start : start + FRAME]]))
@@ -88,18 +88,8 @@ def _blocks(file: FrameFile) -> Iterator[NDArray[np.uint8]]:
         yield np.concatenate([np.frombuffer(payload(f), np.uint8) for f in frames])
 
 
-def _split(block: NDArray[np.uint8]) -> bytes:
-    """First all first bytes of the words, then all second ones, …; buffers are whole words (64 bytes)."""
-    return block.reshape(-1, WORD).T.tobytes()
-
-
-def _join(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(planes.reshape(WORD, -1).T).reshape(-1)
-
-
 def _unpack(packed: memoryview, size: int) -> Iterator[NDArray[np.uint8]]:
-    """The planes of each block; a block is never longer than it must be, whatever its frame says."""
-    unpacker = zstandard.ZstdDecompressor()
+    """What differs in each block; a block is never longer than it must be, whatever its code says."""
     at = 0
     for start in range(0, size, BLOCK):
         length = min(BLOCK, size - start)
@@ -107,12 +97,8 @@ def _unpack(packed: memoryview, size: int) -> Iterator[NDArray[np.uint8]]:
         if end > len(packed):
             raise CodecError("the delta is shorter than its target needs")
         (count,) = _LENGTH.unpack(packed[at:end])
-        block = bytes(packed[end : end + count])
         at = end + count
-        try:
-            if len(block) != count or zstandard.frame_content_size(block) != length:
-                raise CodecError("a block of the delta does not have the length its target needs")
-            data = unpacker.decompress(block)
-        except zstandard.ZstdError as error:
-            raise CodecError(f"a block of the delta is damaged: {error}") from None
-        yield np.frombuffer(data, np.uint8)
+        code = unpacked(np.frombuffer(packed[end:at], np.uint8), length // _WORD.itemsize)
+        if code.dtype != _WORD or code.bits:
+            raise CodecError("a block of the delta is no list of words")
+        yield code.numbers().view(np.uint8)

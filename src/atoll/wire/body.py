@@ -29,7 +29,7 @@ from ..core.edge import Answer, Task
 from ..core.errors import AtollError, CodecError, MisuseError, StateError
 from ..core.rng import Rng
 from ..core.update import Layout, Leaf, Rows, Update
-from .coded import Coded, compact, decode, lossless
+from .coded import Coded, compact, decode, shortest
 from .packed import pack, unpack
 from .plain import Limits, Message
 from .values import (
@@ -171,9 +171,12 @@ def _signed(key: int) -> int:
 # -- answers ---------------------------------------------------------------------------------
 
 
-def answer_message(answer: Answer, *, run: str, request: int, most: float | None = None) -> Message:
+def answer_message(
+    answer: Answer, *, run: str, request: int, most: float | None = None, packs: bool = True
+) -> Message:
     """An answer to `request` of `run`. `most`: weights of replies above it are capped, as `Sum` does.
 
+    `packs`: plain updates are packed without loss where that saves a tenth.
     Raises MisuseError for a metric that cannot travel.
     """
     values = Values(
@@ -186,7 +189,7 @@ def answer_message(answer: Answer, *, run: str, request: int, most: float | None
     match answer.partial:
         case None if answer.replies:
             values.form = "raw"
-            _put_replies(answer.replies, most, values, arrays)
+            _put_replies(answer.replies, most, packs, values, arrays)
         case None:
             pass
         case Partial() as partial:
@@ -195,7 +198,7 @@ def answer_message(answer: Answer, *, run: str, request: int, most: float | None
             _put_part(0, partial, values, arrays)
         case tuple() as kept:
             values.form = "gather"
-            _put_replies(kept, most, values, arrays)
+            _put_replies(kept, most, packs, values, arrays)
         case dict() as table if table and all(isinstance(x, Partial) for x in table.values()):
             values.form = "buckets"
             values.leaves = _leaves(next(iter(table.values())).layout)
@@ -305,7 +308,11 @@ def _leaves(layout: Layout) -> list[tuple[str, list[int]]]:
 
 
 def _put_replies(
-    replies: Sequence[tuple[int, Reply]], most: float | None, values: Values, arrays: dict[str, Array]
+    replies: Sequence[tuple[int, Reply]],
+    most: float | None,
+    packs: bool,  # noqa: FBT001  see `answer_message`
+    values: Values,
+    arrays: dict[str, Array],
 ) -> None:
     values.tables = sorted({name for _, r in replies for name in r.update.rows})
     values.leaves = _leaves(replies[0][1].update.layout) if replies else []
@@ -315,18 +322,10 @@ def _put_replies(
         weight = r.weight if most is None else min(r.weight, most)
         bits = r.update.bits
         values.replies.append(Said(client, float(weight), metrics_out(r.metrics, weight), bits))
-        arrays[str(i)] = pack(r.update.buffer, -(-bits // 8)) if bits else _shortest(r.update)
+        arrays[str(i)] = pack(r.update.buffer, -(-bits // 8)) if bits else shortest(r.update, packs=packs)
         for name, rows in r.update.rows.items():
             t = values.tables.index(name)
             arrays[f"{i}.ids.{t}"], arrays[f"{i}.rows.{t}"] = rows.ids, rows.values
-
-
-def _shortest(update: Update) -> Array:
-    """A real update's numbers as they travel: compact where that is shorter, else as they are."""
-    if isinstance(update, Coded):
-        return update.packed if update.packed.nbytes == update.sent else update.buffer
-    packed = lossless(update)
-    return update.buffer if packed is None else packed
 
 
 def _reply(i: int, said: Said, arrays: Mapping[str, Array], layout: Layout, tables: Sequence[str]) -> Reply:

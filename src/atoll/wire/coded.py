@@ -43,6 +43,7 @@ _FAR = 255  # a gap byte that says: go on as far, and read the next one
 _SAMPLE = 1 << 16  # bytes that are packed to see whether packing pays
 _LARGE = 1 << 18  # shorter streams are packed at once, and better
 _PAYS = 0.95  # of its length, at most, for a sample
+_SAVES = 0.9  # of a plain update, at most
 _WORTH = 1 << 12  # bytes of an update; smaller ones travel as they are
 
 
@@ -180,20 +181,29 @@ def _rows(count: int) -> Iterator[tuple[slice, slice]]:
         yield slice(whole * WIDTH, count), slice(whole, whole + 1)
 
 
-def lossless(update: Update) -> NDArray[np.uint8] | None:
-    """A plain update's numbers packed, bit for bit; None where that saves less than a tenth.
+def lossless(x: Array) -> NDArray[np.uint8]:
+    """Floats (n,) packed bit for bit, as `decode` reads them; about as long as they are where nothing helps.
 
-    Where nine in ten are 0, only the others and their places are packed; else the bytes of equal weight, of
+    Where three in four are 0, only the others and their places are packed; else the bytes of equal weight, of
     which exponents pack well and the lowest do not.
     """
-    x = update.buffer
-    if x.nbytes < _WORTH or x.dtype.kind != "f" or x.size >> 32:
-        return None
     held = np.flatnonzero(x.view(f"<u{x.itemsize}"))  # by its bits: a negative zero is kept as well
-    few = len(held) * 10 < x.size
-    dtype = x.dtype.newbyteorder("<")
-    packed = encode(Code(x.size, dtype, held if few else None, x[held] if few else x))
-    return packed if packed.nbytes < 0.9 * x.nbytes else None
+    few = len(held) * 4 < x.size
+    return encode(Code(x.size, x.dtype.newbyteorder("<"), held if few else None, x[held] if few else x))
+
+
+def shortest(update: Update, *, packs: bool) -> Array:
+    """A real update's numbers as they travel: (n,) bytes where that is shorter, else as they are.
+
+    `packs`: a plain one is packed without loss where that saves a tenth.
+    """
+    if isinstance(update, Coded):
+        return update.packed if update.packed.nbytes == update.sent else update.buffer
+    x = update.buffer
+    if not packs or x.nbytes < _WORTH or x.size >> 32:
+        return x
+    packed = lossless(x)
+    return packed if packed.nbytes < _SAVES * x.nbytes else x
 
 
 # -- as bytes --------------------------------------------------------------------------------
