@@ -81,7 +81,9 @@ NOISY = """
 ## With noise
 
 Where each part may stand in a private chain: `mean(share=0.1)`, `clip(1)`, `gaussian(1)`, and every client
-weighs the same.
+weighs the same. Error feedback adds what it kept back, and rounding may lengthen: both stand before the clip,
+which bounds all that leaves the client. Noise within the learner (example level) has no clip in the chain,
+and they come after it.
 
 """
 PLACES = ("left of the mean", "before the clip", "between clip and noise", "nearest the wire")

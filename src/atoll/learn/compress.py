@@ -23,7 +23,7 @@ from ..core.registry import part
 from ..core.rng import Rng
 from ..core.transform import Context, State, Transform, transform
 from ..core.update import Array, Update, blocks
-from ..wire.coded import LARGEST, WIDTH, Code, Coded, Drawn, places
+from ..wire.coded import LARGEST, WIDTH, Code, Coded, Drawn, places, rows
 from .quantise import dense, levels
 
 SAMPLE = 1 << 15  # entries whose magnitudes stand for all of them
@@ -109,12 +109,12 @@ def _kept(
 
 def _binary(x: Array, size: int, dtype: np.dtype[Any], where: Where) -> Code | None:
     """Signs and mean magnitudes of numbers that stand at `where` in an update."""
-    starts = np.arange(0, x.size, WIDTH)
-    total = np.add.reduceat(np.abs(x), starts, dtype=np.float64) if x.size else np.zeros(0)
-    scales = (total / np.minimum(WIDTH, x.size - starts)).astype(np.float32)
+    scales = np.empty(-(-x.size // WIDTH), np.float32)
+    for block, here in rows(x.size):
+        np.abs(x[block]).reshape(here.stop - here.start, -1).mean(axis=1, out=scales[here])
     if not (scales <= LARGEST).all():
         return None
-    return Code(size, dtype, where, (x >= 0).astype(np.uint8), 1, scales)
+    return Code(size, dtype, where, (x >= 0).view(np.uint8), 1, scales)
 
 
 def largest(v: Array, fraction: float, key: Rng, *, exact: bool = False) -> NDArray[np.int64]:

@@ -85,10 +85,10 @@ class Code:
         out = np.empty(len(self.what), np.float32)
         middle = np.float32(2 ** (self.bits - 1) if self.bits > 1 else 0.5)
         unit = self.scales if self.bits > 1 else 2 * np.asarray(self.scales)
-        for block, here in _rows(len(out)):
-            rows = out[block].reshape(here.stop - here.start, -1)
-            np.subtract(self.what[block].reshape(rows.shape), middle, out=rows, dtype=np.float32)
-            rows *= np.asarray(unit)[here, None]
+        for block, here in rows(len(out)):
+            x = out[block].reshape(here.stop - here.start, -1)
+            np.subtract(self.what[block].reshape(x.shape), middle, out=x, dtype=np.float32)
+            x *= np.asarray(unit)[here, None]
         return out.astype(self.dtype, copy=False)
 
     def numbers(self, out: Array | None = None) -> Array:
@@ -171,8 +171,8 @@ def places(code: Code) -> NDArray[np.int64]:
     return code.where.places(code.size) if isinstance(code.where, Drawn) else code.where
 
 
-def _rows(count: int) -> Iterator[tuple[slice, slice]]:
-    """Range(count) in pieces that are whole blocks, or one block that is not, and which blocks they are."""
+def rows(count: int) -> Iterator[tuple[slice, slice]]:
+    """Range(count) in pieces, each some whole blocks of WIDTH or one that is not; and which they are."""
     whole = count // WIDTH
     for start in range(0, whole, 64):
         stop = min(start + 64, whole)
@@ -260,6 +260,8 @@ def decode(data: Array, size: int) -> Code:
 def _gaps(where: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Zeros between one place and the next, one byte each; a byte of 255 for each 255 of them."""
     gaps = np.diff(where, prepend=-1) - 1
+    if gaps.size and int(gaps.max()) < _FAR:  # the common case, ten times as quick
+        return gaps.astype(np.uint8)
     far = gaps // _FAR
     out = np.full(len(gaps) + int(far.sum()), _FAR, np.uint8)
     out[np.cumsum(far + 1) - 1] = gaps - far * _FAR
