@@ -78,6 +78,7 @@ from .learn.scaffold import scaffold
 from .learn.secure import secure_sum
 from .learn.select import everyone, poisson, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
+from .learn.small import small
 from .learn.stop import early
 from .learn.thin import thin
 from .privacy.dp import clip, gaussian
@@ -251,6 +252,7 @@ __all__ = [
     "similarity",
     "simulate",
     "sklearn_learner",
+    "small",
     "softmax",
     "spread",
     "standardise",

@@ -153,6 +153,7 @@ PUBLIC: list[str] = [
     "similarity",
     "simulate",
     "sklearn_learner",
+    "small",
     "softmax",
     "spread",
     "standardise",

@@ -1,0 +1,30 @@
+"""Any algorithm with small updates, small downloads, or both: the parts put where they belong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..core.registry import part
+from ..core.transform import Transform, chain
+from .algorithm import Algorithm, fedavg
+from .quantise import int2
+
+
+@part("algorithm")
+def small(
+    of: Algorithm | None = None, up: Transform | None = None, down: Transform | None = None
+) -> Algorithm:
+    """The algorithm `of`, fedavg by default, with compact updates.
+
+    `up`: what makes them so, int2() by default; it comes after all that a client does to its update, and
+    before a clip or a ring, whose promises it would break. `down`: what makes the model's steps small, as
+    thin() does; it comes last on the server. Raises CompositionError where a part fits neither place.
+    """
+    inner, up = of or fedavg(), up or int2()
+    steps = inner.chain.steps
+    ends = (i for i, t in enumerate(steps) if t.adds or t.sets_bound is not None or t.gives == "ring")
+    last = next(ends, len(steps))
+    before = () if down is None else (down,)
+    values = {**inner.values, "up": str(up), **({} if down is None else {"down": str(down)})}
+    whole = chain(*before, *steps[:last], up, *steps[last:])
+    return replace(inner, name=f"small {inner.name}", chain=whole, values=values)
