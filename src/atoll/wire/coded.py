@@ -41,7 +41,7 @@ _HEAD = struct.Struct("<4BQQ")  # where, itemsize of the update, bits, 0; how ma
 _STREAM = struct.Struct("<QQ")  # bytes unpacked, bytes here; equal where they are not packed
 _FAR = 255  # a gap byte that says: go on as far, and read the next one
 _SAMPLE = 1 << 16  # bytes that are packed to see whether packing pays
-_LARGE = 1 << 18  # shorter streams are packed at once, and better
+_LARGE = 1 << 18  # bytes; of shorter streams no sample is taken
 _PAYS = 0.95  # of its length, at most, for a sample
 _SAVES = 0.9  # of a plain update, at most
 _WORTH = 1 << 12  # bytes of an update; smaller ones travel as they are
@@ -331,12 +331,15 @@ def _zipped(data: memoryview) -> bytes | None:
 
     if len(data) < 64:
         return None
-    pack = zstandard.ZstdCompressor(level=1 if len(data) > _LARGE else 3).compress
+    how = zstandard.ZstdCompressionParameters.from_level(1, source_size=len(data), hash_log=6, min_match=7)
+    pack = zstandard.ZstdCompressor(compression_params=how).compress
     if len(data) > _LARGE:
         middle = (len(data) - _SAMPLE) // 2
         if len(pack(data[middle : middle + _SAMPLE])) > _PAYS * _SAMPLE:
             return None
-    return pack(data)
+    return pack(
+        data
+    )  # numbers repeat by chance: looking for nothing but long runs is quicker and a tenth shorter
 
 
 class _Streams:
