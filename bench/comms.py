@@ -3,7 +3,8 @@
 MNIST to 97 %, split and network of McMahan et al. 2017, table 2: 100 clients, a tenth of them a round, one
 epoch in batches of 10, 784-200-200-10. Every update becomes the message that a client sends, frames,
 checksums and all; its bytes are counted, read back, and what was read is what the server sums. Downloads are
-those of members who hold the model before: the delta file between the two, or the whole model without one.
+files of the transport, deltas where a member holds a model: the one before (`down`), or the one of the round
+that it was last drawn in (`drawn`), and first none.
 
 Medians over the seeds. `float32` sends plain numbers both ways. The last rows are encoders on one core: how
 many bytes of float32 one takes a second, error feedback and packing included.
@@ -86,6 +87,7 @@ class Count:
 
     up: int = 0
     down: int = 0
+    drawn: int = 0
     updates: int = 0
     accuracy: float = 0.0
 
@@ -104,6 +106,7 @@ class Row:
     up: float
     up_share: float
     down_share: float
+    drawn_share: float
     accuracy: float
     lost: float
     missed: list[str]
@@ -112,8 +115,8 @@ class Row:
         """As one line of the table."""
         return (
             f"{self.name:20}{self.rounds:8g}{self.times:8.2f}x{self.up / 1e6:10.2f} MB{self.each:9.2%}"
-            f"{self.up_share:9.2%}{self.down_share:9.2%}{self.accuracy:10.4f}{self.lost * 100:8.2f}"
-            f"  {', '.join(self.missed)}"
+            f"{self.up_share:9.2%}{self.down_share:9.2%}{self.drawn_share:9.2%}{self.accuracy:10.4f}"
+            f"{self.lost * 100:8.2f}  {', '.join(self.missed)}"
         )
 
 
@@ -134,43 +137,51 @@ def wired(count: Count, *, packs: bool) -> Transform:
 
 
 class Downloads:
-    """What a member who holds the model before is sent: files as the transport keeps them."""
+    """What members download: files as the transport keeps them. `deltas`: from a model that they hold.
+
+    `follow`: bytes for the members of each cohort, if all of them hold the model before. `drawn`: if each
+    holds the model of the round it was last drawn in, and first none.
+    """
 
     def __init__(self, folder: Path, *, deltas: bool) -> None:
         self.folder = folder
         self.deltas = deltas
-        self.last: Path | None = None
+        self.held: dict[int, int] = {}
+        self.sizes: dict[tuple[int, int], int] = {}
+        self.follow = self.drawn = 0
 
-    def add(self, params: Update, number: int) -> int:
-        """The bytes for this model: its delta from the one before, or itself where there is none."""
-        path = self.folder / f"{number}.model"
-        path.write_bytes(b"".join(encode(params_message(params))))
-        size = path.stat().st_size
-        if self.last is not None and self.deltas:
-            small = self.folder / "delta"
-            if delta.make(FrameFile.of(self.last), FrameFile.of(path), small):
-                size = small.stat().st_size
-        if self.last is not None:
-            self.last.unlink()
-        self.last = path
-        return size
+    def see(self, params: Update, number: int, clients: Sequence[int]) -> None:
+        """These clients train on round `number`'s model."""
+        path = self.folder / str(number)
+        if not path.exists():
+            path.write_bytes(b"".join(encode(params_message(params))))
+        for client in clients:
+            self.follow += self.size(number - 1, number)
+            self.drawn += self.size(self.held.get(client, -1), number)
+            self.held[client] = number
+
+    def size(self, old: int, new: int) -> int:
+        """Bytes that lead from one model to another; from none where `old` is -1."""
+        if (old, new) not in self.sizes:
+            path, small = self.folder / str(new), self.folder / "delta"
+            pays = old >= 0 and self.deltas
+            pays = pays and delta.make(FrameFile.of(self.folder / str(old)), FrameFile.of(path), small)
+            self.sizes[old, new] = (small if pays else path).stat().st_size
+        return self.sizes[old, new]
 
 
 class Watched:
-    """A learner that shows each round's model before it trains."""
+    """A learner that shows each round's model, and to whom, before it trains."""
 
-    def __init__(self, learner: Any, see: Callable[[Update, int], None]) -> None:
+    def __init__(self, learner: Any, see: Callable[[Update, int, Sequence[int]], None]) -> None:
         self.learner = learner
         self.see = see
-        self.round = -1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.learner, name)
 
     def fit_many(self, params: Update, data: Any, ctxs: Any) -> Any:
-        if ctxs[0].round > self.round:
-            self.round = ctxs[0].round
-            self.see(params, self.round)
+        self.see(params, ctxs[0].round, [ctx.client for ctx in ctxs])
         return self.learner.fit_many(params, data, ctxs)
 
 
@@ -181,15 +192,13 @@ def once(side: Side, seed: int) -> list[Count]:
     with TemporaryDirectory() as folder:
         downloads = Downloads(Path(folder), deltas=side.packs)
 
-        def see(params: Update, number: int) -> None:
-            count.down += 10 * downloads.add(params, number)
-
         def watch(record: dict[str, Any]) -> None:
-            after.append(replace(count, accuracy=record["metrics"]["accuracy"]))
+            accuracy = record["metrics"]["accuracy"]
+            after.append(replace(count, down=downloads.follow, drawn=downloads.drawn, accuracy=accuracy))
 
         learner = at.mlp(hidden=(200, 200), lr=0.2, epochs=1, batch_size=10)
         chain = at.chain(*side.parts(), wired(count, packs=side.packs))
-        algorithm = at.Algorithm(side.name, chain, wrap=lambda inner: Watched(inner, see))
+        algorithm = at.Algorithm(side.name, chain, wrap=lambda inner: Watched(inner, downloads.see))
         job = at.Job(learner, algorithm, cohort=at.sample(0.1), rounds=ROUNDS, sites=False)
         at.simulate(job, sites, seed=seed, watch=watch)
     return after
@@ -203,15 +212,16 @@ def reached(counts: Sequence[Count]) -> int | None:
 def row(side: Side, counts: Sequence[Sequence[Count]], base: Sequence[Sequence[Count]]) -> Row:
     """Medians over the seeds, against float32's."""
 
-    def found(runs: Sequence[Sequence[Count]]) -> tuple[float, float, float, float]:
+    def found(runs: Sequence[Sequence[Count]]) -> tuple[float, float, float, float, float]:
         ends = [reached(run) for run in runs]
         at_end = [run[-1 if end is None else end] for run, end in zip(runs, ends, strict=True)]
         rounds = median(math.inf if end is None else end for end in ends)
         accuracy = median(sum(c.accuracy for c in run[-LAST:]) / LAST for run in runs)
-        return rounds, median(c.up for c in at_end), median(c.down for c in at_end), accuracy
+        up, down, drawn = (median(getattr(c, name) for c in at_end) for name in ("up", "down", "drawn"))
+        return rounds, up, down, drawn, accuracy
 
-    rounds, up, down, accuracy = found(counts)
-    plain, plain_up, plain_down, whole = found(base)
+    rounds, up, down, drawn, accuracy = found(counts)
+    plain, plain_up, plain_down, plain_drawn, whole = found(base)
     each = median(run[-1].up / base_run[-1].up for run, base_run in zip(counts, base, strict=True))
     missed = []
     if side.points is not None:  # alone: bytes an update, and accuracy
@@ -228,6 +238,7 @@ def row(side: Side, counts: Sequence[Sequence[Count]], base: Sequence[Sequence[C
         up,
         up / plain_up,
         down / plain_down,
+        drawn / plain_drawn,
         accuracy,
         whole - accuracy,
         missed,
@@ -263,7 +274,7 @@ def main(words: list[str] | None = None) -> int:
     asked = parser.parse_args(words)
     seeds = SEEDS[: asked.seeds]
     print(
-        f"{'':20}{'rounds':>8}{'times':>9}{'uplink':>13}{'each':>9}{'share':>9}{'downlink':>9}{'accuracy':>10}{'lost':>8}"
+        f"{'':20}{'rounds':>8}{'times':>9}{'uplink':>13}{'each':>9}{'share':>9}{'down':>9}{'drawn':>9}{'accuracy':>10}{'lost':>8}"
     )
     base, rows = [once(SIDES[0], seed) for seed in seeds], []
     for side in SIDES:
