@@ -12,6 +12,8 @@ from atoll.job import Job, tree
 from atoll.learn.algorithm import Algorithm, fedadam
 from atoll.learn.compress import topk
 from atoll.learn.fednova import fednova
+from atoll.learn.gossip import gossip
+from atoll.learn.qfedavg import qfedavg
 from atoll.learn.quantise import int2, int8
 from atoll.learn.ring import ring
 from atoll.learn.scaffold import scaffold
@@ -66,6 +68,10 @@ def test_a_job_file_names_the_parts() -> None:
 def test_parts_that_fit_neither_place_are_refused() -> None:
     with pytest.raises(CompositionError, match="takes a step on the mean"):
         small(up=thin())
+    with pytest.raises(CompositionError, match="send each other models"):
+        small(gossip())
+    with pytest.raises(CompositionError, match="qfedavg appends a number"):
+        small(qfedavg())
     with pytest.raises(CompositionError, match="both divide the sum"):
         small(up=mean())
 

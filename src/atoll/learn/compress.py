@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, MisuseError
 from ..core.registry import part
 from ..core.rng import Rng
 from ..core.transform import Context, State, Transform, transform
@@ -161,6 +161,8 @@ def _remembering(name: str, squash: Squash) -> Transform:
 
     def out(update: Update, e: State, ctx: Context) -> tuple[Update, State]:
         dense(update, name)
+        if update.layout != e.layout:
+            raise MisuseError(f"{name} keeps an error for each leaf of the model, and this update has others")
         v = update.buffer + e.buffer
         with np.errstate(all="ignore"):
             code = squash(v, ctx) if isfinite(np.dot(v, v)) else None

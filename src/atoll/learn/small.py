@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..core.errors import CompositionError
 from ..core.registry import part
 from ..core.transform import Transform, chain
 from .algorithm import Algorithm, fedavg
@@ -22,6 +23,16 @@ def small(
     """
     inner, up = of or fedavg(), up or int2()
     steps = inner.chain.steps
+    if inner.protocol is not None and inner.protocol.client is not None:
+        raise CompositionError(
+            f"clients of {inner.name} send each other models, not updates, and {up} makes updates small"
+        )
+    foreign = next((t for t in steps if t.adds and t.silent), None)
+    if foreign is not None:
+        raise CompositionError(
+            f"{inner.name} appends a number to each update while it trains, and {up} would round it:"
+            " leave out one of them"
+        )
     ends = (i for i, t in enumerate(steps) if t.adds or t.sets_bound is not None or t.gives == "ring")
     last = next(ends, len(steps))
     before = () if down is None else (down,)

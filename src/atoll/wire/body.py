@@ -249,9 +249,12 @@ def answer_of(checked: Checked, path: Path) -> Answer:
     except (TypeError, ValueError):
         raise CodecError("an answer's arrays do not stand where they were said to") from None
     answer = assemble(checked.values, arrays, checked.layout)
-    for _, reply in (*answer.replies, *(answer.partial if checked.values.form == "gather" else ())):
-        if isinstance(reply.update, Coded) and reply.update.layout.size > _LARGE:
-            reply.update.spool(path.parent)
+    try:
+        for _, reply in (*answer.replies, *(answer.partial if checked.values.form == "gather" else ())):
+            if isinstance(reply.update, Coded) and reply.update.layout.size > _LARGE:
+                reply.update.spool(path.parent)
+    except OSError as error:
+        raise StateError(f"there is no room to unpack an answer: {error.strerror}") from None
     return answer
 
 

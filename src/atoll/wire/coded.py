@@ -16,6 +16,7 @@ places or raises CodecError, and takes memory in proportion to `size`, not to wh
 
 from __future__ import annotations
 
+import os
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -135,12 +136,14 @@ class Coded(Update):
     @property
     def sent(self) -> int:
         """Bytes of it on the wire, where numbers travel as they are if that is shorter."""
-        return min(self.packed.nbytes, self.layout.size * self.code.dtype.itemsize)
+        return min(self.packed.nbytes, self.layout.size * int(self.packed[1]))
 
     def spool(self, folder: Path) -> None:
-        """Keep the numbers in a nameless file in `folder` instead of in memory."""
+        """Keep the numbers in a nameless file in `folder` instead of memory. Raises OSError without room."""
         code = self.code
         with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # or writing to the map would end the process on a full disk
+                os.posix_fallocate(file.fileno(), 0, code.size * code.dtype.itemsize)
             file.truncate(code.size * code.dtype.itemsize)
             numbers = np.memmap(file, code.dtype, "r+", shape=(code.size,)).view(np.ndarray)
         code.numbers(numbers)
