@@ -55,10 +55,8 @@ def topk(fraction: float = 0.01, bits: int | None = None, *, exact: bool = False
     a few per cent more or fewer are sent than asked for; with `exact` it is exact, at thirty times the time.
     Of equal magnitudes at an exact threshold the first in leaf order stay.
     """
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction must be above 0 and at most 1, got {fraction}")
-    if bits not in (None, 1, 2, 4, 8):
-        raise ConfigError(f"bits must be 1, 2, 4 or 8, or left out, got {bits}")
+    share(fraction)
+    _width(bits)
 
     def some(v: Array, ctx: Context) -> Code | None:
         where = largest(v, fraction, ctx.key, exact=exact)
@@ -76,10 +74,8 @@ def randomk(fraction: float = 0.01, bits: int | None = None, seed: int = 0) -> T
     (random mask), with error feedback in place of their scaling. `bits`: as in topk(). The sum of such
     updates is 0 where each of them is: `drawn(size, fraction, seed, round)` names the other places.
     """
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction must be above 0 and at most 1, got {fraction}")
-    if bits not in (None, 1, 2, 4, 8):
-        raise ConfigError(f"bits must be 1, 2, 4 or 8, or left out, got {bits}")
+    share(fraction)
+    _width(bits)
 
     def some(v: Array, ctx: Context) -> Code | None:
         where = drawn(v.size, fraction, seed, ctx.round)
@@ -87,6 +83,17 @@ def randomk(fraction: float = 0.01, bits: int | None = None, seed: int = 0) -> T
 
     few = "" if bits is None else f", bits={bits}"
     return _remembering(f"randomk({fraction:g}{few})", some)
+
+
+def share(fraction: float) -> None:
+    """Raise ConfigError unless it is above 0 and at most 1."""
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"fraction must be above 0 and at most 1, got {fraction}")
+
+
+def _width(bits: int | None) -> None:
+    if bits not in (None, 1, 2, 4, 8):
+        raise ConfigError(f"bits must be 1, 2, 4 or 8, or left out, got {bits}")
 
 
 def drawn(size: int, fraction: float, seed: int, round: int) -> Drawn:

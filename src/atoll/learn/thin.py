@@ -18,11 +18,10 @@ from math import isfinite
 
 import numpy as np
 
-from ..core.errors import ConfigError
 from ..core.registry import part
 from ..core.transform import Context, State, Transform, transform
 from ..core.update import Update
-from .compress import largest
+from .compress import largest, share
 from .quantise import dense
 
 
@@ -32,8 +31,7 @@ def thin(fraction: float = 0.05) -> Transform:
 
     What is left waits at the coordinator. It stands before the mean: `chain(thin(), mean(), int2())`.
     """
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction must be above 0 and at most 1, got {fraction}")
+    share(fraction)
     name = f"thin({fraction:g})"
     back = partial(_back, name, fraction)
     return transform(name, back=back, init=_nothing, keeps="back", on_mean=True, whole=True)

@@ -63,7 +63,7 @@ class Drawn(NamedTuple):
         return np.asarray((edges[:-1] + random % np.diff(edges)).astype(np.int64))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Code:
     """Numbers of an update of `size` numbers of `dtype` (float32 or float64); elsewhere it is 0.
 
@@ -272,6 +272,7 @@ def _gaps(where: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def _listed(gaps: NDArray[np.uint8], count: int, size: int) -> NDArray[np.int64]:
+    """The places again: increasing and different, as no gap is negative. Raises CodecError."""
     ends = gaps != _FAR
     if np.count_nonzero(ends) != count or (gaps.size and not ends[-1]):
         raise CodecError(f"expected {count} places in a compact update")
@@ -298,6 +299,7 @@ def _narrow(levels: Array, bits: int) -> NDArray[np.uint8]:
 
 
 def _wide(packed: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint8]:
+    """The inverse of `_narrow`. Raises CodecError where what is left over is not 0."""
     if bits == 8:
         return packed
     if bits == 1:
@@ -334,15 +336,14 @@ def _zipped(data: memoryview) -> bytes | None:
 
     if len(data) < 64:
         return None
+    # Numbers repeat by chance: to look for long runs only is twice as quick, and the result a tenth shorter.
     how = zstandard.ZstdCompressionParameters.from_level(1, source_size=len(data), hash_log=6, min_match=7)
     pack = zstandard.ZstdCompressor(compression_params=how).compress
     if len(data) > _LARGE:
         middle = (len(data) - _SAMPLE) // 2
         if len(pack(data[middle : middle + _SAMPLE])) > _PAYS * _SAMPLE:
             return None
-    return pack(
-        data
-    )  # numbers repeat by chance: looking for nothing but long runs is quicker and a tenth shorter
+    return pack(data)
 
 
 class _Streams:
