@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -193,6 +194,7 @@ def test_an_update_that_is_coded_is_an_update_like_any_other() -> None:
     assert update["b"].shape == (30,) and not update.buffer.flags.writeable
     assert update + update == same + same and type(update + update) is Update
     assert type(update.pick(lambda n: n == "w")) is Update
+    assert deepcopy(update) == update
     assert update.sent == update.packed.nbytes < same.buffer.nbytes / 3
     with pytest.raises(MisuseError, match="a code of 1230 numbers, got 5"):
         Coded(LAYOUT, replace(code, size=5))

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import CodecError, MisuseError
 from ..core.rng import Rng
-from ..core.update import Layout, Update
+from ..core.update import Layout, Update, blocks
 
 Array = NDArray[Any]
 
@@ -41,7 +41,7 @@ ALL, LISTED, DRAWN = range(3)
 _HEAD = struct.Struct("<4BQQ")  # where, itemsize of the update, bits, 0; how many numbers; the key
 _STREAM = struct.Struct("<QQ")  # bytes unpacked, bytes here; equal where they are not packed
 _FAR = 255  # a gap byte that says: go on as far, and read the next one
-_SAMPLE = 1 << 16  # bytes that are packed to see whether packing pays
+_SAMPLE = 1 << 16  # bytes, or numbers, that are packed to see whether packing pays
 _LARGE = 1 << 18  # bytes; of shorter streams no sample is taken
 _PAYS = 0.95  # of its length, at most, for a sample
 _SAVES = 0.9  # of a plain update, at most
@@ -120,6 +120,9 @@ class Coded(Update):
         self._code: Code | None = code
         self._numbers: Array | None = None
 
+    def __reduce__(self) -> tuple[type[Coded], tuple[Layout, Code, Array]]:
+        return Coded, (self.layout, self.code, self.packed)
+
     @property
     def code(self) -> Code:
         """What the packed bytes say."""
@@ -190,9 +193,14 @@ def lossless(x: Array) -> NDArray[np.uint8]:
     Where three in four are 0, only the others and their places are packed; else the bytes of equal weight, of
     which exponents pack well and the lowest do not.
     """
-    held = np.flatnonzero(x.view(f"<u{x.itemsize}"))  # by its bits: a negative zero is kept as well
-    few = len(held) * 4 < x.size
-    return encode(Code(x.size, x.dtype.newbyteorder("<"), held if few else None, x[held] if few else x))
+    dtype, raw = (
+        x.dtype.newbyteorder("<"),
+        x.view(f"<u{x.itemsize}"),
+    )  # by bits: a negative zero is kept as well
+    if np.count_nonzero(raw) * 4 >= x.size:
+        return encode(Code(x.size, dtype, None, x))
+    held = np.flatnonzero(raw)
+    return encode(Code(x.size, dtype, held, x[held]))
 
 
 def shortest(update: Update, *, packs: bool) -> Array:
@@ -205,6 +213,10 @@ def shortest(update: Update, *, packs: bool) -> Array:
     x = update.buffer
     if not packs or x.nbytes < _WORTH or x.size >> 32:
         return x
+    if x.size > 4 * _SAMPLE:
+        middle = x[x.size // 2 :][:_SAMPLE]
+        if lossless(middle).nbytes > _SAVES * middle.nbytes:
+            return x
     packed = lossless(x)
     return packed if packed.nbytes < _SAVES * x.nbytes else x
 
@@ -318,7 +330,12 @@ def _wide(packed: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint8]
 def _planes(values: Array) -> NDArray[np.uint8]:
     """(itemsize, k): the first bytes of all numbers, then the second ones, …: alike, so they pack well."""
     flat = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    return np.ascontiguousarray(flat.view(np.uint8).reshape(-1, values.dtype.itemsize).T)
+    raw = flat.view(np.uint8).reshape(-1, values.dtype.itemsize)
+    planes = np.empty(raw.shape[::-1], np.uint8)
+    for block in blocks(len(raw), _SAMPLE):
+        for j, plane in enumerate(planes):
+            plane[block] = raw[block, j]
+    return planes
 
 
 def _packed(stream: Array) -> bytes:
