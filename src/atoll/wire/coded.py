@@ -193,10 +193,8 @@ def lossless(x: Array) -> NDArray[np.uint8]:
     Where three in four are 0, only the others and their places are packed; else the bytes of equal weight, of
     which exponents pack well and the lowest do not.
     """
-    dtype, raw = (
-        x.dtype.newbyteorder("<"),
-        x.view(f"<u{x.itemsize}"),
-    )  # by bits: a negative zero is kept as well
+    dtype = x.dtype.newbyteorder("<")
+    raw = x.view(f"<u{x.itemsize}")  # by its bits: a negative zero is kept as well
     if np.count_nonzero(raw) * 4 >= x.size:
         return encode(Code(x.size, dtype, None, x))
     held = np.flatnonzero(raw)
@@ -252,7 +250,9 @@ def decode(data: Array, size: int) -> Code:
     if kind > DRAWN or itemsize not in (4, 8) or bits not in (0, *BITS) or zero or (key and kind != DRAWN):
         raise CodecError("expected the head of a compact update")
     if size >> 32 or count > size or (kind == ALL and count != size):
-        raise CodecError(f"expected at most {size} numbers in a compact update, got {count}")
+        raise CodecError(
+            f"expected at most {size} numbers in a compact update, all of them where it names none"
+        )
     streams = _Streams(raw[_HEAD.size :])
     where: Any = Drawn(count, key) if kind == DRAWN else None
     if kind == LISTED:
