@@ -1,6 +1,6 @@
 """`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`.
 
-`python -m bench faults`, `private`, `secagg` and `wire` have options of their own.
+`python -m bench comms`, `faults`, `private`, `secagg` and `wire` have options of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import faults, private, secagg, simulate, wire
+from . import comms, faults, private, secagg, simulate, wire
 from .rows import Disagreement, Row, table
 
 # A suite answers rows; other files add theirs here.
@@ -22,7 +22,13 @@ SUITES: dict[str, tuple[Callable[..., list[Row]], ...]] = {"simulate": (simulate
 def main(words: list[str] | None = None) -> int:
     """Print the table, write the file; 1 where two sides disagree."""
     words = sys.argv[1:] if words is None else words
-    own = {"faults": faults.main, "private": private.main, "secagg": secagg.main, "wire": wire.main}
+    own = {
+        "comms": comms.main,
+        "faults": faults.main,
+        "private": private.main,
+        "secagg": secagg.main,
+        "wire": wire.main,
+    }
     if words and words[0] in own:
         return own[words[0]](words[1:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)

@@ -19,13 +19,16 @@ from atoll.core.compose import check, table
 from atoll.core.errors import CompositionError
 from atoll.core.transform import Transform, chain
 from atoll.learn.algorithm import Algorithm
-from atoll.learn.compress import sign, topk
+from atoll.learn.compress import randomk, sign, topk
 from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
+from atoll.learn.quantise import int2, int8
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
+from atoll.learn.rotate import rotate
 from atoll.learn.server import adam, mean, sgd
+from atoll.learn.thin import thin
 from atoll.privacy.dp import clip, gaussian
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "composition.md"
@@ -33,11 +36,16 @@ PARTS: Sequence[tuple[Transform, str]] = (
     (adam(), "Adam on the server; adagrad and yogi are like it"),
     (sgd(lr=1.0, momentum=0.9), "SGD with momentum on the server"),
     (settle(0.1), "FedDyn's step on the server"),
+    (thin(0.5), "moves only some of the model's numbers a round, those that want to move most"),
     (mean(), "divides the sum by the total weight"),
     (nova(), "FedNova: per local step at the client, times the mean number of steps on the server"),
     (stay(), "leaves that never leave their client"),
+    (rotate(), "a random rotation of each leaf, undone on the sum"),
     (topk(0.1), "the largest entries, with error feedback"),
+    (randomk(0.5), "entries drawn for all clients alike, with error feedback"),
     (sign(), "signs, with error feedback"),
+    (int8(), "eight bits a number, right in the mean; int4 is like it"),
+    (int2(), "two bits a number, right in the mean"),
     (clip(1.0), "bounds the L2 norm of an update"),
     (ring(32), "fixed point modulo 2**32, for masks and exact sums"),
 )
@@ -73,7 +81,9 @@ NOISY = """
 ## With noise
 
 Where each part may stand in a private chain: `mean(share=0.1)`, `clip(1)`, `gaussian(1)`, and every client
-weighs the same.
+weighs the same. Error feedback adds what it kept back, and rounding may lengthen: both stand before the clip,
+which bounds all that leaves the client. Noise within the learner (example level) has no clip in the chain,
+and they come after it.
 
 """
 PLACES = ("left of the mean", "before the clip", "between clip and noise", "nearest the wire")

@@ -56,7 +56,7 @@ from .data import (
 from .job import Job, flat, tree
 from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
 from .learn.buffered import fedasync, fedbuff
-from .learn.compress import sign, topk
+from .learn.compress import randomk, sign, topk
 from .learn.cyclic import cyclic
 from .learn.dense import linear, logistic, mlp, softmax
 from .learn.ditto import ditto, fine_tune
@@ -71,13 +71,17 @@ from .learn.moon import moon
 from .learn.newton import exact_newton, newton_learner
 from .learn.personal import fedbn, fedper, fedrep, stay
 from .learn.qfedavg import qfedavg
+from .learn.quantise import int2, int4, int8
 from .learn.ring import ring
 from .learn.robust import Buckets, Gather
+from .learn.rotate import rotate
 from .learn.scaffold import scaffold
 from .learn.secure import secure_sum
 from .learn.select import everyone, poisson, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
+from .learn.small import small
 from .learn.stop import early
+from .learn.thin import thin
 from .privacy.dp import clip, gaussian
 from .run import Run, simulate
 from .simulate.faults import Crash, Partition, World, constant, exponential, lognormal, uniform
@@ -208,6 +212,9 @@ __all__ = [
     "heterogeneity",
     "hierarchical",
     "iid",
+    "int2",
+    "int4",
+    "int8",
     "labels",
     "linear",
     "load_data",
@@ -230,7 +237,9 @@ __all__ = [
     "power_of_choice",
     "qfedavg",
     "quantity",
+    "randomk",
     "ring",
+    "rotate",
     "run_client",
     "run_coordinator",
     "run_edge",
@@ -245,11 +254,13 @@ __all__ = [
     "similarity",
     "simulate",
     "sklearn_learner",
+    "small",
     "softmax",
     "spread",
     "standardise",
     "statistics",
     "stay",
+    "thin",
     "topk",
     "torch_learner",
     "transform",

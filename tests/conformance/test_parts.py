@@ -9,15 +9,18 @@ import pytest
 
 from atoll.core.aggregate import Sum
 from atoll.core.transform import Transform, chain, only, transform
-from atoll.learn.compress import sign, topk
+from atoll.learn.compress import randomk, sign, topk
 from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
 from atoll.learn.qfedavg import fair
+from atoll.learn.quantise import int2, int4, int8
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
+from atoll.learn.rotate import rotate
 from atoll.learn.scaffold import share
 from atoll.learn.server import adagrad, adam, mean, sgd, yogi
+from atoll.learn.thin import thin
 from atoll.privacy.dp import clip
 from atoll.testing import check_aggregator, check_transform
 
@@ -25,6 +28,19 @@ OURS = [
     *(mean(), mean(over=3.0), sgd(), sgd(0.5, 0.9), adagrad(), adam(), yogi()),
     *(nova(), nova(0.9), settle(0.1), share(), only("w", share()), stay("b")),
     *(topk(0.3), sign(), clip(0.5), clip(99.0), ring(), ring(64, 2.0**20, 2.0**20)),
+    *(
+        int8(),
+        int4(),
+        int2(),
+        rotate(),
+        randomk(0.5),
+        thin(0.5),
+        topk(0.3, bits=8),
+        topk(0.5, bits=1),
+        topk(0.3, exact=True),
+    ),
+    chain(mean(), rotate(), int4()),
+    chain(mean(), topk(0.5), int8(), clip(0.5)),
     chain(adam(), mean(), stay("b"), topk(0.3), clip(0.5), ring()),
     chain(nova(), mean(), ring()),
     chain(),

@@ -36,13 +36,13 @@ def test_clip_leaves_a_diverged_update_for_the_aggregator_to_refuse(bad) -> None
 
 
 def test_sign_by_hand() -> None:
-    # ||v||_1 / d = 8 / 4 = 2; what is kept back is added to the next update
+    # ||v||_1 / d = 8 / 4 = 2; what is kept back is added to the next update; a zero is positive
     part = sign()
     sent, e = part.out(V, part.start(V, "out"), CTX)
-    assert sent.buffer.tolist() == [2.0, -2.0, 0.0, -2.0]
-    assert e.buffer.tolist() == [1.0, 1.0, 0.0, -2.0]
+    assert sent.buffer.tolist() == [2.0, -2.0, 2.0, -2.0]
+    assert e.buffer.tolist() == [1.0, 1.0, -2.0, -2.0]
     sent, _ = part.out(V.zeros(), e, CTX)
-    assert sent.buffer.tolist() == [1.0, 1.0, 0.0, -1.0]
+    assert sent.buffer.tolist() == [1.5, 1.5, -1.5, -1.5]
 
 
 def test_topk_by_hand() -> None:

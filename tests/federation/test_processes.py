@@ -88,6 +88,30 @@ def test_the_same_job_in_three_ways_of_talking(tmp_path: Path, nursery: Nursery,
         whole(fed, run)
 
 
+SMALL = {
+    **JOB,
+    "rounds": 3,
+    "learner": {"name": "mlp", "hidden": [256], "lr": 0.1},
+    "algorithm": {"name": "small", "up": {"name": "topk", "fraction": 0.1, "bits": 8}, "down": "thin"},
+}
+
+
+def test_compact_updates_through_real_gates_give_the_simulations_bytes(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    """A client is killed once it has kept an upload: what it holds back is what the server lacks."""
+    with Federation(tmp_path, SMALL, nursery=nursery, transport="grpc") as fed:
+        for name in fed.names:
+            fed.start(name, failpoints="uplink.kept.after:2:kill" if name == "client-1" else "")
+        gathered(fed)
+        run = fed.submit()
+        fed.until(lambda: fed.dead("client-1"), what="it to die")
+        fed.start("client-1")
+        fed.finished(run)
+        fed.stop(*fed.names)
+        whole(fed, run, rounds=3)
+
+
 def listening(fed: Federation) -> int:
     ports = json.loads((fed.place("coordinator") / "ports.json").read_text())
     return int(ports["listen"].rpartition(":")[2])

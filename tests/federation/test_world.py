@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.federation.faults import DATA, TABLE, expected, leaves, troubled
-from tests.federation.world import World, run
+from tests.federation.world import Link, World, run
 
 FOUND = (200, 3113, 5709)  # seeds that broke something once, beyond the first two hundred
 
@@ -94,3 +94,42 @@ def test_after_a_restart_everybody_is_seen_again(tmp_path):
         await world.until(lambda: world.alive() and len(world.online()) == everybody)
 
     run(main())
+
+
+@pytest.mark.parametrize("edges", [0, 2])
+@pytest.mark.parametrize("algorithm", [{"up": "int8"}, {"up": {"name": "topk", "fraction": 0.1, "bits": 8}}])
+def test_compact_updates_give_the_bytes_of_the_simulation_and_few_are_sent(
+    tmp_path, monkeypatch, edges, algorithm
+):
+    """What clients upload is counted frame by frame, plain values, hashes and metrics included."""
+    table = {**TABLE, "learner": {"name": "mlp", "hidden": [256], "lr": 0.1}}
+    sent: dict[str, int] = {}
+
+    def counted(link, upload, frames, start):
+        async def each():
+            async for frame in frames:
+                sent[name] = sent.get(name, 0) + len(frame)
+                yield frame
+
+        name = link.mine.name
+        return inner(link, upload, each(), start)
+
+    inner = Link.upload
+    monkeypatch.setattr(Link, "upload", counted)
+
+    async def main(place, this):
+        world = World(place, DATA, edges=edges)
+        world.start_all()
+        await world.gathered()
+        run_id = world.submit(this, 5)
+        record = await world.finished(run_id)
+        assert record["state"] == "done", record
+        found = sum(size for name, size in sent.items() if name.startswith("client-"))
+        sent.clear()
+        return leaves(world.params(run_id)), found
+
+    small = {**table, "algorithm": {"name": "small", **algorithm}}
+    found, few = run(main(tmp_path / "small", small))
+    assert found == expected(small, 5)
+    _, many = run(main(tmp_path / "plain", table))
+    assert 0 < few < 0.45 * many

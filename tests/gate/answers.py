@@ -14,7 +14,10 @@ from atoll.core.aggregate import Reply, Sum, fold, points
 from atoll.core.edge import Answer, Task
 from atoll.core.metrics import AUC, Count, Mean
 from atoll.core.rng import Rng
+from atoll.core.transform import Context, Transform
 from atoll.core.update import Rows, Update
+from atoll.learn.compress import sign, topk
+from atoll.learn.quantise import int8
 from atoll.learn.robust import Buckets, Gather
 from atoll.wire.body import Checked, Section, answer_message, layout_of, limits
 from atoll.wire.codec import HEADER, Message, encode
@@ -48,7 +51,8 @@ CLIENTS = (1, 2, 3, 4)
 class Round:
     """One round over a small model: what is asked, and the honest answers to it.
 
-    `form`: how the answer travels; `bits`: of a ring; `wide`: a float64 model; `table`: a sparse leaf.
+    `form`: how the answer travels; `bits`: of a ring; `wide`: a float64 model; `table`: a sparse leaf;
+    `part`: makes updates compact.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Round:
         bits: int | None = None,
         wide: bool = False,
         table: bool = False,
+        part: Transform | None = None,
         n: int = 40,
     ) -> None:
         rng = np.random.default_rng(7)
@@ -65,7 +70,7 @@ class Round:
         leaves = {"w": rng.normal(size=(n, 7)).astype(dtype), "b": np.ones(7, dtype), "s": np.ones((), dtype)}
         self.params = Update.of(leaves)
         self.layout = self.params.layout
-        self.form, self.bits, self.wide, self.table = form, bits, wide, table
+        self.form, self.bits, self.wide, self.table, self.part = form, bits, wide, table, part
         at = points(self.params, len(CLIENTS), 64.0)
         self.points = replace(at, tables={"t": 30}) if table else at
         rules = {"gather": Gather(median), "buckets": Buckets(2, median)}
@@ -85,7 +90,10 @@ class Round:
         if self.table:
             ids = np.sort(rng.choice(50, 6, replace=False))
             rows = {"t": Rows(ids, rng.normal(size=(6, 3)).astype("f4"))}
-        return Reply(Update(self.layout, numbers, rows=rows), 2.0 * client, metrics)
+        update = Update(self.layout, numbers, rows=rows)
+        if self.part is not None:
+            update, _ = self.part.out(update, update.zeros(), Context(Rng.of(client)))
+        return Reply(update, 2.0 * client, metrics)
 
     @property
     def edge(self) -> bool:
@@ -122,6 +130,10 @@ ROUNDS = {
     "raw wide": {"wide": True},
     "raw ring": {"bits": 20},
     "raw sparse": {"table": True},
+    "raw int8": {"part": int8()},
+    "raw topk": {"part": topk(0.1)},
+    "raw wide topk": {"part": topk(0.2, bits=4), "wide": True},
+    "gather sign": {"form": "gather", "part": sign()},
     "sum": {"form": "sum"},
     "sum wide": {"form": "sum", "wide": True},
     "sum ring": {"form": "sum", "bits": 20},

@@ -11,6 +11,7 @@ import numpy as np
 from atoll.core.metrics import Mean, to_plain
 from atoll.core.update import Update
 from atoll.wire.codec import Message
+from atoll.wire.coded import compact
 from atoll.wire.packed import pack
 from atoll.wire.values import Part, Said, Values
 from tests.gate.answers import REQUEST, RUN, Round, forged, opened
@@ -200,6 +201,8 @@ def _numbers(draw: Draw, asked: Round, message: Message) -> Message | None:
     elif x.dtype.kind == "f":
         odd = [np.nan, np.inf, -np.inf] + ([3e38, -3e38] if asked.form == "raw" and x.dtype == "f4" else [])
         x.reshape(-1)[int(draw.integers(x.size))] = _pick(draw, odd)
+    elif compact(x):
+        _code(draw, x)
     elif asked.bits and asked.form == "raw":
         x[-1, int(draw.integers(x.shape[1]))] |= 0xF0
     else:
@@ -207,6 +210,22 @@ def _numbers(draw: Draw, asked: Round, message: Message) -> Message | None:
         full[int(draw.integers(x.shape[1]))] = _pick(draw, [2**62, -(2**63), -(2**62), 2**63 - 1])
         x = pack(full)
     return forged(message, **{name: x})
+
+
+def _code(draw: Draw, x: np.ndarray) -> None:
+    """The head of a compact update, changed in place so that it is none of this model."""
+    _pick(
+        draw,
+        [
+            lambda: x.__setitem__(0, int(draw.integers(3, 256))),
+            lambda: x.__setitem__(1, int(draw.choice([0, 1, 2, 3, 5, 6, 7, 9, 16, 64, 255]))),
+            lambda: x.__setitem__(2, int(draw.choice([3, 5, 6, 7, 9, 16, 64, 255]))),
+            lambda: x.__setitem__(3, int(draw.integers(1, 256))),
+            lambda: x.__setitem__(slice(6, 12), int(draw.integers(1, 256))),
+            lambda: x.__setitem__(slice(22, 28), int(draw.integers(1, 256))),
+            lambda: x.__setitem__(slice(30, 36), int(draw.integers(1, 256))),
+        ],
+    )()
 
 
 def _shape(draw: Draw, asked: Round, message: Message) -> Message | None:

@@ -157,13 +157,23 @@ def first(x: np.ndarray, value: Any) -> np.ndarray:
     return changed
 
 
+def scaled(code: np.ndarray, scale: float) -> np.ndarray:
+    changed = code.copy()
+    changed[36:40] = np.array([scale], "<f4").view("u1")  # after the head and the lengths of its stream
+    return changed
+
+
 ARRAYS: list[tuple[str, str, Callable[[dict[str, Any]], dict[str, Any]], str]] = [
     ("raw", "nan", lambda a: {"1": first(a["1"], np.nan)}, "client 2's leaf 'w' holds a NaN"),
     ("raw", "inf", lambda a: {"1": first(a["1"], -np.inf)}, "infinity"),
     ("raw", "huge", lambda a: {"1": first(a["1"], 1e9)}, "range"),
     ("raw", "signed zero counts as small", lambda a: {"1": first(a["1"], 3e38)}, "range"),
     ("raw", "whole numbers", lambda a: {"1": a["1"].astype("i4")}, "type"),
-    ("raw", "bytes", lambda a: {"1": a["1"].view("u1")}, "numbers of the type"),
+    ("raw", "bytes", lambda a: {"1": a["1"].view("u1")}, "head of a compact"),
+    ("raw int8", "another size", lambda a: {"1": a["1"].copy()[:-9]}, "another length"),
+    ("raw int8", "two axes", lambda a: {"1": a["1"][None]}, "numbers of the type"),
+    ("raw int8", "a NaN scale", lambda a: {"1": scaled(a["1"], np.nan)}, "scales from 0"),
+    ("raw int8", "beyond the range", lambda a: {"1": scaled(a["1"], 1e9)}, "client 2's leaf 'w' is beyond"),
     ("raw", "one short", lambda a: {"1": a["1"][:-1]}, "numbers of the type"),
     ("raw", "one over", lambda a: {"1": np.append(a["1"], a["1"][:1])}, "numbers of the type"),
     ("raw", "with rows", lambda a: {"1": np.ones((500, 288), "f4")}, "numbers of the type"),

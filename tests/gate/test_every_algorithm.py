@@ -15,12 +15,14 @@ from atoll.core.protocol import Party
 from atoll.core.transform import chain
 from atoll.job import Job, Tree
 from atoll.learn import rounds
-from atoll.learn.algorithm import Roles
+from atoll.learn.algorithm import Algorithm, Roles
 from atoll.learn.buffered import fedasync, fedbuff
-from atoll.learn.compress import topk
+from atoll.learn.compress import randomk, sign, topk
 from atoll.learn.dense import mlp
+from atoll.learn.quantise import int2, int8
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
+from atoll.learn.rotate import rotate
 from atoll.learn.secure import secure_sum
 from atoll.learn.select import sample
 from atoll.learn.server import adam, mean
@@ -38,6 +40,12 @@ OTHERS = {
     "adam": chain(adam(), mean(), clip(1.0)),
     "ring": chain(mean(), clip(1.0), ring(24, largest=1.0, total=2.0**10)),
     "topk": chain(mean(), topk(0.1)),
+    "topk in 8 bits": chain(mean(), topk(0.1, bits=8), clip(1.0)),
+    "randomk": chain(mean(), randomk(0.5, bits=4)),
+    "sign": chain(mean(), sign()),
+    "int8": chain(mean(), int8()),
+    "int2, rotated": chain(mean(), rotate(), int2()),
+    "median of int8": Algorithm("median of int8", chain(mean(), int8()), rule=Gather(median)),
     "median": Gather(median),
     "buckets": Buckets(3, median),
     "fedbuff": fedbuff(size=2),
@@ -109,7 +117,7 @@ def test_the_model_is_that_of_a_simulation(name: str, tmp_path, monkeypatch) -> 
     assert passed.params == straight.params
     assert passed.sites == straight.sites
     assert passed.history[-1].get("train") == straight.history[-1].get("train")
-    partial = {"median": "gather", "buckets": "buckets"}.get(name, "sum")
+    partial = {"median": "gather", "median of int8": "gather", "buckets": "buckets"}.get(name, "sum")
     assert wire.forms >= {"raw", partial, "sites"}
 
 

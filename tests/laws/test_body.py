@@ -33,6 +33,7 @@ from atoll.wire.body import (
     task_of,
 )
 from atoll.wire.codec import Message, decode, encode
+from atoll.wire.coded import Code, Coded
 from atoll.wire.packed import pack, unpack, width
 from atoll.wire.values import REASON
 
@@ -59,7 +60,7 @@ metric = st.one_of(
 )
 metrics = st.dictionaries(names, metric, max_size=3)
 weights = st.floats(0, 2.0**20)
-kinds = st.sampled_from(["<f4", "<f8", "ring", "sparse"])
+kinds = st.sampled_from(["<f4", "<f8", "ring", "sparse", "coded"])
 
 
 @st.composite
@@ -67,6 +68,9 @@ def updates(draw: st.DrawFn, layout: Layout, kind: str, bits: int) -> Update:
     if kind == "ring":
         top = st.integers(0, 2**bits - 1)
         return Update(layout, draw(hnp.arrays("<u8", layout.size, elements=top)), bits=bits)
+    if kind == "coded":
+        where = np.flatnonzero(draw(hnp.arrays(np.bool_, layout.size)))
+        return Coded(layout, Code(layout.size, np.dtype("<f4"), where, draw(hnp.arrays("<f4", len(where)))))
     rows = {}
     if kind == "sparse":
         for name in draw(st.lists(st.sampled_from(["t1", "täble", "t3"]), unique=True, max_size=3)):
@@ -82,7 +86,7 @@ def updates(draw: st.DrawFn, layout: Layout, kind: str, bits: int) -> Update:
 @st.composite
 def replies(draw: st.DrawFn, real: bool = False) -> tuple[tuple[int, Reply], ...]:
     layout, bits = draw(layouts), draw(st.integers(1, 64))
-    kind = draw(st.sampled_from(["<f4", "<f8", "sparse"]) if real else kinds)
+    kind = draw(st.sampled_from(["<f4", "<f8", "sparse", "coded"]) if real else kinds)
     clients = draw(st.lists(ids, unique=True, min_size=1, max_size=3))
     return tuple((c, Reply(draw(updates(layout, kind, bits)), draw(weights), draw(metrics))) for c in clients)
 

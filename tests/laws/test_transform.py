@@ -14,16 +14,21 @@ from atoll.core.errors import CompositionError, MisuseError
 from atoll.core.rng import Rng
 from atoll.core.transform import Context, Transform, chain, only, transform
 from atoll.core.update import Update
-from atoll.learn.compress import sign, topk
+from atoll.learn.compress import randomk, sign, topk
 from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
+from atoll.learn.quantise import int2, int8
 from atoll.learn.ring import ring
+from atoll.learn.rotate import rotate
 from atoll.learn.server import adam, mean, sgd
 from atoll.privacy.dp import clip
 
 CTX = Context(Rng.of(0), steps=3)
 LIKE = Update.of({"own/v": np.zeros(2), "w": np.zeros(4)})
-PARTS = [adam(), sgd(0.5, 0.9), mean(), nova(), stay(), topk(0.5), sign(), clip(1.0), ring(40, 64.0, 64.0)]
+PARTS = [
+    *(adam(), sgd(0.5, 0.9), mean(), nova(), stay(), rotate(), topk(0.5), sign(), int8(), int2()),
+    *(clip(1.0), ring(40, 64.0, 64.0)),
+]
 parts = st.sampled_from(PARTS)
 
 
@@ -65,6 +70,8 @@ LINEAR = [
     chain(mean(), ring(40, 64.0, 64.0)),
     chain(nova(), mean()),
     chain(nova(), mean(), ring(40, 64.0, 64.0)),
+    chain(mean(), rotate()),
+    chain(nova(), rotate(), mean(), ring(40, 64.0, 64.0)),
 ]
 
 
@@ -90,7 +97,18 @@ def test_clip_bounds_and_leaves_the_rest_alone(k: int, norm: float, scale: float
         assert sent.norm() == pytest.approx(norm, rel=1e-5)
 
 
-@given(st.sampled_from([sign(), topk(0.3), topk(1e-9)]), st.integers(1, 8))
+FEEDBACK = [
+    sign(),
+    topk(0.3),
+    topk(1e-9),
+    topk(0.3, bits=8),
+    topk(0.5, bits=1),
+    randomk(0.5),
+    randomk(0.3, bits=2),
+]
+
+
+@given(st.sampled_from(FEEDBACK), st.integers(1, 8))
 def test_error_feedback_loses_nothing_over_time(part: Transform, rounds: int) -> None:
     state, sent = part.start(LIKE, "out"), LIKE
     for k in range(rounds):

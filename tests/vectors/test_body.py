@@ -16,6 +16,7 @@ from atoll.core.rng import Rng
 from atoll.core.update import Layout, Leaf, Rows, Update
 from atoll.wire.body import answer_message, ask_head, read_answer, task_of
 from atoll.wire.codec import Message, decode, encode
+from atoll.wire.coded import Code, Coded, Drawn
 from tests.laws.test_body import same
 
 VECTORS = json.loads(Path(__file__).with_name("body.json").read_text(encoding="utf-8"))
@@ -64,8 +65,24 @@ def answer(a: dict[str, Any]) -> Answer:
     for r in a.get("replies", []):
         rows = {n: Rows(np.array(x["ids"], "i8"), np.array(x["values"], "<f4")) for n, x in r["rows"].items()}
         update = Update(leaves, np.array(r["buffer"], r["dtype"]), bits=r["bits"], rows=rows)
+        if "code" in r:
+            update = Coded(leaves, code(r["code"], leaves.size, r["dtype"]))
+            assert update.buffer.tolist() == r["buffer"]
         replies.append((r["client"], Reply(update, r["weight"], metrics(r["metrics"]))))
     return Answer(clients, None, failed, sent, tuple(replies))
+
+
+def code(c: dict[str, Any], size: int, dtype: str) -> Code:
+    """The compact form that a vector describes."""
+    where = c["where"]
+    if isinstance(where, dict):
+        where = Drawn(where["k"], int(where["key"], 16))
+    elif where is not None:
+        where = np.array(where, np.int64)
+    if not c["bits"]:
+        return Code(size, np.dtype(dtype), where, np.array(c["what"], dtype))
+    what, scales = np.array(c["what"], np.uint8), np.array(c["scales"], "<f4")
+    return Code(size, np.dtype(dtype), where, what, c["bits"], scales)
 
 
 @pytest.mark.parametrize("case", VECTORS["asks"], ids=lambda c: c["name"])

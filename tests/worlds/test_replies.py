@@ -16,6 +16,7 @@ from atoll.learn.algorithm import fedadam
 from atoll.learn.buffered import fedbuff
 from atoll.learn.compress import topk
 from atoll.learn.local import Local
+from atoll.learn.quantise import int8
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
 from atoll.learn.select import sample
@@ -33,6 +34,7 @@ ALGORITHMS = {
     "fedadam": fedadam(lr=0.1),
     "ring": chain(mean(), ring(bits=60)),
     "topk": chain(mean(), topk(0.5)),
+    "int8": chain(mean(), int8()),
     "median": Gather(median),
     "buckets": Buckets(3, median),
 }

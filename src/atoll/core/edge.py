@@ -69,8 +69,9 @@ class Answer:
 
 
 def wire(update: Update) -> int:
-    """Bytes of an update's numbers on the wire: its own precision, or its ring's packed bits."""
-    numbers = -(-update.layout.size * update.bits // 8) if update.bits else update.buffer.nbytes
+    """Bytes of an update's numbers on the wire: what it says is `sent`, its ring's packed bits, or all."""
+    packed = -(-update.layout.size * update.bits // 8) if update.bits else getattr(update, "sent", None)
+    numbers = packed or update.buffer.nbytes
     return numbers + sum(r.ids.nbytes + r.values.nbytes for r in update.rows.values())
 
 

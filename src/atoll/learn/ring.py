@@ -17,7 +17,7 @@ from ..core.errors import ConfigError, ProtocolError
 from ..core.registry import part
 from ..core.transform import Context, State, Transform, transform
 from ..core.update import Array, Update
-from .compress import dense
+from .quantise import dense
 from .server import positive
 
 

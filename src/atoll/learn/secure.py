@@ -30,10 +30,10 @@ from ..core.registry import part
 from ..core.update import Layout, Update
 from ..privacy import discrete, dp
 from ..privacy.graph import threshold
-from .compress import dense
 from .exchange import TABLE, Seat
 from .failure import reason
 from .integers import Hidden, Read, Scale
+from .quantise import dense
 from .server import positive
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.errors import ProtocolError
+from ..core.errors import CodecError, ProtocolError
 from ..core.update import Layout, Update
 from .body import opened
+from .coded import Array, compact, decode
 from .plain import Message
 
 
@@ -29,7 +30,7 @@ def only_model(message: Message, layouts: Sequence[Layout], *, most: int = 1 << 
         if arrays and not fits:
             raise ProtocolError("an answer has leaves that the model has not")
         for name, array in arrays.items():
-            if not any(_fits(name, array.shape, array.dtype == np.uint8, layout) for layout in fits):
+            if not any(_fits(name, array, layout) for layout in fits):
                 raise ProtocolError(
                     f"an answer holds an array of shape {list(array.shape)}, which is no leaf"
                 )
@@ -41,9 +42,12 @@ def only_model(message: Message, layouts: Sequence[Layout], *, most: int = 1 << 
             )
 
 
-def _fits(name: str, shape: tuple[int, ...], packed: bool, layout: Layout) -> bool:  # noqa: FBT001
+def _fits(name: str, array: Array, layout: Layout) -> bool:
     """A whole update by its number, or one limb of a leaf as in "0.1.12"; packed ones in at most 8 planes."""
+    shape, packed = array.shape, array.dtype == np.uint8
     match name.split("."):
+        case [number] if number.isdecimal() and compact(array):
+            return _unpacks(array, layout.size)
         case [number] if number.isdecimal():
             size = layout.size
         case [part, limb, leaf] if part.isdecimal() and limb in ("0", "1") and leaf.isdecimal():
@@ -54,3 +58,12 @@ def _fits(name: str, shape: tuple[int, ...], packed: bool, layout: Layout) -> bo
         case _:
             return False
     return shape == ((shape[0], size) if packed and len(shape) == 2 and shape[0] <= 8 else (size,))
+
+
+def _unpacks(code: Array, size: int) -> bool:
+    """Whether a compact update is one of this size, in every byte."""
+    try:
+        decode(code, size)
+    except CodecError:
+        return False
+    return True

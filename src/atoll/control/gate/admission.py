@@ -19,6 +19,7 @@ from ...core.aggregate import WEIGHT_UNIT, whole_weight
 from ...core.errors import AtollError, ProtocolError
 from ...core.metrics import Mean, from_plain
 from ...wire.body import opened
+from ...wire.coded import compact
 from ...wire.plain import Message
 from ...wire.values import VALUES, Part, Said, Values, reason
 from .reading import Array, Reading, Tick
@@ -125,6 +126,8 @@ def _reply(want: Want, i: int, said: Said, tables: Sequence[str], reading: Readi
     if want.bits:
         reading.ring(buffer, want.numbers, want.bits, whose)
         return
+    if compact(buffer):
+        buffer = reading.unpacked(buffer, want.numbers, whose)
     if buffer.dtype.str not in want.dtypes or buffer.shape != (want.numbers,):
         raise ProtocolError(
             f"{whose}'s update is not {want.numbers} numbers of the type {' or '.join(want.dtypes)}"

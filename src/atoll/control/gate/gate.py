@@ -35,6 +35,7 @@ from .want import Want
 
 _ROOM = 128 << 20  # bytes of memory to read any answer, besides its file
 _GROWTH = 64  # bytes of memory that a byte of plain values may take while it is read
+_UNPACKED = 24  # bytes of memory that a number of a compact update may take while it is read
 _KEPT = 16  # answers kept aside: whoever sends more of them shall not fill the disk
 _STRIKES = 2
 _QUARANTINED = "twice it ended the process that reads it; it is in quarantine"
@@ -219,6 +220,8 @@ class Gate:
         if size > want.size:
             raise _refusal(want, f"it has {size} bytes, and such an answer has at most {want.size}")
         room = _ROOM + size + _GROWTH * (len(head) + min(size, want.text))
+        if want.form in ("raw", "gather") and not want.bits:
+            room += _UNPACKED * want.numbers
         return Case(next(self._numbers), want, head, str(path.absolute()), room)
 
     def _kill(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import zstandard  # noqa: F401  loaded before memory is short: wire/coded.py unpacks with it
 
 from ...core.errors import AtollError
 from ...core.registry import parts

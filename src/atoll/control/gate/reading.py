@@ -1,7 +1,8 @@
 """Reading an answer's numbers to see that they can be: finite, in range, in the ring, in their type.
 
 Each is read once, a block at a time and straight from the mapped file; the largest and the smallest
-of a leaf say all. Nothing of the model's size is copied.
+of a leaf say all. Nothing of the model's size is copied, but for compact updates, which are unpacked one at
+a time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import ProtocolError
+from ...core.errors import CodecError, ProtocolError
+from ...wire.coded import decode
 from ...wire.packed import narrowest, unpack
 from .want import Table
 
@@ -53,6 +55,15 @@ class Reading:
         """Raise ProtocolError if an array is left that nobody took."""
         if self._left:
             raise ProtocolError(f"it holds {len(self._left)} arrays that the model has not")
+
+    def unpacked(self, code: Array, size: int, what: str) -> Array:
+        """The numbers of a compact update, which must be one of `size` numbers in every byte."""
+        try:
+            numbers = decode(code, size).numbers()
+        except CodecError as error:
+            raise ProtocolError(f"{what}'s update cannot be unpacked: {error}") from None
+        self._tick()
+        return numbers
 
     def real(self, leaf: Array, unit: float | None, scale: float, what: str) -> None:
         """Finite, and within the range that the sum refuses to go beyond: the same test as its own."""
