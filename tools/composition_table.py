@@ -27,6 +27,7 @@ from atoll.learn.quantise import int2, int8
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
 from atoll.learn.rotate import rotate
+from atoll.learn.secure import secure_sum
 from atoll.learn.server import adam, mean, sgd
 from atoll.learn.thin import thin
 from atoll.privacy.dp import clip, gaussian
@@ -82,11 +83,20 @@ NOISY = """
 
 Where each part may stand in a private chain: `mean(share=0.1)`, `clip(1)`, `gaussian(1)`, and every client
 weighs the same. Error feedback adds what it kept back, and rounding may lengthen: both stand before the clip,
-which bounds all that leaves the client. Noise within the learner (example level) has no clip in the chain,
-and they come after it.
+which bounds all that leaves the client. Where single rows are hidden the learner has clipped them, and
+nothing may change their sum afterwards.
 
 """
 PLACES = ("left of the mean", "before the clip", "between clip and noise", "nearest the wire")
+SUMMED = """
+## Under a secure sum
+
+What runs with `exchange = "secure_sum"`: each part beside a mean, and in each place beside noise, which the
+clients then add. Compact updates stay what they are in the sum, but under masks they travel as whole numbers.
+
+| part | with a mean | beside noise |
+|---|---|---|
+"""
 RULED = """
 ## Rules and exchanges
 
@@ -101,7 +111,7 @@ sum; and whether a chain that ends in a `ring` may feed it.
 def page() -> str:
     """The whole page."""
     parts = "".join(f"| `{part}` | {what} |\n" for part, what in PARTS)
-    return HEAD + parts + PAIRS + _pairs() + NOISY + _noisy() + RULED + _rules()
+    return HEAD + parts + PAIRS + _pairs() + NOISY + _noisy() + SUMMED + _summed() + RULED + _rules()
 
 
 def private(part: Transform, place: int) -> Transform:
@@ -117,6 +127,28 @@ def judged(part: Transform, place: int) -> str:
     except CompositionError as error:
         return str(error)
     return "✓"
+
+
+def summed(algorithm: Transform) -> str:
+    """Whether a chain runs under a secure sum: a tick, or why not."""
+    try:
+        Algorithm("summed", algorithm, weigh="equal", exchange=secure_sum())
+    except CompositionError as error:
+        return str(error)
+    return "✓"
+
+
+def _summed() -> str:
+    lines = ""
+    for part, _ in PARTS:
+        alone = [part] if part.averages else [mean(), part] if not part.on_mean else [part, mean()]
+        places = [p for p in range(len(PLACES)) if judged(part, p) == "✓"]
+        noisy = all(summed(private(part, p)) == "✓" for p in places)
+        beside = (
+            "–" if not places else "✓ wherever it may stand" if noisy else summed(private(part, places[0]))
+        )
+        lines += f"| `{part}` | {summed(chain(*alone))} | {beside} |\n"
+    return lines
 
 
 def _noisy() -> str:

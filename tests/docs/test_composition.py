@@ -7,10 +7,11 @@ from atoll.core.compose import table
 from atoll.core.transform import chain
 from atoll.job import Job, Tree
 from atoll.learn.algorithm import Algorithm
+from atoll.learn.secure import secure_sum
 from atoll.learn.server import mean
 from atoll.run import simulate
 from tests.exact.quadratic import Bowl, Quadratic, Sites
-from tools.composition_table import PAGE, PARTS, PLACES, judged, page, private
+from tools.composition_table import PAGE, PARTS, PLACES, judged, page, private, summed
 
 BY_NAME = {str(part): part for part, _ in PARTS}
 VERDICTS = table([part for part, _ in PARTS])
@@ -43,6 +44,28 @@ def test_every_allowed_pair_trains_and_in_a_tree_alike(left: str, right: str) ->
     assert simulate(job.replace(topology=Tree((2,))), SITES).params == run.params
 
 
+SUMMED = [(a, b) for a, b in ALLOWED if "ring" not in b]
+
+
+@pytest.mark.parametrize(("left", "right"), SUMMED)
+def test_every_allowed_pair_trains_under_a_secure_sum_as_well(left: str, right: str) -> None:
+    pair = [BY_NAME[left], BY_NAME[right]]
+    if not any(part.averages for part in pair):
+        pair.insert(2 if pair[1].on_mean else 1 if pair[0].on_mean else 0, mean())
+    learner = Quadratic(lr=0.05, names=("own/v", "w"))
+    plain = Job(learner, Algorithm("pair", chain(*pair), weigh="equal"), rounds=3, every=3)
+    job = plain.replace(exchange=secure_sum(largest=64.0))
+    run = simulate(job, SITES)
+    assert not any(record.get("failed") for record in run.history)
+    np.testing.assert_allclose(run.params.buffer, simulate(plain, SITES).params.buffer, atol=1e-3)
+    assert simulate(job.replace(topology=Tree((2,))), SITES).params == run.params
+
+
+def test_a_secure_sum_makes_its_own_integers() -> None:
+    assert len(ALLOWED) - len(SUMMED) > 10
+    assert "leave ring(32) out" in summed(chain(mean(), BY_NAME["ring(32)"]))
+
+
 NOISY = [
     (str(part), place) for part, _ in PARTS for place in range(len(PLACES)) if judged(part, place) == "✓"
 ]
@@ -61,3 +84,7 @@ def test_every_allowed_place_beside_noise_trains_and_in_a_tree_alike(part: str, 
     assert not any(record.get("failed") for record in run.history)
     assert np.isfinite(run.params.buffer).all() and np.abs(run.params["w"]).max() > 0
     assert simulate(job.replace(topology=Tree((2,))), SITES).params == run.params
+    if "ring" not in part:
+        blind = simulate(job.replace(exchange=secure_sum()), SITES)
+        assert not any(record.get("failed") for record in blind.history)
+        assert np.abs(blind.params["w"]).max() > 0

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import atoll as at
 from atoll.control.cli import main as atoll
+from atoll.control.config import parse
 from atoll.control.store import Store
 from atoll.core.errors import AtollError
 from atoll.core.session import Packet
@@ -26,7 +28,7 @@ from atoll.transport.link import Link, letter, pack, read, unpack
 from atoll.transport.open import open_link
 from tests.federation import invariants
 from tests.federation.parts_of_site import mark
-from tests.federation.processes import JOB, ROOT, Federation, Nursery
+from tests.federation.processes import JOB, ROOT, Federation, Nursery, simulated
 from tests.wire.proxy import TlsProxy
 from tests.wire.test_proxies import blind, proxy_tls
 
@@ -313,6 +315,33 @@ def traces(fed: Federation, needles: list[bytes]) -> bool:
             if any(needle in found for needle in needles):
                 return True
     return False
+
+
+@pytest.mark.parametrize(("step", "stays"), [(1, False), (2, False), (3, True), (4, True)])
+def test_a_member_that_never_comes_back(tmp_path: Path, nursery: Nursery, step: int, stays: bool) -> None:
+    """Killed once its keys, shares, vector or signature have arrived: the sum is of who is in it."""
+    wine = {"name": "wine", "clients": 5, "holdout": 0.25}
+    job = {**SECURE, "rounds": 1, "data": wine, "sites": False}
+    with Federation(tmp_path, job, nursery=nursery, edges=0) as fed:
+        fed.set("coordinator", patience=3.0)
+        for name in fed.names:
+            fed.start(name, failpoints=f"uplink.forgotten.after:{step}:kill" if name == "client-5" else "")
+        gathered(fed)
+        run = fed.submit(seed=5)
+        fed.finished(run)
+        history = fed.connect().run(run).wait().history
+        assert fed.dead("client-5")
+        fed.stop(*[name for name in fed.names if name != "client-5"])
+        found = fed.leaves(run)
+    assert history[1]["clients"] == (5 if stays else 4), history
+    if stays:
+        assert found == simulated(job, 5)
+        return
+    file = parse(job)
+    job4 = file.job.replace(learner=file.job.learner.sized(13, 3), exchange=at.plain_sum())
+    rest = at.simulate(job4, list(file.sites())[:4], seed=5).params
+    for name, leaf in found.items():
+        np.testing.assert_allclose(np.frombuffer(leaf, np.float32), rest[name].reshape(-1), atol=1e-2)
 
 
 def test_noise_of_the_clients_under_their_masks(tmp_path: Path, nursery: Nursery) -> None:
