@@ -20,6 +20,7 @@ from atoll.core.errors import CompositionError
 from atoll.core.transform import Transform, chain
 from atoll.learn.algorithm import Algorithm
 from atoll.learn.compress import sign, topk
+from atoll.learn.defend import momentum
 from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
@@ -38,6 +39,7 @@ PARTS: Sequence[tuple[Transform, str]] = (
     (stay(), "leaves that never leave their client"),
     (topk(0.1), "the largest entries, with error feedback"),
     (sign(), "signs, with error feedback"),
+    (momentum(0.9), "a running mean of a client's updates, kept by it"),
     (clip(1.0), "bounds the L2 norm of an update"),
     (ring(32), "fixed point modulo 2**32, for masks and exact sums"),
 )

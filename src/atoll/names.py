@@ -57,6 +57,7 @@ from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fe
 from .learn.buffered import fedasync, fedbuff
 from .learn.compress import sign, topk
 from .learn.cyclic import cyclic
+from .learn.defend import momentum, robust
 from .learn.dense import linear, logistic, mlp, softmax
 from .learn.ditto import ditto, fine_tune
 from .learn.exact import close, exact
@@ -71,6 +72,19 @@ from .learn.personal import fedbn, fedper, fedrep, stay
 from .learn.qfedavg import qfedavg
 from .learn.ring import ring
 from .learn.robust import Buckets, Gather
+from .learn.rules import (
+    Rule,
+    average,
+    centred_clipping,
+    fltrust,
+    geometric_median,
+    krum,
+    median,
+    multi_krum,
+    nnm,
+    norm_bound,
+    trimmed_mean,
+)
 from .learn.scaffold import scaffold
 from .learn.select import everyone, poisson, power_of_choice, sample
 from .learn.server import adagrad, adam, mean, sgd, yogi
@@ -156,6 +170,7 @@ __all__ = [
     "QuorumError",
     "Refused",
     "Rows",
+    "Rule",
     "Run",
     "Sites",
     "StateError",
@@ -168,6 +183,8 @@ __all__ = [
     "adam",
     "alone",
     "arrays",
+    "average",
+    "centred_clipping",
     "chain",
     "classes",
     "clip",
@@ -200,21 +217,29 @@ __all__ = [
     "fedyogi",
     "fine_tune",
     "flat",
+    "fltrust",
     "gaussian",
+    "geometric_median",
     "gossip",
     "heterogeneity",
     "hierarchical",
     "iid",
+    "krum",
     "labels",
     "linear",
     "load_data",
     "logistic",
     "lognormal",
     "mean",
+    "median",
     "mlp",
+    "momentum",
     "moon",
+    "multi_krum",
     "natural",
     "newton_learner",
+    "nnm",
+    "norm_bound",
     "nova",
     "only",
     "part",
@@ -226,6 +251,7 @@ __all__ = [
     "qfedavg",
     "quantity",
     "ring",
+    "robust",
     "run_client",
     "run_coordinator",
     "run_edge",
@@ -248,6 +274,7 @@ __all__ = [
     "torch_learner",
     "transform",
     "tree",
+    "trimmed_mean",
     "uniform",
     "yogi",
 ]

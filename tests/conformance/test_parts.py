@@ -10,12 +10,14 @@ import pytest
 from atoll.core.aggregate import Sum
 from atoll.core.transform import Transform, chain, only, transform
 from atoll.learn.compress import sign, topk
+from atoll.learn.defend import momentum
 from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
 from atoll.learn.qfedavg import fair
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
+from atoll.learn.rules import geometric_median, median, multi_krum, nnm, trimmed_mean
 from atoll.learn.scaffold import share
 from atoll.learn.server import adagrad, adam, mean, sgd, yogi
 from atoll.privacy.dp import clip
@@ -24,7 +26,16 @@ from atoll.testing import check_aggregator, check_transform
 OURS = [
     *(mean(), mean(over=3.0), sgd(), sgd(0.5, 0.9), adagrad(), adam(), yogi()),
     *(nova(), nova(0.9), settle(0.1), share(), only("w", share()), stay("b")),
-    *(topk(0.3), sign(), clip(0.5), clip(99.0), ring(), ring(64, 2.0**20, 2.0**20)),
+    *(
+        topk(0.3),
+        sign(),
+        momentum(),
+        momentum(0.0),
+        clip(0.5),
+        clip(99.0),
+        ring(),
+        ring(64, 2.0**20, 2.0**20),
+    ),
     chain(adam(), mean(), stay("b"), topk(0.3), clip(0.5), ring()),
     chain(nova(), mean(), ring()),
     chain(),
@@ -82,8 +93,12 @@ def largest(U: Any) -> Any:
 
 @pytest.mark.parametrize(
     "make",
-    [Sum, lambda: Gather(largest), lambda: Buckets(3, largest), lambda: Buckets(1, largest)],
-    ids=["sum", "gather", "buckets", "one bucket"],
+    [
+        *(Sum, lambda: Gather(largest), lambda: Buckets(3, largest), lambda: Buckets(1, largest)),
+        *(lambda: Gather(nnm(0.2, trimmed_mean(0.2))), lambda: Gather(multi_krum(2))),
+        *(lambda: Gather(geometric_median()), lambda: Buckets(4, median())),
+    ],
+    ids=["sum", "gather", "buckets", "one bucket", "nnm", "multi-krum", "geometric median", "medians"],
 )
 def test_our_aggregators_pass(make: Callable[[], Any]) -> None:
     check_aggregator(make)

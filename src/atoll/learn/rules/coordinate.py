@@ -1,0 +1,62 @@
+"""Rules by coordinate: the mean, the median, and the mean without its extremes.
+
+Yin, Chen, Ramchandran, Bartlett 2018, "Byzantine-robust distributed learning: towards optimal
+statistical rates", definitions 1 and 2:
+
+    median           of each coordinate over the n updates
+    trimmed mean     of each coordinate, without the f largest and the f smallest values; n > 2f
+
+Neither knows who sent what, and neither sees that coordinates belong together: where clients differ, an
+attack within each coordinate's spread (ALIE) passes. Put `nnm` before them then.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...core.registry import part
+from ...core.update import Array
+from .rule import Rule, checked, half, malicious
+from .stack import Stack
+
+
+@part("rule")
+def average() -> Rule:
+    """The plain mean, every client alike: no defence, for comparison and after `norm_bound`."""
+
+    def walk(stack: Stack) -> Array:
+        return stack.combine(np.full(stack.n, 1 / stack.n))
+
+    return Rule("average", walk)
+
+
+@part("rule")
+def median() -> Rule:
+    """The median of each coordinate (Yin et al. 2018, def. 1); of an even number, the middle of two."""
+
+    def middle(some: Array) -> Array:
+        n = len(some)
+        some.sort(axis=0)
+        return np.asarray((some[half(n)].astype(np.float64) + some[n // 2]) / 2)
+
+    return Rule("median", lambda stack: stack.columns(middle))
+
+
+@part("rule")
+def trimmed_mean(f: float) -> Rule:
+    """The mean of each coordinate without its `f` largest and smallest values (Yin et al. 2018, def. 2).
+
+    `f`: how many clients may be malicious, a count or a share below 0.5. Needs n > 2f.
+    """
+    count = checked(f)
+
+    def walk(stack: Stack) -> Array:
+        cut = malicious(f, stack, half(stack.n))
+
+        def inner(some: Array) -> Array:
+            some.sort(axis=0)
+            return np.asarray(some[cut : len(some) - cut].mean(axis=0, dtype=np.float64))
+
+        return stack.columns(inner)
+
+    return Rule("trimmed_mean", walk, {"f": f}, 2 * count + 1)

@@ -1,0 +1,48 @@
+"""Nearest-neighbour mixing, before another rule: it makes honest updates alike.
+
+Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan 2023, "Fixing by mixing: a recipe for optimal
+Byzantine ML under heterogeneity", alg. 2. Of n updates, f malicious, n > 2f:
+
+    y_i = mean of the n - f updates nearest to g_i, itself among them;    then rule(y_1 … y_n)
+
+Clients whose data differ send updates that differ, and attacks hide in the difference; after mixing
+little of it is left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...core.errors import CompositionError
+from ...core.registry import part
+from ...core.update import Array
+from .rule import Rule, answer, checked, half, malicious
+from .stack import Stack
+
+
+@part("rule")
+def nnm(f: float, then: Rule) -> Rule:
+    """Each update replaced by the mean of its n - f nearest, then the rule `then` (Allouah et al. 2023).
+
+    `f`: how many clients may be malicious, a count or a share below 0.5. Needs n > 2f.
+    """
+    count = checked(f)
+    if isinstance(then, Rule) and then.knows:
+        raise CompositionError(
+            f"nnm mixes what {then} must be able to tell apart: use {then} alone, or nnm before another rule"
+        )
+
+    def walk(stack: Stack) -> Array:
+        return answer(then, stack.mixed(_nearest(stack, malicious(f, stack, half(stack.n)))))
+
+    least = getattr(then, "least", 1)
+    return Rule("nnm", walk, {"f": f, "then": then}, max(2 * count + 1, least))
+
+
+def _nearest(stack: Stack, f: int) -> Array:
+    """(n, n): row i weighs the n - f updates nearest to g_i the same."""
+    near = stack.n - f
+    order = np.argsort(stack.apart, axis=1, kind="stable")[:, :near]
+    mix = np.zeros((stack.n, stack.n))
+    np.put_along_axis(mix, order, 1 / near, axis=1)
+    return mix

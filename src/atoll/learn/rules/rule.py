@@ -1,0 +1,107 @@
+"""What a robust rule is: n updates in, the one to use out.
+
+A rule of one's own is a function of the whole matrix, U (n, d) float64 -> (d,). The named ones are `Rule`s:
+they walk over blocks (stack.py) and say how many updates they need. Both go into `Gather`, `Buckets`,
+`robust` and before one another.
+
+`f` is how many clients may be malicious. A whole number is a count: a round with fewer updates than the
+rule needs for it is refused. A number below 0.5 is a share of those who answered, rounded up as far as
+their number allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import ceil, floor
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ...core.errors import ConfigError, QuorumError
+from ...core.update import Array
+from .stack import Stack
+
+Own: TypeAlias = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named rule: `walk(stack) -> (d,)`. `values`: its parameters. `least`: updates it needs.
+
+    `knows`: whether it must know who sent which update. A Rule is also a function of a matrix (n, d).
+    """
+
+    name: str
+    walk: Callable[[Stack], Array] = field(compare=False)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    least: int = 1
+    knows: bool = False
+
+    def __call__(self, updates: Array) -> Array:
+        return answer(self, Stack.of(np.asarray(updates)))
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.values.items() if v is not None)})"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The rule as a job file names it."""
+        held = {k: v.table if isinstance(v, Rule) else v for k, v in self.values.items()}
+        return {"name": self.name, **{k: v for k, v in held.items() if v is not None}}
+
+
+def answer(rule: Rule | Own, stack: Stack) -> Array:
+    """What the rule says of a stack: (d,). Raises QuorumError where it needs more updates."""
+    if not isinstance(rule, Rule):
+        return np.asarray(rule(stack.matrix()), np.float64)
+    if stack.n < rule.least:
+        raise QuorumError(f"{rule} needs at least {rule.least} updates and {stack.n} came: {FIX}")
+    return rule.walk(stack)
+
+
+FIX = "ask more clients, or give f as a smaller number or as a share, as in f = 0.2"
+
+
+def fits(rule: Rule | Own, cohort: int) -> None:
+    """Raise ConfigError where a cohort is too small for a rule, before anybody is asked."""
+    if isinstance(rule, Rule) and cohort < rule.least:
+        raise ConfigError(f"{rule} needs at least {rule.least} updates a round, not {cohort}: {FIX}")
+
+
+def checked(f: float) -> int:
+    """How many updates are malicious at least, however many come: `f` itself, or 0 for a share.
+
+    Raises ConfigError for what is neither a count nor a share below one half.
+    """
+    if isinstance(f, bool) or not isinstance(f, (int, float)) or not f >= 0:
+        raise ConfigError(f"f is how many clients may be malicious, at least 0, got {f!r}")
+    if isinstance(f, float) and not f < 0.5:
+        raise ConfigError(
+            "f as a share is below 0.5, since no rule withstands half of all clients;"
+            f" a count is a whole number, as in f = 2. Got {f}"
+        )
+    return f if isinstance(f, int) else 0
+
+
+def malicious(f: float, stack: Stack, most: int) -> int:
+    """How many of these updates may be malicious. `most`: the number up to which the rule is any good.
+
+    Raises QuorumError where the rule would have to withstand more.
+    """
+    share = isinstance(f, float)
+    least = floor(f * stack.clients + 1e-9) if share else int(f)
+    if least > most:
+        raise QuorumError(
+            f"{least} of {stack.n} updates may be malicious, and of so few this rule withstands {most}:"
+            " ask more clients, or assume fewer"
+        )
+    return min(ceil(f * stack.clients - 1e-9), most) if share else least
+
+
+def half(n: int) -> int:
+    """The most of n that are fewer than the others."""
+    return (n - 1) // 2
