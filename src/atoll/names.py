@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .adapt.onnx import Plan, run_plan
 from .adapt.sklearn import sklearn_learner
 from .adapt.torch import torch_learner
+from .attack import Attack, poison
 from .baselines import alone, cross_site, pooled, scores, spread
 from .core.aggregate import Sum
 from .core.errors import (
@@ -120,6 +121,7 @@ __all__ = [
     "AUC",
     "Algorithm",
     "AtollError",
+    "Attack",
     "Buckets",
     "CodecError",
     "CompositionError",
@@ -245,6 +247,7 @@ __all__ = [
     "part",
     "partition",
     "parts",
+    "poison",
     "poisson",
     "pooled",
     "power_of_choice",

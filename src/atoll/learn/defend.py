@@ -42,6 +42,11 @@ def momentum(beta: float = 0.9) -> Transform:
     return transform(name, out, init=lambda params: None, keeps="out")
 
 
+def recommended(f: float) -> Rule:
+    """The rule that withstood most of what we tried: nnm(f, then=trimmed_mean(f))."""
+    return nnm(f, trimmed_mean(f))
+
+
 @part("algorithm")
 def robust(rule: Rule | None = None, momentum: float = 0.0, buckets: int | None = None) -> Algorithm:
     """Averaging that a part of the clients cannot poison: `rule` in place of the mean.
@@ -50,7 +55,7 @@ def robust(rule: Rule | None = None, momentum: float = 0.0, buckets: int | None 
     the clients, in [0, 1). `buckets`: the rule sees the means of so many random groups, never one client's
     update. Every client counts the same: who could claim rows could claim influence.
     """
-    used = nnm(0.2, trimmed_mean(0.2)) if rule is None else rule
+    used = recommended(0.2) if rule is None else rule
     if buckets is not None and buckets < 1:
         raise ConfigError(f"buckets must be at least 1, got {buckets}")
     steps = chain(mean(), _momentum(momentum)) if momentum else mean()

@@ -46,7 +46,7 @@ class Gather:
         protocol that gathers several.)
         """
         if len(cohort) > 1:
-            fits(self.rule, len(cohort))
+            fits(self.rule, len(cohort), len(cohort))
         return Gather(self.rule, points)
 
     def lift(self, peer: int, reply: Reply) -> Kept:
@@ -111,12 +111,14 @@ class Buckets:
     place: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        fits(self.rule, self.k)
+        fits(self.rule, self.k, self.k)
         if isinstance(self.rule, Rule) and self.rule.knows:
             raise CompositionError(f"{self.rule} must know who sent which update, and buckets are of several")
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Buckets:
-        """This round's: the cohort dealt into buckets."""
+        """This round's: the cohort dealt into buckets. Raises ConfigError where they are too few."""
+        if len(cohort) > 1:
+            fits(self.rule, min(self.k, len(cohort)), len(cohort))
         order = key.at("buckets").generator().permutation(sorted(cohort))
         place = {int(client): i % self.k for i, client in enumerate(order)}
         return Buckets(self.k, self.rule, self.inner.at(points, cohort, key), place)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...core.registry import part
 from ...core.update import Array
-from .rule import Rule, checked, half, malicious
+from .rule import Rule, checked, half, malicious, surely
 from .stack import Stack
 
 
@@ -48,7 +48,7 @@ def trimmed_mean(f: float) -> Rule:
 
     `f`: how many clients may be malicious, a count or a share below 0.5. Needs n > 2f.
     """
-    count = checked(f)
+    checked(f)
 
     def walk(stack: Stack) -> Array:
         cut = malicious(f, stack, half(stack.n))
@@ -59,4 +59,4 @@ def trimmed_mean(f: float) -> Rule:
 
         return stack.columns(inner)
 
-    return Rule("trimmed_mean", walk, {"f": f}, 2 * count + 1)
+    return Rule("trimmed_mean", walk, {"f": f}, lambda clients: 2 * surely(f, clients) + 1)

@@ -12,12 +12,14 @@ All from the distances between updates, which one walk over their numbers gives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ...core.errors import ConfigError
 from ...core.registry import part
 from ...core.update import Array
-from .rule import Rule, checked, malicious
+from .rule import Rule, checked, malicious, surely
 from .stack import Stack
 
 
@@ -52,9 +54,14 @@ def multi_krum(f: float, m: int | None = None) -> Rule:
     return Rule("multi_krum", walk, {"f": f, "m": m}, _least(f))
 
 
-def _least(f: float) -> int:
-    count = checked(f)
-    return 2 * count + 3 if count else 1
+def _least(f: float) -> Callable[[int], int]:
+    checked(f)
+
+    def least(clients: int) -> int:
+        count = surely(f, clients)
+        return 2 * count + 3 if count else 1
+
+    return least
 
 
 def _most(n: int) -> int:

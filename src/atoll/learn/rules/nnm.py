@@ -16,7 +16,7 @@ import numpy as np
 from ...core.errors import CompositionError
 from ...core.registry import part
 from ...core.update import Array
-from .rule import Rule, answer, checked, half, malicious
+from .rule import Rule, answer, checked, half, malicious, needs, surely
 from .stack import Stack
 
 
@@ -26,7 +26,7 @@ def nnm(f: float, then: Rule) -> Rule:
 
     `f`: how many clients may be malicious, a count or a share below 0.5. Needs n > 2f.
     """
-    count = checked(f)
+    checked(f)
     if isinstance(then, Rule) and then.knows:
         raise CompositionError(
             f"nnm mixes what {then} must be able to tell apart: use {then} alone, or nnm before another rule"
@@ -35,8 +35,10 @@ def nnm(f: float, then: Rule) -> Rule:
     def walk(stack: Stack) -> Array:
         return answer(then, stack.mixed(_nearest(stack, malicious(f, stack, half(stack.n)))))
 
-    least = getattr(then, "least", 1)
-    return Rule("nnm", walk, {"f": f, "then": then}, max(2 * count + 1, least))
+    def least(clients: int) -> int:
+        return max(2 * surely(f, clients) + 1, needs(then)(clients))
+
+    return Rule("nnm", walk, {"f": f, "then": then}, least)
 
 
 def _nearest(stack: Stack, f: int) -> Array:

@@ -25,9 +25,15 @@ from .stack import Stack
 Own: TypeAlias = Callable[[Array], Array]
 
 
+def any_number(clients: int) -> int:
+    """One update is enough, whoever stands behind it."""
+    return 1
+
+
 @dataclass(frozen=True)
 class Rule:
-    """A named rule: `walk(stack) -> (d,)`. `values`: its parameters. `least`: updates it needs.
+    """A named rule: `walk(stack) -> (d,)`. `values`: its parameters. `least(clients)`: how many updates it
+    needs where so many clients stand behind them all.
 
     `knows`: whether it must know who sent which update. A Rule is also a function of a matrix (n, d).
     """
@@ -35,7 +41,7 @@ class Rule:
     name: str
     walk: Callable[[Stack], Array] = field(compare=False)
     values: Mapping[str, Any] = field(default_factory=dict)
-    least: int = 1
+    least: Callable[[int], int] = field(default=any_number, compare=False)
     knows: bool = False
 
     def __call__(self, updates: Array) -> Array:
@@ -58,25 +64,23 @@ def answer(rule: Rule | Own, stack: Stack) -> Array:
     """What the rule says of a stack: (d,). Raises QuorumError where it needs more updates."""
     if not isinstance(rule, Rule):
         return np.asarray(rule(stack.matrix()), np.float64)
-    if stack.n < rule.least:
-        raise QuorumError(f"{rule} needs at least {rule.least} updates and {stack.n} came: {FIX}")
+    least = rule.least(stack.clients)
+    if stack.n < least:
+        raise QuorumError(f"{rule} needs at least {least} updates and {stack.n} came: {FIX}")
     return rule.walk(stack)
 
 
-FIX = "ask more clients, or give f as a smaller number or as a share, as in f = 0.2"
+FIX = "ask more clients, or assume that fewer are malicious"
 
 
-def fits(rule: Rule | Own, cohort: int) -> None:
-    """Raise ConfigError where a cohort is too small for a rule, before anybody is asked."""
-    if isinstance(rule, Rule) and cohort < rule.least:
-        raise ConfigError(f"{rule} needs at least {rule.least} updates a round, not {cohort}: {FIX}")
+def fits(rule: Rule | Own, updates: int, clients: int) -> None:
+    """Raise ConfigError where so many updates, of so many clients, are too few for a rule."""
+    if isinstance(rule, Rule) and updates < (least := rule.least(clients)):
+        raise ConfigError(f"{rule} needs at least {least} updates a round, not {updates}: {FIX}")
 
 
-def checked(f: float) -> int:
-    """How many updates are malicious at least, however many come: `f` itself, or 0 for a share.
-
-    Raises ConfigError for what is neither a count nor a share below one half.
-    """
+def checked(f: float) -> float:
+    """`f`, a count or a share below one half; ConfigError for anything else."""
     if isinstance(f, bool) or not isinstance(f, (int, float)) or not f >= 0:
         raise ConfigError(f"f is how many clients may be malicious, at least 0, got {f!r}")
     if isinstance(f, float) and not f < 0.5:
@@ -84,22 +88,23 @@ def checked(f: float) -> int:
             "f as a share is below 0.5, since no rule withstands half of all clients;"
             f" a count is a whole number, as in f = 2. Got {f}"
         )
-    return f if isinstance(f, int) else 0
+    return f
+
+
+def needs(rule: Rule | Own) -> Callable[[int], int]:
+    """A rule's `least`; a function of one's own says nothing."""
+    return rule.least if isinstance(rule, Rule) else any_number
+
+
+def surely(f: float, clients: int) -> int:
+    """How many of these clients are malicious if as many are as `f` allows."""
+    return floor(f * clients + 1e-9) if isinstance(f, float) else f
 
 
 def malicious(f: float, stack: Stack, most: int) -> int:
-    """How many of these updates may be malicious. `most`: the number up to which the rule is any good.
-
-    Raises QuorumError where the rule would have to withstand more.
-    """
-    share = isinstance(f, float)
-    least = floor(f * stack.clients + 1e-9) if share else int(f)
-    if least > most:
-        raise QuorumError(
-            f"{least} of {stack.n} updates may be malicious, and of so few this rule withstands {most}:"
-            " ask more clients, or assume fewer"
-        )
-    return min(ceil(f * stack.clients - 1e-9), most) if share else least
+    """How many updates to leave out: a share is rounded up, up to the `most` that the rule withstands."""
+    up = ceil(f * stack.clients - 1e-9) if isinstance(f, float) else f
+    return max(min(up, most), surely(f, stack.clients))
 
 
 def half(n: int) -> int:

@@ -23,7 +23,7 @@ from ...core.errors import ConfigError, QuorumError
 from ...core.registry import part
 from ...core.update import Array
 from .coordinate import average
-from .rule import Rule, answer
+from .rule import Rule, answer, needs
 from .stack import Stack
 
 
@@ -45,7 +45,7 @@ def norm_bound(norm: float | None = None, then: Rule | None = None) -> Rule:
         return answer(inner, stack.mixed(np.diag(scale), peers=True))
 
     knows = isinstance(inner, Rule) and inner.knows
-    return Rule("norm_bound", walk, {"norm": norm, "then": then}, getattr(inner, "least", 1), knows)
+    return Rule("norm_bound", walk, {"norm": norm, "then": then}, needs(inner), knows)
 
 
 @part("rule")
