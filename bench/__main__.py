@@ -1,6 +1,6 @@
 """`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`.
 
-`python -m bench faults` and `python -m bench wire` have options of their own.
+`python -m bench faults`, `wire` and `robust` have options of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import faults, simulate, wire
+from . import faults, robust, simulate, wire
 from .rows import Disagreement, Row, table
 
 # A suite answers rows; other files add theirs here.
@@ -26,6 +26,8 @@ def main(words: list[str] | None = None) -> int:
         return faults.main(words[1:])
     if words[:1] == ["wire"]:
         return wire.main(words[1:])
+    if words[:1] == ["robust"]:
+        return robust.main(words[1:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--json", type=Path, help="write the rows there")

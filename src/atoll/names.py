@@ -80,11 +80,13 @@ from .learn.rules import (
     fltrust,
     geometric_median,
     krum,
+    level,
     median,
     multi_krum,
     nnm,
     norm_bound,
     trimmed_mean,
+    within,
 )
 from .learn.scaffold import scaffold
 from .learn.select import everyone, poisson, power_of_choice, sample
@@ -228,6 +230,7 @@ __all__ = [
     "iid",
     "krum",
     "labels",
+    "level",
     "linear",
     "load_data",
     "logistic",
@@ -279,6 +282,7 @@ __all__ = [
     "tree",
     "trimmed_mean",
     "uniform",
+    "within",
     "yogi",
 ]
 

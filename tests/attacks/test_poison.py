@@ -57,9 +57,9 @@ def outcome(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_robust_rule_keeps_the_accuracy(name: str) -> None:
     found = outcome(name)
-    assert found["mean"].attack == found["nnm"].attack == name
+    assert found["mean"].attack == found["level"].attack == name
     assert found["clean mean"].accuracy > 0.9
-    assert found["nnm"].kept > 0.93
+    assert found["level"].kept > 0.93
 
 
 @pytest.mark.parametrize("name", sorted(REAL))
@@ -71,7 +71,7 @@ def test_control_a_backdoor_opens_under_the_mean_and_not_under_the_rule() -> Non
     found = outcome("backdoor")
     assert found["mean"].kept > 0.95  # nothing shows
     assert found["mean"].success > 0.4
-    assert found["nnm"].success <= 0.05
+    assert found["level"].success <= 0.05
 
 
 @pytest.mark.parametrize("rule", [fedavg("equal"), Gather(median()), robust(momentum=0.5, buckets=9)])

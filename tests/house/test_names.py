@@ -120,6 +120,7 @@ PUBLIC: list[str] = [
     "iid",
     "krum",
     "labels",
+    "level",
     "linear",
     "load_data",
     "logistic",
@@ -171,6 +172,7 @@ PUBLIC: list[str] = [
     "tree",
     "trimmed_mean",
     "uniform",
+    "within",
     "yogi",
 ]
 

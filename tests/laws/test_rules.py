@@ -17,7 +17,7 @@ from atoll.core.registry import build, parts
 from atoll.core.rng import Rng
 from atoll.core.update import Rows, Update
 from atoll.job import Job
-from atoll.learn.defend import robust
+from atoll.learn.defend import recommended, robust
 from atoll.learn.dense import softmax
 from atoll.learn.robust import Buckets, Gather
 from atoll.learn.rules import (
@@ -28,12 +28,14 @@ from atoll.learn.rules import (
     fltrust,
     geometric_median,
     krum,
+    level,
     median,
     multi_krum,
     nnm,
     norm_bound,
     stack,
     trimmed_mean,
+    within,
 )
 
 KEY = Rng.of(5)
@@ -48,10 +50,15 @@ RULES = {
     "nnm": nnm(0.2, trimmed_mean(0.2)),
     "nnm krum": nnm(0.2, krum(0.2)),
     "norm_bound": norm_bound(),
+    "level": level(average()),
+    "level median": level(median()),
+    "within": within(0.2, average()),
+    "recommended": recommended(0.2),
     "norm_bound median": norm_bound(then=median()),
 }
-ROBUST = [name for name in RULES if name not in ("average", "norm_bound")]
-BY_CHOICE = {"krum", "nnm krum", "multi_krum", "nnm"}  # near ties may fall either way
+ROBUST = [name for name in RULES if name not in ("average", "norm_bound", "level", "within")]
+BY_CHOICE = {"krum", "nnm krum", "multi_krum", "nnm", "recommended"}  # near ties may fall either way
+BY_LENGTH = {"norm_bound", "norm_bound median", "level", "level median", "recommended"}
 
 
 def updates(seed: int, n: int, d: int, dtype: type = np.float64) -> np.ndarray:
@@ -60,7 +67,7 @@ def updates(seed: int, n: int, d: int, dtype: type = np.float64) -> np.ndarray:
 
 
 def test_every_rule_is_tested_here() -> None:
-    tested = {word for name in RULES for word in name.split()} | {"fltrust"}
+    tested = {word for name in RULES for word in name.split()} - {"recommended"} | {"fltrust"}
     assert tested == {p.name for p in parts("rule")}
 
 
@@ -78,7 +85,7 @@ def test_order_scale_and_shift(name: str, seed: int, n: int, d: int) -> None:
     if n < 2 or not name.endswith("krum"):  # of two updates each is the other's nearest: the lower id wins
         shuffled = rule(U[np.random.default_rng(seed).permutation(n)])
         np.testing.assert_allclose(shuffled, out, rtol=1e-6, atol=1e-9)
-    if "bound" not in name and name not in BY_CHOICE:
+    if name not in BY_LENGTH | BY_CHOICE:
         np.testing.assert_allclose(rule(U + 3), out + 3, rtol=1e-6, atol=1e-6)
 
 
@@ -222,6 +229,35 @@ def test_norms_are_bounded() -> None:
         np.testing.assert_allclose(norm_bound(bound, median())(U), np.median(cut, axis=0), rtol=1e-12)
 
 
+def test_lengths_are_made_equal() -> None:
+    U = updates(3, 6, 5)
+    U[2] = 0
+    norms = np.linalg.norm(U, axis=1)
+    same = U * (np.median(norms) / np.where(norms > 0, norms, 1))[:, None]
+    np.testing.assert_allclose(level(average())(U), same.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(level(median())(U), np.median(same, axis=0), rtol=1e-12)
+    tiny = np.array([[1e-30, 0.0], [0.0, 1.0], [0.0, 1.0]], np.float32)
+    np.testing.assert_allclose(level(average())(tiny), [0, 2 / 3], atol=1e-7)
+
+
+@pytest.mark.parametrize(("n", "cut"), [(3, 1), (8, 3), (10, 0)])
+def test_an_answer_is_held_within_the_middle_values(n: int, cut: int) -> None:
+    U, far = updates(n, n, 30), np.linspace(-5, 5, 30)
+    ranked = np.sort(U, axis=0)
+    want = np.clip(far, ranked[cut], ranked[n - 1 - cut])
+    np.testing.assert_array_equal(within(cut, Rule("far", lambda stack: far))(U), want)
+    np.testing.assert_array_equal(within(cut, trimmed_mean(cut))(U), trimmed_mean(cut)(U))
+
+
+def test_a_coordinate_that_few_touch_stays_alone() -> None:
+    """The door of a backdoor: mixing lets it in, `within` does not."""
+    U = np.concatenate([updates(1, 8, 40), updates(1, 2, 40)])
+    U[:8, 0], U[8:, 0] = 0.0, 3.0
+    mixed = nnm(0.2, trimmed_mean(0.2))
+    assert abs(mixed(U)[0]) > 0.1
+    assert within(0.2, mixed)(U)[0] == 0
+
+
 def test_fltrust_by_its_definition() -> None:
     U = updates(4, 6, 5)
     U[2] = -U[0]  # against the root
@@ -240,7 +276,9 @@ def test_fltrust_by_its_definition() -> None:
 
 
 @pytest.mark.parametrize("f", [0.5, 0.9, -1, -0.1, 2.0, float("nan"), float("inf"), True, "2"])
-@pytest.mark.parametrize("make", [trimmed_mean, krum, multi_krum, lambda f: nnm(f, average())])
+@pytest.mark.parametrize(
+    "make", [trimmed_mean, krum, multi_krum, lambda f: nnm(f, average()), lambda f: within(f, median())]
+)
 def test_a_wrong_f_is_refused_with_what_is_right(make, f) -> None:
     with pytest.raises(ConfigError, match=r"how many clients may be malicious|share is below 0\.5"):
         make(f)
@@ -274,6 +312,7 @@ def test_what_must_know_its_senders_is_refused_behind_a_mixture() -> None:
         with pytest.raises(CompositionError, match=r"fltrust\(root=0\)"):
             make()
     assert norm_bound(then=fltrust(0)).knows  # a scaled update is its sender's still
+    assert within(0.2, level(fltrust(0))).knows
 
 
 @pytest.mark.parametrize(
@@ -281,6 +320,7 @@ def test_what_must_know_its_senders_is_refused_behind_a_mixture() -> None:
     [
         *((trimmed_mean(2), 5), (krum(2), 7), (multi_krum(1), 5), (nnm(2, trimmed_mean(1)), 5)),
         *((nnm(1, krum(2)), 7), (norm_bound(then=krum(1)), 5)),
+        *((within(2, krum(0)), 5), (within(0, krum(2)), 7), (level(krum(1)), 5)),
     ],
 )
 def test_too_few_updates_for_a_count_are_refused_before_and_after(rule: Rule, least: int) -> None:

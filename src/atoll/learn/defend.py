@@ -18,9 +18,10 @@ from ..core.update import Update
 from .algorithm import Algorithm
 from .compress import dense
 from .robust import Buckets, Gather
-from .rules.coordinate import trimmed_mean
+from .rules.coordinate import trimmed_mean, within
 from .rules.nnm import nnm
 from .rules.rule import Rule
+from .rules.trust import level
 from .server import mean
 
 
@@ -43,15 +44,19 @@ def momentum(beta: float = 0.9) -> Transform:
 
 
 def recommended(f: float) -> Rule:
-    """The rule that withstood most of what we tried: nnm(f, then=trimmed_mean(f))."""
-    return nnm(f, trimmed_mean(f))
+    """The rule that withstood most of what we tried: level(within(f, nnm(f, trimmed_mean(f)))).
+
+    Mixing makes honest updates alike where their data differ; equal lengths expose those who hold back;
+    and coordinates that honest clients leave alone stay alone, which closes backdoors.
+    """
+    return level(within(f, nnm(f, trimmed_mean(f))))
 
 
 @part("algorithm")
 def robust(rule: Rule | None = None, momentum: float = 0.0, buckets: int | None = None) -> Algorithm:
     """Averaging that a part of the clients cannot poison: `rule` in place of the mean.
 
-    `rule`: by default nnm(0.2, then=trimmed_mean(0.2)), for up to a fifth malicious clients. `momentum`: at
+    `rule`: by default the recommended one for up to a fifth malicious clients. `momentum`: at
     the clients, in [0, 1). `buckets`: the rule sees the means of so many random groups, never one client's
     update. Every client counts the same: who could claim rows could claim influence.
     """

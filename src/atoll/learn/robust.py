@@ -18,7 +18,7 @@ from ..core.errors import CompositionError, MisuseError, ProtocolError
 from ..core.metrics import merge_all, tally
 from ..core.rng import Rng
 from ..core.update import Array, Layout, Update
-from .rules.rule import Own, Rule, answer, fits
+from .rules.rule import Own, Rule, answer, fits, knows
 from .rules.stack import Stack
 
 Kept: TypeAlias = tuple[tuple[int, Reply], ...]
@@ -112,7 +112,7 @@ class Buckets:
 
     def __post_init__(self) -> None:
         fits(self.rule, self.k, self.k)
-        if isinstance(self.rule, Rule) and self.rule.knows:
+        if knows(self.rule):
             raise CompositionError(f"{self.rule} must know who sent which update, and buckets are of several")
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Buckets:

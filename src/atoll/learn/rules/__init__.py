@@ -1,12 +1,12 @@
 """Robust rules: what to make of updates of which some may be lies. `Rule` is what each of them is."""
 
 from .centre import centred_clipping, geometric_median
-from .coordinate import average, median, trimmed_mean
+from .coordinate import average, median, trimmed_mean, within
 from .krum import krum, multi_krum
 from .nnm import nnm
 from .rule import Rule
 from .stack import Stack
-from .trust import fltrust, norm_bound
+from .trust import fltrust, level, norm_bound
 
 __all__ = [
     "Rule",
@@ -16,9 +16,11 @@ __all__ = [
     "fltrust",
     "geometric_median",
     "krum",
+    "level",
     "median",
     "multi_krum",
     "nnm",
     "norm_bound",
     "trimmed_mean",
+    "within",
 ]

@@ -6,8 +6,10 @@ statistical rates", definitions 1 and 2:
     median           of each coordinate over the n updates
     trimmed mean     of each coordinate, without the f largest and the f smallest values; n > 2f
 
-Neither knows who sent what, and neither sees that coordinates belong together: where clients differ, an
-attack within each coordinate's spread (ALIE) passes. Put `nnm` before them then.
+Neither sees that coordinates belong together: where clients differ, an attack within each coordinate's
+spread passes. `nnm` does see it, and lets a backdoor in by coordinates that honest clients leave alone. So
+`within` holds the answer of another rule, in each coordinate, between the smallest and the largest value
+that the trimmed mean would not drop.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 
 from ...core.registry import part
 from ...core.update import Array
-from .rule import Rule, checked, half, malicious, surely
+from .rule import Rule, answer, checked, half, knows, malicious, needs, surely
 from .stack import Stack
 
 
@@ -60,3 +62,26 @@ def trimmed_mean(f: float) -> Rule:
         return stack.columns(inner)
 
     return Rule("trimmed_mean", walk, {"f": f}, lambda clients: 2 * surely(f, clients) + 1)
+
+
+@part("rule")
+def within(f: float, then: Rule) -> Rule:
+    """The answer of `then`, each coordinate kept between the values that trimmed_mean(f) takes its mean of.
+
+    `f`: how many clients may be malicious, a count or a share below 0.5. Needs n > 2f.
+    """
+    checked(f)
+
+    def walk(stack: Stack) -> Array:
+        cut = malicious(f, stack, half(stack.n))
+
+        def keep(some: Array, found: Array) -> Array:
+            some.sort(axis=0)
+            return np.clip(found, some[cut], some[len(some) - 1 - cut])
+
+        return stack.columns(keep, answer(then, stack))
+
+    def least(clients: int) -> int:
+        return max(2 * surely(f, clients) + 1, needs(then)(clients))
+
+    return Rule("within", walk, {"f": f, "then": then}, least, knows(then))

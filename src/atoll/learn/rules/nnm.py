@@ -16,7 +16,7 @@ import numpy as np
 from ...core.errors import CompositionError
 from ...core.registry import part
 from ...core.update import Array
-from .rule import Rule, answer, checked, half, malicious, needs, surely
+from .rule import Rule, answer, checked, half, knows, malicious, needs, surely
 from .stack import Stack
 
 
@@ -27,7 +27,7 @@ def nnm(f: float, then: Rule) -> Rule:
     `f`: how many clients may be malicious, a count or a share below 0.5. Needs n > 2f.
     """
     checked(f)
-    if isinstance(then, Rule) and then.knows:
+    if knows(then):
         raise CompositionError(
             f"nnm mixes what {then} must be able to tell apart: use {then} alone, or nnm before another rule"
         )

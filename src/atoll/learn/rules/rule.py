@@ -96,6 +96,11 @@ def needs(rule: Rule | Own) -> Callable[[int], int]:
     return rule.least if isinstance(rule, Rule) else any_number
 
 
+def knows(rule: Rule | Own) -> bool:
+    """Whether a rule must know who sent what."""
+    return isinstance(rule, Rule) and rule.knows
+
+
 def surely(f: float, clients: int) -> int:
     """How many of these clients are malicious if as many are as `f` allows."""
     return floor(f * clients + 1e-9) if isinstance(f, float) else f

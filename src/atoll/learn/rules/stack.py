@@ -70,13 +70,16 @@ class Stack:
             whole[:, block] = self.block(block)
         return whole
 
-    def columns(self, f: Callable[[Array], Array]) -> Array:
-        """f, (n, width) -> (width,), of every block of columns: (d,) float64."""
+    def columns(self, f: Callable[..., Array], *along: Array) -> Array:
+        """f, (n, width) -> (width,), of every block of columns: (d,) float64.
+
+        `along`: arrays (d,), of which `f` gets the same block.
+        """
         answer, some = np.empty(self.size), self._blocks()
 
         def work(part: slice) -> None:
             for block in some[part]:
-                answer[block] = f(self.block(block))
+                answer[block] = f(self.block(block), *(other[block] for other in along))
 
         spread(len(some), work, least=2)
         return answer

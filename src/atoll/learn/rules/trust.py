@@ -23,8 +23,10 @@ from ...core.errors import ConfigError, QuorumError
 from ...core.registry import part
 from ...core.update import Array
 from .coordinate import average
-from .rule import Rule, answer, needs
+from .rule import Rule, answer, knows, needs
 from .stack import Stack
+
+SHORT = 1e-9
 
 
 @part("rule")
@@ -44,8 +46,25 @@ def norm_bound(norm: float | None = None, then: Rule | None = None) -> Rule:
         scale = np.minimum(1.0, bound / np.maximum(norms, 1e-300))
         return answer(inner, stack.mixed(np.diag(scale), peers=True))
 
-    knows = isinstance(inner, Rule) and inner.knows
-    return Rule("norm_bound", walk, {"norm": norm, "then": then}, needs(inner), knows)
+    return Rule("norm_bound", walk, {"norm": norm, "then": then}, needs(inner), knows(inner))
+
+
+@part("rule")
+def level(then: Rule) -> Rule:
+    """Every update scaled, up or down, to the median of the round's norms, then the rule `then`.
+
+    Attacks that hold a model back hide near the middle, in updates shorter than any honest one (IPM, free
+    riders); of the same length as all others they stand out. Updates a billion times shorter stay so.
+    """
+
+    def walk(stack: Stack) -> Array:
+        norms = stack.norms
+        usual = float(np.median(norms))
+        moved = norms > SHORT * usual
+        scale = np.where(moved, usual / np.where(moved, norms, 1.0), 1.0)
+        return answer(then, stack.mixed(np.diag(scale), peers=True))
+
+    return Rule("level", walk, {"then": then}, needs(then), knows(then))
 
 
 @part("rule")
