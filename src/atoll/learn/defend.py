@@ -44,12 +44,12 @@ def momentum(beta: float = 0.9) -> Transform:
 
 
 def recommended(f: float) -> Rule:
-    """The rule that withstood most of what we tried: level(within(f, nnm(f, trimmed_mean(f)))).
+    """The rule that withstood most of what we tried: level(within(nnm(f, trimmed_mean(f)))).
 
     Mixing makes honest updates alike where their data differ; equal lengths expose those who hold back;
-    and coordinates that honest clients leave alone stay alone, which closes backdoors.
+    and coordinates that honest clients leave alone stay alone, which shuts backdoors.
     """
-    return level(within(f, nnm(f, trimmed_mean(f))))
+    return level(within(nnm(f, trimmed_mean(f))))
 
 
 @part("algorithm")

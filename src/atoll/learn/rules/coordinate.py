@@ -8,8 +8,7 @@ statistical rates", definitions 1 and 2:
 
 Neither sees that coordinates belong together: where clients differ, an attack within each coordinate's
 spread passes. `nnm` does see it, and lets a backdoor in by coordinates that honest clients leave alone. So
-`within` holds the answer of another rule, in each coordinate, between the smallest and the largest value
-that the trimmed mean would not drop.
+`within` holds the answer of another rule near the median of each coordinate.
 """
 
 from __future__ import annotations
@@ -37,9 +36,8 @@ def median() -> Rule:
     """The median of each coordinate (Yin et al. 2018, def. 1); of an even number, the middle of two."""
 
     def middle(some: Array) -> Array:
-        n = len(some)
         some.sort(axis=0)
-        return np.asarray((some[half(n)].astype(np.float64) + some[n // 2]) / 2)
+        return _middle(some)
 
     return Rule("median", lambda stack: stack.columns(middle))
 
@@ -65,23 +63,27 @@ def trimmed_mean(f: float) -> Rule:
 
 
 @part("rule")
-def within(f: float, then: Rule) -> Rule:
-    """The answer of `then`, each coordinate kept between the values that trimmed_mean(f) takes its mean of.
+def within(then: Rule) -> Rule:
+    """The answer of `then`, each coordinate no farther from the median than half of the updates are.
 
-    `f`: how many clients may be malicious, a count or a share below 0.5. Needs n > 2f.
+    That half-width is the median absolute deviation (Hampel 1974, "The influence curve and its role in robust
+    estimation", §4). A coordinate that most clients leave alone stays alone, whoever moves it.
     """
-    checked(f)
+
+    def keep(some: Array, found: Array) -> Array:
+        some.sort(axis=0)
+        centre = _middle(some)
+        off = np.abs(some - centre)
+        off.sort(axis=0)
+        return np.clip(found, centre - _middle(off), centre + _middle(off))
 
     def walk(stack: Stack) -> Array:
-        cut = malicious(f, stack, half(stack.n))
-
-        def keep(some: Array, found: Array) -> Array:
-            some.sort(axis=0)
-            return np.clip(found, some[cut], some[len(some) - 1 - cut])
-
         return stack.columns(keep, answer(then, stack))
 
-    def least(clients: int) -> int:
-        return max(2 * surely(f, clients) + 1, needs(then)(clients))
+    return Rule("within", walk, {"then": then}, needs(then), knows(then))
 
-    return Rule("within", walk, {"f": f, "then": then}, least, knows(then))
+
+def _middle(ranked: Array) -> Array:
+    """The median of sorted columns (n, width); of an even number, the middle of two."""
+    n = len(ranked)
+    return np.asarray((ranked[half(n)].astype(np.float64) + ranked[n // 2]) / 2)

@@ -108,6 +108,13 @@ class Stack:
         np.fill_diagonal(far, 0.0)
         return far
 
+    def dot(self, one: Array) -> Array:
+        """(n,): the inner product of each row with a vector (d,)."""
+        found = np.zeros(self.n)
+        for block in self._blocks():
+            found += self.block(block).astype(np.float64) @ one[block]
+        return found
+
     def combine(self, w: Array) -> Array:
         """w U (d,) float64, for weights w (n,); rows of weight 0 are not read."""
         if self.mix is not None:
