@@ -4,8 +4,8 @@ Twenty clients share 20,000 images of MNIST, 14 x 14 pixels (means of 2 x 2), al
 an MLP of 32 hidden units trains 100 rounds of one local epoch. A part of the clients lies, in every way of
 atoll.attack, knowing what all honest clients send. A cell is one attack, share, split, seed and rule; `kept`
 is its accuracy over that of the plain mean while everybody is honest. Beside it: who is suspected after five
-rounds of each attack, and who in thirty rounds on Dirichlet(0.3) in which nobody lies. Everything is fixed here
-but which cells are run; `--quick`: a fifth of liars, one seed, the plain mean and the recommended rule.
+rounds of each attack, and who in thirty rounds on Dirichlet(0.3) in which nobody lies. Everything is fixed
+here but which cells are run; `--quick`: a fifth of liars, one seed, the plain mean and the recommended rule.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from atoll.learn.compress import topk
 from atoll.learn.defend import momentum, robust
 from atoll.learn.dense import mlp, softmax
 from atoll.learn.robust import Gather
-from atoll.learn.rules import average, median
+from atoll.learn.rules import average, fltrust, median, trimmed_mean
 from atoll.learn.server import mean
 from atoll.run import simulate
 
@@ -72,6 +72,22 @@ def test_control_a_backdoor_opens_under_the_mean_and_not_under_the_rule() -> Non
     assert found["mean"].kept > 0.95  # nothing shows
     assert found["mean"].success > 0.4
     assert found["level"].success <= 0.05
+
+
+@pytest.mark.parametrize("name", ["foe", "sign_flip", "scaling"])
+def test_trusted_rows_withstand_a_majority(name: str) -> None:
+    """Twelve of twenty lie; the client with the coordinator's own rows is one of the others."""
+    attack, liars = build("attack", name), range(1, 13)
+    safe = job().replace(algorithm=robust(fltrust(0)))
+    assert simulate(poison(safe, liars, attack), sites(), SEED).metrics["accuracy"] > 0.85
+
+
+@pytest.mark.parametrize("name", sorted(REAL))
+def test_buckets_withstand_a_tenth(name: str) -> None:
+    """Two liars in two of ten buckets, of which no rule sees a single update."""
+    safe = job().replace(algorithm=robust(trimmed_mean(2), buckets=10))
+    run = simulate(poison(safe, LIARS[:2], build("attack", name)), sites(), SEED)
+    assert run.metrics["accuracy"] > 0.93 * outcome(name)["clean mean"].accuracy
 
 
 @pytest.mark.parametrize("rule", [fedavg("equal"), Gather(median()), robust(momentum=0.5, buckets=9)])

@@ -310,8 +310,13 @@ def test_what_must_know_its_senders_is_refused_behind_a_mixture() -> None:
     for make in (lambda: nnm(0.2, fltrust(0)), lambda: robust(fltrust(0), buckets=3)):
         with pytest.raises(CompositionError, match=r"fltrust\(root=0\)"):
             make()
-    assert norm_bound(then=fltrust(0)).knows  # a scaled update is its sender's still
-    assert within(level(fltrust(0))).knows
+    assert norm_bound(then=fltrust(0)).knows == (0,)  # a scaled update is its sender's still
+    assert within(level(fltrust(3))).knows == (3,)
+    like = Update.of({"w": np.ones(3)})
+    with pytest.raises(
+        ConfigError, match=r"needs client 9 in every round, and this cohort lacks it: use every"
+    ):
+        Gather(level(fltrust(9))).at(points(like, 3), range(3), KEY)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ..core.errors import CompositionError, MisuseError, ProtocolError
 from ..core.metrics import merge_all, tally
 from ..core.rng import Rng
 from ..core.update import Array, Layout, Update
-from .rules.rule import Own, Rule, answer, fits, knows
+from .rules.rule import Own, Rule, answer, fits, holds, knows
 from .rules.stack import Stack
 
 Kept: TypeAlias = tuple[tuple[int, Reply], ...]
@@ -42,11 +42,11 @@ class Gather:
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Gather:
         """This round's: with the leaves that its updates must have.
 
-        Raises ConfigError for a cohort that is too small for the rule. (A task for one client may be of a
-        protocol that gathers several.)
+        Raises ConfigError for a cohort that is too small for the rule, or lacks a client it needs. (A task
+        for one client may be of a protocol that gathers several.)
         """
         if len(cohort) > 1:
-            fits(self.rule, len(cohort), len(cohort))
+            holds(self.rule, cohort)
         return Gather(self.rule, points)
 
     def lift(self, peer: int, reply: Reply) -> Kept:

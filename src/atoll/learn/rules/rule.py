@@ -11,7 +11,7 @@ their number allows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from math import ceil, floor
 from typing import Any, TypeAlias
@@ -35,14 +35,15 @@ class Rule:
     """A named rule: `walk(stack) -> (d,)`. `values`: its parameters. `least(clients)`: how many updates it
     needs where so many clients stand behind them all.
 
-    `knows`: whether it must know who sent which update. A Rule is also a function of a matrix (n, d).
+    `knows`: clients whose update it must be able to tell from the others. A Rule is also a function of a
+    matrix (n, d).
     """
 
     name: str
     walk: Callable[[Stack], Array] = field(compare=False)
     values: Mapping[str, Any] = field(default_factory=dict)
     least: Callable[[int], int] = field(default=any_number, compare=False)
-    knows: bool = False
+    knows: tuple[int, ...] = ()
 
     def __call__(self, updates: Array) -> Array:
         return answer(self, Stack.of(np.asarray(updates)))
@@ -79,6 +80,15 @@ def fits(rule: Rule | Own, updates: int, clients: int) -> None:
         raise ConfigError(f"{rule} needs at least {least} updates a round, not {updates}: {FIX}")
 
 
+def holds(rule: Rule | Own, cohort: Collection[int]) -> None:
+    """Raise ConfigError for a cohort that is too small for a rule, or lacks a client it must hear."""
+    fits(rule, len(cohort), len(cohort))
+    if absent := set(knows(rule)).difference(cohort):
+        raise ConfigError(
+            f"{rule} needs client {min(absent)} in every round, and this cohort lacks it: use everyone()"
+        )
+
+
 def checked(f: float) -> float:
     """`f`, a count or a share below one half; ConfigError for anything else."""
     if isinstance(f, bool) or not isinstance(f, (int, float)) or not f >= 0:
@@ -96,9 +106,9 @@ def needs(rule: Rule | Own) -> Callable[[int], int]:
     return rule.least if isinstance(rule, Rule) else any_number
 
 
-def knows(rule: Rule | Own) -> bool:
-    """Whether a rule must know who sent what."""
-    return isinstance(rule, Rule) and rule.knows
+def knows(rule: Rule | Own) -> tuple[int, ...]:
+    """The clients whose updates a rule must be able to tell from the others."""
+    return rule.knows if isinstance(rule, Rule) else ()
 
 
 def surely(f: float, clients: int) -> int:

@@ -91,4 +91,4 @@ def fltrust(root: int) -> Rule:
         w = trust * scale / trust.sum() if trust.sum() > 0 else np.eye(stack.n)[at]
         return stack.combine(w)
 
-    return Rule("fltrust", walk, {"root": root}, knows=True)
+    return Rule("fltrust", walk, {"root": root}, knows=(root,))
