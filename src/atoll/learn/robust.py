@@ -92,6 +92,20 @@ def apply_rule(rule: Rule | Own, stack: Stack, layout: Layout) -> Update:
     return Update(layout, found)
 
 
+@dataclass(frozen=True, eq=False)
+class Ratio:
+    """A bucket's mean as a row of a stack, made a block at a time: its `sum` (d,) over its `weight`."""
+
+    sum: Array
+    weight: float
+
+    def __len__(self) -> int:
+        return len(self.sum)
+
+    def __getitem__(self, block: slice) -> Array:
+        return np.asarray(self.sum[block] / self.weight)
+
+
 @dataclass(frozen=True)
 class Buckets:
     """Sums inside `k` random buckets of the cohort, then `rule` over the buckets' means (k, d).
@@ -141,7 +155,7 @@ class Buckets:
         if not filled:
             raise MisuseError("every contribution of this round has weight 0: there is no mean to take")
         count = sum(t.count for t in totals)
-        means = Stack.of([t.update.buffer / t.weight for t in filled], clients=count)
+        means = Stack.of([Ratio(t.update.buffer, t.weight) for t in filled], clients=count)
         metrics = reduce(merge_all, (t.metrics for t in totals))
         update = apply_rule(self.rule, means, filled[0].update.layout)
         return Total(update, 1.0, count, metrics)
