@@ -18,7 +18,8 @@ from ..core.update import Update
 from .algorithm import Algorithm
 from .compress import dense
 from .robust import Buckets, Gather
-from .rules.coordinate import trimmed_mean, within
+from .rules.coordinate import within
+from .rules.krum import krum
 from .rules.nnm import nnm
 from .rules.rule import Rule
 from .rules.trust import level
@@ -44,12 +45,12 @@ def momentum(beta: float = 0.9) -> Transform:
 
 
 def recommended(f: float) -> Rule:
-    """The rule that withstood most of what we tried: level(within(nnm(f, trimmed_mean(f)))).
+    """The rule that withstood most of what we tried: level(within(nnm(f, krum(f)))).
 
     Mixing makes honest updates alike where their data differ; equal lengths expose those who hold back;
     and coordinates that honest clients leave alone stay alone, which shuts backdoors.
     """
-    return level(within(nnm(f, trimmed_mean(f))))
+    return level(within(nnm(f, krum(f))))
 
 
 @part("algorithm")
