@@ -10,10 +10,9 @@ from ..core.aggregate import Sum
 from ..core.errors import ConfigError, ProtocolError, QuorumError
 from ..core.message import FitContext
 from ..core.rng import Rng
-from ..core.transform import chain
 from ..job import Job
 from ..learn.algorithm import Algorithm
-from ..learn.defend import momentum, recommended
+from ..learn.defend import recommended
 from ..learn.local import measure
 from ..learn.robust import Gather
 from ..run import Run, simulate
@@ -39,8 +38,7 @@ def ways(job: Job, share: float) -> dict[str, Job]:
     algorithm: Algorithm = job.algorithm
     plain = replace(algorithm, rule=Sum())
     if isinstance(algorithm.rule, Sum):
-        steps = chain(algorithm.chain, momentum())
-        algorithm = replace(algorithm, chain=steps, rule=Gather(recommended(share)), weigh="equal")
+        algorithm = replace(algorithm, rule=Gather(recommended(share)), weigh="equal")
     name = str(getattr(algorithm.rule, "rule", algorithm.rule))
     return {"mean": job.replace(algorithm=plain), name: job.replace(algorithm=algorithm)}
 

@@ -61,7 +61,20 @@ class Stack:
     def block(self, block: slice) -> Array:
         """U[:, block], a copy in the rows' own precision."""
         raw = np.stack([row[block] for row in self.rows])
-        return raw if self.mix is None else self.mix.astype(raw.dtype) @ raw
+        if self.mix is None:
+            return raw
+        if self._scales is not None:
+            raw *= self._scales.astype(raw.dtype)[:, None]
+            return raw
+        return np.asarray(self.mix.astype(raw.dtype) @ raw)
+
+    @cached_property
+    def _scales(self) -> Array | None:
+        """(n,), where the mix only scales rows."""
+        mix = self.mix
+        if mix is None or mix.shape[0] != mix.shape[1] or np.count_nonzero(mix - np.diag(np.diag(mix))):
+            return None
+        return np.asarray(np.diag(mix))
 
     def matrix(self) -> Array:
         """All of it in float64: n * d * 8 bytes, for rules that want to see it so."""
