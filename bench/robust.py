@@ -105,13 +105,17 @@ def job(rule: Rule) -> at.Job:
 
 
 def cells(
-    shares: Sequence[float], seeds: Sequence[int], rules: Sequence[str], only: Sequence[str] = ()
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    rules: Sequence[str],
+    splits: Sequence[str] = tuple(SPLITS),
+    only: Sequence[str] = (),
 ) -> Iterator[Cell]:
     """Every cell as it comes in."""
     attacks = [build("attack", p.name) for p in parts("attack") if not only or p.name in only]
-    for split, by in SPLITS.items():
+    for split in splits:
         for seed in seeds:
-            data = at.partition(images(), clients=CLIENTS, by=by, seed=seed)
+            data = at.partition(images(), clients=CLIENTS, by=SPLITS[split], seed=seed)
             for share in shares:
                 jobs = {"mean": job(at.average()), **{name: job(RULES[name](share)) for name in rules}}
                 began = time.perf_counter()
@@ -224,16 +228,17 @@ def main(words: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="a fifth of liars, one seed, two rules")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--only", nargs="+", default=[], help="attacks of these names")
     asked = parser.parse_args(words)
     if asked.quick:
         asked.shares, asked.seeds, asked.rules = [0.2], [1], ["mean", "recommended"]
     found = []
-    for cell in cells(asked.shares, asked.seeds, asked.rules, asked.only):
+    for cell in cells(asked.shares, asked.seeds, asked.rules, asked.splits, asked.only):
         found.append(cell)
         print(f"{cell.rule:18}{_told(cell)}  ({cell.seconds} s)", file=sys.stderr, flush=True)
-    watched = [] if asked.only else list(alarms(asked.seeds))
+    watched = [] if asked.only or len(asked.splits) < len(SPLITS) else list(alarms(asked.seeds))
     said = findings(found) + (told(watched) if watched else [])
     for finding in said:
         print(finding)

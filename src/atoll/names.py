@@ -58,7 +58,7 @@ from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fe
 from .learn.buffered import fedasync, fedbuff
 from .learn.compress import sign, topk
 from .learn.cyclic import cyclic
-from .learn.defend import momentum, robust
+from .learn.defend import momentum, recommended, robust
 from .learn.dense import linear, logistic, mlp, softmax
 from .learn.ditto import ditto, fine_tune
 from .learn.exact import close, exact
@@ -256,6 +256,7 @@ __all__ = [
     "power_of_choice",
     "qfedavg",
     "quantity",
+    "recommended",
     "ring",
     "robust",
     "run_client",

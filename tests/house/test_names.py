@@ -146,6 +146,7 @@ PUBLIC: list[str] = [
     "power_of_choice",
     "qfedavg",
     "quantity",
+    "recommended",
     "ring",
     "robust",
     "run_client",

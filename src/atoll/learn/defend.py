@@ -21,7 +21,7 @@ from .robust import Buckets, Gather
 from .rules.coordinate import within
 from .rules.krum import krum
 from .rules.nnm import nnm
-from .rules.rule import Rule
+from .rules.rule import Rule, as_rule
 from .rules.trust import level
 from .server import mean
 
@@ -44,11 +44,13 @@ def momentum(beta: float = 0.9) -> Transform:
     return transform(name, out, init=lambda params: None, keeps="out")
 
 
-def recommended(f: float) -> Rule:
+@part("rule")
+def recommended(f: float = 0.2) -> Rule:
     """The rule that withstood most of what we tried: level(within(nnm(f, krum(f)))).
 
-    Mixing makes honest updates alike where their data differ; equal lengths expose those who hold back;
-    and coordinates that honest clients leave alone stay alone, which shuts backdoors.
+    `f`: how many clients may be malicious, a count or a share below 0.5. Needs n >= 2f + 3. Mixing makes
+    honest updates alike where their data differ; equal lengths expose those who hold back; and coordinates
+    that honest clients leave alone stay alone, which shuts backdoors.
     """
     return level(within(nnm(f, krum(f))))
 
@@ -57,11 +59,11 @@ def recommended(f: float) -> Rule:
 def robust(rule: Rule | None = None, momentum: float = 0.0, buckets: int | None = None) -> Algorithm:
     """Averaging that a part of the clients cannot poison: `rule` in place of the mean.
 
-    `rule`: by default the recommended one for up to a fifth malicious clients. `momentum`: at
-    the clients, in [0, 1). `buckets`: the rule sees the means of so many random groups, never one client's
-    update. Every client counts the same: who could claim rows could claim influence.
+    `rule`: by default recommended(0.2), for up to a fifth malicious clients. `momentum`: at the clients, in
+    [0, 1). `buckets`: the rule sees the means of so many random groups, never one client's update. Every
+    client counts the same: who could claim rows could claim influence.
     """
-    used = recommended(0.2) if rule is None else rule
+    used = recommended() if rule is None else as_rule(rule)
     if buckets is not None and buckets < 1:
         raise ConfigError(f"buckets must be at least 1, got {buckets}")
     steps = chain(mean(), _momentum(momentum)) if momentum else mean()

@@ -18,7 +18,7 @@ from ..core.errors import CompositionError, MisuseError, ProtocolError
 from ..core.metrics import merge_all, tally
 from ..core.rng import Rng
 from ..core.update import Array, Layout, Update
-from .rules.rule import Own, Rule, answer, fits, holds, knows
+from .rules.rule import Own, Rule, answer, as_rule, fits, holds
 from .rules.stack import Stack
 
 Kept: TypeAlias = tuple[tuple[int, Reply], ...]
@@ -46,7 +46,7 @@ class Gather:
         for one client may be of a protocol that gathers several.)
         """
         if len(cohort) > 1:
-            holds(self.rule, cohort)
+            holds(as_rule(self.rule), cohort)
         return Gather(self.rule, points)
 
     def lift(self, peer: int, reply: Reply) -> Kept:
@@ -86,7 +86,7 @@ def _within(buffer: Array) -> bool:
 
 def apply_rule(rule: Rule | Own, stack: Stack, layout: Layout) -> Update:
     """`rule` over the rows of a stack (n, d) as an Update; its answer must be (d,) real."""
-    found = answer(rule, stack)
+    found = answer(as_rule(rule), stack)
     if found.shape != (layout.size,):
         raise MisuseError(f"a rule maps (n, {layout.size}) to ({layout.size},), this one gave {found.shape}")
     return Update(layout, found)
@@ -125,14 +125,15 @@ class Buckets:
     place: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        fits(self.rule, self.k, self.k)
-        if knows(self.rule):
-            raise CompositionError(f"{self.rule} must know who sent which update, and buckets are of several")
+        rule = as_rule(self.rule)
+        fits(rule, self.k, self.k)
+        if rule.knows:
+            raise CompositionError(f"{rule} must know who sent which update, and buckets are of several")
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Buckets:
         """This round's: the cohort dealt into buckets. Raises ConfigError where they are too few."""
         if len(cohort) > 1:
-            fits(self.rule, min(self.k, len(cohort)), len(cohort))
+            fits(as_rule(self.rule), min(self.k, len(cohort)), len(cohort))
         order = key.at("buckets").generator().permutation(sorted(cohort))
         place = {int(client): i % self.k for i, client in enumerate(order)}
         return Buckets(self.k, self.rule, self.inner.at(points, cohort, key), place)

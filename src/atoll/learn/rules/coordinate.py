@@ -17,7 +17,7 @@ import numpy as np
 
 from ...core.registry import part
 from ...core.update import Array
-from .rule import Rule, answer, checked, half, knows, malicious, needs, surely
+from .rule import Rule, answer, as_rule, checked, half, malicious, surely
 from .stack import Stack
 
 
@@ -69,6 +69,7 @@ def within(then: Rule) -> Rule:
     That half-width is the median absolute deviation (Hampel 1974, "The influence curve and its role in robust
     estimation", §4). A coordinate that most clients leave alone stays alone, whoever moves it.
     """
+    inner = as_rule(then)
 
     def keep(some: Array, found: Array) -> Array:
         some.sort(axis=0)
@@ -77,9 +78,9 @@ def within(then: Rule) -> Rule:
         return np.clip(found, centre - off, centre + off)
 
     def walk(stack: Stack) -> Array:
-        return stack.columns(keep, answer(then, stack))
+        return stack.columns(keep, answer(inner, stack))
 
-    return Rule("within", walk, {"then": then}, needs(then), knows(then))
+    return Rule("within", walk, {"then": inner}, inner.least, inner.knows)
 
 
 def _middle(ranked: Array) -> Array:

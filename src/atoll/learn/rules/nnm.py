@@ -16,7 +16,7 @@ import numpy as np
 from ...core.errors import CompositionError
 from ...core.registry import part
 from ...core.update import Array
-from .rule import Rule, answer, checked, half, knows, malicious, needs, surely
+from .rule import Rule, answer, as_rule, checked, half, malicious, surely
 from .stack import Stack
 
 
@@ -27,18 +27,19 @@ def nnm(f: float, then: Rule) -> Rule:
     `f`: how many clients may be malicious, a count or a share below 0.5. Needs n > 2f.
     """
     checked(f)
-    if knows(then):
+    inner = as_rule(then)
+    if inner.knows:
         raise CompositionError(
-            f"nnm mixes what {then} must be able to tell apart: use {then} alone, or nnm before another rule"
+            f"nnm mixes what {inner} must be able to tell apart: use that alone, or nnm before another rule"
         )
 
     def walk(stack: Stack) -> Array:
-        return answer(then, stack.mixed(_nearest(stack, malicious(f, stack, half(stack.n)))))
+        return answer(inner, stack.mixed(_nearest(stack, malicious(f, stack, half(stack.n)))))
 
     def least(clients: int) -> int:
-        return max(2 * surely(f, clients) + 1, needs(then)(clients))
+        return max(2 * surely(f, clients) + 1, inner.least(clients))
 
-    return Rule("nnm", walk, {"f": f, "then": then}, least)
+    return Rule("nnm", walk, {"f": f, "then": inner}, least)
 
 
 def _nearest(stack: Stack, f: int) -> Array:

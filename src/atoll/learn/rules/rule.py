@@ -61,10 +61,18 @@ class Rule:
         return {"name": self.name, **{k: v for k, v in held.items() if v is not None}}
 
 
-def answer(rule: Rule | Own, stack: Stack) -> Array:
+def as_rule(given: Rule | Own) -> Rule:
+    """A Rule as it is, a function of one's own as a Rule of its name. ConfigError for anything else."""
+    if isinstance(given, Rule):
+        return given
+    if not callable(given):
+        raise ConfigError(f"a rule is one by name, as median(), or a function (n, d) -> (d,), got {given!r}")
+    name = getattr(given, "__name__", type(given).__name__).strip("<>")
+    return Rule(name, lambda stack: np.asarray(given(stack.matrix()), np.float64))
+
+
+def answer(rule: Rule, stack: Stack) -> Array:
     """What the rule says of a stack: (d,). Raises QuorumError where it needs more updates."""
-    if not isinstance(rule, Rule):
-        return np.asarray(rule(stack.matrix()), np.float64)
     least = rule.least(stack.clients)
     if stack.n < least:
         raise QuorumError(f"{rule} needs at least {least} updates and {stack.n} came: {FIX}")
@@ -74,16 +82,16 @@ def answer(rule: Rule | Own, stack: Stack) -> Array:
 FIX = "ask more clients, or assume that fewer are malicious"
 
 
-def fits(rule: Rule | Own, updates: int, clients: int) -> None:
+def fits(rule: Rule, updates: int, clients: int) -> None:
     """Raise ConfigError where so many updates, of so many clients, are too few for a rule."""
-    if isinstance(rule, Rule) and updates < (least := rule.least(clients)):
+    if updates < (least := rule.least(clients)):
         raise ConfigError(f"{rule} needs at least {least} updates a round, not {updates}: {FIX}")
 
 
-def holds(rule: Rule | Own, cohort: Collection[int]) -> None:
+def holds(rule: Rule, cohort: Collection[int]) -> None:
     """Raise ConfigError for a cohort that is too small for a rule, or lacks a client it must hear."""
     fits(rule, len(cohort), len(cohort))
-    if absent := set(knows(rule)).difference(cohort):
+    if absent := set(rule.knows).difference(cohort):
         raise ConfigError(
             f"{rule} needs client {min(absent)} in every round, and this cohort lacks it: use everyone()"
         )
@@ -99,16 +107,6 @@ def checked(f: float) -> float:
             f" a count is a whole number, as in f = 2. Got {f}"
         )
     return f
-
-
-def needs(rule: Rule | Own) -> Callable[[int], int]:
-    """A rule's `least`; a function of one's own says nothing."""
-    return rule.least if isinstance(rule, Rule) else any_number
-
-
-def knows(rule: Rule | Own) -> tuple[int, ...]:
-    """The clients whose updates a rule must be able to tell from the others."""
-    return rule.knows if isinstance(rule, Rule) else ()
 
 
 def surely(f: float, clients: int) -> int:

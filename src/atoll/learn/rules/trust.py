@@ -23,7 +23,7 @@ from ...core.errors import ConfigError, QuorumError
 from ...core.registry import part
 from ...core.update import Array
 from .coordinate import average
-from .rule import Rule, answer, knows, needs
+from .rule import Rule, answer, as_rule
 from .stack import Stack
 
 SHORT = 1e-9
@@ -38,7 +38,7 @@ def norm_bound(norm: float | None = None, then: Rule | None = None) -> Rule:
     """
     if norm is not None and not (norm > 0 and isfinite(norm)):
         raise ConfigError(f"norm is a length above 0, got {norm}")
-    inner = then or average()
+    inner = average() if then is None else as_rule(then)
 
     def walk(stack: Stack) -> Array:
         norms = stack.norms
@@ -46,7 +46,7 @@ def norm_bound(norm: float | None = None, then: Rule | None = None) -> Rule:
         scale = np.minimum(1.0, bound / np.maximum(norms, 1e-300))
         return answer(inner, stack.mixed(np.diag(scale), peers=True))
 
-    return Rule("norm_bound", walk, {"norm": norm, "then": then}, needs(inner), knows(inner))
+    return Rule("norm_bound", walk, {"norm": norm, "then": inner}, inner.least, inner.knows)
 
 
 @part("rule")
@@ -56,15 +56,16 @@ def level(then: Rule) -> Rule:
     Attacks that hold a model back hide near the middle, in updates shorter than any honest one (IPM, free
     riders); of the same length as all others they stand out. Updates a billion times shorter stay so.
     """
+    inner = as_rule(then)
 
     def walk(stack: Stack) -> Array:
         norms = stack.norms
         usual = float(np.median(norms))
         moved = norms > SHORT * usual
         scale = np.where(moved, usual / np.where(moved, norms, 1.0), 1.0)
-        return answer(then, stack.mixed(np.diag(scale), peers=True))
+        return answer(inner, stack.mixed(np.diag(scale), peers=True))
 
-    return Rule("level", walk, {"then": then}, needs(then), knows(then))
+    return Rule("level", walk, {"then": inner}, inner.least, inner.knows)
 
 
 @part("rule")
