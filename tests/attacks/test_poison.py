@@ -154,6 +154,15 @@ def test_mimic_copies_who_stands_out() -> None:
     np.testing.assert_array_equal(made, honest[[5, 5]])
 
 
+def test_min_max_goes_as_far_as_hides() -> None:
+    for seed in range(5):
+        honest = np.random.default_rng(seed).normal(0.3, 1, (8, 12))
+        (made,) = build("attack", "min_max").send(honest, honest[:1], None)
+        far = max(np.linalg.norm(a - b) for a in honest for b in honest)
+        assert np.linalg.norm(honest - made, axis=1).max() == pytest.approx(far)
+        assert (made - honest.mean(axis=0)) @ honest.mean(axis=0) < 0
+
+
 def test_what_attackers_train_on() -> None:
     rng, rows = np.random.default_rng(0), Examples(np.ones((400, 6)) / 2, np.arange(400) % 10)
     flipped = attacks.label_flip().rows(rows, softmax(features=6, outputs=10), rng)

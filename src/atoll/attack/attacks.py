@@ -7,7 +7,9 @@ datasets via bucketing", §3: mimic copies the honest client that stands out mos
 times. Bagdasaryan, Veit, Hua, Estrin, Shmatikov 2020, "How to backdoor federated learning", §4: rows with
 a trigger and the wrong label, and model replacement, an update times `factor`. Lin, Du, Liu 2019,
 "Free-riders in federated learning", §3: noise instead of work. Fung, Yoon, Beschastnikh 2020, "The
-limitations of federated learning in Sybil settings", §3: many clients that are one.
+limitations of federated learning in Sybil settings", §3: many clients that are one. Shejwalkar, Houmansadr
+2021, "Manipulating the Byzantine: optimizing model poisoning attacks and defenses", §4: min-max, from μ as
+far as hides behind the distance of two honest updates.
 """
 
 from __future__ import annotations
@@ -83,6 +85,23 @@ def mimic() -> Attack:
         return _all(own, honest[np.abs(vectors[:, -1]).argmax()])
 
     return Attack("mimic", send=send)
+
+
+@part("attack")
+def min_max() -> Attack:
+    """μ moved against itself: no farther from anybody than the farthest two honest updates are apart."""
+
+    def send(honest: Array, own: Array, rng: np.random.Generator) -> Array:
+        mu = honest.mean(axis=0)
+        away = -mu / (np.linalg.norm(mu) or 1.0)
+        gram = honest @ honest.T
+        far = (np.diag(gram)[:, None] + np.diag(gram) - 2 * gram).max()
+        along = (honest - mu) @ away  # ||μ + γ a - g||² = ||μ - g||² - 2 γ a (g - μ) + γ²
+        room = far - np.square(honest - mu).sum(axis=1)
+        gamma = (along + np.sqrt(np.maximum(np.square(along) + room, 0.0))).min()
+        return _all(own, mu + max(float(gamma), 0.0) * away)
+
+    return Attack("min_max", send=send)
 
 
 @part("attack")
