@@ -20,6 +20,7 @@ from atoll.core.errors import CompositionError
 from atoll.core.transform import Transform, chain
 from atoll.learn.algorithm import Algorithm
 from atoll.learn.compress import randomk, sign, topk
+from atoll.learn.defend import momentum
 from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
@@ -47,6 +48,7 @@ PARTS: Sequence[tuple[Transform, str]] = (
     (sign(), "signs, with error feedback"),
     (int8(), "eight bits a number, right in the mean; int4 is like it"),
     (int2(), "two bits a number, right in the mean"),
+    (momentum(0.9), "a running mean of a client's updates, kept by it"),
     (clip(1.0), "bounds the L2 norm of an update"),
     (ring(32), "fixed point modulo 2**32, for masks and exact sums"),
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .adapt.onnx import Plan, run_plan
 from .adapt.sklearn import sklearn_learner
 from .adapt.torch import torch_learner
+from .attack import Attack, poison
 from .baselines import alone, cross_site, pooled, scores, spread
 from .core.aggregate import Sum
 from .core.errors import (
@@ -58,6 +59,7 @@ from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fe
 from .learn.buffered import fedasync, fedbuff
 from .learn.compress import randomk, sign, topk
 from .learn.cyclic import cyclic
+from .learn.defend import momentum, recommended, robust
 from .learn.dense import linear, logistic, mlp, softmax
 from .learn.ditto import ditto, fine_tune
 from .learn.exact import close, exact
@@ -75,6 +77,21 @@ from .learn.quantise import int2, int4, int8
 from .learn.ring import ring
 from .learn.robust import Buckets, Gather
 from .learn.rotate import rotate
+from .learn.rules import (
+    Rule,
+    average,
+    centred_clipping,
+    fltrust,
+    geometric_median,
+    krum,
+    level,
+    median,
+    multi_krum,
+    nnm,
+    norm_bound,
+    trimmed_mean,
+    within,
+)
 from .learn.scaffold import scaffold
 from .learn.secure import secure_sum
 from .learn.select import everyone, poisson, power_of_choice, sample
@@ -113,6 +130,7 @@ __all__ = [
     "AUC",
     "Algorithm",
     "AtollError",
+    "Attack",
     "Buckets",
     "CodecError",
     "CompositionError",
@@ -163,6 +181,7 @@ __all__ = [
     "QuorumError",
     "Refused",
     "Rows",
+    "Rule",
     "Run",
     "Sites",
     "StateError",
@@ -175,6 +194,8 @@ __all__ = [
     "adam",
     "alone",
     "arrays",
+    "average",
+    "centred_clipping",
     "chain",
     "classes",
     "clip",
@@ -207,7 +228,9 @@ __all__ = [
     "fedyogi",
     "fine_tune",
     "flat",
+    "fltrust",
     "gaussian",
+    "geometric_median",
     "gossip",
     "heterogeneity",
     "hierarchical",
@@ -215,16 +238,23 @@ __all__ = [
     "int2",
     "int4",
     "int8",
+    "krum",
     "labels",
+    "level",
     "linear",
     "load_data",
     "logistic",
     "lognormal",
     "mean",
+    "median",
     "mlp",
+    "momentum",
     "moon",
+    "multi_krum",
     "natural",
     "newton_learner",
+    "nnm",
+    "norm_bound",
     "nova",
     "only",
     "oriented_gradients",
@@ -232,13 +262,16 @@ __all__ = [
     "partition",
     "parts",
     "plain_sum",
+    "poison",
     "poisson",
     "pooled",
     "power_of_choice",
     "qfedavg",
     "quantity",
     "randomk",
+    "recommended",
     "ring",
+    "robust",
     "rotate",
     "run_client",
     "run_coordinator",
@@ -265,7 +298,9 @@ __all__ = [
     "torch_learner",
     "transform",
     "tree",
+    "trimmed_mean",
     "uniform",
+    "within",
     "yogi",
 ]
 

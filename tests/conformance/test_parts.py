@@ -10,6 +10,7 @@ import pytest
 from atoll.core.aggregate import Sum
 from atoll.core.transform import Transform, chain, only, transform
 from atoll.learn.compress import randomk, sign, topk
+from atoll.learn.defend import momentum
 from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
 from atoll.learn.personal import stay
@@ -18,6 +19,7 @@ from atoll.learn.quantise import int2, int4, int8
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
 from atoll.learn.rotate import rotate
+from atoll.learn.rules import geometric_median, median, multi_krum, nnm, trimmed_mean
 from atoll.learn.scaffold import share
 from atoll.learn.server import adagrad, adam, mean, sgd, yogi
 from atoll.learn.thin import thin
@@ -41,6 +43,7 @@ OURS = [
     ),
     chain(mean(), rotate(), int4()),
     chain(mean(), topk(0.5), int8(), clip(0.5)),
+    *(momentum(), momentum(0.0)),
     chain(adam(), mean(), stay("b"), topk(0.3), clip(0.5), ring()),
     chain(nova(), mean(), ring()),
     chain(),
@@ -98,8 +101,12 @@ def largest(U: Any) -> Any:
 
 @pytest.mark.parametrize(
     "make",
-    [Sum, lambda: Gather(largest), lambda: Buckets(3, largest), lambda: Buckets(1, largest)],
-    ids=["sum", "gather", "buckets", "one bucket"],
+    [
+        *(Sum, lambda: Gather(largest), lambda: Buckets(3, largest), lambda: Buckets(1, largest)),
+        *(lambda: Gather(nnm(0.2, trimmed_mean(0.2))), lambda: Gather(multi_krum(2))),
+        *(lambda: Gather(geometric_median()), lambda: Buckets(4, median())),
+    ],
+    ids=["sum", "gather", "buckets", "one bucket", "nnm", "multi-krum", "geometric median", "medians"],
 )
 def test_our_aggregators_pass(make: Callable[[], Any]) -> None:
     check_aggregator(make)

@@ -17,6 +17,7 @@ JOBS = {
     "early": at.Job(at.softmax(lr=0.1), rounds=5, stop=at.early("loss", patience=1)),
     "scaffold": at.Job(at.softmax(lr=0.1), at.scaffold(), rounds=3),
     "median": at.Job(at.softmax(lr=0.1), at.Gather(lambda u: np.median(u, axis=0)), rounds=2),
+    "robust": at.Job(at.softmax(lr=0.1), at.robust(at.recommended(1), momentum=0.5), rounds=3),
     "choice": at.Job(at.softmax(lr=0.1), cohort=at.power_of_choice(2, 4), rounds=2),
 }
 

@@ -117,7 +117,8 @@ def test_the_model_is_that_of_a_simulation(name: str, tmp_path, monkeypatch) -> 
     assert passed.params == straight.params
     assert passed.sites == straight.sites
     assert passed.history[-1].get("train") == straight.history[-1].get("train")
-    partial = {"median": "gather", "median of int8": "gather", "buckets": "buckets"}.get(name, "sum")
+    gathered = dict.fromkeys(("median", "median of int8", "robust"), "gather")
+    partial = {**gathered, "buckets": "buckets"}.get(name, "sum")
     assert wire.forms >= {"raw", partial, "sites"}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from bench.robust import Alarm, Cell, findings, told
 from bench.rows import Disagreement, race
 
 
@@ -38,3 +39,26 @@ def test_sides_that_agree_are_timed() -> None:
 def test_a_side_that_did_other_work_is_refused(step: float) -> None:
     with pytest.raises(Disagreement, match="ours is"):
         race({"bare": Walk(1.0), "ours": Walk(step)}, rounds=3, closeness=1e-3)
+
+
+def cell(**values: object) -> Cell:
+    made = {"attack": "foe", "share": 0.2, "split": "iid", "seed": 1, "rule": "recommended", "kept": 0.98}
+    return Cell(**{**made, "success": None, "seconds": 1.0, **values})
+
+
+def test_findings_of_the_robust_bench_count_cells_and_see_what_is_missed() -> None:
+    """What is asked stands beside what was found; runs without attackers and other rules are not judged."""
+    good = [cell(seed=n) for n in range(99)]
+    clean = cell(attack="none", kept=0.1)
+    (found,) = findings([*good, clean, cell(kept=0.969)])
+    assert (found.good, found.cells, found.missed) == (99, 100, False)
+    assert "foe 20% iid seed 1: 96.9%" in str(found)
+    (found,) = findings([*good[:-1], clean, cell(kept=0.969), cell(kept=0.0)])
+    assert found.missed and "MISSED" in str(found)
+    assert not any(
+        f.missed for f in findings([cell(rule="mean", kept=0.0), cell(split="dirichlet(1)", share=0.4)])
+    )
+    doors = [cell(attack="backdoor", success=s, kept=k) for s, k in ((0.04, 1.0), (0.06, 1.0), (0.01, 0.98))]
+    assert [(f.good, f.cells) for f in findings(doors)] == [(3, 3), (1, 3)]
+    named = [Alarm("foe", "iid", 1, 4, 3, 16, 1), Alarm("none", "dirichlet(0.3)", 1, 0, 0, 20, 1)]
+    assert [(f.good, f.cells, f.missed) for f in told(named)] == [(3, 4, False), (3, 4, True), (19, 20, True)]

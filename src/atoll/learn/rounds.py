@@ -173,7 +173,11 @@ async def ask(
     }
     if not answer.clients:
         return skip(plan, now, answer.failed), {**record, "clients": 0}
-    after, train = await p.work(lambda: apply(plan, now, aggregator, answer, key), share=0.0)
+    try:
+        after, train = await p.work(lambda: apply(plan, now, aggregator, answer, key), share=0.0)
+    except QuorumError as error:  # too few for the rule: this round changes nothing
+        failed = {**answer.failed, **dict.fromkeys(answer.clients, str(error))}
+        return skip(plan, now, failed), {**record, "clients": 0, "failed": failed}
     return after, {
         **record,
         "clients": len(answer.clients),

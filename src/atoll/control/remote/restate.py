@@ -19,7 +19,7 @@ from ...learn.algorithm import Algorithm
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology")
 _VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name")
-_PLAIN = (bool, int, float, str, list, tuple)
+_PLAIN = (bool, int, float, str, list, tuple, dict)
 
 
 def table(job: Job) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _values(part: Part, value: Any) -> dict[str, Any]:
     held: Mapping[str, Any] = value.values if isinstance(value, Algorithm) else _fields(value)
     found = {}
     for name, parameter in takes.items():
-        mine = held.get(name)
+        mine = getattr(held.get(name), "table", held.get(name))  # a part that another takes says it itself
         if name in held and mine != parameter.default and mine is not None and isinstance(mine, _PLAIN):
             found[name] = list(mine) if isinstance(mine, tuple) else mine
     return found

@@ -1,0 +1,41 @@
+"""Attacks as tools: against one's own job, before others try. Poison: poison.py, attacks.py and trial.py."""
+
+from .attacks import (
+    alie,
+    backdoor,
+    foe,
+    free_rider,
+    gauss,
+    ipm,
+    label_flip,
+    mimic,
+    min_max,
+    nan,
+    scaling,
+    sign_flip,
+    sybils,
+)
+from .poison import Attack, poison
+from .trial import Trial, attackers, trials, ways
+
+__all__ = [
+    "Attack",
+    "Trial",
+    "alie",
+    "attackers",
+    "backdoor",
+    "foe",
+    "free_rider",
+    "gauss",
+    "ipm",
+    "label_flip",
+    "mimic",
+    "min_max",
+    "nan",
+    "poison",
+    "scaling",
+    "sign_flip",
+    "sybils",
+    "trials",
+    "ways",
+]

@@ -1,0 +1,98 @@
+"""What each attack does to a job, without a rule and with one: `atoll attack poison job.toml`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..core.aggregate import Sum
+from ..core.errors import ConfigError, ProtocolError, QuorumError
+from ..core.message import FitContext
+from ..core.rng import Rng
+from ..job import Job
+from ..learn.algorithm import Algorithm
+from ..learn.defend import recommended
+from ..learn.local import measure
+from ..learn.robust import Gather
+from ..run import Run, simulate
+from .poison import Attack, poison
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack on one way to aggregate. `accuracy`: of the model, or None where training broke down.
+
+    `kept`: its share of the accuracy without attackers. `success`: how often a backdoor's trigger works.
+    """
+
+    attack: str
+    rule: str
+    accuracy: float | None
+    kept: float
+    success: float | None = None
+
+
+def ways(job: Job, share: float) -> dict[str, Job]:
+    """The job with the plain mean, and with its own rule, or the recommended one for that share of liars."""
+    algorithm: Algorithm = job.algorithm
+    plain = replace(algorithm, rule=Sum())
+    if isinstance(algorithm.rule, Sum):
+        algorithm = replace(algorithm, rule=Gather(recommended(share)), weigh="equal")
+    name = str(getattr(algorithm.rule, "rule", algorithm.rule))
+    return {"mean": job.replace(algorithm=plain), name: job.replace(algorithm=algorithm)}
+
+
+def attackers(clients: int, share: float, seed: int = 0) -> tuple[int, ...]:
+    """Which clients lie: a share (0, 0.5) of them, at least one, drawn by the seed."""
+    if not 0 < share < 0.5:
+        raise ConfigError(f"the share of attackers is above 0 and below 0.5, got {share}")
+    drawn = Rng.of(seed).at("attackers").generator().permutation(clients)
+    return tuple(sorted(int(c) for c in drawn[: max(1, round(share * clients))]))
+
+
+def trials(
+    jobs: Mapping[str, Job], data: Any, attacks: Sequence[Attack], liars: Sequence[int], seed: int = 0
+) -> Iterator[Trial]:
+    """Each job without attackers, then under each attack; one after the other, as they come in.
+
+    What an attack leaves is held against the first job's accuracy while everybody is honest, so that the
+    price of a rule counts as well. Raises ConfigError where no accuracy is measured.
+    """
+    clean = 0.0
+    for name, job in jobs.items():
+        accuracy = _accuracy(_run(job, data, seed))
+        if not accuracy:
+            raise ConfigError(
+                f"without attackers, the job with {name} gives no accuracy to hold others against"
+            )
+        clean = clean or accuracy
+        yield Trial("none", name, accuracy, accuracy / clean)
+    for attack in attacks:
+        for name, job in jobs.items():
+            run = _run(poison(job, liars, attack), data, seed)
+            accuracy = _accuracy(run)
+            yield Trial(attack.name, name, accuracy, (accuracy or 0.0) / clean, _success(run, data, attack))
+
+
+def _run(job: Job, data: Any, seed: int) -> Run | None:
+    """The finished run, None where training broke down."""
+    central = getattr(data, "test", None) is not None
+    try:
+        return simulate(job.replace(every=job.rounds, stop=None, sites=not central), data, seed)
+    except (ProtocolError, QuorumError):
+        return None
+
+
+def _accuracy(run: Run | None) -> float | None:
+    return None if run is None else run.metrics.get("accuracy")
+
+
+def _success(run: Run | None, data: Any, attack: Attack) -> float | None:
+    """How often the trigger works, where there is one and rows to try it on."""
+    test = getattr(data, "test", None)
+    if run is None or attack.trigger is None or test is None:
+        return None
+    ctx = FitContext(Rng.of(run.seed).at("test"), client=-1)
+    found = measure(run.learner, run.params, attack.trigger(test), ctx)
+    return float(found["accuracy"].value)
