@@ -111,7 +111,6 @@ def test_numbers_beyond_the_largest_are_one_clients_failure() -> None:
         (at.Gather(lambda u: np.median(u, axis=0)), "use Buckets"),
         (at.fedbuff(size=2), "rounds of its own"),
         (at.chain(at.mean(), at.ring(32)), "leave ring"),
-        (at.Buckets(2, lambda u: np.median(u, axis=0)), "use Sum"),
     ],
 )
 def test_what_needs_to_see_more_than_a_sum_is_refused(algorithm: Any, why: str) -> None:
@@ -160,7 +159,7 @@ def test_a_seat_keeps_before_it_answers() -> None:
     task = Task(0, Rng.of(1), (0,), (-1,), at.Update.of({"w": np.zeros(3)}), want="note")
 
     def say(step: str, attempt: int) -> Any:
-        note = msgspec.msgpack.encode(Step(step, 0, attempt, 1.0, 2))
+        note = msgspec.msgpack.encode(Step(step, 0, attempt, 1.0, 2, {0: ([0], b"")}))
         return exchange.reply(local, replace(task, note=note))
 
     first = say("keys", 0)
@@ -232,7 +231,7 @@ def test_a_sum_with_noise_is_opened_once_in_a_round() -> None:
     task = Task(0, Rng.of(1), (0,), (-1,), at.Update.of({"w": np.zeros(3)}), want="note")
 
     def keys(round: int, attempt: int) -> Any:
-        note = msgspec.msgpack.encode(Step("keys", round, attempt, 1.0, 2))
+        note = msgspec.msgpack.encode(Step("keys", round, attempt, 1.0, 2, {0: ([0], b"")}))
         return job.exchange.reply(local, replace(task, round=round, note=note))
 
     assert not keys(0, 0).failed
@@ -241,7 +240,7 @@ def test_a_sum_with_noise_is_opened_once_in_a_round() -> None:
     assert not keys(1, 0).failed
     bare = Local(Quadratic(size=3), JOB.trained, {0: SITES[0]}, {}, Rng.of(0), seat=local.seat)
     local.seat.secrets[0] = replace(local.seat.secrets[0], opened=True)
-    note = msgspec.msgpack.encode(Step("keys", 1, 1, 1.0, 2))
+    note = msgspec.msgpack.encode(Step("keys", 1, 1, 1.0, 2, {0: ([0], b"")}))
     assert not at.secure_sum().reply(bare, replace(task, round=1, note=note)).failed, "without noise it may"
 
 
@@ -249,3 +248,63 @@ def test_a_grid_too_coarse_for_the_noise_is_one_clear_reason() -> None:
     job = PRIVATE.private(epsilon=500.0, delta=1e-3, clip=1.0, sigma=0.2, exchange=at.secure_sum(8))
     with pytest.raises(QuorumError, match="take more bits"):
         at.simulate(job, SITES, seed=1)
+
+
+BUCKETS = at.robust(at.trimmed_mean(1), buckets=4)
+
+
+def test_sums_in_buckets_are_those_in_the_open() -> None:
+    """The rule sees the same means, to a unit of the scale, flat and in a tree, and no single update."""
+    job = JOB.replace(algorithm=BUCKETS)
+    blind = job.replace(exchange=at.secure_sum())
+    run = at.simulate(blind, SITES, seed=3)
+    np.testing.assert_allclose(run.params.buffer, at.simulate(job, SITES, seed=3).params.buffer, atol=1e-6)
+    assert at.simulate(blind.replace(topology=at.tree((2, 2))), SITES, seed=3).params == run.params
+    assert [r["clients"] for r in run.history if "clients" in r] == [10, 10]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_bucket_that_loses_too_many_is_left_out_alone(seed: int) -> None:
+    job = JOB.replace(algorithm=BUCKETS, exchange=at.secure_sum(), rounds=3)
+    run = at.simulate(job, SITES, seed=seed, world=World(dropout=0.03, delay=lognormal(-2.0, 1.0)))
+    for record in run.history[1:]:
+        assert record["clients"] + len(record["failed"]) == 10
+        assert record["clients"] >= 3 * 2 or record["clients"] == 0
+    assert np.isfinite(run.params.buffer).all()
+
+
+def test_every_bucket_has_all_noise() -> None:
+    """The rule's answer is a mean of few, and its noise that of a bucket: no mate need be trusted."""
+    size, sites = 3000, wide(12, 3000)
+    rule = at.Buckets(4, at.average())
+    job = PRIVATE.replace(learner=Quadratic(size=size), rounds=1, algorithm=rule)
+    few = at.secure_sum(least=3, colluders=1)
+    noisy = job.private(epsilon=20.0, delta=1e-3, clip=4.0, sigma=2.0, exchange=few)
+    assert (
+        noisy.epsilon().epsilon
+        == PRIVATE.replace(rounds=1)
+        .private(epsilon=20.0, delta=1e-3, clip=4.0, sigma=2.0, exchange=at.secure_sum())
+        .epsilon()
+        .epsilon
+    ), "each client is in one bucket"
+    bare = at.Algorithm("bare", at.chain(at.mean(over=12), at.clip(4.0)), weigh="equal")
+    found = (
+        at.simulate(noisy, sites, seed=1).params.buffer
+        - at.simulate(job.replace(algorithm=bare), sites, seed=1).params.buffer
+    )
+    each = 2.0 * 4.0 * np.sqrt(3 / (3 - 1)) / 3  # of the mean of a bucket of three, of whom one may collude
+    assert found.std() == pytest.approx(each / np.sqrt(4), rel=0.05)
+
+
+def test_a_client_is_in_one_group_of_an_attempt() -> None:
+    """Moved to another bucket in between it does not go on; in none it says so."""
+    local = Local(Quadratic(size=3), JOB.trained, {0: SITES[0]}, {}, Rng.of(0))
+    task = Task(0, Rng.of(1), (0,), (-1,), at.Update.of({"w": np.zeros(3)}), want="note")
+
+    def say(step: str, groups: Any) -> Any:
+        note = msgspec.msgpack.encode(Step(step, 0, 0, 1.0, 2, groups))
+        return SecureSum().reply(local, replace(task, note=note)).failed
+
+    assert not say("keys", {2: ([0, 5], b"")})
+    assert "begun no such attempt" in say("shares", {3: ([0, 5], b"")})[0]
+    assert "none of its groups" in say("shares", {2: ([4, 5], b"")})[0]

@@ -95,7 +95,8 @@ class Algorithm:
                 f"{self.name} weighs clients by their rows, and noise is sized for clients that weigh the"
                 ' same: weigh="equal"'
             )
-        if not isinstance(self.rule, Sum):
+        blind = self.exchange.shows == "sum" and isinstance(self.rule, Buckets)  # each bucket has all noise
+        if not (blind or isinstance(self.rule, Sum)):
             raise CompositionError(
                 f"noise is sized for a sum, and {type(self.rule).__name__} is another rule"
             )
@@ -110,9 +111,10 @@ class Algorithm:
         turns = next((part for part in self.chain.steps if part.gives == "ring"), None)
         if turns is not None:
             raise CompositionError(f"a secure sum makes its own integers: leave {turns} out")
-        if not isinstance(self.rule, Sum):
+        if not isinstance(self.rule, (Sum, Buckets)):
             raise CompositionError(
-                f"a secure sum shows one sum, and {type(self.rule).__name__} works on several: use Sum"
+                f"a secure sum shows sums, and {type(self.rule).__name__} is no rule over sums:"
+                " use Sum or Buckets"
             )
         if self.protocol is not None:
             raise CompositionError(

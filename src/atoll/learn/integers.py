@@ -10,15 +10,15 @@ its integers, after they were found not to be longer than the clip (privacy/disc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log2, sqrt
-from typing import TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.aggregate import Partial, Sum, Total
+from ..core.aggregate import Aggregator, Partial, Points, Reply, Sum, Total
 from ..core.errors import ConfigError, ProtocolError
 from ..core.rng import Rng
 from ..core.update import Layout, Leaf, Update
@@ -161,3 +161,31 @@ class Read(Sum):
         """As real numbers."""
         assert self.scale is not None and self.plain is not None  # noqa: S101, PT018  made so
         return self.scale.back(partial.sums[0], self.plain, partial.count)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A rule over buckets whose answer, a mean, counts as the sum of all who are in it: a mean() that divides
+    by a number known before takes it, too.
+    """
+
+    rule: Aggregator
+    sees: ClassVar[Literal["sum", "each"]] = "sum"
+    rings: ClassVar[bool] = True
+
+    def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Counted:
+        """This round's."""
+        return Counted(self.rule.at(points, cohort, key))
+
+    def lift(self, peer: int, reply: Reply) -> Any:
+        """As the rule."""
+        return self.rule.lift(peer, reply)
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """As the rule."""
+        return self.rule.merge(a, b)
+
+    def finish(self, partial: Any) -> Total:
+        """The rule's answer times the number of contributions."""
+        total = self.rule.finish(partial)
+        return Total(total.update.scale(total.count), float(total.count), total.count, total.metrics)

@@ -160,7 +160,7 @@ async def ask(
     most = len(plan.clients) if private else len(cohort)
     points = await p.work(lambda: update_points(plan, now.params, most), share=0.0)
     task = replace(_task(now, key, cohort), points=points)
-    if private:
+    if private and plan.algorithm.exchange.shows == "each":
         task = replace(task, cohort=tuple(range(_expected(plan))))
     rule = rule or partial(_rule, plan.algorithm)
     began = p.now

@@ -8,6 +8,8 @@ The steps are privacy/secure_sum.py's; here stand their two roles, between a rou
 A client's update is weighted before it is rounded (integers.py), and its weight is summed under the same
 masks, so that nobody learns how many rows it has.
 
+Under `Buckets` every bucket is a secure sum of its own, all in step, and the rule sees the buckets' means.
+
 Edges need not know any of this: they add integers and pass notes on, so the sum is the same over any tree.
 A step that too few answer ends the attempt; the next one has fresh keys.
 """
@@ -22,7 +24,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.aggregate import Aggregator, Partial, Points, Reply, Sum
+from ..core.aggregate import Aggregator, Partial, Points, Reply
 from ..core.edge import Answer, Task, wire
 from ..core.errors import AtollError, ConfigError, ProtocolError
 from ..core.protocol import Party
@@ -32,8 +34,9 @@ from ..privacy import discrete, dp
 from ..privacy.graph import threshold
 from .exchange import TABLE, Seat
 from .failure import reason
-from .integers import Hidden, Read, Scale
+from .integers import Counted, Hidden, Read, Scale
 from .quantise import dense
+from .robust import Buckets
 from .server import positive
 
 if TYPE_CHECKING:
@@ -47,14 +50,24 @@ ANY_WEIGHT = 2.0**20  # a job's max_weight where nobody has said one
 
 
 class Step(msgspec.Struct, array_like=True):
-    """What a note says: a step of which attempt, and what all members need for it."""
+    """What a note says: a step of which attempt, and what all members need for it.
+
+    `groups`: who is summed with whom, and what each group is told; one group where there are no buckets.
+    """
 
     step: Literal["keys", "shares", "mask", "sign", "open"]
     round: int
     attempt: int
     heaviest: float
     members: int
-    text: bytes = b""
+    groups: dict[int, tuple[list[int], bytes]]
+
+    def of(self, client: int) -> tuple[int, bytes]:
+        """The group that a client is in, and what it is told. Raises ProtocolError if there is none."""
+        for group, (clients, text) in self.groups.items():
+            if client in clients:
+                return group, text
+        raise ProtocolError("a step of a secure sum came to a client that is in none of its groups")
 
 
 @dataclass(frozen=True)
@@ -74,17 +87,22 @@ class SecureSum:
         self, p: Party, plan: Plan, task: Task, rule: Callable[[Task], Aggregator], quorum: int | None
     ) -> tuple[Answer, Aggregator]:
         """The sum over those who stay; an attempt that too few stay in is followed by another."""
-        scale = self.scale(plan.algorithm, max(len(task.clients), 2), heaviest(plan))
+        plain = _plain(task)
+        buckets = rule(task)
+        groups = _groups(task.clients, buckets)
+        scale = self.scale(plan.algorithm, max(2, *map(len, groups.values())), heaviest(plan))
+        reading = Read(scale=scale, plain=plain)
+        finishing = Counted(replace(buckets, inner=reading)) if isinstance(buckets, Buckets) else reading
         failed: dict[int, str] = {}
         for number in range(self.attempts):
-            attempt = _Attempt(p, plan, task, scale, number, max(self.least, 2), failed)
+            attempt = _Attempt(p, plan, task, scale, rule, number, max(self.least, 2), groups, failed)
             try:
                 answer = await attempt.sum(quorum)
             except ProtocolError as error:
                 failed = dict.fromkeys(task.clients, f"the secure sum was given up: {error}") | failed
             else:
-                return answer, Read(scale=scale, plain=_plain(task))
-        return Answer((), failed=failed), Read()
+                return answer, finishing
+        return Answer((), failed=failed), reading
 
     def scale(self, algorithm: Algorithm, members: int, heaviest: float) -> Scale:
         """A round's, for so many members: with noise where the algorithm has some."""
@@ -105,7 +123,8 @@ class SecureSum:
         failed: dict[int, str] = {}
         for client in task.clients:
             try:
-                notes[client] = _STEPS[step.step](self, local, client, step)
+                group, text = step.of(client)
+                notes[client] = _STEPS[step.step](self, local, client, step, group, text)
             except (AtollError, KeyError) as error:
                 failed[client] = reason(error)
         return Answer(tuple(notes), notes or None, failed, sum(map(len, notes.values())))
@@ -126,7 +145,7 @@ class SecureSum:
         from ..privacy.secure_sum import mask, noise_key
 
         dense(reply.update, "secure_sum")
-        secret = _secret(local.seat, client, step)
+        secret = _secret(local.seat, client, step, step.of(client)[0])
 
         def noise(size: int, whole: float) -> NDArray[np.int64]:
             crew = threshold(len(secret.members)) - self.colluders
@@ -145,14 +164,18 @@ class SecureSum:
 
 @dataclass
 class _Attempt:
-    """One attempt at a round's sum, at the coordinator."""
+    """One attempt at a round's sum, at the coordinator: all groups in step. A group that too few stay in is
+    left out; where none is left the attempt is over.
+    """
 
     p: Party
     plan: Plan
     task: Task
     scale: Scale
+    rule: Callable[[Task], Aggregator]
     number: int
     least: int
+    groups: Mapping[int, Sequence[int]]
     failed: dict[int, str]
     sent: int = 0
 
@@ -161,38 +184,49 @@ class _Attempt:
         from ..privacy import secure_sum as ss
         from ..privacy.roster import Label
 
-        keys = await self._notes("keys", self.task.clients)
-        self._enough(keys, self.least, "sent keys")
-        roster = ss.roster_of(Label(*self.plan.label, self.task.round, self.number), keys)
-        shared = await self._notes("shares", roster.clients, ss.roster_out(roster))
-        enough = max(self.least, threshold(len(roster.members)))
-        self._enough(shared, enough, "shared their secrets")
-        answer = await self._vectors(ss.routed(shared), quorum)
-        self._enough(answer.clients, enough, "sent their vectors")
-        there = ss.survivors_out(answer.clients)
-        signatures = await self._notes("sign", answer.clients, there)
-        self._enough(signatures, roster.threshold, "signed who is there")
-        proof = msgspec.msgpack.encode((there, ss.signatures_out(signatures)))
-        opened = await self._notes("open", sorted(signatures), proof)
-        hidden: Partial = answer.partial
+        first = await self._notes("keys", {g: (clients, b"") for g, clients in self.groups.items()})
+        keys = self._enough(first, dict.fromkeys(self.groups, self.least), "sent keys")
+        names = {g: Label(*self.plan.label, self.task.round, self.number, g) for g in keys}
+        rosters = {g: ss.roster_of(names[g], notes) for g, notes in keys.items()}
+        enough = {g: max(self.least, threshold(len(r.members))) for g, r in rosters.items()}
+        asked = {g: (r.clients, ss.roster_out(r)) for g, r in rosters.items()}
+        shared = self._enough(await self._notes("shares", asked), enough, "shared their secrets")
+        answer = await self._vectors({c: m for s in shared.values() for c, m in ss.routed(s).items()}, quorum)
+        there = self._enough(dict.fromkeys(answer.clients, b""), enough, "sent their vectors", shared)
+        lists = {g: ss.survivors_out(clients) for g, clients in there.items()}
+        signed = await self._notes("sign", {g: (tuple(there[g]), lists[g]) for g in there})
+        enough = {g: rosters[g].threshold for g in there}
+        signatures = self._enough(signed, enough, "signed who is there")
+        proofs = {
+            g: (tuple(s), msgspec.msgpack.encode((lists[g], ss.signatures_out(s))))
+            for g, s in signatures.items()
+        }
+        opened = self._enough(await self._notes("open", proofs), enough, "opened their shares")
 
-        def mended() -> Partial:
-            numbers = ss.unmask(
-                roster,
-                hidden.sums[0],
-                self.scale.bits,
-                shared=shared,
-                survivors=answer.clients,
-                notes=opened,
-            )
-            return replace(hidden, sums=numbers[None, :])
+        def mended() -> Any:
+            parts = {}
+            for g, notes in opened.items():
+                hidden = _part(answer.partial, g)
+                made = ss.unmask(
+                    rosters[g],
+                    hidden.sums[0],
+                    self.scale.bits,
+                    shared=shared[g],
+                    survivors=there[g],
+                    notes=notes,
+                )
+                parts[g] = replace(hidden, sums=made[None, :])
+            return parts if isinstance(answer.partial, dict) else parts[0]
 
         partial = await self.p.work(mended, share=0.0)
-        lost = {c: why for c, why in self.failed.items() if c not in answer.clients}
-        return replace(answer, partial=partial, failed=lost, sent=answer.sent + self.sent)
+        stayed = tuple(c for c in answer.clients if any(c in there[g] for g in opened))
+        lost = {c: why for c, why in self.failed.items() if c not in stayed}
+        return replace(answer, clients=stayed, partial=partial, failed=lost, sent=answer.sent + self.sent)
 
-    async def _notes(self, step: Any, clients: Sequence[int], text: bytes = b"") -> dict[int, bytes]:
-        task = replace(self.task.only(clients), want="note", points=None, note=self._note(step, text))
+    async def _notes(self, step: Any, groups: Mapping[int, tuple[Sequence[int], bytes]]) -> dict[int, bytes]:
+        clients = sorted(c for members, _ in groups.values() for c in members)
+        note = self._note(step, groups)
+        task = replace(self.task.only(clients), want="note", points=None, note=note)
         answer = await self.plan.relay(self.p, task, TABLE)
         self.failed.update(answer.failed)
         self.sent += answer.sent
@@ -201,19 +235,55 @@ class _Attempt:
     async def _vectors(self, mail: Mapping[int, bytes], quorum: int | None) -> Answer:
         layout = self.scale.layout(_plain(self.task))
         points = Points(layout, (0,) * len(layout.leaves), 1.0, self.scale.members, wide=False)
-        task = self.task.only(sorted(mail))
-        task = replace(task, points=points, note=self._note("mask"), notes=dict(mail))
-        answer = await self.plan.relay(self.p, task, Sum(points), quorum)
+        note = self._note("mask", {g: (clients, b"") for g, clients in self.groups.items()})
+        task = replace(self.task.only(sorted(mail)), points=points, note=note, notes=dict(mail))
+        answer = await self.plan.relay(self.p, task, self.rule(task), quorum)
         self.failed.update(answer.failed)
         return answer
 
-    def _note(self, step: Any, text: bytes = b"") -> bytes:
-        what = Step(step, self.task.round, self.number, self.scale.heaviest, self.scale.members, text)
-        return msgspec.msgpack.encode(what)
+    def _note(self, step: Any, groups: Mapping[int, tuple[Sequence[int], bytes]]) -> bytes:
+        told = {g: (list(clients), text) for g, (clients, text) in groups.items()}
+        return msgspec.msgpack.encode(
+            Step(step, self.task.round, self.number, self.scale.heaviest, self.scale.members, told)
+        )
 
-    def _enough(self, clients: Collection[int], least: int, did: str) -> None:
-        if len(clients) < least:
-            raise ProtocolError(f"{len(clients)} of {len(self.task.clients)} clients {did}: {least} must")
+    def _enough(
+        self,
+        found: Mapping[int, bytes],
+        least: Mapping[int, int],
+        did: str,
+        among: Mapping[int, Collection[int]] | None = None,
+    ) -> dict[int, dict[int, bytes]]:
+        """What came by group, of the groups from which enough came. Raises ProtocolError for none."""
+        by = {
+            g: {c: found[c] for c in self.groups[g] if c in found and (among is None or c in among[g])}
+            for g in (least if among is None else among)
+        }
+        held = {g: notes for g, notes in by.items() if len(notes) >= least[g]}
+        for g in by.keys() - held.keys():
+            few = f"{len(by[g])} of {len(self.groups[g])} clients {did}: {least[g]} must"
+            self.failed.update(dict.fromkeys(by[g], f"its secure sum was given up: {few}"))
+        if not held:
+            most = max(by, key=lambda g: len(by[g]))
+            raise ProtocolError(
+                f"{len(by[most])} of {len(self.groups[most])} clients {did}: {least[most]} must"
+            )
+        return held
+
+
+def _groups(clients: Sequence[int], rule: Aggregator) -> dict[int, list[int]]:
+    """Who is summed with whom: all with all, or the buckets."""
+    if not isinstance(rule, Buckets):
+        return {0: list(clients)}
+    groups: dict[int, list[int]] = {}
+    for client in clients:
+        groups.setdefault(rule.place[client], []).append(client)
+    return groups
+
+
+def _part(partial: Any, group: int) -> Partial:
+    found: Partial = partial[group] if isinstance(partial, dict) else partial
+    return found
 
 
 def _plain(task: Task) -> Layout:
@@ -245,25 +315,25 @@ def read(note: bytes) -> Step:
     return step
 
 
-def _label(seat: Seat, step: Step) -> Label:
+def _label(seat: Seat, step: Step, group: int) -> Label:
     from ..privacy.roster import Label
 
-    return Label(*seat.run, step.round, step.attempt)
+    return Label(*seat.run, step.round, step.attempt, group)
 
 
-def _secret(seat: Seat, client: int, step: Step) -> Secret:
+def _secret(seat: Seat, client: int, step: Step, group: int) -> Secret:
     """What this client keeps of the step's attempt. Raises ProtocolError if that is another one."""
     secret: Secret | None = seat.secrets.get(client)
-    if secret is None or secret.label != _label(seat, step):
+    if secret is None or secret.label != _label(seat, step, group):
         raise ProtocolError("this client has begun no such attempt at a secure sum, or it is over")
     return secret
 
 
-def _keys(exchange: SecureSum, local: Local, client: int, step: Step) -> bytes:
+def _keys(exchange: SecureSum, local: Local, client: int, step: Step, group: int, text: bytes) -> bytes:
     from ..privacy import secure_sum as ss
 
     seat = local.seat
-    label, before = _label(seat, step), seat.secrets.get(client)
+    label, before = _label(seat, step, group), seat.secrets.get(client)
     if before is None or before.label != label:
         if before is not None and (before.label.round, before.label.attempt) >= (step.round, step.attempt):
             raise ProtocolError("this attempt at a secure sum is over: a later one has begun")
@@ -275,41 +345,41 @@ def _keys(exchange: SecureSum, local: Local, client: int, step: Step) -> bytes:
     return ss.keys_out(before.keys)
 
 
-def _shares(exchange: SecureSum, local: Local, client: int, step: Step) -> bytes:
+def _shares(exchange: SecureSum, local: Local, client: int, step: Step, group: int, text: bytes) -> bytes:
     from ..privacy import secure_sum as ss
 
     seat = local.seat
     least = max(exchange.least, seat.least)
-    secret = _secret(seat, client, step)
-    secret, note = ss.share(secret, step.text, seat.draw, least=least, check=seat.check)
+    secret = _secret(seat, client, step, group)
+    secret, note = ss.share(secret, text, seat.draw, least=least, check=seat.check)
     seat.keep(client, secret)
     return note
 
 
-def _sign(exchange: SecureSum, local: Local, client: int, step: Step) -> bytes:
+def _sign(exchange: SecureSum, local: Local, client: int, step: Step, group: int, text: bytes) -> bytes:
     from ..privacy import secure_sum as ss
 
     seat = local.seat
     least = max(exchange.least, seat.least)
-    secret, note = ss.sign(_secret(seat, client, step), step.text, seat.sign, least=least)
+    secret, note = ss.sign(_secret(seat, client, step, group), text, seat.sign, least=least)
     seat.keep(client, secret)
     return note
 
 
-def _open(exchange: SecureSum, local: Local, client: int, step: Step) -> bytes:
+def _open(exchange: SecureSum, local: Local, client: int, step: Step, group: int, text: bytes) -> bytes:
     from ..privacy import secure_sum as ss
 
     seat = local.seat
     try:
-        there, signatures = msgspec.msgpack.decode(step.text, type=tuple[bytes, bytes])
+        there, signatures = msgspec.msgpack.decode(text, type=tuple[bytes, bytes])
     except msgspec.DecodeError:
         raise ProtocolError("this is no signed list of survivors") from None
-    secret, note = ss.reveal(_secret(seat, client, step), there, signatures, check=seat.check)
+    secret, note = ss.reveal(_secret(seat, client, step, group), there, signatures, check=seat.check)
     seat.keep(client, secret)
     return note
 
 
-_STEPS: dict[str, Callable[[SecureSum, Local, int, Step], bytes]] = {
+_STEPS: dict[str, Callable[[SecureSum, Local, int, Step, int, bytes], bytes]] = {
     "keys": _keys,
     "shares": _shares,
     "sign": _sign,
