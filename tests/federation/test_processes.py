@@ -361,9 +361,15 @@ def test_noise_of_the_clients_under_their_masks(tmp_path: Path, nursery: Nursery
             fed.finished(runs[1])
         record = fed.connect().run(runs[0]).record
         history = fed.connect().run(runs[0]).wait().history
+        told = fed.connect().run(runs[0]).report()
+        with pytest.raises(AtollError, match="has no report"):
+            fed.connect().run(runs[1]).report()
         fed.stop(*fed.names)
         first = fed.leaves(runs[0])
     assert record["table"]["privacy"]["noise"] == "distributed"
+    assert told["promise"]["epsilon"] == pytest.approx(8.0, rel=1e-3)
+    assert told["promise"]["mechanism"].startswith("discrete Gaussian noise by the clients")
+    assert told["trust"].startswith("semi-honest coordinator") and told["seen"].startswith("sums of updates")
     assert all(r["failed"] == {} and r.get("train", {}) == {} for r in history if "failed" in r)
     assert max(abs(np.frombuffer(leaf, np.float32)).max() for leaf in first.values()) > 0
     spent = Ledger.open(fed.place("client-1"), "wine").spent

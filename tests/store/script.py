@@ -40,6 +40,7 @@ def live(store: Store, seed: int, told: Told) -> None:
     people(store, told)
     store.prune(0, 100, keep_events_days=0, older=0)
     told("pruned")
+    store.run_reported(run, "signed")
     store.move(run, "done", frm=("running",))
     told("done")
 

@@ -93,7 +93,7 @@ def _name(c: Any, say: Say) -> None:
     c.add_argument("name", metavar="NAME", help=say("the member's name"))
 
 
-def _chosen(fed: Any, run: str | None) -> Any:
+def chosen(fed: Any, run: str | None) -> Any:
     """The run that was named, else the newest."""
     from ..core.errors import MisuseError
 
@@ -152,18 +152,18 @@ def _watch(args: argparse.Namespace, say: Say) -> int:
     from . import live
 
     with connected(args) as fed:
-        return live.follow(fed, _chosen(fed, args.which), say, quiet=args.json)
+        return live.follow(fed, chosen(fed, args.which), say, quiet=args.json)
 
 
 def _stop(args: argparse.Namespace, say: Say) -> int:
     with connected(args) as fed:
-        row = _chosen(fed, args.which).stop()
+        row = chosen(fed, args.which).stop()
     return show(args, {"run": row}, f"{row['id']}: {say(row['state'])}")
 
 
 def _logs(args: argparse.Namespace, say: Say) -> int:
     with connected(args) as fed:
-        run = _chosen(fed, args.which)
+        run = chosen(fed, args.which)
         rows = run.logs()
     if args.json:
         return show(args, {"run": run.id, "logs": rows}, "")

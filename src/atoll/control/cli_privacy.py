@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .cli_ops import group
+from .cli_ops import chosen, connected, group, remote
 
 Say = Callable[[str], str]
 
@@ -34,6 +34,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     )
     c.add_argument("--size", type=int, metavar="D", help=say("numbers in the model"))
 
+    c = command("report", _report, "what a run promised, and who could see what", inner, remote(say))
+    c.add_argument("which", nargs="?", metavar="RUN", help=say("the run's id; the newest without"))
     c = command("open", _open, "open a data set's budget, at its site", inner)
     c.add_argument("id", metavar="ID", help=say("the id that client.toml gives the data set's budget"))
     c.add_argument("--epsilon", type=float, required=True, metavar="E", help=say("what all jobs may spend"))
@@ -41,6 +43,20 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     _folder(c, say)
     c = command("status", _status, "what was spent of the budgets of a site, and what is left", inner)
     _folder(c, say)
+
+
+def _report(args: argparse.Namespace, say: Say) -> int:
+    with connected(args) as fed:
+        found = chosen(fed, args.which).report()
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            print(f"{say(name)}: {say('none') if value is None else value}")
+    for name, value in (found["promise"] or {}).items():
+        print(f"    {say(name)}: {_cell(value)}")
+    return 0
 
 
 def _folder(c: Any, say: Say) -> None:

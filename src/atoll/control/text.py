@@ -67,6 +67,8 @@ ZH = {
     "the id that client.toml gives the data set's budget": "client.toml 中该数据集预算的标识",
     "what all jobs may spend": "所有作业总共可花费",
     "what was spent of the budgets of a site, and what is left": "站点各预算已花费与剩余",
+    "what a run promised, and who could see what": "一次运行承诺了什么，谁能看到什么",
+    "none": "无",
     "the client's folder": "客户端的文件夹",
     "no budgets here: atoll privacy open ID --epsilon E --delta D": "此处没有预算：atoll privacy open ID --epsilon E --delta D",
     "budget": "预算",

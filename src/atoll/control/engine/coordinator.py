@@ -24,6 +24,7 @@ from ...core.rng import Rng
 from ...learn import rounds
 from ...learn.rounds import Plan, Progress
 from ...privacy.keys import Current
+from ...privacy.report import report, sign_report
 from ...run import COORDINATOR, RECORDS
 from ...transport.drive import Drive
 from ...wire.failpoint import declare, hit
@@ -325,8 +326,25 @@ class Coordinator:
             lambda: finished.register(self.store, self.current(), run, work, params, history)
         )
         hit(_REGISTERED)
+        await self._report(run, work, last.round)
         if letter is not None:
             self.host.serve_model(letter)
+
+    async def _report(self, run: str, work: Work, rounds: int) -> None:
+        """What the run promised and who saw what, signed, in the log."""
+        job, mine = work.job, self.current()
+        plan = None if job.privacy is None else await asyncio.to_thread(job.epsilon)
+        values = report(
+            job.privacy,
+            plan,
+            shows=job.exchange.shows,
+            run=run,
+            federation=mine.member.federation,
+            rounds=rounds,
+            ended=time.time(),
+        )
+        signed = sign_report(mine.key, mine.chain, values)
+        await self.host.durable(lambda: self.store.run_reported(run, signed))
 
     async def _offer_models(self) -> None:
         """The newest version of every model, for clients that serve."""

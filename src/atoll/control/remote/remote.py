@@ -60,6 +60,21 @@ class RemoteRun:
         """What sites reported: node, level, text, at; for a failure its cause and a fix."""
         return list(self._fed._rest.get(path("runs", self.id, "logs"))["logs"])
 
+    def report(self) -> Row:
+        """What it promised and who could see what, as its coordinator signed it. Raises MisuseError before
+        the run has ended, ProtocolError for another signature.
+        """
+        from ...privacy.report import open_report
+
+        after = 0
+        while True:
+            events, after = self._fed.events(after, run=self.id)
+            for event in events:
+                if event["kind"] == "run.report":
+                    return dict(open_report(event["body"]["signed"], self._fed._rest.root()))
+            if not events:
+                raise errors.MisuseError(f"{self.id} has no report: it is made when a run has ended well")
+
     def stop(self) -> Row:
         """End it after what is under way; what it has learnt is kept."""
         return dict(self._fed._rest.post(path("runs", self.id, "stop"))["run"])

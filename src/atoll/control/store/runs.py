@@ -33,6 +33,8 @@ _NEXT = {
 }
 _DATABASE_TIME = select(cast(func.extract("epoch", func.clock_timestamp()), Double))
 _SUBMIT, _MOVE, _LEASE = transition("submit"), transition("move"), transition("lease")
+_REPORT = transition("report")
+REPORT = "run.report"  # the event's kind
 
 
 class Runs(Database):
@@ -95,6 +97,13 @@ class Runs(Database):
                 return False
             tx.event(f"run.{to}", {"reason": clean(reason)}, run=run, actor=actor)
             return True
+
+    def run_reported(self, run: str, report: str) -> None:
+        """Keep a run's signed report in the log, once; the first one stays."""
+        with self.write(_REPORT) as tx:
+            c = t.events.c
+            if tx.run(select(c.seq).where(c.run == run, c.kind == REPORT)).first() is None:
+                tx.event(REPORT, {"signed": report}, run=run)
 
     def run_lease(self, run: str, holder: str, until: float) -> bool:
         """Take or prolong the right to work on a run until then; False while another one has it."""

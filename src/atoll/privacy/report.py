@@ -1,0 +1,92 @@
+"""What a run promised and who could see what: one page, signed by its coordinator, kept in its event log.
+
+text = sign_report(identity.key, identity.chain, report(job, run=..., ...))
+open_report(text, roots)      the values again, once the signature is a coordinator's
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.errors import ProtocolError
+from .accountant import Plan
+from .certificate import PrivateKey, sign, verify
+from .claim import Claim
+
+_PURPOSE = "atoll privacy report"
+LONGEST = 1 << 16  # characters
+SEES = {
+    "each": "each client's update: the coordinator and every edge on the way",
+    "sum": "sums of updates only, as long as fewer than two thirds of a sum's members help the coordinator",
+}
+TRUST = "semi-honest coordinator: it follows the protocol. It enrols members itself, so it could invent some"
+NOISE = {
+    "central": "Gaussian noise by the coordinator, which is trusted with sums without noise",
+    "distributed": "discrete Gaussian noise by the clients, under their masks",
+}
+
+
+def report(
+    claim: Claim | None,
+    plan: Plan | None,
+    *,
+    shows: str,
+    run: str,
+    federation: str,
+    rounds: int,
+    ended: float,
+) -> dict[str, Any]:
+    """The page's values. `shows`: what the exchange shows, "each" or "sum"; `plan`: the claim's cost over all
+    rounds it was made for; `rounds`: how many there were; `ended`: Unix seconds.
+    """
+    made: dict[str, Any] = {
+        "run": run,
+        "federation": federation,
+        "ended": round(ended),
+        "rounds": rounds,
+        "seen": SEES[shows],
+        "trust": TRUST,
+        "promise": None,
+    }
+    if claim is not None and plan is not None:
+        made["promise"] = {
+            "unit": claim.unit,
+            "mechanism": NOISE[claim.noise],
+            "epsilon": plan.epsilon,
+            "epsilon of who knows who took part": plan.known,
+            "delta": claim.delta,
+            "clip": claim.clip,
+            "sigma": claim.sigma,
+            "rate": plan.release.rate,
+            "sampling": plan.release.sampling,
+            "rounds": plan.release.times,
+        }
+    return made
+
+
+def sign_report(key: PrivateKey, chain: bytes, values: Mapping[str, Any]) -> str:
+    """The page, the coordinator's signature and its certificates, as JSON."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    signature = b64encode(sign(key, text.encode(), purpose=_PURPOSE)).decode()
+    return json.dumps({"report": text, "signature": signature, "chain": chain.decode()})
+
+
+def open_report(signed: str, roots: bytes) -> dict[str, Any]:
+    """The page's values. Raises ProtocolError unless a coordinator of its federation signed them."""
+    try:
+        if len(signed) > LONGEST:
+            raise ValueError(signed[:1])
+        outer = json.loads(signed)
+        text, chain = str(outer["report"]), str(outer["chain"]).encode()
+        signature = b64decode(str(outer["signature"]), validate=True)
+        values: dict[str, Any] = json.loads(text)
+        ended, federation = float(values["ended"]), values["federation"]
+    except (ValueError, LookupError, TypeError):
+        raise ProtocolError("this is no signed report of a run") from None
+    signer = verify(chain, roots, text.encode(), signature, now=ended, purpose=_PURPOSE)
+    if signer.role != "coordinator" or signer.federation != federation:
+        raise ProtocolError(f"{signer.uri} may not sign reports of {federation}: its coordinator does")
+    return values
