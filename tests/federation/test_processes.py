@@ -475,6 +475,7 @@ async def strange(fed: Federation, name: str) -> dict[str, str]:
         finally:
             await channel.close()
             await link.close()
+    await asyncio.sleep(0.25)  # TLS says goodbye after aiohttp has closed
     return told
 
 
