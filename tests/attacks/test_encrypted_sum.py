@@ -229,3 +229,46 @@ def test_models_of_many_pages_come_back_whole() -> None:
         a, b = (sitting.open(c, some, range(3), (0, 1), at_) for c in (0, 1))
         found.append(sitting.read(a, b.pad, some.shape[1]))
     assert (np.concatenate(found)[:SIZE] == sitting.x.sum(axis=0)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"plain": 40}, "from 8 to 32"),
+        ({"largest": 0.0}, "largest"),
+        ({"least": 1}, "sum of one"),
+        ({"attempts": 0}, "attempts"),
+        ({"members": 1}, "members"),
+        ({"members": 1 << 20}, "do not fit"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(values, told: str) -> None:
+    with pytest.raises(at.ConfigError, match=told):
+        encrypted_sum(**values)
+
+
+def test_more_clients_than_there_is_room_for_are_refused() -> None:
+    with pytest.raises(at.ConfigError, match="has room"):
+        at.simulate(JOB.replace(exchange=encrypted_sum(members=9)), SITES, seed=3)
+
+
+def test_noise_of_the_clients_is_in_the_sum() -> None:
+    """The same noise as under masks, drawn from keys of another kind: as much, from two thirds of all."""
+    bare = JOB.replace(rounds=1, sites=False, algorithm=at.fedavg(weigh="equal"))
+    promise = {"epsilon": 8.0, "delta": 1e-4, "clip": 1.0}
+    found = []
+    for exchange in (encrypted_sum(members=10), at.secure_sum()):
+        job = bare.private(**promise, exchange=exchange)
+        assert job.privacy.noise == "distributed"
+        runs = [at.simulate(job, SITES, seed=s).params.buffer for s in range(40)]
+        found.append(np.std(runs))
+    assert found[0] == pytest.approx(found[1], rel=0.3)
+    assert found[0] > 0
+
+
+def test_the_cost_is_the_bytes_that_are_sent() -> None:
+    how = encrypted_sum(members=16)
+    sent, seconds = how.cost(1_000_000)
+    assert sent == 2 * 489 * bfv.N * 6
+    assert sent <= 16e6
+    assert seconds > 0

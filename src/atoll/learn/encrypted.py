@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.uint64]
 
-LABEL = "one client plus the server reads all"
 LEAF = "encrypted"  # the one leaf that travels
 PAGE = 128  # ciphertexts that are opened at once: what they say must fit a note
 _TAG = 64  # bits of a ciphertext's tags together
@@ -95,9 +94,9 @@ class EncryptedSum:
     largest: float = 16.0
     least: int = 2
     attempts: int = 3
-    colluders: int = 0
     members: int = 256
     shows: ClassVar[Literal["sum", "each"]] = "sum"
+    label: ClassVar[str] = "one client plus the server reads all"
 
     @cached_property
     def ring(self) -> bfv.Ring:
@@ -121,22 +120,26 @@ class EncryptedSum:
 
     def scale(self, algorithm: Algorithm, members: int, heaviest: float) -> Scale:
         """A round's integers: those of `secure_sum`."""
-        sums = SecureSum(self.plain, self.largest, self.least, self.attempts, self.colluders)
+        sums = SecureSum(self.plain, self.largest, self.least)
         return sums.scale(algorithm, members, heaviest)
 
     def layout(self, size: int) -> Layout:
         """The leaves that travel for `size` integers."""
         return Layout((Leaf(LEAF, (2, self.ring.blocks(size, self.tags), bfv.N)),))
 
-    def cost(self, size: int) -> tuple[int, float]:
-        """Bytes on the wire, and seconds of this machine's CPU, that an update of `size` numbers costs
-        its client. The seconds are those of a few ciphertexts, made for the purpose.
+    def cost(self, size: int) -> tuple[int, float | None]:
+        """Bytes on the wire, and seconds of this machine's CPU, that an update of `size` numbers costs its
+        client. The seconds are those of a few ciphertexts made for the purpose; None without TenSEAL.
         """
         blocks = self.ring.blocks(size, self.tags)
-        key, some = bfv.fresh(self.ring), min(blocks, _TRIED)
+        sent, some = 2 * blocks * bfv.N * -(-self.bits // 8), min(blocks, _TRIED)
+        try:
+            key = bfv.fresh(self.ring)
+        except ConfigError:
+            return sent, None
         began = process_time()
         bfv.encrypt(self.ring, key, np.zeros((some, bfv.N), np.uint64))
-        return 2 * blocks * bfv.N * -(-self.bits // 8), (process_time() - began) * blocks / max(some, 1)
+        return sent, (process_time() - began) * blocks / max(some, 1)
 
     # -- the coordinator's role --------------------------------------------------------------
 
@@ -198,11 +201,7 @@ class EncryptedSum:
         own = es.held(secret)
 
         def noise(size: int, whole: float) -> NDArray[np.int64]:
-            crew = threshold(len(secret.members)) - self.colluders
-            if crew < 1:
-                raise ProtocolError(
-                    f"of {len(secret.members)} members {self.colluders} may collude: too few others add noise"
-                )
+            crew = threshold(len(secret.members))
             return discrete.gaussian(noise_key(secret), size, discrete.spread(whole, 1.0, crew, size))
 
         rng = local.key.at("encrypted", client, task.round)
@@ -458,35 +457,24 @@ _STEPS: dict[str, Callable[[EncryptedSum, Local, int, Step, Update], bytes]] = {
 
 @part("exchange")
 def encrypted_sum(
-    bits: int = 32,
-    largest: float = 16.0,
-    least: int = 2,
-    attempts: int = 3,
-    colluders: int = 0,
-    members: int = 256,
+    plain: int = 32, largest: float = 16.0, least: int = 2, attempts: int = 3, members: int = 256
 ) -> EncryptedSum:
     """Updates are added as ciphertexts (BFV); one client plus the server reads all. Drop-outs cost nothing.
 
-    `bits` (8 to 32): of each integer before it is encrypted. `largest` > 0: magnitude of a single number of
-    an update; what is larger is refused. `least`: the fewest clients that a sum is opened of, at least 2.
-    `attempts`: how often a round begins again when something goes wrong. `colluders`: under a promise of
-    privacy, how many of those who stay may tell the noise that they added. `members` (at least 2): the most
+    `plain` (8 to 32): bits of each integer before it is encrypted. `largest` > 0: magnitude of a single
+    number of an update; what is larger is refused. `least`: the fewest clients that a sum is opened of, at
+    least 2. `attempts`: how often a round begins again when something goes wrong. `members`: the most
     clients of a round; with 32 bits a number takes 12 bytes on the wire up to 16 members, 14 up to 256.
     Needs TenSEAL.
     """
     positive(largest=largest)
-    if not 8 <= bits <= 32:
-        raise ConfigError(f"bits must be from 8 to 32, got {bits}")
+    if not 8 <= plain <= 32:
+        raise ConfigError(f"plain must be from 8 to 32 bits, got {plain}")
     if least < 2:
         raise ConfigError(f"a sum of one is that one's update: least must be at least 2, got {least}")
     if attempts < 1:
         raise ConfigError(f"attempts must be at least 1, got {attempts}")
     if members < least:
         raise ConfigError(f"members must be at least least={least}, got {members}")
-    if not 0 <= colluders < threshold(least):
-        raise ConfigError(
-            f"colluders must be from 0 to {threshold(least) - 1}, one less than must stay of {least} members"
-            f" (least): got {colluders}"
-        )
-    bfv.Ring(bits, members)
-    return EncryptedSum(bits, float(largest), least, attempts, colluders, members)
+    bfv.Ring(plain, members)
+    return EncryptedSum(plain, float(largest), least, attempts, members)
