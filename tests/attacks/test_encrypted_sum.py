@@ -51,7 +51,7 @@ class Sitting:
             self.seats[c].keep(c, made[c])
             own = es.held(made[c])
             blocks = self.how.ring.blocks(size, self.how.tags)
-            tagged = self.how.tagged(self.x[c], own.tags(c, blocks, self.how.tags, self.how.plain))
+            tagged = self.how.tagged(self.x[c], self.how.tags_of(own, c, blocks))
             self.sent[c] = bfv.encrypt(self.how.ring, own.s, tagged)
 
     def sum(self, clients: Sequence[int]) -> Any:

@@ -77,3 +77,11 @@ def test_plain_integers_are_modulo_a_prime() -> None:
 
     for bits in range(8, 33):
         assert Ring(bits, 2).t == sympy.nextprime(1 << bits)
+
+
+def test_where_there_are_no_files_in_memory(monkeypatch) -> None:
+    monkeypatch.delattr("os.memfd_create")
+    ring = Ring(16, 4)
+    key = fresh(ring)
+    x = np.arange(2 * bfv.N, dtype=np.uint64).reshape(2, bfv.N)
+    assert (decrypt(ring, key, encrypt(ring, key, x)) == x).all()

@@ -51,7 +51,7 @@ from .secure import SecureSum, heaviest
 from .server import positive
 
 if TYPE_CHECKING:
-    from ..privacy.encrypted_sum import Drawn
+    from ..privacy.encrypted_sum import Drawn, Held
     from ..privacy.roster import Label
     from ..privacy.secure_sum import Secret
     from .algorithm import Algorithm
@@ -63,7 +63,6 @@ Ints = NDArray[np.uint64]
 LEAF = "encrypted"  # the one leaf that travels
 PAGE = 128  # ciphertexts that are opened at once: what they say must fit a note
 _TAG = 64  # bits of a ciphertext's tags together
-_BLOCKS = 1 << 24  # ciphertexts that an update may have
 _TRIED = 8  # ciphertexts that show what encrypting costs
 
 
@@ -207,10 +206,17 @@ class EncryptedSum:
         rng = local.key.at("encrypted", client, task.round)
         numbers = scale.out(reply.update, reply.weight, rng, noise)
         layout = self.layout(len(numbers))
-        tags = own.tags(client, layout.leaves[0].shape[1], self.tags, self.plain)
+        tags = self.tags_of(own, client, layout.leaves[0].shape[1])
         local.seat.keep(client, secret)
         made = bfv.encrypt(self.ring, own.s, self.tagged(numbers, tags))
         return Reply(Update(layout, made.reshape(-1), bits=self.bits))
+
+    def tags_of(self, own: Held, client: int, blocks: int, first: int = 0) -> Ints:
+        """The tags of a client's ciphertexts from `first` on, where a page begins: (blocks, any)."""
+        starts = range(first, first + blocks, PAGE)
+        last = first + blocks
+        pages = (own.tags(client, at, min(PAGE, last - at), self.tags, self.plain) for at in starts)
+        return np.concatenate([np.empty((0, self.tags), np.uint64), *pages])
 
     def tagged(self, numbers: Ints, tags: Ints) -> Ints:
         """Integers (size,) modulo 2**plain, and tags (blocks, any), as what is encrypted: (blocks, N)."""
@@ -418,8 +424,7 @@ def _open(exchange: EncryptedSum, local: Local, client: int, step: Step, params:
     secret = _secret(seat, client, step)
     least = max(enough(exchange, local.algorithm, len(secret.members)), seat.least)
     sums = _page(params, exchange.bits)
-    last = asked.first + sums.shape[1]
-    if not 0 <= asked.first <= last <= _BLOCKS:
+    if asked.first < 0 or asked.first % PAGE:
         raise ProtocolError("a page of an encrypted sum begins where none can")
     opens = es.Opens(tuple(sorted(asked.there)), asked.pair, asked.first, sha256(params.buffer.data).digest())
     secret, own = es.listed(secret, opens, least), es.held(secret)
@@ -427,7 +432,7 @@ def _open(exchange: EncryptedSum, local: Local, client: int, step: Step, params:
     numbers, tags = exchange.told(bfv.decrypt(exchange.ring, own.s, sums))
     want = np.zeros_like(tags)
     for c in asked.there:
-        want += own.tags(c, last, exchange.tags, exchange.plain)[asked.first :]
+        want += exchange.tags_of(own, c, len(tags), asked.first)
     if not np.array_equal(want % np.uint64(exchange.ring.t), tags):
         seat.keep(client, es.spoiled(secret))
         raise PrivacyError(

@@ -134,9 +134,9 @@ class Held:
     s: bytes = field(repr=False)
     k: bytes = field(repr=False)
 
-    def tags(self, client: int, blocks: int, count: int, bits: int) -> Ints:
-        """Of a client's first ciphertexts, (blocks, count) below 2**bits."""
-        key = self._derived("tags", client)
+    def tags(self, client: int, first: int, blocks: int, count: int, bits: int) -> Ints:
+        """Of a client's page of ciphertexts from `first` on, (blocks, count) below 2**bits."""
+        key = self._derived("tags", client, first)
         return masks.masked(np.zeros(blocks * count, np.uint64), bits, [key]).reshape(blocks, count)
 
     def pad(self, opens: Opens, client: int) -> bytes:

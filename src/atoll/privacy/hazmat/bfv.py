@@ -20,7 +20,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import ceil, log2
@@ -121,15 +121,21 @@ class _File:
     """
 
     def __init__(self, number: int, path: str) -> None:
-        self.number, self.path = number, path
+        self.path = path
+        self._file = os.fdopen(number, "w+b", buffering=0)
 
     def put(self, data: bytes) -> str:
-        os.ftruncate(self.number, len(data))
-        os.pwrite(self.number, data, 0)
+        self._file.seek(0)
+        self._file.truncate(0)
+        self._file.write(data)
         return self.path
 
     def raw(self) -> bytes:
-        return os.pread(self.number, os.fstat(self.number).st_size, 0)
+        self._file.seek(0)
+        return self._file.read()
+
+    def close(self) -> None:
+        self._file.close()
 
     def saved(self, thing: Any) -> bytes:
         """What SEAL writes of a thing, unpacked and without its head."""
@@ -143,18 +149,14 @@ class _File:
 def _file() -> Iterator[_File]:
     if hasattr(os, "memfd_create"):
         number = os.memfd_create("bfv", os.MFD_CLOEXEC)
-        try:
-            yield _File(number, f"/proc/self/fd/{number}")
-        finally:
-            os.close(number)
+        with closing(_File(number, f"/proc/self/fd/{number}")) as file:
+            yield file
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bfv"
-        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            yield _File(number, str(path))
-        finally:
-            os.close(number)
+        number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        with closing(_File(number, str(path))) as file:
+            yield file
 
 
 def _framed(body: bytes, like: bytes) -> bytes:
