@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.federation.processes import JOB, Federation, Nursery
-from tests.federation.test_processes import gathered, whole
+from tests.federation.processes import JOB, ROOT, Federation, Nursery
+from tests.federation.test_processes import gathered, marks, traces, whole
 
 pytest.importorskip("tenseal")
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="processes are waited for by descriptors, which needs Linux"
 )
-SECURE = {**JOB, "algorithm": "fedavg", "exchange": {"name": "secure_sum", "largest": 4096.0}}
+SECURE = {
+    **JOB,
+    "learner": {"name": "mlp", "hidden": [520, 520], "lr": 0.01},  # two pages
+    "algorithm": "fedavg",
+    "exchange": {"name": "secure_sum", "largest": 4096.0},
+}
 ENCRYPTED = {**SECURE, "exchange": {"name": "encrypted_sum", "largest": 4096.0, "members": 16}}
 
 
@@ -53,3 +58,22 @@ def test_an_encrypted_sum_whatever_dies(tmp_path: Path, nursery: Nursery) -> Non
         models = [fed.leaves(r) for r in (run, masked)]
     assert models[0] == models[1], "the same integers, and so the same sums"
     assert kept == [0o600] * 3, kept
+
+
+def test_who_searches_the_servers_finds_no_update(tmp_path: Path, nursery: Nursery) -> None:
+    """As in test_processes.py, where the same search finds updates that are summed in the open."""
+    equal = {"name": "fedavg", "weigh": "equal"}
+    job = {**JOB, "rounds": 4, "exchange": "encrypted_sum", "learner": {"name": "marked"}, "algorithm": equal}
+    with Federation(tmp_path, JOB, nursery=nursery) as fed:
+        for name in fed.names:
+            fed.words[name] = ("--parts", str(ROOT / "tests" / "federation" / "parts_of_site.py"))
+        fed.start_all()
+        gathered(fed)
+        run = fed.submit(seed=5, job=job)
+        found = 0
+        while fed.state(run) not in ("done", "failed"):
+            found += traces(fed, marks())
+        fed.finished(run)
+        found += traces(fed, marks())
+        fed.stop(*fed.names)
+    assert found == 0
