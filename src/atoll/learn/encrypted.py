@@ -5,15 +5,17 @@ The scheme is privacy/hazmat/bfv.py's, the integers are integers.py's. Steps, u 
     keys      u -> r   fresh public keys, signed (privacy/roster.py)
     draw      r -> v   the roster; v -> r  a secret key s sealed under k, and k sealed for each member
     encrypt   r -> u   the roster, s sealed, k for u;   u -> r  its integers, encrypted under s, as an update
-    open      r -> two of those who are in the sum: who is, and a page of it;  u -> r  the page, decrypted
+    agree     r -> u   who is in the sum;   u -> r  its word on that list, and on no other
+    open      r -> two of those who agreed: that list, and a page of the sum;  u -> r  the page, decrypted
 
-Nobody is missed: what a client that drops out would have sent is not in the sum, and that is all.
+Who drops out is not in the sum, and nothing has to be mended; half of all must stay to agree.
 
 What the coordinator asks to be opened might be anything, one client's ciphertext for instance. So every
 ciphertext carries tags, which follow from k, its client and its place. A member opens only what has the sum
-of the tags of at least `least` members, one list of members and each page once in an attempt, and nothing
-more once tags were wrong. It hides what it opens under a pad that only the other of the two gives away, for
-the same list and the same page. That both then read the same shows that neither lies.
+of the tags of at least `least` members, each page once in an attempt, and nothing more once tags were wrong.
+What it opens it hides under a pad that takes the words of more than half of all on that list, and what only
+the other of the two gives away, for the same page. So one list is opened and no other, whose difference to it
+might be one client's update; and that both read the same shows that neither lies.
 
 The key is one for all: one client together with the coordinator, or with an edge, reads every update that it
 sees. In `secure_sum()` that takes more than a third of all clients. And members that decrypt what they are
@@ -69,7 +71,7 @@ _TRIED = 8  # ciphertexts that show what encrypting costs
 class Step(msgspec.Struct, array_like=True):
     """What a note says: a step of which attempt, and what all members need for it."""
 
-    step: Literal["keys", "draw", "encrypt", "open"]
+    step: Literal["keys", "draw", "encrypt", "agree", "open"]
     round: int
     attempt: int
     heaviest: float
@@ -78,10 +80,11 @@ class Step(msgspec.Struct, array_like=True):
 
 
 class _Open(msgspec.Struct, array_like=True):
-    """Who is in the sum, who opens it, and from which ciphertext on."""
+    """Who is in the sum, who opens it, who has agreed, and from which ciphertext on."""
 
     there: list[int]
     pair: tuple[int, int]
+    by: list[int]
     first: int
 
 
@@ -267,7 +270,10 @@ class _Attempt:
         answer = await self._vectors(given, drawn.letters, quorum)
         self._enough(answer.clients, enough(self.how, self.plan.algorithm, len(keys)), "sent their updates")
         hidden: Partial = answer.partial
-        numbers = await self._read(sorted(answer.clients), hidden.sums[0].reshape(2, -1, bfv.N))
+        there = sorted(answer.clients)
+        words = await self._notes("agree", roster.clients, msgspec.msgpack.encode(there))
+        self._enough(words, len(keys) // 2 + 1, "agreed to the sum")
+        numbers = await self._read(there, words, hidden.sums[0].reshape(2, -1, bfv.N))
         size = self.scale.layout(_plain(self.task)).size
         partial = replace(hidden, sums=numbers[None, :size])
         lost = {c: why for c, why in self.failed.items() if c not in answer.clients}
@@ -293,31 +299,33 @@ class _Attempt:
         self.failed.update(answer.failed)
         return answer
 
-    async def _read(self, there: list[int], sums: Ints) -> Ints:
+    async def _read(self, there: list[int], words: Mapping[int, bytes], sums: Ints) -> Ints:
         """All pages (integers,), each opened by two members; others take the place of who cannot."""
-        left, pages = list(there), []
+        by, pages = sorted(words), []
+        left = list(by)
         for first in range(0, sums.shape[1], PAGE):
             some = sums[:, first : first + PAGE]
             page = Update(Layout((Leaf(LEAF, some.shape),)), some.reshape(-1), bits=self.how.bits)
             while len(left) >= 2:
                 pair = (left[0], left[1])
                 notes = await self._notes(
-                    "open", pair, msgspec.msgpack.encode(_Open(there, pair, first)), page
+                    "open", pair, msgspec.msgpack.encode(_Open(there, pair, by, first)), page
                 )
                 if len(notes) == len(pair):
                     break
                 left = [c for c in left if c not in pair or c in notes]
             else:
                 raise ProtocolError("fewer than two members are left who would open the sum")
-            pages.append(self._agreed([notes[c] for c in pair], some.shape[1]))
+            pages.append(self._agreed([notes[c] for c in pair], [words[c] for c in by], some.shape[1]))
         return np.concatenate(pages)
 
-    def _agreed(self, notes: Sequence[bytes], blocks: int) -> Ints:
+    def _agreed(self, notes: Sequence[bytes], words: Sequence[bytes], blocks: int) -> Ints:
         from ..privacy.encrypted_sum import Page, decoded, unpadded
 
         a, b = (decoded(note, Page, "an opened page") for note in notes)
         bits, size = self.how.plain, blocks * self.how.room
-        one, two = unpadded(a, b.pad, bits, size), unpadded(b, a.pad, bits, size)
+        one = unpadded(a, b.pad, words, bits, size)
+        two = unpadded(b, a.pad, words, bits, size)
         if not np.array_equal(one, two):
             raise ProtocolError("two members have read different sums: one of them is wrong")
         return one
@@ -417,6 +425,18 @@ def _taken(exchange: EncryptedSum, seat: Seat, client: int, step: Step, letter: 
     return es.take(secret, given.by, given.box, letter)
 
 
+def _agree(exchange: EncryptedSum, local: Local, client: int, step: Step, params: Update) -> bytes:
+    from ..privacy import encrypted_sum as es
+
+    seat, there = local.seat, es.decoded(step.text, list[int], "a list of survivors")
+    secret = _secret(seat, client, step)
+    least = max(enough(exchange, local.algorithm, len(secret.members)), seat.least)
+    secret = es.agreed(secret, there, least)
+    word = es.held(secret).word(there, client)
+    seat.keep(client, secret)
+    return word
+
+
 def _open(exchange: EncryptedSum, local: Local, client: int, step: Step, params: Update) -> bytes:
     from ..privacy import encrypted_sum as es
 
@@ -426,7 +446,8 @@ def _open(exchange: EncryptedSum, local: Local, client: int, step: Step, params:
     sums = _page(params, exchange.bits)
     if asked.first < 0 or asked.first % PAGE:
         raise ProtocolError("a page of an encrypted sum begins where none can")
-    opens = es.Opens(tuple(sorted(asked.there)), asked.pair, asked.first, sha256(params.buffer.data).digest())
+    there, by = tuple(sorted(asked.there)), tuple(sorted(asked.by))
+    opens = es.Opens(there, asked.pair, by, asked.first, sha256(params.buffer.data).digest())
     secret, own = es.listed(secret, opens, least), es.held(secret)
     seat.keep(client, secret)
     numbers, tags = exchange.told(bfv.decrypt(exchange.ring, own.s, sums))
@@ -456,6 +477,7 @@ def _page(params: Update, bits: int) -> Ints:
 _STEPS: dict[str, Callable[[EncryptedSum, Local, int, Step, Update], bytes]] = {
     "keys": _keys,
     "draw": _draw,
+    "agree": _agree,
     "open": _open,
 }
 

@@ -5,16 +5,18 @@ One member draws the key s, and k from its own seed. It seals s under k, and k f
 of the roster, so that the coordinator passes on what it cannot read. All else follows from k:
 
     tags   of a client's ciphertexts, a stream of integers; of a sum of ciphertexts, the sum of them
-    pads   for a list of survivors, a page, and who opens it
+    words  of a client that agrees to a list of survivors
+    pads   for such a list, a page, and who opens it
 
 A coordinator can add ciphertexts, and multiply them, as it likes. For any sum other than that of the list
-the tags are wrong, but for a chance of t**-count, as t is a prime. A member opens one list in an attempt and
-each page of it once, and where tags were wrong nothing more: each answer tells a little of the key.
+the tags are wrong, but for a chance of t**-count, as t is a prime. A member agrees to one list in an
+attempt, and an opened page is read only with the words of more than half: so one list is opened. It opens
+each page once, and where tags were wrong nothing more: each answer tells a little of the key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -118,10 +120,13 @@ def _letter_key(secret: Secret, sender: int, receiver: int) -> bytes:
 
 @dataclass(frozen=True)
 class Opens:
-    """What is opened: the sum of whom, by which two, from which ciphertext on, and what names the page."""
+    """What is opened: the sum of whom, by which two, who has agreed to the list, from which ciphertext on,
+    and what names the page.
+    """
 
     there: tuple[int, ...]
     pair: tuple[int, int]
+    by: tuple[int, ...]
     first: int
     digest: bytes
 
@@ -139,9 +144,13 @@ class Held:
         key = self._derived("tags", client, first)
         return masks.masked(np.zeros(blocks * count, np.uint64), bits, [key]).reshape(blocks, count)
 
+    def word(self, there: Collection[int], client: int) -> bytes:
+        """What this client says where it agrees to a list, and to no other."""
+        return self._derived("agrees", sorted(there), client)
+
     def pad(self, opens: Opens, client: int) -> bytes:
-        """What hides a page as this client opens it."""
-        return self._derived("pad", opens.there, opens.first, opens.digest, client)
+        """What hides a page as this client opens it, together with the words of who has agreed."""
+        return self._derived("pad", opens.there, opens.by, opens.first, opens.digest, client)
 
     def _derived(self, *purpose: Any) -> bytes:
         return pairs.derived(self.k, *self.roster.label.parts, self.roster.digest, *purpose)
@@ -159,27 +168,39 @@ def held(secret: Secret) -> Held:
     return Held(secret.roster, pairs.unsealed(_box_key(secret.roster, k), box), k)
 
 
-def listed(secret: Secret, opens: Opens, least: int) -> Secret:
-    """The secret of a member that opens this, and no other sum and no other such page in this attempt.
+def agreed(secret: Secret, there: Collection[int], least: int) -> Secret:
+    """The secret of a member that agrees to have the sum of these opened, and no other in this attempt.
 
     Raises PrivacyError where it must not.
     """
-    roster, there = secret.roster, set(opens.there)
-    if not there <= set(roster.clients) or len(there) < len(opens.there):
+    roster, members = secret.roster, set(there)
+    if not members <= set(roster.clients) or len(members) < len(there):
         raise ProtocolError("a list of survivors names somebody who is not in the roster, or twice")
-    if len(there) < max(least, 2):
+    if len(members) < max(least, 2):
         raise PrivacyError(
-            f"an encrypted sum of {len(there)} is not opened: at least {max(least, 2)} must add to it"
+            f"an encrypted sum of {len(members)} is not opened: at least {max(least, 2)} must add to it"
         )
-    if secret.keys.client not in opens.pair or len(set(opens.pair)) < 2 or not set(opens.pair) <= there:
-        raise PrivacyError("a sum is opened by two different members that are in it")
-    named = sha256(msgspec.msgpack.encode((*roster.label.parts, "list", roster.digest, opens.there))).digest()
+    said = (*roster.label.parts, "list", roster.digest, sorted(members))
+    named = sha256(msgspec.msgpack.encode(said)).digest()
     if secret.list and secret.list != named:
         raise PrivacyError("a second list of survivors came for one attempt of an encrypted sum")
+    return replace(secret, list=named, opened=True)
+
+
+def listed(secret: Secret, opens: Opens, least: int) -> Secret:
+    """The secret of a member that opens this, and no other such page in this attempt.
+
+    Raises PrivacyError where it must not: of two lists one at most has more than half of all behind it.
+    """
+    secret, clients = agreed(secret, opens.there, least), set(secret.roster.clients)
+    if secret.keys.client not in opens.pair or not len(set(opens.pair) & clients) == 2:
+        raise PrivacyError("a sum is opened by two different members")
+    if not 2 * len(set(opens.by) & clients) > len(clients):
+        raise PrivacyError("more than half of all members must agree to what is opened")
     pages = decoded(secret.vector, dict[int, bytes], "the pages") if secret.vector else {}
     if pages.setdefault(opens.first, opens.digest) != opens.digest:
         raise PrivacyError("another page came where this member has opened one")
-    return replace(secret, list=named, opened=True, vector=msgspec.msgpack.encode(pages))
+    return replace(secret, vector=msgspec.msgpack.encode(pages))
 
 
 def spoiled(secret: Secret) -> Secret:
@@ -190,13 +211,20 @@ def spoiled(secret: Secret) -> Secret:
 def page(own: Held, me: int, opens: Opens, numbers: Ints, bits: int) -> Page:
     """Opened integers (size,) as they leave `me`: under its pad, with the pad of the other."""
     (other,) = set(opens.pair) - {me}
-    hidden = masks.masked(numbers, bits, [own.pad(opens, me)])
+    words = [own.word(opens.there, c) for c in opens.by]
+    hidden = masks.masked(numbers, bits, [_together(own.pad(opens, me), words)])
     return Page(hidden.astype(masks.narrow(bits)).tobytes(), own.pad(opens, other))
 
 
-def unpadded(found: Page, pad: bytes, bits: int, size: int) -> Ints:
-    """The integers (size,) of a page, by the pad that the other gave. Raises ProtocolError."""
+def _together(pad: bytes, words: Iterable[bytes]) -> bytes:
+    return pairs.derived(pad, "words", *words)
+
+
+def unpadded(found: Page, pad: bytes, words: Sequence[bytes], bits: int, size: int) -> Ints:
+    """The integers (size,) of a page, by the pad that the other gave and the words of who has agreed, in the
+    order of `Opens.by`. Raises ProtocolError.
+    """
     dtype = masks.narrow(bits)
     if len(found.numbers) != size * dtype.itemsize or len(pad) != pairs.KEY:
         raise ProtocolError("an opened page of an encrypted sum has another length than it must")
-    return masks.masked(np.frombuffer(found.numbers, dtype), bits, (), [pad])
+    return masks.masked(np.frombuffer(found.numbers, dtype), bits, (), [_together(pad, words)])
