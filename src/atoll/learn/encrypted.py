@@ -486,7 +486,7 @@ _STEPS: dict[str, Callable[[EncryptedSum, Local, int, Step, Update], bytes]] = {
 def encrypted_sum(
     plain: int = 32, largest: float = 16.0, least: int = 2, attempts: int = 3, members: int = 256
 ) -> EncryptedSum:
-    """Updates are added as ciphertexts (BFV); one client plus the server reads all. Drop-outs cost nothing.
+    """Updates are added as ciphertexts (BFV); one client plus the server reads all. No drop-out is mended.
 
     `plain` (8 to 32): bits of each integer before it is encrypted. `largest` > 0: magnitude of a single
     number of an update; what is larger is refused. `least`: the fewest clients that a sum is opened of, at

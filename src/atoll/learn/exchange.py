@@ -1,7 +1,8 @@
 """Exchanges: how a round's updates become one sum at the coordinator, and who sees what of them.
 
 `plain_sum()` sends each update as it left its client's chain: whoever receives it sees it. `secure_sum()`
-(secure.py) sends integers under masks that only their sum is free of.
+(secure.py) sends integers under masks that only their sum is free of, `encrypted_sum()` (encrypted.py)
+ciphertexts that anybody adds and two clients open.
 """
 
 from __future__ import annotations
