@@ -13,6 +13,7 @@ pytest.importorskip("tenseal")
 import atoll as at
 from atoll.core.errors import QuorumError
 from atoll.learn.encrypted import EncryptedSum
+from atoll.simulate.faults import Crash, World, constant
 from tests.worlds.test_secure_sums import JOB, SITES, world
 
 
@@ -65,3 +66,20 @@ def test_the_model_is_that_of_a_secure_sum_over_any_tree(topology) -> None:
         for exchange in (at.encrypted_sum(members=10), at.secure_sum())
     ]
     assert made[0] == made[1]
+
+
+def test_who_is_lost_in_training_costs_no_attempt() -> None:
+    """Four of ten: more than a secure sum mends without beginning again."""
+    lost = World(compute=constant(10.0), crashes=tuple(Crash(f"client{c}", 5.0, 1e9) for c in range(4)))
+    tried = []
+
+    @dataclass(frozen=True)
+    class Counted(EncryptedSum):
+        def _encrypted(self, local, task, step, scale, client, reply):
+            tried.append(step.attempt)
+            return super()._encrypted(local, task, step, scale, client, reply)
+
+    run = at.simulate(JOB.replace(rounds=1, exchange=Counted(members=10)), SITES, seed=3, world=lost)
+    (record,) = [r for r in run.history if "clients" in r]
+    assert (record["clients"], set(record["failed"])) == (6, {0, 1, 2, 3})
+    assert set(tried) == {0}
