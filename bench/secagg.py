@@ -3,6 +3,7 @@
 All roles in one process, in turns with the plain sum of the same updates: 1 M numbers, a tenth of the
 members lost after they shared their secrets. CPU seconds, medians over the members; the sum is compared
 bit for bit with that of the bare integers, and with the plain sum of the real numbers, or the program fails.
+Then the encrypted sum of ten members (BFV), where TenSEAL is installed, compared with the same integers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -25,9 +28,11 @@ from atoll.core.aggregate import Reply, Sum, points
 from atoll.core.edge import Answer
 from atoll.core.rng import Rng
 from atoll.core.update import Update
+from atoll.learn.encrypted import EncryptedSum, Ints, encrypted_sum
 from atoll.learn.integers import Scale
 from atoll.privacy import graph, roster
 from atoll.privacy import secure_sum as ss
+from atoll.privacy.hazmat import bfv
 from atoll.privacy.roster import Label
 from atoll.wire import body
 from atoll.wire.codec import encode
@@ -36,6 +41,7 @@ from .rows import Disagreement
 from .wire import Figure
 
 T = TypeVar("T")
+ROOMS = (16, 256)  # members that an encrypted sum has room for
 CASES = ((10, None, 10.0, None), (50, None, 45.0, 0.25), (50, 12, 15.0, None))
 
 
@@ -135,6 +141,40 @@ def figures(numbers: int, turns: int = 3) -> Iterator[Figure]:
         yield Figure(f"{name}: upload, bytes a number", up, "B", 4.01, f"plain {plain:.2f}")
 
 
+def encrypted(numbers: int, members: int, turns: int = 3) -> Iterator[Figure]:
+    """An encrypted sum of ten updates with room for `members`, the best of so many turns.
+
+    Raises Disagreement.
+    """
+    how, n = encrypted_sum(members=members), 10
+    scale, rng = Scale(32, 16.0, n, 1.0), np.random.default_rng(n)
+    updates = [Update.of({"w": rng.normal(0, 0.01, numbers).astype(np.float32)}) for _ in range(n)]
+    whole = [scale.out(update, 1.0, Rng.of(c)) for c, update in enumerate(updates)]
+    clock = Clock()
+    for _ in range(turns):
+        made = _ciphered(clock, how, whole)
+    size = sent(0, Reply(Update(how.layout(len(whole[0])), made.reshape(-1), bits=how.bits)))
+    name = f"BFV, room for {members}"
+    yield Figure(f"{name}: encrypting, a client", min(clock.seen["encrypt"]), "s", 0.4)
+    yield Figure(f"{name}: adding one, the server", min(clock.seen["add"]) * 1e3, "ms")
+    yield Figure(f"{name}: decrypting, each of two clients", min(clock.seen["decrypt"]), "s", 0.4)
+    yield Figure(f"{name}: upload, bytes a number", size / numbers, "B", 16.0, "secure sum 4.00")
+
+
+def _ciphered(clock: Clock, how: EncryptedSum, whole: list[Ints]) -> Ints:
+    """One encrypted sum of integers, compared with their sum; the last ciphertexts of it."""
+    key, blocks = bfv.fresh(how.ring), how.ring.blocks(len(whole[0]), how.tags)
+    tags = np.ones((blocks, how.tags), np.uint64)
+    sums = np.zeros((2, blocks, bfv.N), np.uint64)
+    for x in whole:
+        made = clock("encrypt", lambda x=x: bfv.encrypt(how.ring, key, how.tagged(x, tags)))  # type: ignore[misc]
+        clock("add", lambda made=made: np.add(sums, made, out=sums))  # type: ignore[misc]
+    read = clock("decrypt", lambda: how.told(bfv.decrypt(how.ring, key, sums)))[0]
+    if not (read[: len(whole[0])] == sum(whole) & np.uint64(2**32 - 1)).all():
+        raise Disagreement("the encrypted sum is not the sum of the bare integers")
+    return made
+
+
 def main(words: list[str]) -> int:
     """Print the figures, write the file; 1 where sums disagree."""
     parser = argparse.ArgumentParser(prog="python -m bench secagg", description=__doc__)
@@ -143,7 +183,12 @@ def main(words: list[str]) -> int:
     asked = parser.parse_args(words)
     found = []
     try:
-        for figure in figures(asked.numbers):
+        cases = [figures(asked.numbers)]
+        if find_spec("tenseal"):
+            cases += [encrypted(asked.numbers, members) for members in ROOMS]
+        else:
+            print("TenSEAL is not installed: no figures of encrypted sums", file=sys.stderr)
+        for figure in chain.from_iterable(cases):
             print(figure, flush=True)
             found.append(figure)
     except Disagreement as why:

@@ -115,7 +115,11 @@ class Job:
         slots = (
             ("cohort", hasattr(self.cohort, "pick"), "everyone(), sample(...) or power_of_choice(...)"),
             ("stop", self.stop is None or isinstance(self.stop, Stop), "early(...) or None"),
-            ("exchange", hasattr(self.exchange, "collect"), "plain_sum() or secure_sum(...)"),
+            (
+                "exchange",
+                hasattr(self.exchange, "collect"),
+                "plain_sum(), secure_sum(...) or encrypted_sum(...)",
+            ),
             ("topology", isinstance(self.topology, Tree), "flat() or tree(...)"),
         )
         for name, fits, makers in slots:
@@ -151,7 +155,8 @@ class Job:
 
         Updates are clipped to the L2 norm `clip` and noise is added to each sum: by the coordinator, which is
         trusted with it (*central*), or, where the job's `exchange` is a secure_sum(), by the clients under
-        their masks (*distributed*), so that nobody sees a sum without noise. The noise is solved for, or
+        their masks (*distributed*), so that nobody sees a sum without noise (under encrypted_sum(), as long as
+        no client gives the key away). The noise is solved for, or
         `sigma` times the clip where it is given. Clients send no metrics. `population`: how many clients
         there are; only samples of a fixed size need it.
 

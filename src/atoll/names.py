@@ -62,6 +62,7 @@ from .learn.cyclic import cyclic
 from .learn.defend import momentum, recommended, robust
 from .learn.dense import linear, logistic, mlp, softmax
 from .learn.ditto import ditto, fine_tune
+from .learn.encrypted import encrypted_sum
 from .learn.exact import close, exact
 from .learn.exchange import plain_sum
 from .learn.feddyn import feddyn
@@ -207,6 +208,7 @@ __all__ = [
     "dirichlet",
     "ditto",
     "early",
+    "encrypted_sum",
     "everyone",
     "exact",
     "exact_newton",

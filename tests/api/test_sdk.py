@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import atoll as at
+from atoll.control.remote import restate
 from atoll.control.remote import where as places
 from atoll.control.remote.remote import failure, restored
 from atoll.core.errors import ConfigError, Gone, MisuseError, PeerError, PrivacyError, QuorumError, StateError
+from atoll.core.registry import build
 from atoll.core.update import Update
 from atoll.run import Run
 from atoll.wire.codec import Message, encode
@@ -218,3 +220,18 @@ def test_a_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(["no"]))
     with pytest.raises(StateError, match="damaged"):
         places.read(file)
+
+
+@pytest.mark.parametrize("exchange", [at.secure_sum(bits=16, least=3), at.encrypted_sum(plain=16, members=8)])
+def test_a_job_from_python_keeps_its_exchange(exchange) -> None:
+    """It is a promise to clients, who would send in the open what was to be hidden."""
+    job = at.Job(at.softmax(lr=0.5), at.fedavg(), exchange=exchange)
+    assert build("exchange", restate.table(job)["exchange"]) == exchange
+    assert "exchange" not in restate.table(job.replace(exchange=at.plain_sum()))
+
+
+def test_a_promise_from_python_keeps_who_adds_the_noise() -> None:
+    job = at.Job(at.softmax(lr=0.5), at.fedavg(), sites=False)
+    job = job.private(epsilon=8.0, delta=1e-4, clip=1.0, exchange=at.secure_sum())
+    table = restate.table(job)
+    assert (table["exchange"], table["privacy"]["noise"]) == ({"name": "secure_sum"}, "distributed")

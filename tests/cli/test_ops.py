@@ -266,3 +266,11 @@ def test_every_text_has_its_chinese() -> None:
 
     cli._parser(say)
     assert {text for text in asked if text not in ZH} == set()
+
+
+def test_what_encryption_costs_is_said_before_a_job_is_queued(atoll, far) -> None:
+    said = atoll("submit", "job.toml", "--set", "exchange=encrypted_sum")
+    assert said.code == 0
+    assert "a million encrypted numbers: 14" in said.err
+    assert "one client plus the server reads all" in said.err
+    assert "encrypted" not in atoll("submit", "job.toml").err

@@ -19,6 +19,7 @@ from atoll.learn.algorithm import Algorithm, Roles
 from atoll.learn.buffered import fedasync, fedbuff
 from atoll.learn.compress import randomk, sign, topk
 from atoll.learn.dense import mlp
+from atoll.learn.encrypted import encrypted_sum
 from atoll.learn.quantise import int2, int8
 from atoll.learn.ring import ring
 from atoll.learn.robust import Buckets, Gather
@@ -124,6 +125,15 @@ def test_the_model_is_that_of_a_simulation(name: str, tmp_path, monkeypatch) -> 
 
 def test_the_steps_of_a_secure_sum_pass(tmp_path, monkeypatch) -> None:
     job = named("fedavg").replace(exchange=secure_sum(), topology=Tree((2,)))
+    straight = simulate(job, DATA, seed=1)
+    wire = Wire(job, tmp_path, monkeypatch)
+    assert simulate(job, DATA, seed=1).params == straight.params
+    assert wire.forms >= {"raw", "sum", "sites", "notes"}
+
+
+def test_the_steps_of_an_encrypted_sum_pass(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("tenseal")
+    job = named("fedavg").replace(exchange=encrypted_sum(), topology=Tree((2,)))
     straight = simulate(job, DATA, seed=1)
     wire = Wire(job, tmp_path, monkeypatch)
     assert simulate(job, DATA, seed=1).params == straight.params

@@ -58,7 +58,7 @@ SERVICE = {
     *("psutil", "pydantic", "sqlalchemy", "starlette", "uvicorn", "yarl", "zstandard"),
 }
 SERVING = re.compile(
-    r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(authority|certificate|hazmat\.\w+|identity|keys|models|roster|secure_sum|token)|serve\.\w+)"
+    r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(authority|certificate|encrypted_sum|hazmat\.\w+|identity|keys|models|roster|secure_sum|token)|serve\.\w+)"
 )
 
 

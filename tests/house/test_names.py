@@ -90,6 +90,7 @@ PUBLIC: list[str] = [
     "dirichlet",
     "ditto",
     "early",
+    "encrypted_sum",
     "everyone",
     "exact",
     "exact_newton",

@@ -107,8 +107,11 @@ def chosen(fed: Any, run: str | None) -> Any:
 
 def _submit(args: argparse.Namespace, say: Say) -> int:
     from . import config, live
+    from .progress import costs
 
-    values = config.read(args.job, args.set).table
+    file = config.read(args.job, args.set)
+    values = file.table
+    costs(file.job, say)
     with connected(args) as fed:
         run = fed.submit(values, seed=args.seed)
         if args.watch:

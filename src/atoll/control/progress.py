@@ -7,9 +7,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .table import size
+
 Record = dict[str, Any]
 Watch = Callable[[Record], None]
+MILLION = 1_000_000
 LINES = 20  # a long run prints no more where there is no terminal
+
+
+def costs(job: Any, say: Callable[[str], str]) -> None:
+    """Say on standard error what an update costs and who reads it, where its exchange has to tell."""
+    if not hasattr(job.exchange, "cost"):
+        return
+    sent, seconds = job.exchange.cost(MILLION)
+    took = "" if seconds is None else f", {seconds:.2f} s CPU"
+    print(f"{say('a million encrypted numbers')}: {size(sent)}{took}", file=sys.stderr)
+    print(f"{say('who reads updates')}: {say(job.exchange.label)}", file=sys.stderr)
 
 
 @contextmanager

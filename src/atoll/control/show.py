@@ -17,7 +17,7 @@ from ..run import Run
 from ..run import simulate as simulate_job
 from ..simulate.folder import Folder
 from . import config, report
-from .progress import progress
+from .progress import costs, progress
 from .table import number, size, table
 
 Say = Callable[[str], str]
@@ -32,6 +32,7 @@ def simulate(file: config.JobFile, args: argparse.Namespace, say: Say) -> int:
     if not args.resume:
         folder.free()
     sites = file.sites()
+    costs(file.job, say)
     try:
         with progress(file.job.rounds, say, quiet=args.json) as watch:
             began = time.perf_counter()

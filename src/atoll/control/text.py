@@ -336,6 +336,9 @@ ZH = {
     "Where it ran": "运行环境",
     "value": "值",
     "numbers": "数据",
+    "a million encrypted numbers": "每一百万个加密数值",
+    "who reads updates": "谁能读取更新",
+    "one client plus the server reads all": "任一客户端与服务器合谋即可读取全部",
 }
 
 

@@ -1,7 +1,8 @@
 """Exchanges: how a round's updates become one sum at the coordinator, and who sees what of them.
 
 `plain_sum()` sends each update as it left its client's chain: whoever receives it sees it. `secure_sum()`
-(secure.py) sends integers under masks that only their sum is free of.
+(secure.py) sends integers under masks that only their sum is free of, `encrypted_sum()` (encrypted.py)
+ciphertexts that anybody adds and two clients open.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 class Exchange(Protocol):
     """How updates are summed. `shows`: single updates, or their sum only. `bits`: of the ring in which
-    they travel, None where they travel as their chain leaves them.
+    they travel, None where they travel as their chain leaves them. `blind`: whether it takes many members'
+    help to see a single update.
     """
 
     @property
@@ -31,6 +33,9 @@ class Exchange(Protocol):
 
     @property
     def bits(self) -> int | None: ...
+
+    @property
+    def blind(self) -> bool: ...
 
     async def collect(
         self, p: Party, plan: Plan, task: Task, rule: Callable[[Task], Aggregator], quorum: int | None
@@ -50,6 +55,7 @@ class Plain:
 
     shows: ClassVar[Literal["sum", "each"]] = "each"
     bits: ClassVar[int | None] = None
+    blind: ClassVar[bool] = False
 
     async def collect(
         self, p: Party, plan: Plan, task: Task, rule: Callable[[Task], Aggregator], quorum: int | None

@@ -80,6 +80,7 @@ class SecureSum:
     attempts: int = 3
     colluders: int = 0
     shows: ClassVar[Literal["sum", "each"]] = "sum"
+    blind: ClassVar[bool] = True
 
     # -- the coordinator's role --------------------------------------------------------------
 

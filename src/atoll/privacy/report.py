@@ -38,16 +38,18 @@ def report(
     federation: str,
     rounds: int,
     ended: float,
+    label: str = "",
 ) -> dict[str, Any]:
     """The page's values. `shows`: what the exchange shows, "each" or "sum"; `plan`: the claim's cost over all
-    rounds it was made for; `rounds`: how many there were; `ended`: Unix seconds.
+    rounds it was made for; `rounds`: how many there were; `ended`: Unix seconds; `label`: what the exchange
+    says of itself.
     """
     made: dict[str, Any] = {
         "run": run,
         "federation": federation,
         "ended": round(ended),
         "rounds": rounds,
-        "seen": SEES[shows],
+        "seen": f"sums of updates only; {label}" if label else SEES[shows],
         "trust": TRUST,
         "promise": None,
     }

@@ -342,6 +342,7 @@ class Coordinator:
             federation=mine.member.federation,
             rounds=rounds,
             ended=time.time(),
+            label=getattr(job.exchange, "label", ""),
         )
         signed = sign_report(mine.key, mine.chain, values)
         await self.host.durable(lambda: self.store.run_reported(run, signed))

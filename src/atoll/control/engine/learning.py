@@ -90,7 +90,7 @@ class Learning:
             minute=clock.tm_hour * 60 + clock.tm_min,
             evaluate=task.want == "evaluate",
             epsilon=self._epsilon(work),
-            summed=work.job.exchange.shows == "sum",
+            summed=work.job.exchange.blind,
         )
         reason = refusal(self._settings.policy, question)
         if reason:

@@ -16,6 +16,7 @@ from ...core.errors import AtollError, ConfigError
 from ...core.registry import Part, build, parts
 from ...job import Job
 from ...learn.algorithm import Algorithm
+from ...learn.exchange import Plain
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology")
 _VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name")
@@ -29,6 +30,8 @@ def table(job: Job) -> dict[str, Any]:
         value = getattr(job, kind)
         if value is not None:
             found[kind] = _named(kind, value)
+    if not isinstance(job.exchange, Plain):
+        found["exchange"] = _named("exchange", job.exchange)
     if job.privacy is not None:
         found["privacy"] = job.privacy.values()
     return found | {key: value for key in _VALUES if (value := getattr(job, key)) is not None}
