@@ -155,10 +155,10 @@ class Job:
 
         Updates are clipped to the L2 norm `clip` and noise is added to each sum: by the coordinator, which is
         trusted with it (*central*), or, where the job's `exchange` is a secure_sum(), by the clients under
-        their masks (*distributed*), so that nobody sees a sum without noise (under encrypted_sum(), as long as
-        no client gives the key away). The noise is solved for, or
-        `sigma` times the clip where it is given. Clients send no metrics. `population`: how many clients
-        there are; only samples of a fixed size need it.
+        their masks (*distributed*), so that nobody sees a sum without noise; under encrypted_sum() as long
+        as no client gives the key away. The noise is solved for, or `sigma` times the clip where it is given.
+        Clients send no metrics. `population`: how many clients there are; only samples of a fixed size need
+        it.
 
         `unit="example"` hides single rows instead: a round is one step on rows that are drawn by a coin of
         probability `rate` each, every row's gradient is clipped, and the algorithm's server optimiser steps
