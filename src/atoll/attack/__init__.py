@@ -1,4 +1,7 @@
-"""Attacks as tools: against one's own job, before others try. Poison: poison.py, attacks.py and trial.py."""
+"""Attacks as tools: against one's own job, before others try. Poison: poison.py, attacks.py and trial.py.
+
+Leaks: watch.py says who sees what; audit.py attacks a promise of privacy.
+"""
 
 from .attacks import (
     alie,
@@ -15,14 +18,17 @@ from .attacks import (
     sign_flip,
     sybils,
 )
+from .audit import Audit, audit
 from .poison import Attack, poison
 from .trial import Trial, attackers, trials, ways
 
 __all__ = [
     "Attack",
+    "Audit",
     "Trial",
     "alie",
     "attackers",
+    "audit",
     "backdoor",
     "foe",
     "free_rider",
