@@ -1,6 +1,6 @@
 """Attacks as tools: against one's own job, before others try. Poison: poison.py, attacks.py and trial.py.
 
-Leaks: watch.py says who sees what; audit.py attacks a promise of privacy.
+Leaks: watch.py says who sees what, invert.py and membership.py what that tells; audit.py attacks a promise.
 """
 
 from .attacks import (
@@ -19,12 +19,16 @@ from .attacks import (
     sybils,
 )
 from .audit import Audit, audit
+from .invert import Leak, leaks
+from .membership import Membership, memberships
 from .poison import Attack, poison
 from .trial import Trial, attackers, trials, ways
 
 __all__ = [
     "Attack",
     "Audit",
+    "Leak",
+    "Membership",
     "Trial",
     "alie",
     "attackers",
@@ -35,6 +39,8 @@ __all__ = [
     "gauss",
     "ipm",
     "label_flip",
+    "leaks",
+    "memberships",
     "mimic",
     "min_max",
     "nan",
