@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import pytest
 
 from atoll.attack import Leak, leaks, memberships
 from atoll.attack.invert import first, inverted, labels, private, psnr, together, towards
+from atoll.attack.match import matched, slope
 from atoll.attack.membership import others, threshold
 from atoll.attack.pictures import png, write
 from atoll.attack.watch import released, summed
 from atoll.control import cli
 from atoll.core.errors import ConfigError, StateError
-from atoll.core.message import Contribution
+from atoll.core.message import Contribution, FitContext
 from atoll.core.rng import Rng
 from atoll.core.update import Update
 from atoll.data import Dataset, Examples, iid, load_data, partition
@@ -55,7 +57,7 @@ def test_one_row_is_read_from_an_update_and_from_a_sum_of_one(learner: str) -> N
 
 
 def test_a_secure_sum_alone_does_not_hide_the_rows_of_few() -> None:
-    """The more are summed the less is shown; a hidden layer of many neurons shows rows of twenty clients."""
+    """The more are summed the less is shown; of ten it is still most rows, with a hidden layer or without."""
     wide, flat = (
         {n: found(name)["secure sum", n] for n in (2, 5, 10, 20, 50)} for name in ("mlp", "softmax")
     )
@@ -63,8 +65,8 @@ def test_a_secure_sum_alone_does_not_hide_the_rows_of_few() -> None:
     assert wide[20].clear > 0.1
     assert wide[50].clear < 0.5 * wide[10].clear
     assert flat[2].clear > 0.5
-    assert flat[50].clear == 0
-    assert flat[50].psnr < flat[50].mean_image + 1
+    assert flat[10].clear > 0.3
+    assert flat[50].clear < 0.1
     assert all(leak.labels > 0.7 for leak in (*wide.values(), *flat.values()))  # type: ignore[operator]
 
 
@@ -115,6 +117,58 @@ def test_labels_are_counted() -> None:
         np.testing.assert_array_equal(labels(Update.of({"w": np.ones(2), "b": 0.3 * gain}), len(y)), y)
     assert labels(Update.of({"w": np.ones(2), "b": np.array([0.2])}), 1) == [1]
     assert len(labels(Update.of({"w": np.ones(2), "b": np.zeros(4)}), 6)) == 6
+
+
+def seen_of(layers: list[Any], y: Any, x: Any, activation: str) -> list[Any]:
+    """Minus the gradients' sum, by the learner itself."""
+    *below, w, _ = layers
+    hidden = (below[0].shape[1],) if below else ()
+    learner = mlp(hidden, lr=1.0, batch_size=None, activation=activation, dtype="float64") if below else None
+    learner = learner or softmax(lr=1.0, batch_size=None, dtype="float64")
+    sized = learner.sized(x.shape[1], w.shape[1])
+    params = Update.of({f"layer{i // 2}.{('weight', 'bias')[i % 2]}": leaf for i, leaf in enumerate(layers)})
+    return list(sized.fit(params, Examples(x, y), FitContext(Rng.of(0))).update.scale(len(y)).values())
+
+
+def layers_of(rng: Any, *dims: int) -> list[Any]:
+    pairs = [(rng.uniform(-1, 1, (a, b)), rng.uniform(-1, 1, b)) for a, b in pairwise(dims)]
+    return [leaf / np.sqrt(dims[0]) for pair in pairs for leaf in pair]
+
+
+@pytest.mark.parametrize(("dims", "activation"), [((6, 3), "relu"), ((6, 4, 3), "tanh"), ((6, 9, 3), "relu")])
+def test_the_slope_of_the_mismatch_is_its_derivative(dims: tuple[int, ...], activation: str) -> None:
+    rng = np.random.default_rng(0)
+    layers, x, y = layers_of(rng, *dims), rng.normal(size=(2, 6)), np.array([0, 2])
+    aim = np.concatenate([rng.normal(size=leaf.size) for leaf in layers])
+    target = [part.reshape(leaf.shape) for part, leaf in zip(_parted(aim, layers), layers, strict=True)]
+
+    def mismatch(at: Any) -> float:
+        g = np.concatenate([leaf.ravel() for leaf in seen_of(layers, y, at, activation)])
+        return 0.5 * float(np.square((g @ aim) / (g @ g) * g - aim).sum())
+
+    want = np.zeros_like(x)
+    for place in np.ndindex(*x.shape):
+        step = np.zeros_like(x)
+        step[place] = 1e-6
+        want[place] = (mismatch(x + step) - mismatch(x - step)) / 2e-6
+    np.testing.assert_allclose(slope(layers, target, y, x, activation), want, atol=1e-7)
+
+
+def _parted(flat: Any, layers: list[Any]) -> list[Any]:
+    return np.split(flat, np.cumsum([leaf.size for leaf in layers])[:-1])
+
+
+def test_rows_are_found_by_matching_what_was_seen_of_their_sum() -> None:
+    """Two rows, with a hidden layer of both kinds and without, up to a factor."""
+    rng = np.random.default_rng(1)
+    x, y = rng.random((2, 16)), np.array([1, 4])
+    for dims, activation in (((16, 6), "relu"), ((16, 12, 6), "tanh")):
+        layers = layers_of(rng, *dims)
+        seen = [0.37 * leaf for leaf in seen_of(layers, y, x, activation)]
+        found = matched(
+            layers, seen, y, 0.5 + 0.05 * rng.normal(size=x.shape), (0.0, 1.0), activation, steps=600
+        )
+        assert all(psnr(row, made, 1.0) > 40 for row, made in zip(x, found, strict=True))
 
 
 def test_decibels() -> None:
