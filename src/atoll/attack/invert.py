@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -85,38 +86,35 @@ def leaks(
         raise ConfigError(f"the attack on {max(clients)} clients takes more than {len(rows)} rows")
     learner = prepare(open_job(job), data)
     params = Update.of(learner.init(key.at("init").generator()))
-
-    def made(drawn: Examples, at: Rng) -> dict[int, Contribution]:
-        datas = [drawn[i : i + 1] for i in range(len(drawn))]
-        ctxs = [FitContext(at.at("client", i), client=i) for i in range(len(drawn))]
-        return dict(enumerate(fit_many(learner, params, datas, ctxs)))
-
     match = matcher(learner, params)
-    lengths = [c.update.norm() for c in made(rows[:_ROWS], key).values()]
-    for name, sizes, seen in _ways(job, len(data), clients, epsilon, float(np.median(lengths))):
+    lengths = [c.update.norm() for c in _made(learner, params, rows[:_ROWS], key).values()]
+    for name, sizes, its, seen in _ways(job, len(data), clients, epsilon, float(np.median(lengths))):
+        made = partial(_made, prepare(its, data), params)
         for n in sizes:
             yield _tried(name, n, rows, made, seen, match, key.at(n), getattr(data, "outputs", 0))
 
 
+def _made(learner: Any, params: Update, drawn: Examples, key: Rng) -> dict[int, Contribution]:
+    """What clients with one of these rows each learn from it."""
+    datas = [drawn[i : i + 1] for i in range(len(drawn))]
+    ctxs = [FitContext(key.at("client", i), client=i) for i in range(len(drawn))]
+    return dict(enumerate(fit_many(learner, params, datas, ctxs)))
+
+
 def _ways(
     job: Job, population: int, clients: Sequence[int], epsilon: float, length: float
-) -> Iterator[tuple[str, Sequence[int], Seen]]:
-    """Each protection, for which numbers of clients, and what is seen."""
+) -> Iterator[tuple[str, Sequence[int], Job, Seen]]:
+    """Each protection, for which numbers of clients, the job that they train, and what is seen."""
     plain = open_job(job)
-    yield "none", (1,), lambda made, key: sent(plain.trained, made, key)[0].update
+    yield "none", (1,), plain, lambda made, key: sent(plain.trained, made, key)[0].update
     hidden = _summed(plain)
-    yield "secure sum", clients, lambda made, key: summed(hidden.trained, made, key).update
+    yield "secure sum", clients, plain, lambda made, key: summed(hidden.trained, made, key).update
     noisy, name = private(job, population, epsilon, length), "noise"
     assert noisy.privacy is not None  # noqa: S101  made so
     if noisy.exchange.shows == "sum":
         name = "noise and secure sum"
     name = f"{name}, epsilon {noisy.privacy.epsilon:g}"
-    if noisy.privacy.unit == "client":
-        yield (
-            name,
-            clients,
-            lambda made, key: released(noisy.trained, made, key, population=len(made), members=len(made)),
-        )
+    yield name, clients, noisy, lambda made, key: released(noisy.trained, made, key, population=len(made))
 
 
 def open_job(job: Job) -> Job:
