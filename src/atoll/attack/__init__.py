@@ -1,4 +1,7 @@
-"""Attacks as tools: against one's own job, before others try. Poison: poison.py, attacks.py and trial.py."""
+"""Attacks as tools: against one's own job, before others try. Poison: poison.py, attacks.py and trial.py.
+
+Leaks: watch.py says who sees what, invert.py and membership.py what that tells; audit.py attacks a promise.
+"""
 
 from .attacks import (
     alie,
@@ -15,20 +18,29 @@ from .attacks import (
     sign_flip,
     sybils,
 )
+from .audit import Audit, audit
+from .invert import Leak, leaks
+from .membership import Membership, memberships
 from .poison import Attack, poison
 from .trial import Trial, attackers, trials, ways
 
 __all__ = [
     "Attack",
+    "Audit",
+    "Leak",
+    "Membership",
     "Trial",
     "alie",
     "attackers",
+    "audit",
     "backdoor",
     "foe",
     "free_rider",
     "gauss",
     "ipm",
     "label_flip",
+    "leaks",
+    "memberships",
     "mimic",
     "min_max",
     "nan",

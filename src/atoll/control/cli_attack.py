@@ -1,4 +1,4 @@
-"""Commands that attack a job of one's own, in simulation: `atoll attack poison`."""
+"""Commands that attack a job of one's own, in simulation: `atoll attack poison`, `atoll attack leak`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,38 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     text = "which part of the clients lies, below 0.5"
     c.add_argument("--attackers", type=float, default=0.2, metavar="SHARE", help=say(text))
     c.add_argument("--only", nargs="+", metavar="ATTACK", help=say("only these attacks"))
+    _job_options(c, say)
+    text = "see what it leaks: rows, labels and members, with and without each protection"
+    c = command("leak", _leak, text, inner)
+    c.add_argument("job", type=Path, metavar="JOB.toml", help=say("the job file"))
+    text = "the noise to try, where the job promises no privacy itself"
+    c.add_argument("--epsilon", type=float, default=2.0, metavar="E", help=say(text))
+    text = "numbers of summed clients"
+    c.add_argument("--clients", type=int, nargs="+", metavar="N", help=say(text))
+    text = "guesses with a canary, and without: more find smaller lapses"
+    c.add_argument("--runs", type=int, default=1000, metavar="N", help=say(text))
+    text = "rows and their reconstructions as pictures, into this folder"
+    c.add_argument("--pictures", type=Path, metavar="DIR", help=say(text))
+    _job_options(c, say)
+
+
+def _job_options(c: Any, say: Say) -> None:
     text = "change a value of the job, as in algorithm.mu=0.01"
     c.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=say(text))
     c.add_argument("--seed", type=int, help=say("the seed, instead of the job's"))
 
 
+def _read(args: argparse.Namespace) -> Any:
+    from . import config
+
+    return config.read(args.job, [*args.set, *([] if args.seed is None else [f"seed={args.seed}"])])
+
+
 def _poison(args: argparse.Namespace, say: Say) -> int:
     from ..attack import attackers, trials, ways
     from ..core.registry import build, parts
-    from . import config
 
-    file = config.read(args.job, [*args.set, *([] if args.seed is None else [f"seed={args.seed}"])])
+    file = _read(args)
     sites = file.sites()
     liars = attackers(len(sites), args.attackers, file.seed)
     attacks = [build("attack", name) for name in args.only or [p.name for p in parts("attack")]]
@@ -56,3 +77,49 @@ def _row(trial: Any, say: Say) -> list[str]:
     works = "" if trial.success is None else f"{trial.success:.1%}"
     accuracy = number(float("nan") if trial.accuracy is None else trial.accuracy)
     return [trial.attack, accuracy, f"{trial.kept:.1%}", works, trial.rule]
+
+
+def _leak(args: argparse.Namespace, say: Say) -> int:
+    from ..attack import audit, leaks, memberships
+    from ..attack.invert import CLIENTS, private
+
+    file = _read(args)
+    sites = file.sites()
+    most = sum(map(len, sites)) - 1
+    sizes = args.clients or [n for n in CLIENTS if n <= most]
+    shown = list(leaks(file.job, sites, sizes, args.epsilon, file.seed))
+    told = list(memberships(file.job, sites, args.epsilon, file.seed))
+    found = audit(private(file.job, len(sites), args.epsilon), args.runs, seed=file.seed)
+    saved = _pictures(args.pictures, shown, sites[0].x.shape[1:]) if args.pictures else []
+    if args.json:
+        rows = [{k: v for k, v in vars(leak).items() if k != "pairs"} for leak in shown]
+        parts = {"inversion": rows, "membership": [vars(m) for m in told]}
+        print(json.dumps({**parts, "audit": {**vars(found), "kept": found.kept}, "pictures": saved}))
+        return 0
+    heads: tuple[str, ...] = ("clients", "dB", "mean image", "rows shown", "labels", "guessed", "protection")
+    table([say(head) for head in heads], [_shown(leak, say) for leak in shown])
+    print()
+    heads = ("members told", "at most", "accuracy", "protection")
+    table([say(head) for head in heads], [_told(m, say) for m in told])
+    print()
+    kept = "nothing contradicts it" if found.kept else "the promise is broken"
+    print(say("a canary finds epsilon of {} at least, {} is promised: {}").format(
+        f"{found.epsilon:.3g}", f"{found.claim:g}", say(kept)
+    ))  # fmt: skip
+    return 0
+
+
+def _shown(leak: Any, say: Say) -> list[str]:
+    parts = ["–" if part is None else f"{part:.0%}" for part in (leak.clear, leak.labels, leak.guessed)]
+    return [str(leak.clients), f"{leak.psnr:.1f}", f"{leak.mean_image:.1f}", *parts, say(leak.protection)]
+
+
+def _told(m: Any, say: Say) -> list[str]:
+    accuracy = number(float("nan") if m.accuracy is None else m.accuracy)
+    return [f"{m.advantage:+.3f} ± {m.spread:.3f}", f"{m.bound:.3f}", accuracy, say(m.protection)]
+
+
+def _pictures(folder: Path, found: Any, shape: tuple[int, ...]) -> list[str]:
+    from ..attack.pictures import write
+
+    return [str(path) for path in write(folder, found, shape)]
