@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from atoll.core.compose import table
-from atoll.core.transform import chain
+from atoll.core.transform import Transform, chain
 from atoll.job import Job, Tree
 from atoll.learn.algorithm import Algorithm
 from atoll.learn.secure import secure_sum
@@ -19,6 +19,14 @@ ALLOWED = [(left, right) for left, right, verdict in VERDICTS if verdict == "yes
 SITES = Sites([Bowl(np.ones(4), np.array([1.0, -2.0, 3.0, 4.0]) * k, rows=k) for k in range(1, 6)])
 
 
+def paired(left: str, right: str) -> list[Transform]:
+    """Both parts, with a mean where it serves them."""
+    pair = [BY_NAME[left], BY_NAME[right]]
+    if not any(part.averages for part in pair):
+        pair.insert(2 if pair[1].on_mean else 1 if pair[0].on_mean else 0, mean())
+    return pair
+
+
 def test_the_page_is_the_generated_one() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tools.composition_table"
 
@@ -30,9 +38,7 @@ def test_the_table_has_both_kinds() -> None:
 
 @pytest.mark.parametrize(("left", "right"), ALLOWED)
 def test_every_allowed_pair_trains_and_in_a_tree_alike(left: str, right: str) -> None:
-    pair = [BY_NAME[left], BY_NAME[right]]
-    if not any(part.averages for part in pair):
-        pair.insert(2 if pair[1].on_mean else 1 if pair[0].on_mean else 0, mean())
+    pair = paired(left, right)
     learner = Quadratic(lr=0.05, names=("own/v", "w"))
     job = Job(learner, Algorithm("pair", chain(*pair), weigh="equal"), rounds=3, every=3)
     run = simulate(job, SITES)
@@ -49,9 +55,7 @@ SUMMED = [(a, b) for a, b in ALLOWED if "ring" not in b]
 
 @pytest.mark.parametrize(("left", "right"), SUMMED)
 def test_every_allowed_pair_trains_under_a_secure_sum_as_well(left: str, right: str) -> None:
-    pair = [BY_NAME[left], BY_NAME[right]]
-    if not any(part.averages for part in pair):
-        pair.insert(2 if pair[1].on_mean else 1 if pair[0].on_mean else 0, mean())
+    pair = paired(left, right)
     learner = Quadratic(lr=0.05, names=("own/v", "w"))
     plain = Job(learner, Algorithm("pair", chain(*pair), weigh="equal"), rounds=3, every=3)
     job = plain.replace(exchange=secure_sum(largest=64.0))

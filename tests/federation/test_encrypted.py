@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.federation.processes import JOB, ROOT, Federation, Nursery
-from tests.federation.test_processes import gathered, marks, traces, whole
+from tests.federation.processes import JOB, Federation, Nursery
+from tests.federation.test_processes import gathered, sightings, whole
 
 pytest.importorskip("tenseal")
 
@@ -62,18 +62,4 @@ def test_an_encrypted_sum_whatever_dies(tmp_path: Path, nursery: Nursery) -> Non
 
 def test_who_searches_the_servers_finds_no_update(tmp_path: Path, nursery: Nursery) -> None:
     """As in test_processes.py, where the same search finds updates that are summed in the open."""
-    equal = {"name": "fedavg", "weigh": "equal"}
-    job = {**JOB, "rounds": 4, "exchange": "encrypted_sum", "learner": {"name": "marked"}, "algorithm": equal}
-    with Federation(tmp_path, JOB, nursery=nursery) as fed:
-        for name in fed.names:
-            fed.words[name] = ("--parts", str(ROOT / "tests" / "federation" / "parts_of_site.py"))
-        fed.start_all()
-        gathered(fed)
-        run = fed.submit(seed=5, job=job)
-        found = 0
-        while fed.state(run) not in ("done", "failed"):
-            found += traces(fed, marks())
-        fed.finished(run)
-        found += traces(fed, marks())
-        fed.stop(*fed.names)
-    assert found == 0
+    assert sightings(tmp_path, nursery, "encrypted_sum", rounds=4) == 0

@@ -398,14 +398,13 @@ def marks() -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("exchange", ["plain_sum", "secure_sum"])
-def test_who_searches_the_servers_finds_an_update_only_where_sums_are_plain(
-    tmp_path: Path, nursery: Nursery, exchange: str
-) -> None:
-    """In the memory and the files of coordinator and edge, again and again while a run goes on."""
+def sightings(folder: Path, nursery: Nursery, exchange: str, rounds: int) -> int:
+    """How often somebody who searches memory and files of coordinator and edge finds an update, again and
+    again while a run goes on and once afterwards.
+    """
     equal = {"name": "fedavg", "weigh": "equal"}
-    job = {**JOB, "rounds": 6, "exchange": exchange, "learner": {"name": "marked"}, "algorithm": equal}
-    with Federation(tmp_path, JOB, nursery=nursery) as fed:
+    job = {**JOB, "rounds": rounds, "exchange": exchange, "learner": {"name": "marked"}, "algorithm": equal}
+    with Federation(folder, JOB, nursery=nursery) as fed:
         for name in fed.names:
             fed.words[name] = ("--parts", str(ROOT / "tests" / "federation" / "parts_of_site.py"))
         fed.start_all()
@@ -417,7 +416,14 @@ def test_who_searches_the_servers_finds_an_update_only_where_sums_are_plain(
         fed.finished(run)
         found += traces(fed, marks())
         fed.stop(*fed.names)
-    assert (found > 0) == (exchange == "plain_sum")
+    return found
+
+
+@pytest.mark.parametrize("exchange", ["plain_sum", "secure_sum"])
+def test_who_searches_the_servers_finds_an_update_only_where_sums_are_plain(
+    tmp_path: Path, nursery: Nursery, exchange: str
+) -> None:
+    assert (sightings(tmp_path, nursery, exchange, rounds=6) > 0) == (exchange == "plain_sum")
 
 
 def test_a_budget_is_spent_over_all_jobs_whatever_dies(tmp_path: Path, nursery: Nursery) -> None:

@@ -2,56 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 
 pytest.importorskip("tenseal")
 
 import atoll as at
-from atoll.core.errors import QuorumError
 from atoll.learn.encrypted import EncryptedSum
 from atoll.simulate.faults import Crash, World, constant
-from tests.worlds.test_secure_sums import JOB, SITES, world
+from tests.worlds.test_secure_sums import JOB, SITES, Beside, play
 
 
 @dataclass(frozen=True)
-class Seen(EncryptedSum):
-    """An encrypted sum beside which the integers are added as they are, by round and client."""
-
-    bare: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False)
-    sums: list[tuple[int, int]] = field(default_factory=list, compare=False)
+class Seen(Beside, EncryptedSum):
+    """An encrypted sum, compared."""
 
     def _encrypted(self, local, task, step, scale, client, reply):
-        rng = local.key.at("encrypted", client, task.round)
-        self.bare[task.round, client] = scale.out(reply.update, reply.weight, rng)
+        self.seen("encrypted", local, task, scale, client, reply)
         return super()._encrypted(local, task, step, scale, client, reply)
 
     async def collect(self, p, plan, task, rule, quorum):
         answer, read = await super().collect(p, plan, task, rule, quorum)
-        if answer.clients:
-            plain = sum(self.bare[task.round, c] for c in answer.clients) & np.uint64((1 << self.plain) - 1)
-            assert (answer.partial.sums[0] == plain).all()
-            self.sums.append((len(answer.clients), len(task.clients)))
+        self.compared(task, answer, self.plain)
         return answer, read
 
 
-def play(seed: int) -> list[tuple[int, int]]:
-    """The sizes of the sums of one world, each of which was compared with the plain sum."""
-    exchange = Seen(32 if seed % 2 else 16, least=2, members=12)
-    job = JOB.replace(exchange=exchange, topology=at.tree((3,)) if seed % 3 == 0 else at.flat())
-    try:
-        at.simulate(job, SITES, seed=seed, world=world(seed))
-    except QuorumError:
-        assert len(exchange.sums) < 2
-    return exchange.sums
+def encrypted(seed: int) -> list[tuple[int, int]]:
+    return play(seed, Seen(plain=32 if seed % 2 else 16, least=2, members=12))
 
 
 @pytest.mark.parametrize("block", range(3))
 def test_the_sum_is_the_plain_one_whoever_drops_out(block: int) -> None:
-    sums = [pair for seed in range(block * 10, block * 10 + 10) for pair in play(seed)]
+    sums = [pair for seed in range(block * 10, block * 10 + 10) for pair in encrypted(seed)]
     assert len(sums) > 15
     assert any(there < asked for there, asked in sums)
     assert all(there >= 2 for there, _ in sums)

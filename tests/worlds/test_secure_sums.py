@@ -26,23 +26,34 @@ JOB = at.Job(Quadratic(size=3), at.fedavg(), rounds=2, sites=False, deadline=60.
 
 
 @dataclass(frozen=True)
-class Seen(SecureSum):
-    """A secure sum beside which the integers are added as they are, by attempt and client."""
+class Beside:
+    """An exchange beside which the integers are added as they are, by round and client: `bits` of them."""
 
     bare: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False)
     sums: list[tuple[int, int]] = field(default_factory=list, compare=False)
 
-    def _masked(self, local, task, step, scale, client, reply):
-        rng = local.key.at("secure", client, task.round)
+    def seen(self, name, local, task, scale, client, reply):
+        rng = local.key.at(name, client, task.round)
         self.bare[task.round, client] = scale.out(reply.update, reply.weight, rng)
+
+    def compared(self, task, answer, bits):
+        if answer.clients:
+            plain = sum(self.bare[task.round, c] for c in answer.clients) & np.uint64((1 << bits) - 1)
+            assert (answer.partial.sums[0] == plain).all()
+            self.sums.append((len(answer.clients), len(task.clients)))
+
+
+@dataclass(frozen=True)
+class Seen(Beside, SecureSum):
+    """A secure sum, compared."""
+
+    def _masked(self, local, task, step, scale, client, reply):
+        self.seen("secure", local, task, scale, client, reply)
         return super()._masked(local, task, step, scale, client, reply)
 
     async def collect(self, p, plan, task, rule, quorum):
         answer, read = await super().collect(p, plan, task, rule, quorum)
-        if answer.clients:
-            plain = sum(self.bare[task.round, c] for c in answer.clients) & np.uint64((1 << self.bits) - 1)
-            assert (answer.partial.sums[0] == plain).all()
-            self.sums.append((len(answer.clients), len(task.clients)))
+        self.compared(task, answer, self.bits)
         return answer, read
 
 
@@ -62,9 +73,9 @@ def world(seed: int) -> World:
     )
 
 
-def play(seed: int) -> list[tuple[int, int]]:
+def play(seed: int, exchange: Any = None) -> list[tuple[int, int]]:
     """The sizes of the sums of one world, each of which was compared with the plain sum."""
-    exchange = Seen(32 if seed % 2 else 16, least=4)
+    exchange = exchange or Seen(bits=32 if seed % 2 else 16, least=4)
     job = JOB.replace(exchange=exchange, topology=at.tree((3,)) if seed % 3 == 0 else at.flat())
     try:
         at.simulate(job, SITES, seed=seed, world=world(seed))

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..core.aggregate import Reply, Sum, Total, fold, points
 from ..core.edge import Task, contribute
@@ -22,8 +21,8 @@ from ..core.rng import Rng
 from ..core.transform import Context
 from ..core.update import Update
 from ..learn.algorithm import Algorithm
-from ..privacy import discrete, dp, noise
-from ..privacy.graph import threshold
+from ..learn.integers import share_of
+from ..privacy import dp, noise
 
 Made = Mapping[int, Contribution]
 
@@ -75,17 +74,13 @@ def _integers(algorithm: Algorithm, replies: Mapping[int, Reply], key: Rng, memb
     exchange: Any = algorithm.exchange
     heaviest = max(reply.weight for reply in replies.values()) or 1.0
     scale = exchange.scale(algorithm, members, heaviest)
-    crew = threshold(members) - exchange.colluders
+    crew = 1 if scale.noise is None else scale.noise.crew(members)
     layout = next(iter(replies.values())).update.layout
     total = np.zeros(layout.size + scale.digits, np.uint64)
     for client, reply in replies.items():
         mine = key.at("secure", client)
-
-        def hidden(size: int, whole: float, mine: Rng = mine) -> NDArray[np.int64]:
-            its = mine.at("noise").generator().bytes(noise.KEY)
-            return discrete.gaussian(its, size, discrete.spread(whole, 1.0, crew, size))
-
-        total += scale.out(reply.update, reply.weight, mine, hidden)
+        its = mine.at("noise").generator().bytes(noise.KEY)
+        total += scale.out(reply.update, reply.weight, mine, share_of(its, crew))
     return scale.back(total & np.uint64((1 << scale.bits) - 1), layout, len(replies))  # type: ignore[no-any-return]
 
 

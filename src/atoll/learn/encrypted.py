@@ -36,25 +36,23 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.aggregate import Aggregator, Partial, Points, Reply, Sum
-from ..core.edge import Answer, Task, wire
-from ..core.errors import AtollError, ConfigError, PrivacyError, ProtocolError
+from ..core.aggregate import Aggregator, Partial, Reply, Sum
+from ..core.edge import Answer, Task
+from ..core.errors import ConfigError, PrivacyError, ProtocolError
 from ..core.protocol import Party
 from ..core.registry import part
 from ..core.update import Layout, Leaf, Update
-from ..privacy import discrete
 from ..privacy.graph import threshold
 from ..privacy.hazmat import bfv
-from .exchange import TABLE, Seat
-from .failure import reason
+from . import attempts
+from .exchange import Seat
 from .integers import Read, Scale
 from .quantise import dense
-from .secure import SecureSum, heaviest
+from .secure import SecureSum
 from .server import positive
 
 if TYPE_CHECKING:
     from ..privacy.encrypted_sum import Drawn, Held
-    from ..privacy.roster import Label
     from ..privacy.secure_sum import Secret
     from .algorithm import Algorithm
     from .local import Local
@@ -62,6 +60,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.uint64]
 
+WHAT = "an encrypted sum"
 LEAF = "encrypted"  # the one leaf that travels
 PAGE = 128  # ciphertexts that are opened at once: what they say must fit a note
 _TAG = 64  # bits of a ciphertext's tags together
@@ -155,31 +154,25 @@ class EncryptedSum:
                 f"{len(task.clients)} clients are asked, and encrypted_sum(members={self.members}) has room"
                 " for fewer"
             )
-        scale = self.scale(plan.algorithm, max(len(task.clients), 2), heaviest(plan))
-        failed: dict[int, str] = {}
-        for number in range(self.attempts):
-            attempt = _Attempt(self, p, plan, task, scale, number, failed)
-            try:
-                answer = await attempt.sum(quorum)
-            except ProtocolError as error:
-                failed = dict.fromkeys(task.clients, f"the encrypted sum was given up: {error}") | failed
-            else:
-                return answer, Read(scale=scale, plain=_plain(task))
-        return Answer((), failed=failed), Read()
+        scale = self.scale(plan.algorithm, max(len(task.clients), 2), attempts.heaviest(plan))
+
+        async def once(number: int, failed: dict[int, str]) -> Answer:
+            attempt = _Attempt(how=self, p=p, plan=plan, task=task, scale=scale, number=number, failed=failed)
+            return await attempt.sum(quorum)
+
+        reading = Read(scale=scale, plain=attempts.plain(task))
+        return await attempts.tried(task, self.attempts, "encrypted sum", once), reading
 
     # -- the client's role -------------------------------------------------------------------
 
     def reply(self, local: Local, task: Task) -> Answer:
         """These clients' notes for a step; who cannot or may not take part says why."""
         step = read(task.note)
-        notes: dict[int, bytes] = {}
-        failed: dict[int, str] = {}
-        for client in task.clients:
-            try:
-                notes[client] = _STEPS[step.step](self, local, client, step, task.params)
-            except (AtollError, KeyError) as error:
-                failed[client] = reason(error)
-        return Answer(tuple(notes), notes or None, failed, sum(map(len, notes.values())))
+
+        def take(client: int) -> bytes:
+            return _STEPS[step.step](self, local, client, step, task.params)
+
+        return attempts.notes(task.clients, take)
 
     def outgoing(self, local: Local, task: Task, answer: Answer) -> Answer:
         """Replies as ciphertexts, all of weight 1 and without metrics."""
@@ -187,28 +180,19 @@ class EncryptedSum:
         if step.step != "encrypt":
             raise ProtocolError("this job's updates leave their clients encrypted: the task is another step")
         scale = self.scale(local.algorithm, step.members, step.heaviest)
-        replies = tuple(
-            (client, self._encrypted(local, task, step, scale, client, reply))
-            for client, reply in answer.replies
-        )
-        return replace(answer, replies=replies, sent=sum(wire(r.update) for _, r in replies))
+        return attempts.hidden(answer, lambda c, reply: self._encrypted(local, task, step, scale, c, reply))
 
     def _encrypted(
         self, local: Local, task: Task, step: Step, scale: Scale, client: int, reply: Reply
     ) -> Reply:
         from ..privacy import encrypted_sum as es
-        from ..privacy.secure_sum import noise_key
 
         dense(reply.update, "encrypted_sum")
         secret = _taken(self, local.seat, client, step, task.notes[client])
         own = es.held(secret)
 
-        def noise(size: int, whole: float) -> NDArray[np.int64]:
-            crew = threshold(len(secret.members))
-            return discrete.gaussian(noise_key(secret), size, discrete.spread(whole, 1.0, crew, size))
-
         rng = local.key.at("encrypted", client, task.round)
-        numbers = scale.out(reply.update, reply.weight, rng, noise)
+        numbers = scale.out(reply.update, reply.weight, rng, attempts.noise(secret, scale))
         layout = self.layout(len(numbers))
         tags = self.tags_of(own, client, layout.leaves[0].shape[1])
         local.seat.keep(client, secret)
@@ -244,18 +228,11 @@ class EncryptedSum:
 # -- the coordinator's attempt ---------------------------------------------------------------
 
 
-@dataclass
-class _Attempt:
+@dataclass(kw_only=True)
+class _Attempt(attempts.Attempt):
     """One attempt at a round's sum, at the coordinator."""
 
     how: EncryptedSum
-    p: Party
-    plan: Plan
-    task: Task
-    scale: Scale
-    number: int
-    failed: dict[int, str]
-    sent: int = 0
 
     async def sum(self, quorum: int | None) -> Answer:
         """Raises ProtocolError where too few stay, or where two read differently."""
@@ -275,7 +252,7 @@ class _Attempt:
         words = await self._notes("agree", roster.clients, msgspec.msgpack.encode(there))
         self._enough(words, len(keys) // 2 + 1, "agreed to the sum")
         numbers = await self._read(there, words, hidden.sums[0].reshape(2, -1, bfv.N))
-        size = self.scale.layout(_plain(self.task)).size
+        size = self.scale.layout(attempts.plain(self.task)).size
         partial = replace(hidden, sums=numbers[None, :size])
         lost = {c: why for c, why in self.failed.items() if c not in answer.clients}
         return replace(answer, partial=partial, failed=lost, sent=answer.sent + self.sent)
@@ -292,13 +269,10 @@ class _Attempt:
         raise ProtocolError("no member drew a key to encrypt with")
 
     async def _vectors(self, given: bytes, letters: Mapping[int, bytes], quorum: int | None) -> Answer:
-        layout = self.how.layout(self.scale.layout(_plain(self.task)).size)
-        points = Points(layout, (0,) * len(layout.leaves), 1.0, self.scale.members, wide=False)
+        layout = self.how.layout(self.scale.layout(attempts.plain(self.task)).size)
         task = self.task.only(sorted(set(letters).intersection(self.task.clients)))
-        task = replace(task, points=points, note=self._note("encrypt", given), notes=dict(letters))
-        answer = await self.plan.relay(self.p, task, Sum(points), quorum)
-        self.failed.update(answer.failed)
-        return answer
+        task = replace(task, note=self._note("encrypt", given), notes=dict(letters))
+        return await self.summed(task, layout, lambda asked: Sum(asked.points), quorum)
 
     async def _read(self, there: list[int], words: Mapping[int, bytes], sums: Ints) -> Ints:
         """All pages (integers,), each opened by two members; others take the place of who cannot."""
@@ -334,13 +308,8 @@ class _Attempt:
     async def _notes(
         self, step: Any, clients: Sequence[int], text: bytes = b"", page: Update | None = None
     ) -> dict[int, bytes]:
-        task = replace(self.task.only(clients), want="note", points=None, note=self._note(step, text))
-        if page is not None:
-            task = replace(task, params=page)
-        answer = await self.plan.relay(self.p, task, TABLE)
-        self.failed.update(answer.failed)
-        self.sent += answer.sent
-        return dict(answer.partial or {})
+        task = replace(self.task.only(clients), note=self._note(step, text))
+        return await self.noted(task if page is None else replace(task, params=page))
 
     def _note(self, step: Any, text: bytes = b"") -> bytes:
         what = Step(step, self.task.round, self.number, self.scale.heaviest, self.scale.members, text)
@@ -349,10 +318,6 @@ class _Attempt:
     def _enough(self, clients: Collection[int], least: int, did: str) -> None:
         if len(clients) < least:
             raise ProtocolError(f"{len(clients)} of {len(self.task.clients)} clients {did}: {least} must")
-
-
-def _plain(task: Task) -> Layout:
-    return task.params.layout if task.points is None else task.points.layout
 
 
 def enough(how: EncryptedSum, algorithm: Algorithm, members: int) -> int:
@@ -365,52 +330,18 @@ def enough(how: EncryptedSum, algorithm: Algorithm, members: int) -> int:
 
 def read(note: bytes) -> Step:
     """A note as a step. Raises ProtocolError."""
-    try:
-        step = msgspec.msgpack.decode(note, type=Step)
-    except msgspec.DecodeError:
-        raise ProtocolError(
-            "this is no step of an encrypted sum: is the coordinator of another version?"
-        ) from None
-    if not (0 < step.heaviest < 2.0**60 and 2 <= step.members <= 1 << 20):
-        raise ProtocolError("a step of an encrypted sum counts members and weights that cannot be")
-    return step
-
-
-def _label(seat: Seat, step: Step) -> Label:
-    from ..privacy.roster import Label
-
-    return Label(*seat.run, step.round, step.attempt)
-
-
-def _secret(seat: Seat, client: int, step: Step) -> Secret:
-    """What this client keeps of the step's attempt. Raises ProtocolError if that is another one."""
-    secret: Secret | None = seat.secrets.get(client)
-    if secret is None or secret.label != _label(seat, step):
-        raise ProtocolError("this client has begun no such attempt at an encrypted sum, or it is over")
-    return secret
+    return attempts.read(note, Step, WHAT)
 
 
 def _keys(exchange: EncryptedSum, local: Local, client: int, step: Step, params: Update) -> bytes:
-    from ..privacy import secure_sum as ss
-
-    seat = local.seat
-    label, before = _label(seat, step), seat.secrets.get(client)
-    if before is None or before.label != label:
-        if before is not None and (before.label.round, before.label.attempt) >= (step.round, step.attempt):
-            raise ProtocolError("this attempt at an encrypted sum is over: a later one has begun")
-        again = before is not None and before.opened and before.label.round == step.round
-        if again and local.algorithm.private:
-            raise ProtocolError("this round's sum was opened: another one of it would cost privacy again")
-        before = ss.begin(label, client, seat.draw, seat.sign)
-        seat.keep(client, before)
-    return ss.keys_out(before.keys)
+    return attempts.keys(local, client, step, WHAT)
 
 
 def _draw(exchange: EncryptedSum, local: Local, client: int, step: Step, params: Update) -> bytes:
     from ..privacy import encrypted_sum as es
 
     seat = local.seat
-    secret = _secret(seat, client, step)
+    secret = attempts.kept(seat, client, step, WHAT)
     secret = es.joined(secret, step.text, least=max(exchange.least, seat.least), check=seat.check)
     secret, drawn = es.draw(secret, lambda: bfv.fresh(exchange.ring))
     seat.keep(client, secret)
@@ -421,7 +352,7 @@ def _taken(exchange: EncryptedSum, seat: Seat, client: int, step: Step, letter: 
     from ..privacy import encrypted_sum as es
 
     given = es.decoded(step.text, es.Given, "a key")
-    secret = _secret(seat, client, step)
+    secret = attempts.kept(seat, client, step, WHAT)
     secret = es.joined(secret, given.roster, least=max(exchange.least, seat.least), check=seat.check)
     return es.take(secret, given.by, given.box, letter)
 
@@ -430,7 +361,7 @@ def _agree(exchange: EncryptedSum, local: Local, client: int, step: Step, params
     from ..privacy import encrypted_sum as es
 
     seat, there = local.seat, es.decoded(step.text, list[int], "a list of survivors")
-    secret = _secret(seat, client, step)
+    secret = attempts.kept(seat, client, step, WHAT)
     least = max(enough(exchange, local.algorithm, len(secret.members)), seat.least)
     secret = es.agreed(secret, there, least)
     word = es.held(secret).word(there, client)
@@ -442,7 +373,7 @@ def _open(exchange: EncryptedSum, local: Local, client: int, step: Step, params:
     from ..privacy import encrypted_sum as es
 
     asked, seat = es.decoded(step.text, _Open, "a list of survivors"), local.seat
-    secret = _secret(seat, client, step)
+    secret = attempts.kept(seat, client, step, WHAT)
     least = max(enough(exchange, local.algorithm, len(secret.members)), seat.least)
     sums = _page(params, exchange.bits)
     if asked.first < 0 or asked.first % PAGE:

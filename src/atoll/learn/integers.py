@@ -22,6 +22,7 @@ from ..core.aggregate import Aggregator, Partial, Points, Reply, Sum, Total
 from ..core.errors import ConfigError, ProtocolError
 from ..core.rng import Rng
 from ..core.update import Layout, Leaf, Update
+from ..privacy import discrete
 from ..privacy.graph import threshold
 from .ring import signed
 
@@ -31,6 +32,11 @@ WEIGHT = "secure.weight"  # the leaf that the weights travel in
 _WEIGHT_BITS = 32
 _SHRINKS = 40  # of two in a hundred each
 _FINE = 24  # a scale with so many bits below the largest number is rounded to the nearest
+
+
+def share_of(key: bytes, crew: int) -> Noise:
+    """The noise that one of `crew` members draws from its key."""
+    return lambda size, whole: discrete.gaussian(key, size, discrete.spread(whole, 1.0, crew, size))
 
 
 @dataclass(frozen=True)

@@ -21,32 +21,27 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from ..core.aggregate import Aggregator, Partial, Points, Reply
-from ..core.edge import Answer, Task, wire
-from ..core.errors import AtollError, ConfigError, ProtocolError
+from ..core.aggregate import Aggregator, Partial, Reply
+from ..core.edge import Answer, Task
+from ..core.errors import ConfigError, ProtocolError
 from ..core.protocol import Party
 from ..core.registry import part
-from ..core.update import Layout, Update
-from ..privacy import discrete, dp
+from ..core.update import Update
+from ..privacy import dp
 from ..privacy.graph import threshold
-from .exchange import TABLE, Seat
-from .failure import reason
+from . import attempts
 from .integers import Counted, Hidden, Read, Scale
 from .quantise import dense
 from .robust import Buckets
 from .server import positive
 
 if TYPE_CHECKING:
-    from ..privacy.roster import Label
-    from ..privacy.secure_sum import Secret
     from .algorithm import Algorithm
     from .local import Local
     from .rounds import Plan
 
-ANY_WEIGHT = 2.0**20  # a job's max_weight where nobody has said one
+WHAT = "a secure sum"
 
 
 class Step(msgspec.Struct, array_like=True):
@@ -88,22 +83,20 @@ class SecureSum:
         self, p: Party, plan: Plan, task: Task, rule: Callable[[Task], Aggregator], quorum: int | None
     ) -> tuple[Answer, Aggregator]:
         """The sum over those who stay; an attempt that too few stay in is followed by another."""
-        plain = _plain(task)
         buckets = rule(task)
         groups = _groups(task.clients, buckets)
-        scale = self.scale(plan.algorithm, max(2, *map(len, groups.values())), heaviest(plan))
-        reading = Read(scale=scale, plain=plain)
+        scale = self.scale(plan.algorithm, max(2, *map(len, groups.values())), attempts.heaviest(plan))
+
+        async def once(number: int, failed: dict[int, str]) -> Answer:
+            attempt = _Attempt(
+                p=p, plan=plan, task=task, scale=scale, number=number, failed=failed,
+                rule=rule, least=max(self.least, 2), groups=groups,
+            )  # fmt: skip
+            return await attempt.sum(quorum)
+
+        reading = Read(scale=scale, plain=attempts.plain(task))
         finishing = Counted(replace(buckets, inner=reading)) if isinstance(buckets, Buckets) else reading
-        failed: dict[int, str] = {}
-        for number in range(self.attempts):
-            attempt = _Attempt(p, plan, task, scale, rule, number, max(self.least, 2), groups, failed)
-            try:
-                answer = await attempt.sum(quorum)
-            except ProtocolError as error:
-                failed = dict.fromkeys(task.clients, f"the secure sum was given up: {error}") | failed
-            else:
-                return answer, finishing
-        return Answer((), failed=failed), reading
+        return await attempts.tried(task, self.attempts, "secure sum", once), finishing
 
     def scale(self, algorithm: Algorithm, members: int, heaviest: float) -> Scale:
         """A round's, for so many members: with noise where the algorithm has some."""
@@ -120,15 +113,11 @@ class SecureSum:
     def reply(self, local: Local, task: Task) -> Answer:
         """These clients' notes for a step; who cannot or may not take part says why."""
         step = read(task.note)
-        notes: dict[int, bytes] = {}
-        failed: dict[int, str] = {}
-        for client in task.clients:
-            try:
-                group, text = step.of(client)
-                notes[client] = _STEPS[step.step](self, local, client, step, group, text)
-            except (AtollError, KeyError) as error:
-                failed[client] = reason(error)
-        return Answer(tuple(notes), notes or None, failed, sum(map(len, notes.values())))
+
+        def take(client: int) -> bytes:
+            return _STEPS[step.step](self, local, client, step, *step.of(client))
+
+        return attempts.notes(task.clients, take)
 
     def outgoing(self, local: Local, task: Task, answer: Answer) -> Answer:
         """Replies as masked integers, all of weight 1 and without metrics."""
@@ -136,49 +125,29 @@ class SecureSum:
         if step.step != "mask":
             raise ProtocolError("this job's updates leave their clients masked: the task is for another step")
         scale = self.scale(local.algorithm, step.members, step.heaviest)
-        replies = tuple(
-            (client, self._masked(local, task, step, scale, client, reply))
-            for client, reply in answer.replies
-        )
-        return replace(answer, replies=replies, sent=sum(wire(r.update) for _, r in replies))
+        return attempts.hidden(answer, lambda c, reply: self._masked(local, task, step, scale, c, reply))
 
     def _masked(self, local: Local, task: Task, step: Step, scale: Scale, client: int, reply: Reply) -> Reply:
-        from ..privacy.secure_sum import mask, noise_key
+        from ..privacy.secure_sum import mask
 
         dense(reply.update, "secure_sum")
-        secret = _secret(local.seat, client, step, step.of(client)[0])
-
-        def noise(size: int, whole: float) -> NDArray[np.int64]:
-            crew = threshold(len(secret.members)) - self.colluders
-            if crew < 1:
-                raise ProtocolError(
-                    f"of {len(secret.members)} members {self.colluders} may collude: too few others add noise"
-                )
-            return discrete.gaussian(noise_key(secret), size, discrete.spread(whole, 1.0, crew, size))
-
+        secret = attempts.kept(local.seat, client, step, WHAT, step.of(client)[0])
         rng = local.key.at("secure", client, task.round)
-        numbers = scale.out(reply.update, reply.weight, rng, noise)
+        numbers = scale.out(reply.update, reply.weight, rng, attempts.noise(secret, scale))
         secret, hidden = mask(secret, task.notes[client], numbers, self.bits)
         local.seat.keep(client, secret)
         return Reply(Update(scale.layout(reply.update.layout), hidden, bits=self.bits))
 
 
-@dataclass
-class _Attempt:
+@dataclass(kw_only=True)
+class _Attempt(attempts.Attempt):
     """One attempt at a round's sum, at the coordinator: all groups in step. A group that too few stay in is
     left out; where none is left the attempt is over.
     """
 
-    p: Party
-    plan: Plan
-    task: Task
-    scale: Scale
     rule: Callable[[Task], Aggregator]
-    number: int
     least: int
     groups: Mapping[int, Sequence[int]]
-    failed: dict[int, str]
-    sent: int = 0
 
     async def sum(self, quorum: int | None) -> Answer:
         """Raises ProtocolError where too few stay, or shares are false."""
@@ -226,21 +195,13 @@ class _Attempt:
 
     async def _notes(self, step: Any, groups: Mapping[int, tuple[Sequence[int], bytes]]) -> dict[int, bytes]:
         clients = sorted(c for members, _ in groups.values() for c in members)
-        note = self._note(step, groups)
-        task = replace(self.task.only(clients), want="note", points=None, note=note)
-        answer = await self.plan.relay(self.p, task, TABLE)
-        self.failed.update(answer.failed)
-        self.sent += answer.sent
-        return dict(answer.partial or {})
+        return await self.noted(replace(self.task.only(clients), note=self._note(step, groups)))
 
     async def _vectors(self, mail: Mapping[int, bytes], quorum: int | None) -> Answer:
-        layout = self.scale.layout(_plain(self.task))
-        points = Points(layout, (0,) * len(layout.leaves), 1.0, self.scale.members, wide=False)
         note = self._note("mask", {g: (clients, b"") for g, clients in self.groups.items()})
-        task = replace(self.task.only(sorted(mail)), points=points, note=note, notes=dict(mail))
-        answer = await self.plan.relay(self.p, task, self.rule(task), quorum)
-        self.failed.update(answer.failed)
-        return answer
+        task = replace(self.task.only(sorted(mail)), note=note, notes=dict(mail))
+        layout = self.scale.layout(attempts.plain(self.task))
+        return await self.summed(task, layout, self.rule, quorum)
 
     def _note(self, step: Any, groups: Mapping[int, tuple[Sequence[int], bytes]]) -> bytes:
         told = {g: (list(clients), text) for g, (clients, text) in groups.items()}
@@ -287,63 +248,16 @@ def _part(partial: Any, group: int) -> Partial:
     return found
 
 
-def _plain(task: Task) -> Layout:
-    return task.params.layout if task.points is None else task.points.layout
-
-
-def heaviest(plan: Plan) -> float:
-    """The weight that counts as 1: what the job says, else the most rows that a client has."""
-    if plan.algorithm.weigh == "equal":
-        return 1.0
-    if plan.sizes and plan.max_weight == ANY_WEIGHT:
-        return float(max(plan.sizes))
-    return plan.max_weight
-
-
 # -- the client's steps ----------------------------------------------------------------------
 
 
 def read(note: bytes) -> Step:
     """A note as a step. Raises ProtocolError."""
-    try:
-        step = msgspec.msgpack.decode(note, type=Step)
-    except msgspec.DecodeError:
-        raise ProtocolError(
-            "this is no step of a secure sum: is the coordinator of another version?"
-        ) from None
-    if not (step.heaviest > 0 and step.heaviest < 2.0**60 and 2 <= step.members <= 1 << 20):
-        raise ProtocolError("a step of a secure sum counts members and weights that cannot be")
-    return step
-
-
-def _label(seat: Seat, step: Step, group: int) -> Label:
-    from ..privacy.roster import Label
-
-    return Label(*seat.run, step.round, step.attempt, group)
-
-
-def _secret(seat: Seat, client: int, step: Step, group: int) -> Secret:
-    """What this client keeps of the step's attempt. Raises ProtocolError if that is another one."""
-    secret: Secret | None = seat.secrets.get(client)
-    if secret is None or secret.label != _label(seat, step, group):
-        raise ProtocolError("this client has begun no such attempt at a secure sum, or it is over")
-    return secret
+    return attempts.read(note, Step, WHAT)
 
 
 def _keys(exchange: SecureSum, local: Local, client: int, step: Step, group: int, text: bytes) -> bytes:
-    from ..privacy import secure_sum as ss
-
-    seat = local.seat
-    label, before = _label(seat, step, group), seat.secrets.get(client)
-    if before is None or before.label != label:
-        if before is not None and (before.label.round, before.label.attempt) >= (step.round, step.attempt):
-            raise ProtocolError("this attempt at a secure sum is over: a later one has begun")
-        again = before is not None and before.opened and before.label.round == step.round
-        if again and local.algorithm.private:
-            raise ProtocolError("this round's sum was opened: another one of it would cost privacy again")
-        before = ss.begin(label, client, seat.draw, seat.sign)
-        seat.keep(client, before)
-    return ss.keys_out(before.keys)
+    return attempts.keys(local, client, step, WHAT, group)
 
 
 def _shares(exchange: SecureSum, local: Local, client: int, step: Step, group: int, text: bytes) -> bytes:
@@ -351,7 +265,7 @@ def _shares(exchange: SecureSum, local: Local, client: int, step: Step, group: i
 
     seat = local.seat
     least = max(exchange.least, seat.least)
-    secret = _secret(seat, client, step, group)
+    secret = attempts.kept(seat, client, step, WHAT, group)
     secret, note = ss.share(secret, text, seat.draw, least=least, check=seat.check)
     seat.keep(client, secret)
     return note
@@ -362,7 +276,7 @@ def _sign(exchange: SecureSum, local: Local, client: int, step: Step, group: int
 
     seat = local.seat
     least = max(exchange.least, seat.least)
-    secret, note = ss.sign(_secret(seat, client, step, group), text, seat.sign, least=least)
+    secret, note = ss.sign(attempts.kept(seat, client, step, WHAT, group), text, seat.sign, least=least)
     seat.keep(client, secret)
     return note
 
@@ -375,7 +289,8 @@ def _open(exchange: SecureSum, local: Local, client: int, step: Step, group: int
         there, signatures = msgspec.msgpack.decode(text, type=tuple[bytes, bytes])
     except msgspec.DecodeError:
         raise ProtocolError("this is no signed list of survivors") from None
-    secret, note = ss.reveal(_secret(seat, client, step, group), there, signatures, check=seat.check)
+    secret = attempts.kept(seat, client, step, WHAT, group)
+    secret, note = ss.reveal(secret, there, signatures, check=seat.check)
     seat.keep(client, secret)
     return note
 

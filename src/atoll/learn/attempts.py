@@ -1,0 +1,188 @@
+"""What the sums that show no single update share: attempts at the coordinator, notes and keys at the clients.
+
+`secure_sum` (secure.py) and `encrypted_sum` (encrypted.py) say what their steps are; here stands what a step
+costs when it fails, who may begin an attempt and when one is over. `what`: "secure sum" or "encrypted sum".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.aggregate import Aggregator, Points, Reply
+from ..core.edge import Answer, Task, wire
+from ..core.errors import AtollError, ProtocolError
+from ..core.protocol import Party
+from ..core.update import Layout
+from .exchange import TABLE, Seat
+from .failure import reason
+from .integers import Noise, Scale, share_of
+
+if TYPE_CHECKING:
+    from ..privacy.roster import Label
+    from ..privacy.secure_sum import Secret
+    from .local import Local
+    from .rounds import Plan
+
+ANY_WEIGHT = 2.0**20  # a job's max_weight where nobody has said one
+
+
+class Step(Protocol):
+    """What every step's note says: of which round and attempt, for how many members, and what weighs 1."""
+
+    round: int
+    attempt: int
+    heaviest: float
+    members: int
+
+
+S = TypeVar("S", bound=Step)
+
+
+# -- the coordinator's side ------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """One attempt at a round's sum. `failed`: reasons so far, by client; `sent`: bytes of notes."""
+
+    p: Party
+    plan: Plan
+    task: Task
+    scale: Scale
+    number: int
+    failed: dict[int, str]
+    sent: int = 0
+
+    async def noted(self, task: Task) -> dict[int, bytes]:
+        """The notes that clients answer a step with."""
+        answer = await self.plan.relay(self.p, replace(task, want="note", points=None), TABLE)
+        self.failed.update(answer.failed)
+        self.sent += answer.sent
+        return dict(answer.partial or {})
+
+    async def summed(
+        self, task: Task, layout: Layout, rule: Callable[[Task], Aggregator], quorum: int | None
+    ) -> Answer:
+        """The sum of integers of a ring, laid out so, that clients answer a task to train with."""
+        points = Points(layout, (0,) * len(layout.leaves), 1.0, self.scale.members, wide=False)
+        task = replace(task, points=points)
+        answer = await self.plan.relay(self.p, task, rule(task), quorum)
+        self.failed.update(answer.failed)
+        return answer
+
+
+async def tried(
+    task: Task, attempts: int, what: str, once: Callable[[int, dict[int, str]], Awaitable[Answer]]
+) -> Answer:
+    """What `once(number, failed)` answers; one that is given up is followed by another, so many in all."""
+    failed: dict[int, str] = {}
+    for number in range(attempts):
+        try:
+            return await once(number, failed)
+        except ProtocolError as error:
+            failed = dict.fromkeys(task.clients, f"the {what} was given up: {error}") | failed
+    return Answer((), failed=failed)
+
+
+def plain(task: Task) -> Layout:
+    """The leaves of an update as it leaves its client's chain."""
+    return task.params.layout if task.points is None else task.points.layout
+
+
+def heaviest(plan: Plan) -> float:
+    """The weight that counts as 1: what the job says, else the most rows that a client has."""
+    if plan.algorithm.weigh == "equal":
+        return 1.0
+    if plan.sizes and plan.max_weight == ANY_WEIGHT:
+        return float(max(plan.sizes))
+    return plan.max_weight
+
+
+# -- the client's side -----------------------------------------------------------------------
+
+
+def read(note: bytes, kind: type[S], what: str) -> S:
+    """A note as a step. Raises ProtocolError."""
+    try:
+        step = msgspec.msgpack.decode(note, type=kind)
+    except msgspec.DecodeError:
+        raise ProtocolError(f"this is no step of {what}: is the coordinator of another version?") from None
+    if not (0 < step.heaviest < 2.0**60 and 2 <= step.members <= 1 << 20):
+        raise ProtocolError(f"a step of {what} counts members and weights that cannot be")
+    return step
+
+
+def notes(clients: Sequence[int], take: Callable[[int], bytes]) -> Answer:
+    """Each client's note for a step; who cannot or may not take part says why."""
+    found: dict[int, bytes] = {}
+    failed: dict[int, str] = {}
+    for client in clients:
+        try:
+            found[client] = take(client)
+        except (AtollError, KeyError) as error:
+            failed[client] = reason(error)
+    return Answer(tuple(found), found or None, failed, sum(map(len, found.values())))
+
+
+def hidden(answer: Answer, hide: Callable[[int, Reply], Reply]) -> Answer:
+    """An answer whose replies are hidden, each by its client."""
+    replies = tuple((client, hide(client, reply)) for client, reply in answer.replies)
+    return replace(answer, replies=replies, sent=sum(wire(r.update) for _, r in replies))
+
+
+def label(seat: Seat, step: Step, group: int = 0) -> Label:
+    """What binds all that is made for a step's attempt."""
+    from ..privacy.roster import Label
+
+    return Label(*seat.run, step.round, step.attempt, group)
+
+
+def kept(seat: Seat, client: int, step: Step, what: str, group: int = 0) -> Secret:
+    """What this client keeps of the step's attempt. Raises ProtocolError if that is another one."""
+    secret: Secret | None = seat.secrets.get(client)
+    if secret is None or secret.label != label(seat, step, group):
+        raise ProtocolError(f"this client has begun no such attempt at {what}, or it is over")
+    return secret
+
+
+def keys(local: Local, client: int, step: Step, what: str, group: int = 0) -> bytes:
+    """This client's keys for an attempt, the same ones however often it is asked.
+
+    Raises ProtocolError for an attempt that is over, and under a promise of privacy for a round whose sum
+    was opened.
+    """
+    from ..privacy import secure_sum as ss
+
+    seat = local.seat
+    mine, before = label(seat, step, group), seat.secrets.get(client)
+    if before is None or before.label != mine:
+        if before is not None and (before.label.round, before.label.attempt) >= (step.round, step.attempt):
+            raise ProtocolError(f"this attempt at {what} is over: a later one has begun")
+        again = before is not None and before.opened and before.label.round == step.round
+        if again and local.algorithm.private:
+            raise ProtocolError("this round's sum was opened: another one of it would cost privacy again")
+        before = ss.begin(mine, client, seat.draw, seat.sign)
+        seat.keep(client, before)
+    return ss.keys_out(before.keys)
+
+
+def noise(secret: Secret, scale: Scale) -> Noise:
+    """A member's part of the noise of all who must stay, less those who may tell theirs."""
+    from ..privacy.secure_sum import noise_key
+
+    def drawn(size: int, whole: float) -> NDArray[np.int64]:
+        assert scale.noise is not None  # noqa: S101  asked by `Scale.out`
+        crew = scale.noise.crew(members := len(secret.members))
+        if crew < 1:
+            raise ProtocolError(
+                f"of {members} members {scale.noise.colluders} may collude: too few others add noise"
+            )
+        return share_of(noise_key(secret), crew)(size, whole)
+
+    return drawn
