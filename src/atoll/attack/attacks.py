@@ -68,11 +68,7 @@ def foe(epsilon: float = 10.0) -> Attack:
 @part("attack")
 def gauss(scale: float = 10.0) -> Attack:
     """Noise, each coordinate `scale` times as large as those of an honest update."""
-
-    def send(honest: Array, own: Array, rng: np.random.Generator) -> Array:
-        return rng.normal(0.0, scale * _size(honest), own.shape)
-
-    return Attack("gauss", send=send)
+    return Attack("gauss", send=_noise(scale))
 
 
 @part("attack")
@@ -141,11 +137,16 @@ def backdoor(target: int = 0, share: float = 0.5, width: int = 4, factor: float 
 @part("attack")
 def free_rider(noise: float = 0.1) -> Attack:
     """No work: noise of `noise` times an honest update's size, and the model for nothing."""
+    return Attack("free_rider", send=_noise(noise))
+
+
+def _noise(scale: float) -> Send:
+    """Coordinates `scale` times as large as those of an honest update."""
 
     def send(honest: Array, own: Array, rng: np.random.Generator) -> Array:
-        return rng.normal(0.0, noise * _size(honest), own.shape)
+        return rng.normal(0.0, scale * _size(honest), own.shape)
 
-    return Attack("free_rider", send=send)
+    return send
 
 
 @part("attack")

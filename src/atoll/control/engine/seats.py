@@ -31,10 +31,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int) -> 
     Raises StateError where its identity is damaged.
     """
     identity = Identity.open(folder / "identity")
-    path = folder / "runs" / f"{run}.secrets"
-    for other in path.parent.glob("*.secrets"):
-        if other != path:
-            other.unlink(missing_ok=True)
+    path = _only(folder, run, "secrets")
 
     def signed(text: bytes) -> tuple[bytes, bytes]:
         return sign(identity.key, text, purpose=PURPOSE), identity.chain
@@ -65,10 +62,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int) -> 
 
 def coins(folder: Path, run: str) -> bytes:
     """What a run's rows are drawn by: 32 bytes of the system's, kept: a restart draws the same rows."""
-    path = folder / "runs" / f"{run}.coins"
-    for other in path.parent.glob("*.coins"):
-        if other != path:
-            other.unlink(missing_ok=True)
+    path = _only(folder, run, "coins")
     try:
         kept = path.read_bytes()
     except FileNotFoundError:
@@ -77,3 +71,12 @@ def coins(folder: Path, run: str) -> bytes:
         kept = secrets.token_bytes(COINS)
         write_private(path, kept)
     return kept
+
+
+def _only(folder: Path, run: str, kind: str) -> Path:
+    """Where a run's file of a kind is; other runs' files of that kind go."""
+    path = folder / "runs" / f"{run}.{kind}"
+    for other in path.parent.glob(f"*.{kind}"):
+        if other != path:
+            other.unlink(missing_ok=True)
+    return path
