@@ -90,6 +90,7 @@ def people(store: Store, told: Told) -> None:
     store.revoke("a")
     told("revoked")
     store.readmit("a")
+    store.receipt_keep("a", "rows", 1, "signed")
     store.blobs.keep(store.model("m")["blob"], "me")
     store.log_add("r", "a", "info", "hello")
     with store.batch():
@@ -117,6 +118,7 @@ def sight(store: Store) -> Any:
         [(t["role"], t["used_by"], t["revoked"]) for t in store.tokens()],
         [(n["name"], n["drained"], n["online"], n["revoked"]) for n in store.nodes()],
         sorted(map(str, store.revoked())),
+        store.receipts(),
         sorted(store.blobs.names()),
     ]
 
