@@ -196,7 +196,8 @@ class Host(Errands):
         """What members say: they refuse an ask, report who is below them, log something."""
         match kind:
             case "refuse":
-                await self.asks.refused(name, str(head.get("ask", "")), str(head.get("reason", "")))
+                said = (str(head.get(key, "")) for key in ("ask", "reason", "life"))
+                await self.asks.refused(name, *said)
             case "below":
                 await self._below(name, head)
             case "alert":
