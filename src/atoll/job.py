@@ -10,6 +10,7 @@ from typing import Any, Literal
 from .core.errors import CompositionError, ConfigError
 from .core.message import Learner
 from .core.registry import nearest, part
+from .learn.adaptive import BOUND, adaptive
 from .learn.algorithm import Algorithm, as_algorithm, fedavg
 from .learn.exchange import Exchange, plain_sum
 from .learn.per_row import PerRow
@@ -148,6 +149,7 @@ class Job:
         unit: Literal["client", "example"] = "client",
         population: int | None = None,
         rate: float | None = None,
+        adapt: float | None = None,
         exchange: Exchange | None = None,
     ) -> Job:
         """The same job with a promise: after all its rounds nobody who reads the models can tell, beyond
@@ -158,7 +160,8 @@ class Job:
         their masks (*distributed*), so that nobody sees a sum without noise; under encrypted_sum() as long
         as no client gives the key away. The noise is solved for, or `sigma` times the clip where it is given.
         Clients send no metrics. `population`: how many clients there are; only samples of a fixed size need
-        it.
+        it. `adapt`: `clip` is where the clip begins, and then it follows the updates, so that this share of
+        them is shorter; how many are is learnt under the same noise.
 
         `unit="example"` hides single rows instead: a round is one step on rows that are drawn by a coin of
         probability `rate` each, every row's gradient is clipped, and the algorithm's server optimiser steps
@@ -168,7 +171,7 @@ class Job:
         cover, PrivacyError for a sigma that is too small.
         """
         exchange = exchange or self.exchange
-        claim = Claim(epsilon, delta, clip, sigma or 1.0, unit, population, placement(exchange), rate)
+        claim = Claim(epsilon, delta, clip, sigma or 1.0, unit, population, placement(exchange), rate, adapt)
         if sigma is None:
             claim = solved(claim, self.cohort, self.rounds)
         else:
@@ -202,7 +205,10 @@ class Job:
             chain = dp.private(algorithm.chain, claim.clip, claim.sigma, share, rows=True)
             return dataclasses.replace(algorithm, chain=chain, wrap=wrap, weigh="equal")
         rate, _ = drawn(self.cohort, claim.population)
-        chain = dp.private(algorithm.chain, claim.clip, claim.sigma, mean(share=rate))
+        bound = claim.clip
+        if claim.adapt is not None:
+            algorithm, bound = adaptive(algorithm, claim.clip, claim.adapt), BOUND
+        chain = dp.private(algorithm.chain, bound, claim.sigma, mean(share=rate))
         return dataclasses.replace(algorithm, chain=chain, weigh="equal")
 
 

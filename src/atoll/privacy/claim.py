@@ -25,7 +25,8 @@ class Claim:
     that much Gaussian noise is added to each round's sum. `population`: clients it was solved for, where
     that matters. `noise`: who adds it: the coordinator ("central"), or the clients under a secure sum
     ("distributed"). `rate`: of unit "example", the chance of every row to be in a round; there `population`
-    is the rows of all sites together, and rows are clipped.
+    is the rows of all sites together, and rows are clipped. `adapt`: after the first round the clip follows
+    the lengths of updates, so that this share of them is shorter (learn/adaptive.py).
 
     Raises ConfigError for values that mean nothing.
     """
@@ -38,6 +39,7 @@ class Claim:
     population: int | None = None
     noise: Placement = "central"
     rate: float | None = None
+    adapt: float | None = None
 
     def __post_init__(self) -> None:
         if self.noise not in ("central", "distributed"):
@@ -48,6 +50,7 @@ class Claim:
                 "$.privacy.unit",
             )
         self._check_rate()
+        self._check_adapt()
         for name in ("epsilon", "clip", "sigma"):
             value = getattr(self, name)
             if not (value > 0 and isfinite(value)):
@@ -74,6 +77,17 @@ class Claim:
                 'unit "example" needs rate, the chance of every row to be in a round (above 0, at most 1),'
                 " and population, the rows of all sites together",
                 "$.privacy.rate",
+            )
+
+    def _check_adapt(self) -> None:
+        if self.adapt is None:
+            return
+        if self.unit == "example":
+            raise ConfigError("adapt is for clips of whole updates, and not of rows", "$.privacy.adapt")
+        if not 0 < self.adapt < 1:
+            raise ConfigError(
+                f"adapt is the share of updates that the clip leaves alone, between 0 and 1: {self.adapt}",
+                "$.privacy.adapt",
             )
 
     def values(self) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def report(
             "epsilon of who knows who took part": plan.known,
             "delta": claim.delta,
             "clip": claim.clip,
+            **({} if claim.adapt is None else {"clip follows the quantile": claim.adapt}),
             "sigma": claim.sigma,
             "rate": plan.release.rate,
             "sampling": plan.release.sampling,
