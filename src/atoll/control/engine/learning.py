@@ -141,7 +141,7 @@ class Learning:
             if work.job.exchange.shows == "sum":
                 least = self._settings.policy.min_cohort
                 local.seat = taken(self._folder, work.run, roots, work.values["federation"], least)
-            if dp.by_rows(work.job.trained.chain):
+            if dp.by_rows(work.job.trained.chain) or dp.local(work.job.trained.chain):
                 local.seat.coins = coins(self._folder, work.run)
             path = self._state(work)
             if path.exists():
