@@ -6,8 +6,9 @@ costs when it fails, who may begin an attempt and when one is over. `what`: "sec
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
@@ -170,6 +171,31 @@ def keys(local: Local, client: int, step: Step, what: str, group: int = 0) -> by
         before = ss.begin(mine, client, seat.draw, seat.sign)
         seat.keep(client, before)
     return ss.keys_out(before.keys)
+
+
+def named(secret: Secret, reply: Reply) -> Secret:
+    """The secret once it knows by what name its client's update goes; "" for one that says nothing."""
+    numbers = reply.update.buffer
+    if not numbers.any():
+        return secret
+    made = blake2b(repr(reply.weight).encode(), digest_size=32)
+    made.update(numbers.view(np.uint8).data)
+    return replace(secret, update=made.digest())
+
+
+def vouched(local: Local, secret: Secret, there: Collection[int]) -> None:
+    """Raise PrivacyError where this client's update was in a sum of others than those who are `there`.
+
+    Under a promise of privacy each sum has noise of its own, and is paid for.
+    """
+    from ..privacy.certificate import member_of
+
+    vouch = local.seat.vouch
+    if vouch is None or local.algorithm.private or not secret.update:
+        return
+    of = secret.roster.of
+    names = [member_of(of[c].chain).name if of[c].chain else str(c) for c in there if c in of]
+    vouch(secret.update, sorted(names))
 
 
 def noise(secret: Secret, scale: Scale) -> Noise:

@@ -195,7 +195,7 @@ class EncryptedSum:
         numbers = scale.out(reply.update, reply.weight, rng, attempts.noise(secret, scale))
         layout = self.layout(len(numbers))
         tags = self.tags_of(own, client, layout.leaves[0].shape[1])
-        local.seat.keep(client, secret)
+        local.seat.keep(client, attempts.named(secret, reply))
         made = bfv.encrypt(self.ring, own.s, self.tagged(numbers, tags))
         return Reply(Update(layout, made.reshape(-1), bits=self.bits))
 
@@ -364,6 +364,7 @@ def _agree(exchange: EncryptedSum, local: Local, client: int, step: Step, params
     secret = attempts.kept(seat, client, step, WHAT)
     least = max(enough(exchange, local.algorithm, len(secret.members)), seat.least)
     secret = es.agreed(secret, there, least)
+    attempts.vouched(local, secret, there)
     word = es.held(secret).word(there, client)
     seat.keep(client, secret)
     return word

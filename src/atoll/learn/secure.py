@@ -134,7 +134,7 @@ class SecureSum:
         secret = attempts.kept(local.seat, client, step, WHAT, step.of(client)[0])
         rng = local.key.at("secure", client, task.round)
         numbers = scale.out(reply.update, reply.weight, rng, attempts.noise(secret, scale))
-        secret, hidden = mask(secret, task.notes[client], numbers, self.bits)
+        secret, hidden = mask(attempts.named(secret, reply), task.notes[client], numbers, self.bits)
         local.seat.keep(client, secret)
         return Reply(Update(scale.layout(reply.update.layout), hidden, bits=self.bits))
 
@@ -277,6 +277,7 @@ def _sign(exchange: SecureSum, local: Local, client: int, step: Step, group: int
     seat = local.seat
     least = max(exchange.least, seat.least)
     secret, note = ss.sign(attempts.kept(seat, client, step, WHAT, group), text, seat.sign, least=least)
+    attempts.vouched(local, secret, ss.survivors_of(secret, text))
     seat.keep(client, secret)
     return note
 

@@ -47,7 +47,8 @@ class Secret:
     """What a member keeps of one attempt. `mail`: sealed shares by sender, once it has masked.
 
     `vector`: what names the vector that it masked; `list`: what names the survivors it signed; `opened`:
-    whether it has opened shares. `noise` is nobody's but its own: what noise in the vector is drawn from.
+    whether it has opened shares; `update`: what names its update in whatever sum. `noise` is nobody's but its
+    own: what noise in the vector is drawn from.
     """
 
     label: Label
@@ -61,6 +62,7 @@ class Secret:
     vector: bytes = b""
     list: bytes = b""
     opened: bool = False
+    update: bytes = b""
 
     @property
     def roster(self) -> Roster:
@@ -192,7 +194,7 @@ def sign(
     Raises PrivacyError for a second list, or one of two thirds or fewer, or of fewer than `least`.
     """
     roster = secret.roster
-    there = _survivors(secret, survivors)
+    there = survivors_of(secret, survivors)
     enough = max(least, threshold(len(secret.members)))
     if len(there) < enough or len(there & set(secret.mail)) < roster.threshold:
         raise PrivacyError(f"{len(there)} members are left of a secure sum: too few to show their sum")
@@ -203,7 +205,8 @@ def sign(
     return replace(secret, list=named), signature
 
 
-def _survivors(secret: Secret, text: bytes) -> set[int]:
+def survivors_of(secret: Secret, text: bytes) -> set[int]:
+    """Who is in a list of survivors. Raises ProtocolError for one that names others than members."""
     there = set(_decoded(text, list[int], "a list of survivors"))
     if not there <= set(secret.roster.clients):
         raise ProtocolError("a list of survivors names somebody who is not in the roster")
@@ -224,7 +227,7 @@ def reveal(
     Raises PrivacyError unless `threshold` of its holders have signed the list that it signed itself.
     """
     roster, me = secret.roster, secret.keys.client
-    there = _survivors(secret, survivors)
+    there = survivors_of(secret, survivors)
     named = _list_name(roster, there)
     if secret.list != named:
         raise PrivacyError("the list of survivors is not the one that this member has signed")

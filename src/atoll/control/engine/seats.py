@@ -17,6 +17,7 @@ from ...privacy.keys import Identity, sign, verify
 from ...privacy.private import write_private
 from ...privacy.roster import Keys
 from ...privacy.secure_sum import load
+from .repeats import Repeats
 
 log = logging.getLogger("atoll.client")
 PURPOSE = "atoll secure sum"
@@ -57,6 +58,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int) -> 
         least=least,
         save=lambda data: write_private(path, data),
         secrets=dict(kept),
+        vouch=Repeats(folder).vouch,
     )
 
 
