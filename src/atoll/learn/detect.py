@@ -11,9 +11,9 @@ Three things tell liars from honest clients whose data are merely unlike (docs/d
     angle    its cosine with the answer of a robust rule, over the median of all such cosines
     twin     whether another update is the same but for its length: honest ones never are
 
-No single round decides. Angles and lengths are averaged over the rounds a client took part in, and a
-round in which honest clients agree too little says nothing about angles. All are functions of values: what
-is kept about a client is four numbers, which a coordinator stores as they are.
+No single round decides. Angles and lengths are averaged over the rounds a client took part in, the last
+twenty or so of them, and a round in which honest clients agree too little says nothing about angles. All are
+functions of values: what is kept about a client is five numbers, which a coordinator stores as they are.
 """
 
 from __future__ import annotations
@@ -30,9 +30,23 @@ from .rules.stack import Stack
 
 SUSPECT = 0.67
 ROUNDS = 3  # of evidence before anybody is suspected
+MEMORY = 20  # rounds that a mean is of: whoever was honest for long may not lie for as long
+LEAST = 3  # updates of which one can stand out
 AGREE = 0.2  # median cosine below which a round's angles say nothing
 LONG, SHORT = 2.0, -2.0  # log2 of the mean length at which it alone is enough
 SAME = 1e-6  # of 1, for the cosine of twins
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What a rule was given and made of it: a stack (n, d) with its peers, and the `answer` (d,).
+
+    `silent`: clients that had nothing to contribute.
+    """
+
+    stack: Stack
+    answer: Array
+    silent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,8 +113,7 @@ def judge(records: Mapping[int, Record], peers: Sequence[int], seen: Evidence) -
         old = after.get(peer, Record())
         new = _mean(old, twin=float(seen.twin[i]), length=log2(min(max(float(seen.length[i]), 1e-9), 1e9)))
         if seen.agree >= AGREE:
-            angle = old.angle if old.angles else 0.0
-            angle = (angle * old.angles + float(np.clip(seen.angle[i], -1, 2))) / (old.angles + 1)
+            angle = _moved(old.angle, old.angles, float(np.clip(seen.angle[i], -1, 2)))
             new = replace(new, angles=old.angles + 1, angle=angle)
         after[peer] = new
     for peer in seen.refused:
@@ -110,11 +123,15 @@ def judge(records: Mapping[int, Record], peers: Sequence[int], seen: Evidence) -
 
 def _mean(old: Record, *, twin: float, length: float) -> Record:
     n = old.rounds
-    means = {
-        name: (getattr(old, name) * n + value) / (n + 1)
-        for name, value in (("twin", twin), ("length", length))
-    }
-    return replace(old, rounds=n + 1, **means)
+    return replace(
+        old, rounds=n + 1, twin=_moved(old.twin, n, twin), length=_moved(old.length, n, length)
+    )
+
+
+def _moved(mean: float, rounds: int, value: float) -> float:
+    """The mean of so many rounds with one more; of MEMORY rounds at most, older ones fade."""
+    n = min(rounds, MEMORY - 1)
+    return (mean * n + value) / (n + 1)
 
 
 def suspects(records: Mapping[int, Record]) -> tuple[int, ...]:
