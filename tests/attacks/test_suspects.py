@@ -32,7 +32,7 @@ def test_under_robust_the_liars_are_named_within_five_rounds_and_nobody_else(see
 
 
 def test_where_data_differ_they_are_named_too_and_hardly_anybody_else() -> None:
-    """90 rows a client: of 192 honest ones in twelve runs, one is named, in the third (docs/howto/who-lies.md)."""
+    """90 rows a client: of 192 honest ones in twelve runs one was named, in the third."""
     wrong = 0
     for seed in (1, 2, 3):
         run, liars = attacked(robust(), seed, "dirichlet")

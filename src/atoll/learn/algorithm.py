@@ -63,8 +63,8 @@ class Algorithm:
     `chain`: the two-sided transforms. `wrap`: changes how a client trains. `rule`: how replies
     become a total. `weigh`: "rows" (by each contribution's weight) or "equal". `protocol`: its
     own roles; None for synchronous rounds. `values`: its parameters, for reports. `exchange`: how updates
-    are summed, which a job says. `aside`: the rule whose suspects are left out of rounds, no more of them than
-    it withstands; None to name them only (learn/aside.py).
+    are summed, which a job says. `aside`: the rule whose suspects are left out of rounds, no more of them
+    than it withstands; None to name them only (learn/aside.py).
     """
 
     name: str
@@ -87,8 +87,8 @@ class Algorithm:
             self._check_private()
         if self.aside is not None and not self.watched:
             raise CompositionError(
-                f"nobody sees single updates under {self.name}, so that there is no evidence about one client:"
-                " leave set_aside out, or sum without buckets"
+                f"nobody sees single updates under this {self.name}, so there is no evidence about one"
+                " client: leave set_aside out, or buckets"
             )
 
     @property

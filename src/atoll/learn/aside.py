@@ -24,12 +24,10 @@ from .select import Cohort
 NOBODY = np.empty(0)
 
 
-def witnessed(
-    records: Mapping[int, Record], looked: Looked, clients: Sequence[int]
-) -> Mapping[int, Record]:
+def witnessed(records: Mapping[int, Record], looked: Looked, clients: Sequence[int]) -> Mapping[int, Record]:
     """The records after a round: what the rule saw, and who of the `clients` sent what never came before it.
 
-    Of two updates neither stands out.
+    Of few updates none stands out.
     """
     peers = looked.stack.peers
     gone = sorted(set(clients).difference(peers, looked.silent))
@@ -39,7 +37,7 @@ def witnessed(
 
 
 def refused(records: Mapping[int, Record], failed: Mapping[int, str]) -> Mapping[int, Record]:
-    """The records after a round of which some failed: it tells against a client that its answer was not let in."""
+    """The records after a round: it tells against a client that its answer was not let in."""
     return _judged(records, sorted(c for c, why in failed.items() if NOT_LET_IN in why))
 
 
@@ -50,10 +48,10 @@ def _judged(records: Mapping[int, Record], gone: Sequence[int]) -> Mapping[int, 
 def aside(
     rule: Rule | None, records: Mapping[int, Record], clients: Sequence[int], cohort: Cohort
 ) -> tuple[int, ...]:
-    """Who of the `clients` is left out of a round, by id: the worst suspects first, and nobody without a rule.
+    """Who of the `clients` is left out of a round, by id; nobody without a rule.
 
-    Never more than the rule withstands, nor so many that a round would be too small for rule or cohort, nor
-    a client that the rule must hear.
+    The worst suspects come first. Never more than the rule withstands, nor so many that a round would be too
+    small for rule or cohort, nor a client that the rule must hear.
     """
     if rule is None:
         return ()
@@ -76,8 +74,8 @@ def _enough(rule: Rule, cohort: Cohort, clients: int) -> bool:
 
 
 def told(records: Mapping[int, Record], cohort: Sequence[int], out: Sequence[int]) -> dict[str, Any]:
-    """What a round's record says: the `scores` of its cohort, who is suspect by now, who was left out."""
+    """What a round's record says: `scores` of whoever was in it or left out, who is suspect by now."""
     if not records:
         return {}
-    scores = {c: round(records[c].score, 4) for c in cohort if c in records}
+    scores = {c: round(records[c].score, 4) for c in sorted({*cohort, *out}) if c in records}
     return {"scores": scores, "suspects": list(detect.suspects(records)), "aside": list(out)}

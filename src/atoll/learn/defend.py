@@ -57,7 +57,7 @@ def recommended(f: float = 0.2) -> Rule:
 
 @part("algorithm")
 def robust(
-    rule: Rule | None = None, momentum: float = 0.0, buckets: int | None = None, set_aside: bool = False
+    rule: Rule | None = None, momentum: float = 0.0, buckets: int | None = None, *, set_aside: bool = False
 ) -> Algorithm:
     """Averaging that a part of the clients cannot poison: `rule` in place of the mean.
 

@@ -31,7 +31,7 @@ from .rules.stack import Stack
 SUSPECT = 0.67
 ROUNDS = 3  # of evidence before anybody is suspected
 MEMORY = 20  # rounds that a mean is of: whoever was honest for long may not lie for as long
-LEAST = 3  # updates of which one can stand out
+LEAST = 5  # updates: of fewer no rule tells a liar from who is merely unlike (2f + 3, f = 1)
 AGREE = 0.2  # median cosine below which a round's angles say nothing
 LONG, SHORT = 2.0, -2.0  # log2 of the mean length at which it alone is enough
 SAME = 1e-6  # of 1, for the cosine of twins
@@ -94,9 +94,17 @@ class Record:
         """How sure it is that this client lies, in [0, 1]; 0 before there were enough rounds."""
         if self.rounds < ROUNDS:
             return 0.0
-        bent = 1 - max(self.angle, 0.0) if self.angles >= ROUNDS else 0.0
-        odd = SUSPECT * max(self.length / LONG, self.length / SHORT)
-        return float(min(max(bent, odd, self.twin), 1.0))
+        return float(min(max(self.bent, self.odd, self.twin), 1.0))
+
+    @property
+    def bent(self) -> float:
+        """How far its updates point from everybody's; 0 where too few rounds said anything of it."""
+        return 1 - max(self.angle, 0.0) if self.angles >= ROUNDS else 0.0
+
+    @property
+    def odd(self) -> float:
+        """How far the length of its updates is from the usual; SUSPECT where that alone is enough."""
+        return SUSPECT * max(self.length / LONG, self.length / SHORT)
 
     @property
     def suspect(self) -> bool:
@@ -123,9 +131,7 @@ def judge(records: Mapping[int, Record], peers: Sequence[int], seen: Evidence) -
 
 def _mean(old: Record, *, twin: float, length: float) -> Record:
     n = old.rounds
-    return replace(
-        old, rounds=n + 1, twin=_moved(old.twin, n, twin), length=_moved(old.length, n, length)
-    )
+    return replace(old, rounds=n + 1, twin=_moved(old.twin, n, twin), length=_moved(old.length, n, length))
 
 
 def _moved(mean: float, rounds: int, value: float) -> float:
@@ -137,6 +143,17 @@ def _moved(mean: float, rounds: int, value: float) -> float:
 def suspects(records: Mapping[int, Record]) -> tuple[int, ...]:
     """Who is set aside, by id."""
     return tuple(sorted(peer for peer, record in records.items() if record.suspect))
+
+
+def why(record: Record) -> str:
+    """What stands out most in a client's record, in words that say nothing of other clients' updates."""
+    longer = record.length > 0
+    told = {
+        "its updates pointed elsewhere than those of most clients": record.bent,
+        f"its updates were much {'longer' if longer else 'shorter'} than those of most clients": record.odd,
+        "its updates were another client's, or were not let in": record.twin,
+    }
+    return max(told, key=lambda text: told[text])
 
 
 def reinstate(records: Mapping[int, Record], client: int) -> dict[int, Record]:

@@ -6,7 +6,6 @@ import traceback
 
 from ..core.errors import AtollError
 
-
 NOT_LET_IN = "its answer was not let in: "  # begins the reason of who sent what nobody takes
 
 
