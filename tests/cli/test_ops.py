@@ -130,7 +130,8 @@ def test_the_live_table(far, atoll) -> None:
     run = far.store.submit(JOB, 1, "ann", name="heart")
     far.store.move(run, "running", frm=("queued",))
     for number in range(3):
-        far.store.journal(run).note(number, record(number))
+        shown = {"suspects": [0], "aside": [0], "scores": {"0": 0.9}} if number == 2 else {}
+        far.store.journal(run).note(number, {**record(number), **shown})
     far.store.node_seen("plant", "edge", {})
     far.store.node_seen("north", "client", {"parent": "plant"})
     far.store.node_seen("east", "client", {"parent": "plant"})
@@ -146,7 +147,7 @@ def test_the_live_table(far, atoll) -> None:
     assert f"{run}  running  heart" in text
     assert "round 2/3  accuracy 0.7000" in text
     assert "▁▄█" in text or "▁▅█" in text
-    assert re.search(r"north +plant +training +2 kB +3 MB +0\.7000", text)
+    assert re.search(r"north +plant +training +2 kB +3 MB +0\.7000 +set aside", text)
     assert re.search(r"east +plant +online +– +– +0\.6900 +Gone: left", text)
     assert "plant  " not in text.splitlines()[-3].split()[0]
 

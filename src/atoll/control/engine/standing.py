@@ -107,6 +107,5 @@ def quarantined(store: Store) -> dict[str, str]:
     """Who is, and why."""
     return {
         name: reason(name, kept["run"], Record(**kept["record"]))
-        for name, kept in store.records().items()
-        if kept["quarantined"]
+        for name, kept in store.records(quarantined=True).items()
     }

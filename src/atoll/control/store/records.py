@@ -20,6 +20,8 @@ from .upsert import insert_or_set
 
 _JUDGED, _REINSTATE = transition("judged"), transition("reinstate")
 _ONE = select(t.records).where(t.records.c.name == bindparam("n"))
+_ALL = select(t.records).order_by(t.records.c.name)
+_OUT = _ALL.where(t.records.c.quarantined.is_(True))
 _COLUMNS = ("record", "score", "run", "at", "quarantined")
 
 
@@ -85,7 +87,7 @@ class Records(Database):
             tx.event("node.reinstated", {}, node=name, actor=actor)
             return True
 
-    def records(self) -> dict[str, dict[str, Any]]:
-        """By name of member: {record, score, run, at, quarantined, cleared}."""
-        rows = self.rows(select(t.records).order_by(t.records.c.name))
+    def records(self, *, quarantined: bool = False) -> dict[str, dict[str, Any]]:
+        """By name of member: {record, score, run, at, quarantined, cleared}; of all or of whoever is so."""
+        rows = self.rows(_OUT if quarantined else _ALL)
         return {row.name: {**row._mapping, "record": parsed(row.record)} for row in rows}
