@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any, Self
 
 import psutil
 
-from atoll.control import config
+from atoll.control import config, up
 from atoll.control.engine.founding import found_authority
 from atoll.control.remote.sdk import connect
 from atoll.control.settings import Server
@@ -130,12 +129,13 @@ class Federation:
 
     def _lay(self) -> None:
         place = self.folder / "coordinator"
-        ports = _free(3)
+        with up.reserved(3) as ports:
+            doors = {k: f"127.0.0.1:{port}" for k, port in zip(("listen", "grpc", "api"), ports, strict=True)}
         values: dict[str, Any] = {
             "name": "coordinator",
             "federation": "bench",
             "names": ["localhost", "127.0.0.1"],
-            **{key: f"127.0.0.1:{port}" for key, port in zip(("listen", "grpc", "api"), ports, strict=True)},
+            **doors,
         }
         _toml(place / "coordinator.toml", values)
         server = Server(
@@ -213,11 +213,3 @@ def status(process: psutil.Process, key: str) -> int:
 def _toml(path: Path, values: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(config.dump(values), "utf-8")
-
-
-def _free(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    found = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return found

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from .core.errors import CompositionError, ConfigError
 from .core.message import Learner
 from .core.registry import nearest, part
+from .learn.adaptive import BOUND, adaptive
 from .learn.algorithm import Algorithm, as_algorithm, fedavg
 from .learn.exchange import Exchange, plain_sum
 from .learn.per_row import PerRow
@@ -97,7 +98,7 @@ class Job:
         """Raise ConfigError for a promise that the rest of the job does not keep."""
         if self.privacy is not None:
             self.privacy.release(self.cohort, 1)
-            if self.privacy.noise != placement(self.exchange):
+            if self.privacy.noise not in (placement(self.exchange), _alone(self.exchange)):
                 raise ConfigError(
                     f"the promise was solved for {self.privacy.noise} noise, and the exchange makes it"
                     f" {placement(self.exchange)}: leave noise out, or promise again",
@@ -148,6 +149,8 @@ class Job:
         unit: Literal["client", "example"] = "client",
         population: int | None = None,
         rate: float | None = None,
+        adapt: float | None = None,
+        noise: Literal["local"] | None = None,
         exchange: Exchange | None = None,
     ) -> Job:
         """The same job with a promise: after all its rounds nobody who reads the models can tell, beyond
@@ -156,9 +159,11 @@ class Job:
         Updates are clipped to the L2 norm `clip` and noise is added to each sum: by the coordinator, which is
         trusted with it (*central*), or, where the job's `exchange` is a secure_sum(), by the clients under
         their masks (*distributed*), so that nobody sees a sum without noise; under encrypted_sum() as long
-        as no client gives the key away. The noise is solved for, or `sigma` times the clip where it is given.
-        Clients send no metrics. `population`: how many clients there are; only samples of a fixed size need
-        it.
+        as no client gives the key away. `noise="local"` has every client add it to its own update, in the
+        open: nobody is trusted, and it takes much more of it. The noise is solved for, or `sigma` times the
+        clip where it is given. Clients send no metrics. `population`: how many clients there are; only
+        samples of a fixed size need it. `adapt`: `clip` is where the clip begins, and then it follows the
+        updates, so that this share of them is shorter; how many are is learnt under the same noise.
 
         `unit="example"` hides single rows instead: a round is one step on rows that are drawn by a coin of
         probability `rate` each, every row's gradient is clipped, and the algorithm's server optimiser steps
@@ -168,7 +173,9 @@ class Job:
         cover, PrivacyError for a sigma that is too small.
         """
         exchange = exchange or self.exchange
-        claim = Claim(epsilon, delta, clip, sigma or 1.0, unit, population, placement(exchange), rate)
+        claim = Claim(
+            epsilon, delta, clip, sigma or 1.0, unit, population, noise or placement(exchange), rate, adapt
+        )
         if sigma is None:
             claim = solved(claim, self.cohort, self.rounds)
         else:
@@ -191,7 +198,7 @@ class Job:
         algorithm = dataclasses.replace(algorithm, exchange=self.exchange)
         if self.privacy is None:
             return algorithm
-        claim = self.privacy
+        claim, local = self.privacy, self.privacy.noise == "local"
         if claim.rate is not None and claim.population is not None:
             if algorithm.wrap is not None:
                 raise CompositionError(
@@ -199,16 +206,24 @@ class Job:
                     " use fedavg, fedavgm or fedadam"
                 )
             share, wrap = mean(over=claim.rate * claim.population), PerRow(claim.rate, claim.clip)
-            chain = dp.private(algorithm.chain, claim.clip, claim.sigma, share, rows=True)
+            chain = dp.private(algorithm.chain, claim.clip, claim.sigma, share, rows=True, local=local)
             return dataclasses.replace(algorithm, chain=chain, wrap=wrap, weigh="equal")
         rate, _ = drawn(self.cohort, claim.population)
-        chain = dp.private(algorithm.chain, claim.clip, claim.sigma, mean(share=rate))
+        bound = claim.clip
+        if claim.adapt is not None:
+            algorithm, bound = adaptive(algorithm, claim.clip, claim.adapt), BOUND
+        chain = dp.private(algorithm.chain, bound, claim.sigma, mean(share=rate), local=local)
         return dataclasses.replace(algorithm, chain=chain, weigh="equal")
 
 
 def placement(exchange: Exchange) -> Placement:
     """Who adds noise where updates are summed so."""
     return "distributed" if exchange.shows == "sum" else "central"
+
+
+def _alone(exchange: Exchange) -> Placement:
+    """Who else may add it: where updates go one by one, each client."""
+    return "local" if exchange.shows == "each" else placement(exchange)
 
 
 def _text(value: Any) -> str:

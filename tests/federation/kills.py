@@ -91,9 +91,8 @@ class Sweep:
         )
         self.folder = Path(where)
         self.bare, self.known = self.folder / "bare", self.folder / "known"
-        Federation(self.bare, self.job, edges=self.edges, transport=self.transport).set(
-            "coordinator", hours=self.hours
-        )
+        with Federation(self.bare, self.job, edges=self.edges, transport=self.transport) as fed:
+            fed.set("coordinator", hours=self.hours)
         self.hits = {True: {}, False: {}}
         with self.federation(self.bare, "first") as fed:
             self._count(fed, self.hits[True], fed.begin_all)

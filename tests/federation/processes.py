@@ -23,7 +23,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -132,6 +132,7 @@ class Federation:
         self.nursery = nursery
         self.lives: dict[str, Life] = {}
         self.words: dict[str, Sequence[str]] = {}  # further words of a member's command
+        self.held = ExitStack()  # ports, which no other test may take while a member is away
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
         self.file = folder / "job.toml"
@@ -140,7 +141,8 @@ class Federation:
             above = up.plain(edges, read(self.file).data["clients"])
             names = [name for name in above if name.startswith("client-")]
             up._deal(read(self.file), folder / "clients", names)
-            up._lay(folder, above, names, transport)
+            ports = self.held.enter_context(up.reserved(up.doors_of(above)))
+            up._lay(folder, above, names, transport, ports)
         self.clients = sorted(path.name for path in (folder / "clients").iterdir())
         self.edges = sorted(path.name for path in (folder / "edges").iterdir()) if edges else []
         self.names = ["coordinator", *self.edges, *self.clients]
@@ -150,6 +152,7 @@ class Federation:
 
     def __exit__(self, *_: object) -> None:
         self.stop(*reversed(self.names))
+        self.held.close()
 
     # -- processes ------------------------------------------------------------------------------
 

@@ -454,6 +454,40 @@ def test_who_searches_the_servers_finds_an_update_only_where_sums_are_plain(
     assert (sightings(tmp_path, nursery, exchange, rounds=6) > 0) == (exchange == "plain_sum")
 
 
+@pytest.mark.parametrize("edges", [0, 1])
+def test_a_ledger_from_a_backup_is_found_out(tmp_path: Path, nursery: Nursery, edges: int) -> None:
+    """What the site has signed comes back to it with the next ask, through whichever servers and restarts."""
+    job = {**PRIVATE, "privacy": {**PRIVATE["privacy"], "epsilon": 2.0}}
+
+    def failed(fed: Federation) -> dict[str, str]:
+        run = fed.submit(job=job)
+        fed.finished(run)
+        records = [r["failed"] for r in fed.connect().run(run).wait().history if r.get("failed")]
+        return {str(k): v for found in records for k, v in found.items()}
+
+    with Federation(tmp_path, nursery=nursery, edges=edges) as fed:
+        held = fed.read("client-1")["data"]
+        fed.set("client-1", data={key: {**table, "budget": "wine"} for key, table in held.items()})
+        site = fed.place("client-1")
+        Ledger.create(site, "wine", epsilon=10.0, delta=1e-3)
+        fed.start_all()
+        gathered(fed)
+        assert failed(fed) == {}
+        shutil.copytree(site / "budgets", tmp_path / "backup")
+        assert failed(fed) == {}
+        for name in fed.names:
+            fed.kill(name)
+        shutil.rmtree(site / "budgets")
+        shutil.copytree(tmp_path / "backup", site / "budgets")
+        fed.start_all()
+        (reason,) = failed(fed).values()
+        assert "signed for 2 entries of 4 in all, and it has 1 of 2" in reason
+        assert atoll(["privacy", "recover", "wine", "--folder", str(site)]) == 0
+        assert failed(fed) == {}
+        fed.stop(*fed.names)
+    assert Ledger.open(site, "wine").total[0] == 6.0
+
+
 def test_a_budget_is_spent_over_all_jobs_whatever_dies(tmp_path: Path, nursery: Nursery) -> None:
     with Federation(tmp_path, nursery=nursery, edges=0) as fed:
         for name in fed.clients[:2]:

@@ -51,7 +51,7 @@ def backup(task: dict[str, Any], told: script.Told) -> None:
 
 def upgrade(task: dict[str, Any], told: script.Told) -> None:
     engine = connect(task["url"], Path(task["folder"]))
-    told(f"from {migrate(engine, to='0003', versions=[*VERSIONS, Path(task['versions'])])}")
+    told(f"from {migrate(engine, to='9999', versions=[*VERSIONS, Path(task['versions'])])}")
 
 
 def _child(task: dict[str, Any]) -> None:

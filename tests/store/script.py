@@ -96,6 +96,7 @@ def people(store: Store, told: Told) -> None:
     told("judged")
     store.reinstate("a")
     store.judged("r", {"b": Standing({"rounds": 3}, 1.0)}, ["b"])
+    store.receipt_keep("a", "rows", 1, "signed")
     store.blobs.keep(store.model("m")["blob"], "me")
     store.log_add("r", "a", "info", "hello")
     with store.batch():
@@ -124,6 +125,7 @@ def sight(store: Store) -> Any:
         [(n["name"], n["drained"], n["online"], n["revoked"]) for n in store.nodes()],
         [(name, r["score"], r["quarantined"]) for name, r in store.records().items()],
         sorted(map(str, store.revoked())),
+        store.receipts(),
         sorted(store.blobs.names()),
     ]
 

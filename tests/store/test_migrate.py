@@ -23,8 +23,8 @@ NEXT = '''"""A change that moves data: a new table, filled from another, a colum
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "9999"
+down_revision = "LAST"
 
 
 def upgrade():
@@ -34,7 +34,7 @@ def upgrade():
     op.execute("UPDATE runs SET colour = 'red'")
     with op.batch_alter_table("runs") as batch:
         batch.drop_column("name")
-'''
+'''.replace("LAST", schema.REVISION)
 STEPS = 8  # at least as many statements as the change takes
 
 
@@ -42,7 +42,7 @@ STEPS = 8  # at least as many statements as the change takes
 def versions(tmp_path: Path) -> Path:
     folder = tmp_path / "versions"
     folder.mkdir()
-    (folder / "v0003_next.py").write_text(NEXT)
+    (folder / "v9999_next.py").write_text(NEXT)
     return folder
 
 
@@ -64,9 +64,9 @@ def test_migrations_write_the_tables_of_the_schema(url: str, tmp_path: Path) -> 
 def test_a_newer_store_is_refused_and_left_alone(url: str, tmp_path: Path, versions: Path) -> None:
     with Store.open(url, tmp_path) as store:
         store.submit({}, 0, "ann", name="first")
-        migrate(store.engine, to="0003", versions=[*VERSIONS, versions])
+        migrate(store.engine, to="9999", versions=[*VERSIONS, versions])
         after = look(store.engine)
-    with pytest.raises(StateError, match=r"schema 0003, newer than the 0002 .* upgrade Atoll"):
+    with pytest.raises(StateError, match=rf"schema 9999, newer than the {schema.REVISION} .* upgrade Atoll"):
         Store.open(url, tmp_path)
     engine = connect(url, tmp_path)
     assert look(engine) == after
@@ -93,7 +93,7 @@ def test_killed_half_way_it_is_old_or_new(
     status = run("migrate", url, place, 0, f"{name}:kill", versions=str(versions))
     assert status == (-9 if status else 0)  # a change of fewer statements ends well
     engine = connect(url, place)
-    new = ("0003", old[1] - {"name"} | {"colour"}, True, [(known, "first")])
+    new = ("9999", old[1] - {"name"} | {"colour"}, True, [(known, "first")])
     committed = "after" in name or status == 0
     assert look(engine) == (new if committed else old)
     assert run("migrate", url, place, 0, versions=str(versions)) == 0
@@ -115,10 +115,10 @@ def test_an_older_backup_is_brought_to_the_present_schema(
         run = store.submit({}, 0, "ann", name="first")
         store.backup(tmp_path / "backup.tar")
     later = partial(migrate, versions=[*VERSIONS, versions])
-    monkeypatch.setattr("atoll.control.store.restore.migrate", lambda engine, to="0003": later(engine, to=to))
+    monkeypatch.setattr("atoll.control.store.restore.migrate", lambda engine, to="9999": later(engine, to=to))
     restore(tmp_path / "backup.tar", url, tmp_path / "new", clock=time.time, files=Files(), random=os.urandom)
     engine = connect(url, tmp_path / "new")
     found = look(engine)
     engine.dispose()
-    assert found[0] == "0003"
+    assert found[0] == "9999"
     assert found[3] == [(run, "first")]

@@ -1,4 +1,4 @@
-"""Commands about privacy: `atoll privacy plan`, and at a site `atoll privacy open|status`."""
+"""Commands about privacy: `atoll privacy plan`, and at a site `atoll privacy open|recover|status`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--epsilon", type=float, required=True, metavar="E", help=say("what all jobs may spend"))
     c.add_argument("--delta", type=float, required=True, metavar="D", help=say("what all jobs may spend"))
     _folder(c, say)
+    text = "count what a newer copy of a budget's ledger had spent, as its receipts say"
+    c = command("recover", _recover, text, inner)
+    c.add_argument("id", metavar="ID", help=say("the id that client.toml gives the data set's budget"))
+    _folder(c, say)
     c = command("status", _status, "what was spent of the budgets of a site, and what is left", inner)
     _folder(c, say)
 
@@ -68,6 +72,17 @@ def _open(args: argparse.Namespace, say: Say) -> int:
 
     made = Ledger.create(args.folder, args.id, epsilon=args.epsilon, delta=args.delta)
     print(json.dumps(_row(made)) if args.json else f"{say('budget')}: {made.path}")
+    return 0
+
+
+def _recover(args: argparse.Namespace, say: Say) -> int:
+    from .engine.spent import recover
+
+    row = _row(recover(args.folder, args.id))
+    if args.json:
+        print(json.dumps(row))
+    else:
+        print(f"{say('budget')}: {row['budget']}, {say('left')}: epsilon {_cell(row['left'])}")
     return 0
 
 

@@ -81,6 +81,7 @@ ZH = {
     "open a data set's budget, at its site": "在站点为数据集开设隐私预算",
     "the id that client.toml gives the data set's budget": "client.toml 中该数据集预算的标识",
     "what all jobs may spend": "所有作业总共可花费",
+    "count what a newer copy of a budget's ledger had spent, as its receipts say": "按回执把较新账本中已花费的计入",
     "what was spent of the budgets of a site, and what is left": "站点各预算已花费与剩余",
     "what a run promised, and who could see what": "一次运行承诺了什么，谁能看到什么",
     "none": "无",

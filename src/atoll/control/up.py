@@ -20,8 +20,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +51,27 @@ def start(
     if running(folder):
         raise StateError(f"a federation runs in {folder} already: atoll down --folder {folder} ends it")
     folder.mkdir(parents=True, exist_ok=True)
-    made = folder / "job.toml"
-    fresh = not (folder / "coordinator" / "atoll.db").exists()
-    if fresh:
+    if not (folder / "coordinator" / "atoll.db").exists():
         names = [name for name in above if above[name] and name not in above.values()]
         if not names:
             raise ConfigError("a federation needs at least one client")
         _deal(read(job, [f"data.clients={len(names)}"]), folder / "clients", names)
-        write(made, job.read_bytes())
-        ports = _lay(folder, above, names, transport)
-    else:
-        ports = json.loads((folder / "ports.json").read_text("utf-8"))
-        names = sorted(p.name for p in (folder / "clients").iterdir())
-    edges = list(ports["edges"])
+        write(folder / "job.toml", job.read_bytes())
+        with reserved(doors_of(above)) as ports:
+            return _started(folder, _lay(folder, above, names, transport, ports), names, tell)
+    laid = json.loads((folder / "ports.json").read_text("utf-8"))
+    return _started(folder, laid, sorted(p.name for p in (folder / "clients").iterdir()), tell)
+
+
+def doors_of(above: Mapping[str, str]) -> int:
+    """How many ports these members listen on: two each, and the coordinator's API."""
+    return 2 * len(above) + 1
+
+
+def _started(
+    folder: Path, laid: Mapping[str, Any], names: Sequence[str], tell: Callable[[str], None]
+) -> dict[str, Any]:
+    edges = list(laid["edges"])
     tell(f"starting a coordinator, {len(edges)} edges and {len(names)} clients in {folder}")
     processes = _launch(folder, names, edges)
     try:
@@ -73,9 +81,9 @@ def start(
         raise
     return {
         "folder": str(folder),
-        "api": ports["api"],
+        "api": laid["api"],
         "processes": {name: pid for name, (pid, _) in processes.items()},
-        "job": str(made),
+        "job": str(folder / "job.toml"),
         "logs": str(folder / "logs"),
     }
 
@@ -155,15 +163,17 @@ def _rows(path: Path, sites: Sites, rows: Examples) -> None:
     write(path, text.getvalue().encode())
 
 
-def _lay(folder: Path, above: Mapping[str, str], clients: Sequence[str], transport: str) -> dict[str, Any]:
-    """Ports, tokens and settings of every member, before any of them runs."""
+def _lay(
+    folder: Path, above: Mapping[str, str], clients: Sequence[str], transport: str, free: Sequence[int]
+) -> dict[str, Any]:
+    """Ports, of `free`, tokens and settings of every member, before any of them runs."""
     from .engine.founding import found_authority
     from .store.store import Store
 
     (hub,) = (name for name, parent in above.items() if not parent)
     edges = [name for name in above if name != hub and name not in clients]
-    api, *rest = _free(3 + 2 * len(edges))
-    ports = {name: rest[2 * i : 2 * i + 2] for i, name in enumerate([hub, *edges])}
+    api, *rest = free
+    ports = {name: rest[2 * i : 2 * i + 2] for i, name in enumerate([hub, *edges, *clients])}
     urls = {name: f"https://127.0.0.1:{listen}" for name, (listen, _) in ports.items()}
     laid: dict[str, Any] = {
         "api": f"https://127.0.0.1:{api}",
@@ -189,7 +199,8 @@ def _lay(folder: Path, above: Mapping[str, str], clients: Sequence[str], transpo
         for name in edges:
             _toml(folder / "edges" / name / "edge.toml", {**server(name), **member(name, "edge")})
         for name in clients:
-            _client(folder / "clients" / name, member(name, "client"), folder)
+            predict = f"127.0.0.1:{ports[name][0]}"
+            _client(folder / "clients" / name, {**member(name, "client"), "predict": predict}, folder)
     write_private(folder / "ports.json", json.dumps(laid, indent=1).encode())
     return laid
 
@@ -201,8 +212,7 @@ def _client(place: Path, member: Mapping[str, Any], folder: Path) -> None:
         table |= {"task": "classes", "classes": data["classes"]}
     if (place / "test.csv").exists():
         table["test"] = "test.csv"
-    predict = f"127.0.0.1:{_free(1)[0]}"
-    _toml(place / "client.toml", {**member, "predict": predict, "data": {data["name"]: table}})
+    _toml(place / "client.toml", {**member, "data": {data["name"]: table}})
 
 
 def _toml(path: Path, values: Mapping[str, Any]) -> None:
@@ -213,16 +223,25 @@ def _toml(path: Path, values: Mapping[str, Any]) -> None:
     write_private(path, dump(values).encode())
 
 
-def _free(count: int) -> list[int]:
-    """Ports nobody listens on at this moment, below those that systems give to outgoing connections."""
-    found: set[int] = set()
-    while len(found) < count:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
+@contextmanager
+def reserved(count: int) -> Iterator[list[int]]:
+    """Ports below those that systems give to outgoing connections; others who look in this way pass them
+    over meanwhile, and our members may listen there, since nobody does here.
+    """
+    with ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < count:
+            port = 20_000 + secrets.randbelow(12_000)
+            mine = socket.socket()
+            try:
+                mine.bind(("127.0.0.1", port))
+            except OSError:
+                mine.close()
+                continue
+            mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.enter_context(mine)
+            ports.append(port)
+        yield ports
 
 
 # -- processes -------------------------------------------------------------------------------

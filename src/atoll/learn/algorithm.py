@@ -56,6 +56,12 @@ class Roles:
     apart: bool = True
 
 
+_ROUNDS = (
+    "{} has rounds of its own, whose sums nobody accounts yet: use an algorithm of synchronous rounds, as"
+    " fedavg or fedadam"
+)
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """What happens to updates between learner and model.
@@ -108,16 +114,19 @@ class Algorithm:
                 f"{self.name} weighs clients by their rows, and noise is sized for clients that weigh the"
                 ' same: weigh="equal"'
             )
+        if dp.local(
+            self.chain
+        ):  # every update is private by itself: what is made of them is anybody's affair
+            if self.protocol is not None:
+                raise CompositionError(_ROUNDS.format(self.name))
+            return
         blind = self.exchange.shows == "sum" and isinstance(self.rule, Buckets)  # each bucket has all noise
         if not (blind or isinstance(self.rule, Sum)):
             raise CompositionError(
                 f"noise is sized for a sum, and {type(self.rule).__name__} is another rule"
             )
         if self.protocol is not None:
-            raise CompositionError(
-                f"{self.name} has rounds of its own, whose sums nobody accounts yet: use an algorithm of"
-                " synchronous rounds, as fedavg or fedadam"
-            )
+            raise CompositionError(_ROUNDS.format(self.name))
 
     def _check_summed(self) -> None:
         """Raise CompositionError where more than one plain sum would have to be seen."""

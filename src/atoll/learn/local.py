@@ -136,7 +136,8 @@ class Local:
                 c.metrics = {}  # no noise covers them
         states = {client: self._held(client).chain for client in clients}
         pairs = list(zip(clients, made, strict=True))
-        answer, after = contribute(pairs, self.algorithm.chain, states, None, task, self.key)
+        chain = dp.mine(self.algorithm.chain, self.seat.coins)
+        answer, after = contribute(pairs, chain, states, None, task, self.key)
         answer = self.algorithm.exchange.outgoing(self, task, answer)
         if not self.raw:
             try:

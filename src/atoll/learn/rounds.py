@@ -261,8 +261,8 @@ def apply(
     )
     chain = plan.algorithm.chain
     if plan.algorithm.private:
-        summed = plan.algorithm.exchange.shows == "sum"  # then clients have added the noise
-        key = None if summed else dp.sum_key(plan.secret, now.round, answer.clients, total.update)
+        theirs = plan.algorithm.exchange.shows == "sum" or dp.local(chain)  # clients have added the noise
+        key = None if theirs else dp.sum_key(plan.secret, now.round, answer.clients, total.update)
         chain = dp.keyed(chain, key)
     step, server = chain.back(total.update, now.server, ctx)
     params = add(now.params, step)

@@ -10,7 +10,7 @@ by privacy loss distributions, a tight upper bound (Doroshenko, Ghazi, Kamath, K
 size without replacement by Rényi divergences (Wang, Balle, Kasiviswanathan 2019, "Subsampled Rényi
 differential privacy and analytical moments accountant"). Noise of whole numbers that clients add is
 accounted by its published bound (discrete.py), through Rényi divergences, and without any amplification:
-members see who takes part.
+members see who takes part. Noise of each client's own is that of a sum of one, which the coordinator sees.
 
 Neighbours differ in one member who is there or not. A sample of fixed size has neighbours in which one is
 replaced: that changes a sum by twice as much, and is accounted so.
@@ -27,7 +27,7 @@ from ..core.errors import ConfigError
 from .discrete import BLUR
 
 Sampling: TypeAlias = Literal["all", "poisson", "fixed"]
-Placement: TypeAlias = Literal["central", "distributed"]
+Placement: TypeAlias = Literal["central", "distributed", "local"]
 CLOSE = 1e-4  # relative: how near a solved value is to the one that would use the budget up
 _ORDERS = (*range(2, 64), 96, 128, 192, 256, 512)  # whole ones are quick
 _LEAST, _MOST = 0.05, 1e4  # of a sigma that is solved for
@@ -35,7 +35,8 @@ _LEAST, _MOST = 0.05, 1e4  # of a sigma that is solved for
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A noisy sum over members, `times` times. `noise`: a server's, or of whole numbers by the clients.
+    """A noisy sum over members, `times` times. `noise`: a server's, of whole numbers by the clients under
+    their masks, or each client's own.
 
     `sigma`: the noise's standard deviation over the sum's sensitivity. `sampling`: who is in it: "all";
     "poisson", each member by a coin of its own with probability `rate`; "fixed", a sample of
@@ -70,7 +71,11 @@ class Release:
             "poisson": f"of each with probability {self.rate:g}" if self.rate < 1 else "of all",
             "fixed": f"of a fixed {self.rate:g} of {self.population}",
         }[self.sampling]
-        kind = "Gaussian noise" if self.noise == "central" else "discrete Gaussian noise by the clients,"
+        kind = {
+            "central": "Gaussian noise",
+            "distributed": "discrete Gaussian noise by the clients,",
+            "local": "Gaussian noise by each client,",
+        }[self.noise]
         return f"{self.times} x a sum {drawn}, {kind} of {self.sigma:g} sensitivities"
 
 
@@ -79,7 +84,7 @@ def epsilon(releases: Sequence[Release], delta: float) -> float:
     _check_delta(delta)
     if not releases:
         return 0.0
-    if all(r.rate == 1 and r.noise == "central" for r in releases):
+    if all(r.rate == 1 and r.noise != "distributed" for r in releases):
         return _gaussian_epsilon(_together(releases), delta)
     return float(_accountant(releases).get_epsilon(delta))
 
@@ -90,7 +95,7 @@ def delta(releases: Sequence[Release], epsilon: float) -> float:
         raise ConfigError(f"epsilon is at least 0, got {epsilon}")
     if not releases:
         return 0.0
-    if all(r.rate == 1 and r.noise == "central" for r in releases):
+    if all(r.rate == 1 and r.noise != "distributed" for r in releases):
         return _gaussian_delta(_together(releases), epsilon)
     return float(_accountant(releases).get_delta(epsilon))
 
@@ -190,7 +195,7 @@ class Plan:
     known: float
 
     def __str__(self) -> str:
-        if self.release.noise == "distributed":
+        if self.release.noise != "central":
             return f"{self.release}\nepsilon {self.epsilon:.4g} at delta {self.delta:g} towards everybody"
         if self.release.rate < 1 and self.known == self.epsilon:
             return (
@@ -211,7 +216,7 @@ def cost(release: Release, delta: float, *, seen: bool = True) -> Plan:
     """
     known = Release(release.sigma, 1.0, release.times, "all")
     total = epsilon([release], delta)
-    same = release.rate == 1 or release.noise == "distributed" or not seen
+    same = release.rate == 1 or release.noise != "central" or not seen
     return Plan(release, delta, total, total if same else epsilon([known], delta))
 
 

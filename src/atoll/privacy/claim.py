@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ..core.errors import ConfigError, PrivacyError
 from .accountant import Placement, Plan, Release, Sampling, cost, plan
 
+REPLACED = 2.0  # clips: how far two updates of one client can be apart
 TOLERANCE = 1e-3  # of ε: two machines' arithmetic
 
 
@@ -23,9 +24,11 @@ TOLERANCE = 1e-3  # of ε: two machines' arithmetic
 class Claim:
     """(epsilon, delta) for each `unit`, over the whole run: updates are clipped to `clip`, and `sigma` times
     that much Gaussian noise is added to each round's sum. `population`: clients it was solved for, where
-    that matters. `noise`: who adds it: the coordinator ("central"), or the clients under a secure sum
-    ("distributed"). `rate`: of unit "example", the chance of every row to be in a round; there `population`
-    is the rows of all sites together, and rows are clipped.
+    that matters. `noise`: who adds it: the coordinator ("central"), the clients under a secure sum
+    ("distributed"), or every client to its own update ("local"), which then counts as replaced by another.
+    `rate`: of unit "example", the chance of every row to be in a round; there `population` is the rows of all
+    sites together, and rows are clipped. `adapt`: after the first round the clip follows the lengths of
+    updates, so that this share of them is shorter (learn/adaptive.py).
 
     Raises ConfigError for values that mean nothing.
     """
@@ -38,16 +41,19 @@ class Claim:
     population: int | None = None
     noise: Placement = "central"
     rate: float | None = None
+    adapt: float | None = None
 
     def __post_init__(self) -> None:
-        if self.noise not in ("central", "distributed"):
-            raise ConfigError(f'noise is "central" or "distributed", got {self.noise!r}', "$.privacy.noise")
+        if self.noise not in ("central", "distributed", "local"):
+            text = f'noise is "central", "distributed" or "local", got {self.noise!r}'
+            raise ConfigError(text, "$.privacy.noise")
         if self.unit not in ("client", "example"):
             raise ConfigError(
                 f'unit is "client" (whole clients are hidden) or "example" (single rows), got {self.unit!r}',
                 "$.privacy.unit",
             )
         self._check_rate()
+        self._check_adapt()
         for name in ("epsilon", "clip", "sigma"):
             value = getattr(self, name)
             if not (value > 0 and isfinite(value)):
@@ -76,6 +82,17 @@ class Claim:
                 "$.privacy.rate",
             )
 
+    def _check_adapt(self) -> None:
+        if self.adapt is None:
+            return
+        if self.unit == "example":
+            raise ConfigError("adapt is for clips of whole updates, and not of rows", "$.privacy.adapt")
+        if not 0 < self.adapt < 1:
+            raise ConfigError(
+                f"adapt is the share of updates that the clip leaves alone, between 0 and 1: {self.adapt}",
+                "$.privacy.adapt",
+            )
+
     def values(self) -> dict[str, Any]:
         """Its values, as a job file's table has them."""
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -88,6 +105,8 @@ class Claim:
                     'rows are drawn from all clients: unit "example" goes with everyone()', "$.cohort"
                 )
             return Release(self.sigma, self.rate, rounds, "poisson", None, self.noise)
+        if self.noise == "local":  # the coordinator sees whose update it is: sampling hides nobody
+            return Release(self.sigma / REPLACED, 1.0, rounds, "all", None, self.noise)
         rate, sampling = drawn(cohort, self.population)
         return Release(self.sigma, rate, rounds, sampling, self.population, self.noise)
 
@@ -148,4 +167,5 @@ def solved(claim: Claim, cohort: Any, rounds: int) -> Claim:
         population=asked.population,
         noise=claim.noise,
     )
-    return replace(claim, sigma=ceil(made.release.sigma * 1e4) / 1e4)
+    sensitivity = REPLACED if claim.noise == "local" and claim.unit == "client" else 1.0
+    return replace(claim, sigma=ceil(made.release.sigma * sensitivity * 1e4) / 1e4)

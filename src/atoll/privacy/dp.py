@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import isfinite
+from typing import TypeGuard
 
 import numpy as np
 
@@ -69,6 +70,11 @@ class Gaussian(Transform):
     bound: float = 0.0
 
 
+@dataclass(frozen=True)
+class Own(Gaussian):
+    """Local noise: every client's own, on what leaves it, so that nobody sees its update without."""
+
+
 @part("transform")
 def gaussian(sigma: float) -> Transform:
     """Add Gaussian noise to the sum, coming back: `sigma` > 0 times the bound that clip() has set.
@@ -93,6 +99,18 @@ def _noisy(sigma: float, bound: float, key: bytes | None) -> Gaussian:
     return Gaussian(f"gaussian({sigma:g})", back=back, needs_bound=True, sigma=sigma, bound=bound)
 
 
+def _own(sigma: float, bound: float, coins: bytes) -> Own:
+    def out(update: Update, state: State, ctx: Context) -> tuple[Update, State]:
+        if not bound or not coins:
+            raise MisuseError("a client adds noise by coins of its own, to what clip() has bounded")
+        if update.rows:
+            raise MisuseError(f"noise covers dense leaves, and {sorted(update.rows)} came as sparse rows")
+        made, _ = noise.add(update.buffer, bound, sigma, own_key(coins, ctx, update))
+        return Update(update.layout, made.astype(update.buffer.dtype)), state
+
+    return Own(f"own noise({sigma:g})", out, needs_bound=True, whole=True, sigma=sigma, bound=bound)
+
+
 def noisy(algorithm: Transform) -> Gaussian | None:
     """The part of a chain that adds noise."""
     return next((part for part in algorithm.steps if isinstance(part, Gaussian)), None)
@@ -113,20 +131,22 @@ def bounded(algorithm: Transform) -> Transform:
     bounds = [i for i, step in enumerate(steps[:here]) if step.sets_bound is not None]
     if not bounds:
         return algorithm  # core/compose.py says what is missing
-    for step in steps[bounds[-1] + 1 :]:
+    given = steps[here]
+    assert isinstance(given, Gaussian)  # noqa: S101  found as one
+    bound = float(steps[bounds[-1]].sets_bound or 0.0)
+    local = isinstance(given, Own)  # what comes after it, or is done with its sums, is anybody's affair
+    for step in steps[bounds[-1] + 1 : here if local else None]:
         if not step.silent and step.sets_bound is None:
             raise CompositionError(
                 f"{step} changes updates after {steps[bounds[-1]]} has bounded them: put {step} before it"
             )
-    for step in steps:
+    for step in () if local else steps:
         if step.averages and not isinstance(step, Divisor):
             raise CompositionError(
                 f"{step} divides by how many came, which no noise hides: divide by a number known before,"
                 " mean(over=...) or mean(share=...)"
             )
-    given = steps[here]
-    assert isinstance(given, Gaussian)  # noqa: S101  found as one
-    steps[here] = _noisy(given.sigma, float(steps[bounds[-1]].sets_bound or 0.0), None)
+    steps[here] = _own(given.sigma, bound, b"") if local else _noisy(given.sigma, bound, None)
     return chain(*steps)
 
 
@@ -147,11 +167,35 @@ def keyed(algorithm: Transform, key: bytes | None) -> Transform:
     """The chain whose noise is that of `key`, for one sum; None for one that has its noise already."""
     return chain(
         *(
-            _noisy(step.sigma, step.bound, key) if isinstance(step, Gaussian) and key is not None else step
+            _noisy(step.sigma, step.bound, key) if _servers(step) and key is not None else step
             for step in algorithm.steps
-            if key is not None or not isinstance(step, Gaussian)
+            if key is not None or not _servers(step)
         )
     )
+
+
+def _servers(step: Transform) -> TypeGuard[Gaussian]:
+    return isinstance(step, Gaussian) and not isinstance(step, Own)
+
+
+def local(algorithm: Transform) -> bool:
+    """Whether each client adds noise of its own."""
+    return isinstance(noisy(algorithm), Own)
+
+
+def mine(algorithm: Transform, coins: bytes) -> Transform:
+    """The chain of a client whose own noise is that of its `coins`; any other chain as it is."""
+    if not local(algorithm):
+        return algorithm
+    return chain(*(_own(s.sigma, s.bound, coins) if isinstance(s, Own) else s for s in algorithm.steps))
+
+
+def own_key(coins: bytes, ctx: Context, update: Update) -> bytes:
+    """The key of one update's noise: of the client's coins, its place in the run and the numbers."""
+    made = blake2b(key=_secret(coins), digest_size=noise.KEY, person=b"atoll own noise")
+    made.update(repr((ctx.round, ctx.key.key)).encode())
+    made.update(update.buffer.view(np.uint8).data)
+    return made.digest()
 
 
 def sum_key(secret: bytes, round: int, clients: tuple[int, ...], total: Update) -> bytes:
@@ -186,10 +230,16 @@ def by_rows(algorithm: Transform) -> bool:
 
 
 def private(
-    algorithm: Transform, norm: float, sigma: float, share: Transform, *, rows: bool = False
+    algorithm: Transform,
+    norm: float,
+    sigma: float,
+    share: Transform,
+    *,
+    rows: bool = False,
+    local: bool = False,
 ) -> Transform:
     """A chain made private: its mean replaced by `share`, then clip and noise, nearest the wire. `rows`: each
-    row is clipped by the learner, and the update is not.
+    row is clipped by the learner, and the update is not. `local`: each client adds the noise itself.
 
     Raises CompositionError for a chain that has a clip or noise of its own, or no plain mean.
     """
@@ -202,12 +252,14 @@ def private(
             f"{algorithm} has no plain mean() that could divide by a fixed number: privacy needs one"
         )
     steps = [share if i == means[0] else step for i, step in enumerate(algorithm.steps)]
-    return chain(*steps, row_bound(norm) if rows else clip(norm), gaussian(sigma))
+    made = _own(sigma, 0.0, b"") if local else gaussian(sigma)
+    return chain(*steps, row_bound(norm) if rows else clip(norm), made)
 
 
 __all__ = [
     "Divisor",
     "Gaussian",
+    "Own",
     "RowBound",
     "bounded",
     "by_rows",
@@ -215,7 +267,9 @@ __all__ = [
     "cohort_stream",
     "gaussian",
     "keyed",
+    "local",
     "longest",
+    "mine",
     "noisy",
     "private",
     "row_bound",

@@ -8,17 +8,19 @@ renamed. Each run is spent once, whatever becomes of it, and as a whole: its pro
 to δ, which holds for jobs that are chosen by what earlier ones gave (Rogers, Roth, Ullman, Vadhan 2016,
 "Privacy odometers and filters: pay-as-you-go composition", §3: basic composition is a valid filter).
 
-    folder/budgets/ID.json     each entry carries the hash of those before it
+    folder/budgets/ID.json     the entries, and the head of their chain of hashes
 
-A ledger that is missing or damaged says no: nobody can tell any more what was spent.
+A ledger that is missing or damaged says no: nobody can tell any more what was spent. An older copy is found
+out by what the site has signed of the newer (receipt.py).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,12 @@ _ROUNDED = 1e-9  # of a budget: sums of decimal numbers
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """One run's promise."""
+    """One run's promise; or, named by a head of the chain, `entries` of which only their sum is known."""
 
     run: str
     epsilon: float
     delta: float
+    entries: int = 1
 
 
 class Ledger:
@@ -73,9 +76,12 @@ class Ledger:
                 path,
                 float(found["epsilon"]),
                 float(found["delta"]),
-                tuple(Spent(str(s["run"]), float(s["epsilon"]), float(s["delta"])) for s in found["spent"]),
+                tuple(
+                    Spent(str(s["run"]), float(s["epsilon"]), float(s["delta"]), int(s["entries"]))
+                    for s in found["spent"]
+                ),
             )
-            whole = found["hash"] == made._hash(made.spent) and found["id"] == id
+            whole = found["hash"] == made.head and found["id"] == id
         except FileNotFoundError:
             raise PrivacyError(
                 f"the budget {id!r} has no ledger in {path.parent}: its owner opens one with"
@@ -88,11 +94,47 @@ class Ledger:
         return made
 
     @property
+    def id(self) -> str:
+        """The budget's."""
+        return self.path.stem
+
+    @property
+    def total(self) -> tuple[float, float]:
+        """ε and δ that were spent."""
+        return sum(s.epsilon for s in self.spent), sum(s.delta for s in self.spent)
+
+    @property
     def left(self) -> tuple[float, float]:
         """ε and δ that may still be spent, at least 0."""
-        epsilon = self.epsilon - sum(s.epsilon for s in self.spent)
-        delta = self.delta - sum(s.delta for s in self.spent)
-        return max(0.0, epsilon), max(0.0, delta)
+        epsilon, delta = self.total
+        return max(0.0, self.epsilon - epsilon), max(0.0, self.delta - delta)
+
+    @property
+    def entries(self) -> int:
+        """How many promises were spent."""
+        return sum(s.entries for s in self.spent)
+
+    @property
+    def head(self) -> str:
+        """What names the budget and every entry in its order: the end of a chain of hashes."""
+        return self._heads(self.spent)[-1]
+
+    def follows(self, entries: int, head: str) -> bool:
+        """Whether this ledger once had so many entries and that head, or has taken over what they came to."""
+        counts = accumulate((s.entries for s in self.spent), initial=0)
+        once = zip(counts, self._heads(self.spent), strict=True)
+        return (entries, head) in once or any(s.run == head for s in self.spent)
+
+    def recover(self, entries: int, head: str, epsilon: float, delta: float) -> None:
+        """Take over what a newer copy of this ledger had spent, of which only the sums are known.
+
+        What is missing counts as one entry more, also where more than the budget is spent by then.
+        """
+        if self.follows(entries, head):
+            return
+        had, lost = self.total, max(1, entries - self.entries + 1)
+        missing = Spent(head, max(0.0, epsilon - had[0]), max(0.0, delta - had[1]), lost)
+        self._write((*self.spent, missing))
 
     def spend(self, run: str, epsilon: float, delta: float) -> None:
         """Note a run's promise, on disk when this returns; again for the same run changes nothing.
@@ -111,26 +153,29 @@ class Ledger:
                 f"this data set's budget has epsilon {left[0]:.4g} and delta {left[1]:.3g} left,"
                 f" the job needs {epsilon:g} and {delta:g}"
             )
-        more = (*self.spent, Spent(run, epsilon, delta))
-        self._write(more)
-        self.spent = more
+        self._write((*self.spent, Spent(run, epsilon, delta)))
 
-    def _hash(self, spent: tuple[Spent, ...]) -> str:
-        """Of the budget and every entry in its order."""
-        found = sha256(json.dumps([self.path.stem, self.epsilon, self.delta]).encode()).hexdigest()
+    def _heads(self, spent: tuple[Spent, ...]) -> list[str]:
+        """The head before the first entry and after each."""
+        heads = [_hash(self.id, self.epsilon, self.delta)]
         for s in spent:
-            found = sha256(json.dumps([found, s.run, s.epsilon, s.delta]).encode()).hexdigest()
-        return found
+            heads.append(_hash(heads[-1], s.run, s.epsilon, s.delta, s.entries))
+        return heads
 
     def _write(self, spent: tuple[Spent, ...]) -> None:
         values: dict[str, Any] = {
-            "id": self.path.stem,
+            "id": self.id,
             "epsilon": self.epsilon,
             "delta": self.delta,
-            "spent": [{"run": s.run, "epsilon": s.epsilon, "delta": s.delta} for s in spent],
-            "hash": self._hash(spent),
+            "spent": [asdict(s) for s in spent],
+            "hash": self._heads(spent)[-1],
         }
         write_private(self.path, json.dumps(values, indent=1).encode())
+        self.spent = spent
+
+
+def _hash(*values: str | float) -> str:
+    return sha256(json.dumps(values).encode()).hexdigest()
 
 
 def ledgers(folder: Path) -> list[Ledger]:

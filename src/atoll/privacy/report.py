@@ -25,6 +25,7 @@ SEES = {
 TRUST = "semi-honest coordinator: it follows the protocol. It enrols members itself, so it could invent some"
 NOISE = {
     "central": "Gaussian noise by the coordinator, which is trusted with sums without noise",
+    "local": "Gaussian noise by each client, on its own update",
     "distributed": "discrete Gaussian noise by the clients, under their masks",
 }
 
@@ -61,6 +62,7 @@ def report(
             "epsilon of who knows who took part": plan.known,
             "delta": claim.delta,
             "clip": claim.clip,
+            **({} if claim.adapt is None else {"clip follows the quantile": claim.adapt}),
             "sigma": claim.sigma,
             "rate": plan.release.rate,
             "sampling": plan.release.sampling,

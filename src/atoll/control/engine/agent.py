@@ -20,6 +20,7 @@ from ...wire.files import whole
 from ..settings import Client
 from .outside import Outside
 from .policy import inside
+from .spent import told
 from .uplink import Uplink
 from .workplace import Here, Workplace
 
@@ -52,6 +53,7 @@ class Agent:
             restore=self.workplace.restore,
         )
         self.serving: Any = None
+        self._spent: list[str] = []  # receipts of budgets that the parent has heard of
         self._about: Mapping[str, Any] = {}
 
     def about(self) -> Mapping[str, Any]:
@@ -63,6 +65,7 @@ class Agent:
         try:
             self._about = await self.workplace.about()
             await self.uplink.join()
+            self.uplink.on_open = self._opened
             if self.settings.predict:
                 from .serving import Serving
 
@@ -83,6 +86,18 @@ class Agent:
         await self.uplink.using(
             str(head.get("params", "")), lambda model, sound: work(model=model, to=to, sound=sound)
         )
+        self._tell_spent()
+
+    def _opened(self) -> None:
+        self._spent = []
+        self._tell_spent()
+
+    def _tell_spent(self) -> None:
+        """Give the parent what our ledgers say now, signed, to keep (privacy/receipt.py)."""
+        found = told(self.uplink.folder)
+        if found != self._spent:
+            self._spent = found
+            self.uplink.send("spent", {"receipts": {self.uplink.identity.member.name: found}})
 
     async def _letter(self, kind: str, head: Mapping[str, Any]) -> None:
         if kind == "model" and self.serving is not None:

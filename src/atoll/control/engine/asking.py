@@ -133,6 +133,8 @@ class Asking:
         head = {"run": self.run, "task": body.ask_head(task), "params": blob, "job": dict(self.job)}
         if edge:
             head["names"] = {self.names[c]: c for c in task.clients}
+        if self.algorithm.private:
+            self._remind(peer, head)
         rule, own = None, self.algorithm.protocol
         together = edge and own is not None and own.edge is not None
         if task.want == "fit":
@@ -151,6 +153,14 @@ class Asking:
         assert self.drive is not None  # noqa: S101  set when the drive was made
         sent = Sent(self.drive, request, self.run, until=deadline)
         self.host.sent(self._ask(request), sent, peer, head, asked)
+
+    def _remind(self, peer: str, head: dict[str, Any]) -> None:
+        """Tell clients, through their edge where there is one, what they have signed of their budgets."""
+        if "names" not in head:
+            head["receipts"] = self.host.receipts.of(peer)
+            return
+        for part in self.host.receipts.untold(peer, head["names"]):
+            self.host.asks.send(peer, "spent", {"receipts": part})
 
     def cancel(self, request: int, peers: Sequence[str]) -> None:
         """They need not answer any more."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Sent:
 class Asks:
     """The table of open asks, by id: run, scope and request. `send(name, kind, head)`: a letter.
 
+    `life`: names this process in its asks, for after a backup was restored an ask may go out twice.
     `models`: letters that say which model to serve, by its name. `live`: bytes each member sent and got.
     """
 
@@ -55,6 +57,7 @@ class Asks:
         self.errands = errands
         self.gate = gate
         self.send = send
+        self.life = secrets.token_hex(8)
         self.open: dict[str, Sent] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.live: dict[str, dict[str, Any]] = {}
@@ -84,7 +87,7 @@ class Asks:
     def say(self, ask: str, sent: Sent, peer: str) -> None:
         """Tell a member what it is asked, with the time that is left."""
         left = -1.0 if sent.until is None else max(0.0, sent.until - asyncio.get_running_loop().time())
-        self.send(peer, "ask", {**sent.letters[peer], "ask": ask, "left": left})
+        self.send(peer, "ask", {**sent.letters[peer], "ask": ask, "left": left, "life": self.life})
 
     def of(self, name: str) -> list[tuple[str, Sent]]:
         """What this member has yet to answer."""
@@ -95,10 +98,10 @@ class Asks:
         for _, sent in self.of(name):
             self.errands.spawn(sent.drive.failed(sent.request, name, reason))
 
-    async def refused(self, name: str, ask: str, reason: str) -> None:
-        """A member said no to an ask; `reason` is its own words."""
+    async def refused(self, name: str, ask: str, reason: str, life: str) -> None:
+        """A member said no to an ask of this `life`; `reason` is its own words."""
         sent = self.open.get(ask)
-        if sent is not None and name in sent.letters:
+        if sent is not None and name in sent.letters and life == self.life:
             await self.errands.log(sent.run, name, "error", reason)
             await sent.drive.failed(sent.request, name, reason)
 

@@ -77,6 +77,7 @@ class Coordinator:
             self.store,
             gate,
             self.settings.federation,
+            self.current().roots,
             patience=self.settings.patience,
             edge_patience=self.settings.edge_patience,
         )

@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from .orders import Asked, Orders, write
 from .outside import Outside
 from .uplink import Uplink
 
+ABOVE = ""  # the parent, among those who were told of receipts
 OUT = "revoked.json"  # names and serials, as the parent said last
 _TAKEN, _SUMMED = declare("edge.taken_in"), declare("edge.summed")
 _OVER = declare("edge.over.before"), declare("edge.over.after")
@@ -71,12 +72,14 @@ class EdgeNode:
             self.store,
             gate,
             federation,
+            current().roots,
             patience=self.settings.patience,
             edge_patience=self.settings.edge_patience,
         )
         servers = self.outside.servers(self.settings, current, self.host)
         telling: list[asyncio.Task[None]] = []
         self.uplink.on_open = self._opened
+        self.host.on_spent = self._spent
         try:
             await servers.start()
             await self.host.recall()
@@ -124,6 +127,13 @@ class EdgeNode:
     def _opened(self) -> None:
         self._told = None
         self.host.changed.set()
+        self.host.receipts.forget(ABOVE)
+        self._spent(self.host.fleet.reachable())
+
+    def _spent(self, names: Iterable[str]) -> None:
+        """Pass on what clients have signed of their budgets."""
+        for part in self.host.receipts.untold(ABOVE, names):
+            self.uplink.send("spent", {"receipts": part})
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """The children's answers to the parent's ask, as one, in a file."""
@@ -215,6 +225,8 @@ class EdgeNode:
                 await self._serve(head)
             case "revoked":
                 await self._revoked(head)
+            case "spent":
+                await self.host.receipts.take(head.get("receipts"))
             case _:
                 pass
 

@@ -9,7 +9,7 @@ another parent is not waited for where it was.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..store.store import Store
 from .asks import Asks, Sent
 from .errands import Errands
 from .fleet import Fleet
+from .receipts import Receipts
 
 MOVED = f"{LOST}it moved to another parent"
 
@@ -40,6 +41,7 @@ class Host(Errands):
         store: Store,
         gate: Gate,
         federation: str,
+        roots: bytes = b"",
         *,
         patience: float = 60.0,
         edge_patience: float = 10.0,
@@ -48,7 +50,9 @@ class Host(Errands):
         self.federation = federation
         self.asks = Asks(self, gate, self._send)
         self.fleet = Fleet()
+        self.receipts = Receipts(self, roots, federation)
         self.changed = asyncio.Event()
+        self.on_spent: Callable[[Iterable[str]], None] = lambda names: None
         self.roles: dict[str, str] = {}
         self._patience = {"client": patience, "edge": edge_patience}
         self.rehome = edge_patience  # seconds for a client on its way to another parent
@@ -75,6 +79,7 @@ class Host(Errands):
         if await self.asks.recall(longest):
             self.rehome = longest
             self._lenient = asyncio.get_running_loop().time() + longest
+        await self.receipts.recall()
         await self.expel()
 
     async def expel(self, above: Iterable[str | int] | None = None) -> None:
@@ -155,6 +160,7 @@ class Host(Errands):
         self._elsewhere.discard(name)
         self._strays(about.get("below", {}))
         if self.roles[name] == "edge":
+            self.receipts.forget(name)
             self._say_out(name)
         timer = self._timers.pop(name, None)
         if timer is not None:
@@ -209,11 +215,14 @@ class Host(Errands):
         """What members say: they refuse an ask, report who is below them, log something."""
         match kind:
             case "refuse":
-                await self.asks.refused(name, str(head.get("ask", "")), str(head.get("reason", "")))
+                said = (str(head.get(key, "")) for key in ("ask", "reason", "life"))
+                await self.asks.refused(name, *said)
             case "below":
                 await self._below(name, head)
             case "alert":
                 await self.log("", name, "warning", str(head.get("reason", "")))
+            case "spent":
+                await self._spent(name, head.get("receipts"))
             case "live":
                 self._told(name, head.get("members"))
             case "log":
@@ -223,6 +232,12 @@ class Host(Errands):
                 await self.log("", name, "info", f"serves {head.get('name')} version {head.get('version')}")
             case _:
                 pass  # of a later minor version
+
+    async def _spent(self, name: str, said: Any) -> None:
+        """Receipts of a client here, or of clients below an edge, which its parent hears of as well."""
+        allowed = {name: None} if self.roles.get(name) == "client" else self.fleet.clients
+        if new := await self.receipts.take(said, allowed):
+            self.on_spent(new)
 
     def _told(self, edge: str, members: Any) -> None:
         """What an edge says that the members below it do at this moment."""

@@ -18,7 +18,6 @@ from ...learn.local import Local
 from ...learn.wrapped import Kept
 from ...privacy import dp
 from ...privacy.claim import Claim
-from ...privacy.ledger import Ledger
 from ...wire import checkpoint
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
@@ -28,6 +27,7 @@ from .orders import Asked, Orders, write
 from .policy import Asked as Question
 from .policy import refusal
 from .seats import coins, taken
+from .spent import spend
 from .work import Work, belongs
 
 log = logging.getLogger("atoll.client")
@@ -103,7 +103,7 @@ class Learning:
                     f"the job's promise of privacy is for {work.job.rounds} rounds, and they are over"
                 )
         if held.budget and task.want == "fit":
-            self._spend(work, held.budget)
+            self._spend(asked, held.budget)
 
     def _epsilon(self, work: Work) -> float | None:
         """What the job promises, once it is found to keep it; who sets no limit takes its word."""
@@ -121,15 +121,15 @@ class Learning:
                 raise Refused(f"this site cannot find the job's promise of privacy true: {error}") from None
             self._true = work.run
 
-    def _spend(self, work: Work, budget: str) -> None:
+    def _spend(self, asked: Asked, budget: str) -> None:
         """The run's promise is spent, on disk, before it is trained for; Refused where that cannot be."""
-        claim = work.job.privacy
+        work, claim = asked.work, asked.work.job.privacy
         if claim is None:
             raise Refused("these rows have a privacy budget, and the job promises no privacy")
         self._look(work, claim)
         try:
             whose = f"{work.values['federation']}/{work.run}"
-            Ledger.open(self._folder, budget).spend(whose, claim.epsilon, claim.delta)
+            spend(self._folder, budget, whose, claim.epsilon, claim.delta, asked.receipts, now=time.time())
         except PrivacyError as error:
             raise Refused(str(error)) from None
 
@@ -141,7 +141,7 @@ class Learning:
             if work.job.exchange.shows == "sum":
                 least = self._settings.policy.min_cohort
                 local.seat = taken(self._folder, work.run, roots, work.values["federation"], least)
-            if dp.by_rows(work.job.trained.chain):
+            if dp.by_rows(work.job.trained.chain) or dp.local(work.job.trained.chain):
                 local.seat.coins = coins(self._folder, work.run)
             path = self._state(work)
             if path.exists():

@@ -26,7 +26,8 @@ MANY = 16  # signed jobs remembered
 class Asked:
     """One ask as it came: `work` is checked, `task` complete, `names` of clients by id for an edge.
 
-    `deadline`: seconds from when it came, None for as long as it takes. `blob`: the model's.
+    `deadline`: seconds from when it came, None for as long as it takes. `blob`: the model's. `receipts`:
+    of clients' budgets, as they signed them.
     """
 
     def __init__(self, head: Mapping[str, Any], work: Work, task: Task) -> None:
@@ -36,6 +37,8 @@ class Asked:
         self.blob = str(head["params"])
         self.job: Mapping[str, Any] = head["job"]
         self.names: Mapping[str, int] = head.get("names", {})
+        known = head.get("receipts")
+        self.receipts: list[str] = known if isinstance(known, list) else []
         left = float(head.get("left", -1.0))
         self.deadline = None if left < 0 else left
 

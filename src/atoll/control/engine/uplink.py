@@ -88,7 +88,8 @@ class Uplink:
         self._on_ask = on_ask
         self._on_letter = on_letter
         self._on_over = on_over
-        self._asks: dict[str, asyncio.Task[None]] = {}
+        self._asks: dict[str, asyncio.Task[bool]] = {}
+        self._again: dict[str, Mapping[str, Any]] = {}  # letters of asks we were at already
         self._others: set[asyncio.Task[None]] = set()
         self.dial: Dial | None = None
 
@@ -151,6 +152,7 @@ class Uplink:
                 pass
         finally:
             renewing.cancel()
+            self._again.clear()
             for task in (*self._asks.values(), *self._others):
                 task.cancel()
 
@@ -238,20 +240,47 @@ class Uplink:
         match kind:
             case "ask":
                 ask = str(head.get("ask", ""))
-                if ask not in self._asks:
-                    task = asyncio.get_running_loop().create_task(self._answer(ask, head))
-                    self._asks[ask] = task
-                    task.add_done_callback(lambda _: self._asks.pop(ask, None))
+                if ask in self._asks:
+                    self._again[ask] = head
+                else:
+                    self._begin(ask, head)
             case "cancel":
-                task_ = self._asks.get(str(head.get("ask", "")))
-                if task_ is not None:
-                    task_.cancel()
-                await self._forget(str(head.get("ask", "")))
+                ask = str(head.get("ask", ""))
+                self._again.pop(ask, None)
+                if ask in self._asks:
+                    self._asks[ask].cancel()
+                await self._forget(ask)
             case _:
                 await self._on_letter(kind, head)
 
-    async def _answer(self, ask: str, head: Mapping[str, Any]) -> None:
-        """From an ask to its receipt; whatever goes wrong is said to the parent, never silence."""
+    def _begin(self, ask: str, head: Mapping[str, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(ask, head))
+        self._asks[ask] = task
+        task.add_done_callback(lambda task: self._ended(ask, head, task))
+
+    def _ended(self, ask: str, head: Mapping[str, Any], task: asyncio.Task[bool]) -> None:
+        """Try anew what was cancelled and then asked, or failed and was asked by another life since."""
+        del self._asks[ask]
+        again = self._again.pop(ask, None)
+        if again is None:
+            return
+        if task.cancelled() or (not task.result() and again.get("life") != head.get("life")):
+            self._begin(ask, again)
+
+    async def _answer(self, ask: str, head: Mapping[str, Any]) -> bool:
+        """From an ask to its receipt: True; whatever goes wrong is said to the parent, never silence.
+
+        A parent that was restored from a backup refuses what it has not asked yet, and then asks it: so a
+        failure is told to the life that asked.
+        """
+        wrong = await self._tried(ask, head)
+        if wrong:
+            self.send("refuse", {"ask": ask, "reason": wrong[-60_000:], "life": head.get("life", "")})
+        await self._forget(ask)
+        return not wrong
+
+    async def _tried(self, ask: str, head: Mapping[str, Any]) -> str:
+        """Why it failed; "" once there is a receipt."""
         try:
             path = self._answer_path(ask)
             hit(_ASKED)
@@ -263,18 +292,14 @@ class Uplink:
             assert self.dial is not None  # noqa: S101  asks come through it
             await self.dial.upload(f"{ask}.{self.identity.member.name}", path, fresh=fresh)
             hit(_UPLOADED)
-            await self._forget(ask)
-        except asyncio.CancelledError:
-            raise
         except Refused as error:
             log.info("%s: %s", ask, error)
-            self.send("refuse", {"ask": ask, "reason": str(error)[-60_000:]})
-            await self._forget(ask)
+            return str(error) or "refused"
         except Exception as error:  # noqa: BLE001  a bug reaches the operator with its traceback
             text = reason(error)
             log.warning("%s: %s", ask, text)
-            self.send("refuse", {"ask": ask, "reason": text[-60_000:]})
-            await self._forget(ask)
+            return text
+        return ""
 
     async def _whole(self, path: Path) -> bool:
         """Whether an answer of an earlier try is there; one that a power cut spoiled is made again."""

@@ -20,7 +20,7 @@ from sqlalchemy import (
     Text,
 )
 
-REVISION = "0002"  # the newest migration: what a store must be at
+REVISION = "0003"  # the newest migration: what a store must be at
 
 schema = MetaData()
 
@@ -192,6 +192,15 @@ tokens = Table(
     _time("used", empty=True),
     _text("used_by"),
     Column("revoked", Boolean, nullable=False),
+)
+
+receipts = Table(  # of budgets: what members have signed of their ledgers
+    "receipts",
+    schema,
+    _text("node", key=True),
+    _text("budget", key=True),
+    Column("entries", BigInteger, nullable=False),
+    _text("text"),
 )
 
 models = Table(

@@ -1,0 +1,94 @@
+"""What a budget's ledger said last, signed by its site and kept by others, so that an older copy is noticed.
+
+    text = signed(ledger, identity, now=...)       at the site, after each entry; the coordinator keeps it
+    check(ledger, opened(text, roots))             at the site, before the next entry
+
+A folder restored from a backup knows nothing of what was spent since. The site's own signature, handed back
+by the coordinator with every ask, does. A coordinator cannot make one up; one that keeps them to itself
+leaves a site where it was without.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import asdict, dataclass
+
+from ..core.errors import PrivacyError, ProtocolError
+from .identity import Identity
+from .keys import sign, verify
+from .ledger import Ledger
+
+_PURPOSE = "atoll budget receipt"
+LONGEST = 1 << 12  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A ledger as it stood at `made` (Unix seconds): how many `entries`, what they came to, and the `head` of
+    their chain of hashes.
+    """
+
+    federation: str
+    member: str
+    budget: str
+    entries: int
+    epsilon: float
+    delta: float
+    head: str
+    made: float
+
+
+def signed(ledger: Ledger, identity: Identity, *, now: float) -> str:
+    """The ledger's receipt as text."""
+    epsilon, delta = ledger.total
+    member = identity.member
+    values = Receipt(
+        member.federation, member.name, ledger.id, ledger.entries, epsilon, delta, ledger.head, now
+    )
+    text = json.dumps(asdict(values), sort_keys=True)
+    signature = b64encode(sign(identity.key, text.encode(), purpose=_PURPOSE)).decode()
+    return json.dumps({"receipt": text, "signature": signature, "chain": identity.chain.decode()})
+
+
+def opened(text: str, roots: bytes) -> Receipt:
+    """The receipt. Raises ProtocolError unless the member it names has signed it."""
+    try:
+        if len(text) > LONGEST:
+            raise ValueError(text[:1])
+        outer = json.loads(text)
+        inner, chain = str(outer["receipt"]), str(outer["chain"]).encode()
+        signature = b64decode(str(outer["signature"]), validate=True)
+        found = json.loads(inner)
+        made = Receipt(**{name: kind(found[name]) for name, kind in _KINDS.items()})
+    except (ValueError, LookupError, TypeError):
+        raise ProtocolError("this is no signed receipt of a budget") from None
+    signer = verify(chain, roots, inner.encode(), signature, now=made.made, purpose=_PURPOSE)
+    if (signer.role, signer.federation, signer.name) != ("client", made.federation, made.member):
+        raise ProtocolError(f"{signer.uri} may not sign receipts of {made.member}: only that client does")
+    return made
+
+
+_KINDS = {
+    "federation": str,
+    "member": str,
+    "budget": str,
+    "entries": int,
+    "epsilon": float,
+    "delta": float,
+    "head": str,
+    "made": float,
+}
+
+
+def check(ledger: Ledger, receipt: Receipt) -> None:
+    """Raise PrivacyError where the ledger is not the one the receipt is of, or an older copy of it."""
+    if ledger.follows(receipt.entries, receipt.head):
+        return
+    was = f"{receipt.entries} entries of {receipt.epsilon:.4g} in all"
+    epsilon, _ = ledger.total
+    raise PrivacyError(
+        f"the ledger of budget {ledger.id!r} is an older copy: this site signed for {was}, and it has"
+        f" {ledger.entries} of {epsilon:.4g}. Restore the newer one, or count what is missing as spent:"
+        f" atoll privacy recover {ledger.id}"
+    )
