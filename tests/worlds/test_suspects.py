@@ -66,6 +66,14 @@ def test_a_liar_is_named_after_three_rounds_and_left_out_of_those_that_follow():
     assert all((score >= 0.67) == (client == LIAR) for client, score in scores.items())
 
 
+@pytest.mark.parametrize("rule", [median(), fltrust(0), nnm(0.2, trimmed_mean(0.2)), krum(1)], ids=str)
+def test_whatever_the_rule_the_liar_is_named(rule):
+    run = simulate(
+        poison(Job(Pull(), robust(rule, set_aside=True), rounds=ROUNDS), [LIAR], BACK), clients(), 1
+    )
+    assert [r["aside"] for r in run.history[1:]] == [[], [], [], [LIAR], [LIAR], [LIAR]]
+
+
 def test_control_it_is_only_named_unless_that_is_asked_for_and_nobody_is_where_nobody_lies():
     named = simulate(lied_to(set_aside=False), clients(), 1)
     assert named.suspects == (LIAR,)
