@@ -24,6 +24,7 @@ from .data.examples import Dataset
 from .job import Job
 from .learn import rounds
 from .learn.algorithm import Roles
+from .learn.detect import Record
 from .learn.exchange import Seat
 from .learn.local import Held, Local, measure
 from .learn.rounds import Plan, Progress
@@ -78,6 +79,11 @@ class Run:
         return self._last("sites")
 
     @property
+    def suspects(self) -> tuple[int, ...]:
+        """Clients that seem to lie by now, by id; () where the algorithm's rule sees no single updates."""
+        return tuple(self._last("suspects"))
+
+    @property
     def traffic(self) -> Traffic:
         """Bytes of all rounds."""
         return Traffic(sum(r.get("down", 0) for r in self.history), sum(r.get("up", 0) for r in self.history))
@@ -130,7 +136,7 @@ class State:
     staged: Mapping[int, Any]
 
 
-RECORDS = (State, Progress, Held, Kept)
+RECORDS = (State, Progress, Record, Held, Kept)
 
 
 def simulate(

@@ -578,6 +578,14 @@ def _check_nodes(make: Callable[[], Any]) -> None:
         _law(store.readmit("bank-a"), "a revoked name must be let in again")
         _law(store.revoked() == {2**150}, "an old certificate must stay refused")
         _law(store.node_gone("bank-a") and not store.node_gone("bank-a"), "a node must go once")
+        known = {"bank-a": ({"rounds": 3}, 0.9, 0)}
+        _law(store.judged("r1", known, ["bank-a"]) == ("bank-a",), "a member must be quarantined")
+        _law(store.judged("r1", known, ["bank-a"]) == (), "a member must be quarantined once")
+    with make() as store:
+        _law(store.nodes()[0]["quarantined"], "a quarantine must survive a restart")
+        _law(store.reinstate("bank-a") and not store.reinstate("bank-a"), "a member must be reinstated once")
+        _law(store.judged("r1", known, ["bank-a"]) == (), "an earlier run must not undo a reinstatement")
+        _law(store.records()["bank-a"]["score"] == 0, "a reinstated member's record must begin anew")
         _law(store.verify().ok, "an untouched chain must verify")
 
 

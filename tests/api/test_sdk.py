@@ -165,6 +165,9 @@ def test_every_other_verb(hall, fed) -> None:
     assert not fed.drain("site", on=False)["drained"]
     assert fed.revoke("site")["revoked"]
     assert not fed.readmit("site")["revoked"]
+    hall.store.judged(id, {"site": ({"rounds": 3}, 0.9, 0)}, ["site"])
+    assert fed.nodes()[0]["quarantined"] and fed.nodes()[0]["score"] == 0.9
+    assert not fed.reinstate("site")["quarantined"] and not fed.nodes()[0]["quarantined"]
     token = fed.token("viewer", "vera", hours=1)
     (row,) = [t for t in fed.tokens() if t["name"] == "vera"]
     with at.connect(fed._rest.url, token) as vera:

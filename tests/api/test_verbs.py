@@ -154,7 +154,15 @@ def test_nodes_drain_and_revoke(hall) -> None:
     states = {n["name"]: n["state"] for n in admin.get("/v1/nodes").json()["nodes"]}
     assert states == {"plant": "revoked", "line-1": "online"}
     assert admin.post("/v1/nodes/plant/readmit").json()["revoked"] is False
-    for verb in ("drain", "revoke", "readmit"):
+    hall.store.judged("r1", {"line-1": ({"rounds": 3}, 0.9, 0)}, ["line-1"])
+    row = {n["name"]: n for n in admin.get("/v1/nodes").json()["nodes"]}["line-1"]
+    assert (row["quarantined"], row["score"], row["state"]) == (True, 0.9, "online")
+    done = admin.post("/v1/nodes/line-1/reinstate").json()
+    assert done == {"name": "line-1", "quarantined": False, "score": 0.0}
+    (event,) = [e for e in hall.store.events(limit=1000) if e["kind"] == "node.reinstated"]
+    assert (event["node"], event["actor"] != "") == ("line-1", True)
+    assert admin.get("/v1/audit").json()["ok"]
+    for verb in ("drain", "revoke", "readmit", "reinstate"):
         assert admin.post(f"/v1/nodes/nobody/{verb}").status_code == 404
 
 
@@ -235,11 +243,15 @@ def test_health_and_readiness(hall) -> None:
 def test_metrics_for_prometheus(hall) -> None:
     run = hall.store.submit(JOB, 1, "ann", name="heart")
     hall.store.move(run, "running", frm=("queued",))
-    hall.store.journal(run).note(2, record(2))
+    shown = {"suspects": [0, 2], "aside": [0], "scores": {"0": 0.9, "2": 0.8}}
+    hall.store.journal(run).note(2, {**record(2), **shown})
     hall.store.node_seen("a", "client", {})
+    hall.store.judged(run, {"a": ({"rounds": 3}, 0.9, 0)}, ["a"])
     text = hall.as_("viewer").get("/metrics").text
     assert 'atoll_runs{state="running"} 1.0' in text
     assert f'atoll_run_round{{run="{run}"}} 2.0' in text
+    assert f'atoll_run_suspects{{run="{run}"}} 2.0' in text
+    assert "atoll_nodes_quarantined 1.0" in text
     assert f'atoll_run_metric{{metric="accuracy",run="{run}"}} 0.7' in text
     assert 'atoll_nodes{role="client",state="online"} 1.0' in text
     assert "atoll_store_writable 1.0" in text

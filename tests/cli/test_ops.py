@@ -130,7 +130,8 @@ def test_the_live_table(far, atoll) -> None:
     run = far.store.submit(JOB, 1, "ann", name="heart")
     far.store.move(run, "running", frm=("queued",))
     for number in range(3):
-        far.store.journal(run).note(number, record(number))
+        shown = {"suspects": [0], "aside": [0], "scores": {"0": 0.9}} if number == 2 else {}
+        far.store.journal(run).note(number, {**record(number), **shown})
     far.store.node_seen("plant", "edge", {})
     far.store.node_seen("north", "client", {"parent": "plant"})
     far.store.node_seen("east", "client", {"parent": "plant"})
@@ -146,7 +147,7 @@ def test_the_live_table(far, atoll) -> None:
     assert f"{run}  running  heart" in text
     assert "round 2/3  accuracy 0.7000" in text
     assert "▁▄█" in text or "▁▅█" in text
-    assert re.search(r"north +plant +training +2 kB +3 MB +0\.7000", text)
+    assert re.search(r"north +plant +training +2 kB +3 MB +0\.7000 +set aside", text)
     assert re.search(r"east +plant +online +– +– +0\.6900 +Gone: left", text)
     assert "plant  " not in text.splitlines()[-3].split()[0]
 
@@ -177,8 +178,8 @@ def test_nodes(atoll, far) -> None:
     far.store.node_seen("north", "client", {"parent": "plant"})
     far.live["north"] = {"phase": "training"}
     said = atoll("node", "list")
-    assert re.search(r"plant +edge +online +– +– +grpc +10\.0\.0\.7", said.out)
-    assert re.search(r"north +client +online +training +plant", said.out)
+    assert re.search(r"plant +edge +online +– +– +– +grpc +10\.0\.0\.7", said.out)
+    assert re.search(r"north +client +online +training +– +plant", said.out)
     assert atoll("node", "drain", "north").out == "north gets no new work\n"
     assert "online, drained" in atoll("node", "list").out
     assert atoll("node", "drain", "north", "--off").out == "north gets work again\n"
@@ -186,6 +187,12 @@ def test_nodes(atoll, far) -> None:
     assert far.cuts == [("north", "revoked")]
     assert atoll("node", "readmit", "north").out == "north may enrol again\n"
     assert atoll("node", "drain", "nobody").code == 2
+    far.store.judged("r1", {"north": ({"rounds": 3}, 0.914, 0)}, ["north"])
+    assert re.search(r"north +client +online, quarantined +training +0\.91 +plant", atoll("node", "list").out)
+    assert json.loads(atoll("node", "list", "--json").out)["nodes"][0]["score"] == 0.914
+    assert atoll("node", "reinstate", "north").out == "north takes part again\n"
+    assert "quarantined" not in atoll("node", "list").out
+    assert atoll("node", "reinstate", "nobody").code == 2
 
 
 def test_models(atoll, far, tmp_path: Path) -> None:

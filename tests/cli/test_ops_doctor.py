@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from atoll.control.engine.agent import QUARANTINED
 from atoll.control.remote import doctor, doctor_network
 from atoll.privacy.keys import Authority, Identity, new_key, request
 from atoll.privacy.token import Token
@@ -42,6 +43,13 @@ def test_a_name_nobody_knows() -> None:
     found = doctor.examine("https://nowhere.invalid:8445", None)
     assert "DNS" in finding(found, "name", "bad").remedy
     assert "way" not in levels(found)
+
+
+def test_a_member_in_quarantine_is_told_why(tmp_path) -> None:
+    assert "standing" not in levels(doctor.examine(None, None, tmp_path))
+    (tmp_path / QUARANTINED).write_text("site is quarantined since run r1: ...")
+    found = finding(doctor.examine(None, None, tmp_path), "standing", "warn")
+    assert found.found.startswith("site is quarantined") and "reinstate" in found.remedy
 
 
 def test_nobody_listens() -> None:

@@ -1,6 +1,7 @@
 """The report: one whole page, nothing loaded from elsewhere, every chart beside its numbers."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -156,3 +157,18 @@ def test_a_run_plots_its_metrics() -> None:
     titles = [axes.get_title() for axes in run.plot().axes]
     assert titles == ["accuracy", "loss"]
     assert list(run.plot().axes[0].lines[-1].get_xdata()) == [0, 1, 2, 3]
+
+
+def test_suspects_are_shown_where_there_are_any(tmp_path: Path) -> None:
+    sites = at.Sites.of([([[0.0], [1.0]], [0, 1])] * 3)
+    at.simulate(at.Job(at.softmax(), rounds=4), sites, out=tmp_path / "a")
+    assert "Suspects" not in report.page(report.Seen(tmp_path / "a"), str)
+    file = tmp_path / "a" / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    told = [([], [], 0.1), ([1], [], 0.7), ([1], [1], 0.91), ([1], [1], 0.91)]
+    for record, (suspects, aside, score) in zip(lines[1:], told, strict=True):
+        record |= {"suspects": suspects, "aside": aside, "scores": {"0": 0.0, "1": score}}
+    file.write_text("".join(json.dumps(r) + "\n" for r in lines))
+    rows = re.findall(r"<tr>(.*?)</tr>", report.page(report.Seen(tmp_path / "a"), str))
+    (row,) = [row for row in rows if "0.91" in row]
+    assert re.findall(r">([^<]+)<", row) == ["site 1", "0.91", "2", "2"]

@@ -22,6 +22,8 @@ class Line:
         if os.environ.get("FAULTY") == "nan":
             return at.Contribution({"w": np.full((self.features, 3), np.nan)}, weight=len(data))
         change = data.x.T @ (np.eye(3)[data.y] - data.x @ params["w"]) / len(data) / 1e6
+        if os.environ.get("FAULTY") == "lies":
+            change = -change
         return at.Contribution({"w": change}, weight=len(data))
 
     def evaluate(self, params, data, ctx):

@@ -17,6 +17,7 @@ import pytest
 import atoll as at
 from atoll.control.cli import main as atoll
 from atoll.control.config import parse
+from atoll.control.engine.agent import QUARANTINED
 from atoll.control.store import Store
 from atoll.core.errors import AtollError
 from atoll.core.session import Packet
@@ -205,6 +206,33 @@ def test_a_learner_that_dies_takes_nobody_with_it(tmp_path: Path, nursery: Nurse
         assert any("was ended by SIGKILL, 2 times" in text for text in said), said
         assert not fed.dead("client-2")
         assert {node["name"] for node in fed.connect().nodes() if node["online"]} >= {"client-2"}
+
+
+def test_a_liar_is_quarantined_by_a_coordinator_that_was_killed(tmp_path: Path, nursery: Nursery) -> None:
+    """Killed after three rounds, it goes on with what they showed; an admin reinstates."""
+    five = {**JOB, "data": {**JOB["data"], "clients": 5}}
+    job = {**five, "rounds": 5, "learner": "line", "algorithm": {"name": "robust", "set_aside": True}}
+    parts = str(ROOT / "tests" / "federation" / "parts_of_site.py")
+    with Federation(tmp_path, five, nursery=nursery) as fed:
+        for name in fed.names:
+            fed.words[name] = ("--parts", parts)
+            kill = "drive.saved.after:3:kill" if name == "coordinator" else ""
+            fed.start(name, failpoints=kill, FAULTY="lies" if name == "client-2" else "")
+        gathered(fed)
+        run = fed.submit(job=job)
+        fed.until(lambda: fed.dead("coordinator"), what="the coordinator to die")
+        fed.start("coordinator")
+        fed.finished(run)
+        far = fed.connect()
+        history = far.run(run).wait().history
+        assert [r["aside"] for r in history[1:]] == [[], [], [], [1], [1]]
+        assert {n["name"] for n in far.nodes() if n["quarantined"]} == {"client-2"}
+        (told,) = [row["text"] for row in far.run(run).logs() if row["node"] == "client-2"]
+        note = fed.place("client-2") / QUARANTINED
+        fed.until(lambda: note.exists() and note.read_text() == told, what="client-2 to be told")
+        assert far.reinstate("client-2")["quarantined"] is False
+        fed.until(lambda: not note.exists(), what="client-2 to hear that it is reinstated")
+        assert far.audit()["ok"]
 
 
 PRIVATE = {

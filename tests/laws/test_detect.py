@@ -15,42 +15,33 @@ from atoll.core.registry import build, parts
 from atoll.data import dirichlet, iid, load_data, partition
 from atoll.job import Job
 from atoll.learn import detect
-from atoll.learn.defend import recommended, robust
+from atoll.learn.defend import robust
 from atoll.learn.dense import mlp
 from atoll.learn.detect import SUSPECT, Evidence, Record, judge, look, reinstate, suspects
-from atoll.learn.rules import Rule, Stack, median
+from atoll.learn.rules import Stack, median
 from atoll.run import simulate
 
 CLIENTS, SEED = 20, 1
 LIARS = attackers(CLIENTS, 0.2, SEED)
 
 
-def watched(by: Any, attack: str | None, rounds: int = 5, seed: int = SEED) -> dict[int, Record]:
-    """The records after some rounds of digits under the recommended rule."""
+def named(by: Any, attack: str | None, rounds: int = 5, seed: int = SEED) -> tuple[int, ...]:
+    """Who is suspect after some rounds of digits under the recommended rule."""
     pytest.importorskip("sklearn")
-    rule, records = recommended(0.2), {}
-
-    def walk(stack: Stack) -> Any:
-        answer = rule.walk(stack)
-        missing = [c for c in range(CLIENTS) if c not in stack.peers]
-        records.update(judge(records, stack.peers, look(stack, answer, missing)))
-        return answer
-
-    job = Job(mlp((30,), lr=0.2, batch_size=10), robust(Rule("watched", walk)), rounds=rounds, sites=False)
+    job = Job(mlp((30,), lr=0.2, batch_size=10), robust(), rounds=rounds, sites=False)
     liars = LIARS if attack else ()
     data = partition(load_data("digits"), clients=CLIENTS, by=by, seed=seed)
-    simulate(poison(job, liars, build("attack", attack or "nan")), data, seed)
-    return records
+    return simulate(poison(job, liars, build("attack", attack or "nan")), data, seed).suspects
 
 
 @pytest.mark.parametrize("attack", [p.name for p in parts("attack") if p.name != "backdoor"])
 def test_liars_are_found_within_five_rounds_and_nobody_else(attack: str) -> None:
-    assert suspects(watched(iid(), attack)) == LIARS
+    assert named(iid(), attack) == LIARS
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_who_is_merely_unlike_the_others_is_left_alone(seed: int) -> None:
-    assert suspects(watched(dirichlet(1.0), None, rounds=10, seed=seed)) == ()
+    assert named(dirichlet(1.0), None, rounds=10, seed=seed) == ()
 
 
 def test_evidence_by_its_definition() -> None:
@@ -93,6 +84,27 @@ def test_a_lie_is_told_after_three_rounds_and_not_before(lie: str) -> None:
         assert 0 <= records[7].score <= 1
         records = judge(records, [7], round_of())
     assert suspects(records) == ()
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_who_was_honest_for_long_may_not_lie_for_as_long(lie: str) -> None:
+    records: dict[int, Record] = {}
+    for _ in range(1000):
+        records = judge(records, [7], round_of())
+    assert records[7] == Record(1000, 1000, 1.0, 0.0, 0.0)
+    for _ in range(2 * detect.MEMORY):
+        records = judge(records, [7], round_of(**LIES[lie]))
+    assert suspects(records) == (7,)
+
+
+def test_a_mean_is_of_all_rounds_until_they_are_many() -> None:
+    angles = [0.1 * n for n in range(detect.MEMORY)]
+    records: dict[int, Record] = {}
+    for angle in angles:
+        records = judge(records, [7], round_of(angle=angle))
+    assert records[7].angle == pytest.approx(np.mean(angles))
+    records = judge(records, [7], round_of(angle=1.0))
+    assert records[7].angle == pytest.approx(np.mean(angles) * 19 / 20 + 1.0 / 20)
 
 
 def test_rounds_in_which_nobody_agrees_say_nothing_of_angles() -> None:

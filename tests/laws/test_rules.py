@@ -396,7 +396,8 @@ def test_a_function_of_ones_own_goes_wherever_a_rule_does() -> None:
     np.testing.assert_allclose(norm_bound(1e9, first)(U), U[0])
     np.testing.assert_allclose(level(first)(U), U[0] * np.median(norms) / norms[0])
     np.testing.assert_allclose(nnm(0, first)(U), U.mean(axis=0))
-    assert str(robust(nnm(0.2, first))) == "robust(rule=nnm(f=0.2, then=first()), momentum=0.0, buckets=None)"
+    made = "robust(rule=nnm(f=0.2, then=first()), momentum=0.0, buckets=None, set_aside=False)"
+    assert str(robust(nnm(0.2, first))) == made
     assert "rule=lambda()" in str(robust(lambda updates: updates[0]))
     for wrong in ("median", 3, None):
         with pytest.raises(ConfigError, match="a rule is one by name"):

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from atoll.control.store import Store
+from atoll.control.store.records import Standing
 from atoll.core.errors import StateError
 
 ROUNDS, PEERS = 3, ("a", "b", "c")
@@ -90,6 +91,11 @@ def people(store: Store, told: Told) -> None:
     store.revoke("a")
     told("revoked")
     store.readmit("a")
+    shown = {"a": Standing({"rounds": 3}, 1.0, store.records().get("a", {}).get("cleared", 0))}
+    store.judged("r", shown, ["a"])
+    told("judged")
+    store.reinstate("a")
+    store.judged("r", {"b": Standing({"rounds": 3}, 1.0)}, ["b"])
     store.receipt_keep("a", "rows", 1, "signed")
     store.blobs.keep(store.model("m")["blob"], "me")
     store.log_add("r", "a", "info", "hello")
@@ -117,6 +123,7 @@ def sight(store: Store) -> Any:
         (model["version"], store.blobs.read(model["blob"])),
         [(t["role"], t["used_by"], t["revoked"]) for t in store.tokens()],
         [(n["name"], n["drained"], n["online"], n["revoked"]) for n in store.nodes()],
+        [(name, r["score"], r["quarantined"]) for name, r in store.records().items()],
         sorted(map(str, store.revoked())),
         store.receipts(),
         sorted(store.blobs.names()),

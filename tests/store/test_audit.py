@@ -105,6 +105,10 @@ def test_a_chain_written_again_is_seen_by_its_seals(store: Store) -> None:
         ("UPDATE tokens SET role = 'admin' WHERE name = 'ann'", "token eeee"),
         ("UPDATE tokens SET revoked = NOT revoked WHERE name = 'ann'", "token eeee"),
         ("DELETE FROM bans WHERE name = 'bank-b'", "ban bank-b"),
+        ("UPDATE records SET quarantined = NOT quarantined WHERE name = 'b'", "record b"),
+        ("UPDATE records SET record = '{}' WHERE name = 'b'", "record b"),
+        ("UPDATE records SET quarantined = NOT quarantined WHERE name = 'a'", "record a"),
+        ("DELETE FROM records WHERE name = 'a'", "record a"),
     ],
 )
 def test_a_row_that_its_events_do_not_tell_of_is_named(store: Store, change: str, row: str) -> None:

@@ -44,6 +44,8 @@ def register(commands: Any, command: Command, say: Say) -> None:
     _name(command("revoke", _node_verb("revoke"), text, inner, far), say)
     text = "let a revoked member enrol again, with a new token"
     _name(command("readmit", _node_verb("readmit"), text, inner, far), say)
+    text = "let a quarantined member take part again; its record begins anew"
+    _name(command("reinstate", _node_verb("reinstate"), text, inner, far), say)
 
 
 _SET = "change a value of the job, as in algorithm.mu=0.01"
@@ -208,17 +210,20 @@ def _node_list(args: argparse.Namespace, say: Say) -> int:
         rows = fed.nodes()
     if args.json:
         return show(args, {"nodes": rows}, "")
-    heads = ["name", "role", "state", "doing", "through", "transport", "address", "version", "last seen"]
-    table(list(map(say, heads)), [_node(r, say) for r in rows])
+    heads = ["name", "role", "state", "doing", "score", "through", "transport", "address", "version"]
+    table([*map(say, heads), say("last seen")], [_node(r, say) for r in rows])
     return 0
 
 
 def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
-    state = say(r["state"]) + (f", {say('drained')}" if r["drained"] else "")
+    marks = [mark for mark in ("drained", "quarantined") if r[mark]]
+    state = ", ".join(map(say, [r["state"], *marks]))
     kind = r["transport"] + (f", {say('sealed')}" if r["live"].get("sealed") else "")
     way = [r["parent"], kind, r["address"], r["version"]]
     doing = say(r["live"]["phase"]) if r["live"].get("phase") else "–"
-    return [r["name"], say(r["role"]), state, doing, *(text or "–" for text in way), when(r["last_seen"])]
+    score = "–" if r["score"] is None else f"{r['score']:.2f}"
+    shown = [state, doing, score, *(text or "–" for text in way)]
+    return [r["name"], say(r["role"]), *shown, when(r["last_seen"])]
 
 
 def _node_drain(args: argparse.Namespace, say: Say) -> int:
@@ -228,12 +233,14 @@ def _node_drain(args: argparse.Namespace, say: Say) -> int:
     return show(args, done, f"{args.name} {say(text)}")
 
 
+_DONE = {"revoke": "is shut out", "readmit": "may enrol again", "reinstate": "takes part again"}
+
+
 def _node_verb(verb: str) -> Callable[[argparse.Namespace, Say], int]:
     def run(args: argparse.Namespace, say: Say) -> int:
         with connected(args) as fed:
             done = getattr(fed, verb)(args.name)
-        text = "is shut out" if verb == "revoke" else "may enrol again"
-        return show(args, done, f"{args.name} {say(text)}")
+        return show(args, done, f"{args.name} {say(_DONE[verb])}")
 
     return run
 

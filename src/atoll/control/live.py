@@ -147,8 +147,16 @@ def clients(seen: Row, say: Say) -> Iterator[list[str]]:
             size(here["up"]) if "up" in here else "–",
             size(here["down"]) if "down" in here else "–",
             number(found) if isinstance(found, (int, float)) else "–",
-            failed[-1][:60] if failed else "",
+            failed[-1][:60] if failed else say(standing(seen, node, client)),
         ]
+
+
+def standing(seen: Row, node: Row, client: str) -> str:
+    """Whether a client is in quarantine, left out of this run's rounds, or suspected of lying."""
+    if node["quarantined"]:
+        return "quarantined"
+    out = seen["sites"]["suspects"].get(client)
+    return "" if out is None else "set aside" if out else "suspect"
 
 
 def sparkline(values: list[Any], width: int = 32) -> str:

@@ -75,6 +75,7 @@ def page(run: Seen, say: Say) -> str:
         _ways(run, say),
         _traffic(run, say),
         f'<div class="two">{_staleness(run, say)}{_failures(run, say)}</div>',
+        _suspects(run, say),
         _details(run, say),
     ]
     algorithm = str(run.job["job"]["algorithm"]).partition("(")[0]
@@ -227,6 +228,23 @@ def _failures(run: Seen, say: Say) -> str:
 def failures(history: Sequence[Record], key: str = "failed") -> Counter[str]:
     """How often each reason occurs under `key`: the last line of each, which of a traceback says what."""
     return Counter(reason.strip().rpartition("\n")[2] for r in history for reason in r.get(key, {}).values())
+
+
+def _suspects(run: Seen, say: Say) -> str:
+    """Clients that seemed to lie: how surely, since when, and how many rounds did without them."""
+    judged = [r for r in run.history if "suspects" in r]
+    named = sorted({client for r in judged for client in r["suspects"]})
+    if not named:
+        return ""
+    rows = []
+    for client in named:
+        score = next(r["scores"][client] for r in reversed(judged) if client in r["scores"])
+        first = next(r["round"] for r in judged if client in r["suspects"])
+        without = sum(client in r["aside"] for r in judged)
+        rows.append((escape(_site(run.job["data"], client)), f"{score:.2f}", str(first), str(without)))
+    heads = [say("client"), say("score"), say("suspect since round"), say("rounds without it")]
+    note = f"<p>{say('what they sent was unlike what all others sent, round after round')}</p>"
+    return f"<section><h2>{say('Suspects')}</h2>{note}{html.table(heads, rows)}</section>"
 
 
 def _details(run: Seen, say: Say) -> str:

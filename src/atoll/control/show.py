@@ -97,6 +97,8 @@ def _conclude(run: Run, ways: dict[str, baselines.Scores], took: float, say: Say
         if reasons:
             often, times = reasons.most_common(1)[0]
             print(f"{sum(reasons.values())} {say(what)}: {times} × {often}")
+    if run.suspects:
+        print(f"{say('clients that seem to lie')}: {', '.join(map(str, run.suspects))}")
     if run.stopped:
         print(f"{say('stopped early')}: {run.stopped}")
 
@@ -115,6 +117,7 @@ def _result(run: Run, out: Path, took: float, ways: dict[str, baselines.Scores])
         "seconds": run.seconds,
         "took": round(took, 3),
         "stopped": run.stopped,
+        "suspects": list(run.suspects),
         "trained": {name.replace(" ", "_"): _plain(s) for name, s in ways.items()},
     }
 

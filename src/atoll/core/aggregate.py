@@ -125,12 +125,15 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What a round's contributions came to: `update` is their weighted sum, float64 or ring."""
+    """What a round's contributions came to: `update` is their weighted sum, float64 or ring; `seen`: what
+    whoever looked at each of them has to go by, None where nobody did.
+    """
 
     update: Update
     weight: float
     count: int
     metrics: Mapping[str, Any]
+    seen: Any = None
 
 
 class Aggregator(Protocol):

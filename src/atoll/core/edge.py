@@ -122,9 +122,8 @@ def merge_answers(aggregator: Aggregator | None, a: Answer, b: Answer) -> Answer
     replies, and keep them.
     """
     both = b if aggregator is None else lifted(aggregator, b, lifted(aggregator, a).partial)
-    failed, sent = {**a.failed, **b.failed}, a.sent + b.sent
     replies = a.replies + b.replies if aggregator is None else ()
-    return Answer(a.clients + b.clients, both.partial, failed, sent, replies)
+    return Answer(a.clients + b.clients, both.partial, {**a.failed, **b.failed}, a.sent + b.sent, replies)
 
 
 async def relay(

@@ -22,6 +22,7 @@ from ..core.transform import Transform, chain
 from ..privacy import dp
 from .exchange import Exchange, Plain
 from .robust import Buckets, Gather
+from .rules.rule import Rule
 from .server import adagrad, adam, mean, sgd, yogi
 
 Wrap: TypeAlias = Callable[[Learner], Any]
@@ -68,7 +69,8 @@ class Algorithm:
     `chain`: the two-sided transforms. `wrap`: changes how a client trains. `rule`: how replies
     become a total. `weigh`: "rows" (by each contribution's weight) or "equal". `protocol`: its
     own roles; None for synchronous rounds. `values`: its parameters, for reports. `exchange`: how updates
-    are summed, which a job says.
+    are summed, which a job says. `aside`: the rule whose suspects are left out of rounds, no more of them
+    than it withstands; None to name them only (learn/aside.py).
     """
 
     name: str
@@ -79,6 +81,7 @@ class Algorithm:
     protocol: Roles | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     exchange: Exchange = field(default_factory=Plain)
+    aside: Rule | None = None
 
     def __post_init__(self) -> None:
         shows = self.exchange.shows
@@ -88,6 +91,16 @@ class Algorithm:
         object.__setattr__(self, "chain", dp.bounded(self.chain))
         if self.private:
             self._check_private()
+        if self.aside is not None and not self.watched:
+            raise CompositionError(
+                f"nobody sees single updates under this {self.name}, so there is no evidence about one"
+                " client: leave set_aside out, or buckets"
+            )
+
+    @property
+    def watched(self) -> bool:
+        """Whether rounds show what each client sent, so that records of clients are kept."""
+        return self.protocol is None and self.rule.sees == "each"
 
     @property
     def private(self) -> bool:

@@ -56,20 +56,26 @@ def recommended(f: float = 0.2) -> Rule:
 
 
 @part("algorithm")
-def robust(rule: Rule | None = None, momentum: float = 0.0, buckets: int | None = None) -> Algorithm:
+def robust(
+    rule: Rule | None = None, momentum: float = 0.0, buckets: int | None = None, *, set_aside: bool = False
+) -> Algorithm:
     """Averaging that a part of the clients cannot poison: `rule` in place of the mean.
 
     `rule`: by default recommended(0.2), for up to a fifth malicious clients. `momentum`: at the clients, in
     [0, 1). `buckets`: the rule sees the means of so many random groups, never one client's update. Every
     client counts the same: who could claim rows could claim influence.
+
+    Who seems to lie is named in each round's record; with `set_aside` such clients are left out from the next
+    round on, and of later runs of a federation until an administrator reinstates them.
     """
     used = recommended() if rule is None else as_rule(rule)
     if buckets is not None and buckets < 1:
         raise ConfigError(f"buckets must be at least 1, got {buckets}")
     steps = chain(mean(), _momentum(momentum)) if momentum else mean()
-    values = {"rule": used, "momentum": momentum, "buckets": buckets}
+    values = {"rule": used, "momentum": momentum, "buckets": buckets, "set_aside": set_aside}
     seen = Gather(used) if buckets is None else Buckets(buckets, used)
-    return Algorithm("robust", steps, rule=seen, weigh="equal", values=values)
+    aside = used if set_aside else None
+    return Algorithm("robust", steps, rule=seen, weigh="equal", values=values, aside=aside)
 
 
 _momentum = momentum  # the parameter above has its name

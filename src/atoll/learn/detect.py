@@ -11,9 +11,9 @@ Three things tell liars from honest clients whose data are merely unlike (docs/d
     angle    its cosine with the answer of a robust rule, over the median of all such cosines
     twin     whether another update is the same but for its length: honest ones never are
 
-No single round decides. Angles and lengths are averaged over the rounds a client took part in, and a
-round in which honest clients agree too little says nothing about angles. All are functions of values: what
-is kept about a client is four numbers, which a coordinator stores as they are.
+No single round decides. Angles and lengths are averaged over the rounds a client took part in, the last
+twenty or so of them, and a round in which honest clients agree too little says nothing about angles. All are
+functions of values: what is kept about a client is five numbers, which a coordinator stores as they are.
 """
 
 from __future__ import annotations
@@ -30,9 +30,23 @@ from .rules.stack import Stack
 
 SUSPECT = 0.67
 ROUNDS = 3  # of evidence before anybody is suspected
+MEMORY = 20  # rounds that a mean is of: whoever was honest for long may not lie for as long
+LEAST = 5  # updates: of fewer no rule tells a liar from who is merely unlike (2f + 3, f = 1)
 AGREE = 0.2  # median cosine below which a round's angles say nothing
 LONG, SHORT = 2.0, -2.0  # log2 of the mean length at which it alone is enough
 SAME = 1e-6  # of 1, for the cosine of twins
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What a rule was given and made of it: a stack (n, d) with its peers, and the `answer` (d,).
+
+    `silent`: clients that had nothing to contribute.
+    """
+
+    stack: Stack
+    answer: Array
+    silent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,9 +94,17 @@ class Record:
         """How sure it is that this client lies, in [0, 1]; 0 before there were enough rounds."""
         if self.rounds < ROUNDS:
             return 0.0
-        bent = 1 - max(self.angle, 0.0) if self.angles >= ROUNDS else 0.0
-        odd = SUSPECT * max(self.length / LONG, self.length / SHORT)
-        return float(min(max(bent, odd, self.twin), 1.0))
+        return float(min(max(self.bent, self.odd, self.twin), 1.0))
+
+    @property
+    def bent(self) -> float:
+        """How far its updates point from everybody's; 0 where too few rounds said anything of it."""
+        return 1 - max(self.angle, 0.0) if self.angles >= ROUNDS else 0.0
+
+    @property
+    def odd(self) -> float:
+        """How far the length of its updates is from the usual; SUSPECT where that alone is enough."""
+        return SUSPECT * max(self.length / LONG, self.length / SHORT)
 
     @property
     def suspect(self) -> bool:
@@ -99,8 +121,7 @@ def judge(records: Mapping[int, Record], peers: Sequence[int], seen: Evidence) -
         old = after.get(peer, Record())
         new = _mean(old, twin=float(seen.twin[i]), length=log2(min(max(float(seen.length[i]), 1e-9), 1e9)))
         if seen.agree >= AGREE:
-            angle = old.angle if old.angles else 0.0
-            angle = (angle * old.angles + float(np.clip(seen.angle[i], -1, 2))) / (old.angles + 1)
+            angle = _moved(old.angle, old.angles, float(np.clip(seen.angle[i], -1, 2)))
             new = replace(new, angles=old.angles + 1, angle=angle)
         after[peer] = new
     for peer in seen.refused:
@@ -110,16 +131,29 @@ def judge(records: Mapping[int, Record], peers: Sequence[int], seen: Evidence) -
 
 def _mean(old: Record, *, twin: float, length: float) -> Record:
     n = old.rounds
-    means = {
-        name: (getattr(old, name) * n + value) / (n + 1)
-        for name, value in (("twin", twin), ("length", length))
-    }
-    return replace(old, rounds=n + 1, **means)
+    return replace(old, rounds=n + 1, twin=_moved(old.twin, n, twin), length=_moved(old.length, n, length))
+
+
+def _moved(mean: float, rounds: int, value: float) -> float:
+    """The mean of so many rounds with one more; of MEMORY rounds at most, older ones fade."""
+    n = min(rounds, MEMORY - 1)
+    return (mean * n + value) / (n + 1)
 
 
 def suspects(records: Mapping[int, Record]) -> tuple[int, ...]:
     """Who is set aside, by id."""
     return tuple(sorted(peer for peer, record in records.items() if record.suspect))
+
+
+def why(record: Record) -> str:
+    """What stands out most in a client's record, in words that say nothing of other clients' updates."""
+    longer = record.length > 0
+    told = {
+        "its updates pointed elsewhere than those of most clients": record.bent,
+        f"its updates were much {'longer' if longer else 'shorter'} than those of most clients": record.odd,
+        "its updates were another client's, or were not let in": record.twin,
+    }
+    return max(told, key=lambda text: told[text])
 
 
 def reinstate(records: Mapping[int, Record], client: int) -> dict[int, Record]:

@@ -6,6 +6,8 @@ import traceback
 
 from ..core.errors import AtollError
 
+NOT_LET_IN = "its answer was not let in: "  # begins the reason of who sent what nobody takes
+
 
 def reason(error: Exception) -> str:
     """What to tell of a failure: our own errors in a line, a bug with its traceback from where it

@@ -14,14 +14,14 @@ from secrets import token_bytes
 from typing import Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, lifted, merge_answers
-from ..core.errors import ConfigError, MisuseError
+from ..core.errors import ConfigError, MisuseError, ProtocolError
 from ..core.message import Contribution, FitContext, Learner, fit_many
 from ..core.metrics import lift
 from ..core.rng import Rng
 from ..privacy import dp
 from .algorithm import Algorithm
 from .exchange import Seat
-from .failure import reason
+from .failure import NOT_LET_IN, reason
 
 CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
 
@@ -140,7 +140,10 @@ class Local:
         answer, after = contribute(pairs, chain, states, None, task, self.key)
         answer = self.algorithm.exchange.outgoing(self, task, answer)
         if not self.raw:
-            answer = lifted(self._aggregator(task), answer)
+            try:
+                answer = lifted(self._aggregator(task), answer)
+            except ProtocolError as error:
+                raise ProtocolError(f"{NOT_LET_IN}{error}") from None
         kept = {client: Held(c.state, after.get(client)) for client, c in pairs}
         return answer, {c: h for c, h in kept.items() if h.learner is not None or h.chain is not None}
 

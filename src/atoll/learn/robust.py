@@ -18,6 +18,7 @@ from ..core.errors import CompositionError, MisuseError, ProtocolError
 from ..core.metrics import merge_all, tally
 from ..core.rng import Rng
 from ..core.update import Array, Layout, Update
+from .detect import Looked
 from .rules.rule import Own, Rule, answer, as_rule, fits, holds
 from .rules.stack import Stack
 
@@ -67,7 +68,8 @@ class Gather:
         return tuple(sorted(a + b, key=lambda kept: kept[0]))
 
     def finish(self, partial: Kept) -> Total:
-        """The rule over all updates of weight above 0; MisuseError if it answers in another shape.
+        """The rule over all updates of weight above 0, and what it looked at; MisuseError if it answers in
+        another shape.
 
         Raises QuorumError where fewer came than the rule needs.
         """
@@ -77,7 +79,9 @@ class Gather:
         metrics = tally((reply.metrics, reply.weight) for _, reply in kept)
         layout = kept[0][1].update.layout
         stack = Stack.of([reply.update.buffer for _, reply in kept], [peer for peer, _ in kept])
-        return Total(apply_rule(self.rule, stack, layout), 1.0, len(kept), metrics)
+        update = apply_rule(self.rule, stack, layout)
+        silent = tuple(peer for peer, reply in partial if not reply.weight > 0)
+        return Total(update, 1.0, len(kept), metrics, Looked(stack, update.buffer, silent))
 
 
 def _within(buffer: Array) -> bool:

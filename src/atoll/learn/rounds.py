@@ -25,6 +25,8 @@ from ..core.transform import Context
 from ..core.update import Update, blocks
 from ..privacy import dp
 from .algorithm import Algorithm, Roles
+from .aside import aside, refused, told, witnessed
+from .detect import Record
 from .exchange import TABLE
 from .kernel import spread
 from .local import Local
@@ -45,7 +47,7 @@ class Plan:
     `every`: rounds between evaluations; `sites`: whether clients evaluate too. `quorum`: how many
     children must answer, None as the cohort says. `deadline`: seconds a round may take. `secret`: 32
     bytes that the keys of noise are made of, which nobody else may know. `label`: the federation and the run,
-    which secure sums are bound to.
+    which secure sums are bound to. `records`: what earlier runs have shown of the clients.
     """
 
     learner: Learner
@@ -64,6 +66,7 @@ class Plan:
     rehome: float = 0.0
     secret: bytes = b""
     label: tuple[str, str] = ("", "")
+    records: Mapping[int, Record] = field(default_factory=dict)
 
     @cached_property
     def clients(self) -> tuple[int, ...]:
@@ -91,7 +94,8 @@ class Progress:
     `round`: rounds done. `params`: the model. `server`: state of the chain's server side. `used`:
     each client's last used round. `best`: the best evaluation's value, round and model. `without`:
     evaluations since. `empty`: rounds in a row that nobody contributed to. `over`: why it ended.
-    `more`: what a protocol other than synchronous rounds keeps besides.
+    `more`: what a protocol other than synchronous rounds keeps besides. `records`: what rounds have shown of
+    each client, where the algorithm's rule sees single updates.
     """
 
     round: int
@@ -103,6 +107,7 @@ class Progress:
     empty: int = 0
     over: str = ""
     more: Any = None
+    records: Mapping[int, Record] = field(default_factory=dict)
 
 
 OneRound: TypeAlias = Callable[[Party, Plan, Progress], Awaitable[tuple[Progress, dict[str, Any]]]]
@@ -111,7 +116,8 @@ OneRound: TypeAlias = Callable[[Party, Plan, Progress], Awaitable[tuple[Progress
 def begin(plan: Plan, p: Party) -> Progress:
     """The first state: the learner's initial params."""
     params = Update.of(plan.learner.init(p.key.at("init").generator()))
-    return Progress(0, params, plan.algorithm.chain.start(params, "back"), {})
+    records = plan.records if plan.algorithm.watched else {}
+    return Progress(0, params, plan.algorithm.chain.start(params, "back"), {}, records=records)
 
 
 async def coordinator(p: Party, plan: Plan, one: OneRound | None = None) -> Progress:
@@ -144,7 +150,9 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
     run, raises QuorumError.
     """
     key = p.key.at("round", now.round)
-    return await ask(p, plan, now, await choose(p, plan, now, key), key)
+    cohort = await choose(p, plan, now, key)
+    after, record = await ask(p, plan, now, cohort, key)
+    return after, {**record, **told(after.records, cohort, left_out(plan, now))}
 
 
 async def ask(
@@ -171,6 +179,8 @@ async def ask(
         "cohort": len(cohort),
         "failed": dict(answer.failed),
     }
+    if plan.algorithm.watched:
+        now = replace(now, records=refused(now.records, answer.failed))
     if not answer.clients:
         return skip(plan, now, answer.failed), {**record, "clients": 0}
     try:
@@ -215,8 +225,13 @@ def why(failed: Mapping[int, str]) -> str:
     return f"{len(failed)} clients failed; one of them says: {reason}"
 
 
+def left_out(plan: Plan, now: Progress) -> tuple[int, ...]:
+    """Which clients a round does without."""
+    return aside(plan.algorithm.aside, now.records, plan.clients, plan.cohort)
+
+
 async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ...]:
-    """This round's cohort."""
+    """This round's cohort, of all clients but those that are left out."""
 
     async def losses(clients: Sequence[int]) -> dict[int, float]:
         task = replace(_task(now, key, tuple(clients)), want="evaluate")
@@ -227,7 +242,12 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
     stream = key.at("cohort")
     if plan.algorithm.private:  # the job's seed is everybody's
         stream = dp.cohort_stream(plan.secret, now.round)
-    return await plan.cohort.pick(Choice(plan.clients, plan.sizes, stream, losses))
+    out = left_out(plan, now)
+    clients, sizes = plan.clients, plan.sizes
+    if out:
+        sizes = sizes and [n for c, n in zip(clients, sizes, strict=True) if c not in out]
+        clients = tuple(c for c in clients if c not in out)
+    return await plan.cohort.pick(Choice(clients, sizes, stream, losses))
 
 
 def apply(
@@ -251,6 +271,8 @@ def apply(
             f"the model of round {now.round + 1} is not finite: training diverged; lower the learning rate"
         )
     used = {**now.used, **dict.fromkeys(answer.clients, now.round)}
+    if plan.algorithm.watched and total.seen is not None:
+        now = replace(now, records=witnessed(now.records, total.seen, answer.clients))
     train = {name: m.value for name, m in total.metrics.items()}
     return replace(now, round=now.round + 1, params=params, server=server, used=used, empty=0), train
 
@@ -269,7 +291,7 @@ def add(params: Update, step: Update) -> Update:
 
 
 async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
-    """Metrics on the coordinator's own test rows and on every site's.
+    """Metrics on the coordinator's own test rows and on those of every site that is not left out.
 
     `metrics` are the coordinator's where it has rows, else the sites' merged. `sites_failed`: the
     sites that could not evaluate, with the reason.
@@ -281,7 +303,9 @@ async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
         central = await p.work(lambda: test(now.params))
     merged: Mapping[str, Any] = {}
     if plan.sites:
-        task = replace(_task(now, p.key.at("evaluate"), plan.clients), want="evaluate")
+        out = left_out(plan, now)
+        clients = tuple(c for c in plan.clients if c not in out)
+        task = replace(_task(now, p.key.at("evaluate"), clients), want="evaluate")
         answer = await plan.relay(p, task, TABLE)
         found, failed = dict(answer.partial or {}), dict(answer.failed)
         for c in sorted(found):

@@ -33,7 +33,10 @@ class Choice:
 
 
 class Cohort(Protocol):
-    """`pick(choice)`: the ids to ask; `quorum(n)`: how many of the n must answer, None for all."""
+    """`pick(choice)`: the ids to ask; `quorum(n)`: how many of the n must answer, None for all.
+
+    Where a cohort is smaller than all, `size(n)` says how many a round needs of n clients.
+    """
 
     async def pick(self, choice: Choice) -> tuple[int, ...]: ...
 
@@ -128,6 +131,10 @@ class PowerOfChoice:
         worst = sorted(losses, key=lambda client: (-losses[client], client))
         return tuple(sorted(worst[: self.count]))
 
+    def size(self, clients: int) -> int:
+        """How many a round has, of so many clients."""
+        return min(self.count, clients)
+
     def quorum(self, asked: int) -> int | None:
         """All who were asked."""
         return None
@@ -142,6 +149,10 @@ class Poisson:
     def drawn(self, population: int | None) -> tuple[float, Sampling]:
         """Each with this probability."""
         return (self.rate, "poisson") if self.rate < 1 else (1.0, "all")
+
+    def size(self, clients: int) -> int:
+        """How many a round has on average, of so many clients."""
+        return round(self.rate * clients)
 
     async def pick(self, choice: Choice) -> tuple[int, ...]:
         """Drawn from the round's own stream."""

@@ -33,7 +33,12 @@ from ..wire import checkpoint
 from ..wire.files import whole
 
 KEPT = 2
-BY_CLIENT = ("sites", "sites_failed", "failed")  # by client number in a record; JSON makes text of them
+BY_CLIENT = (
+    "sites",
+    "sites_failed",
+    "failed",
+    "scores",
+)  # by client number in a record; JSON makes text of them
 
 
 def write(path: Path, data: bytes) -> None:

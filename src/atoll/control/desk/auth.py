@@ -52,6 +52,7 @@ POLICY: Mapping[tuple[str, str], str] = {
     # to decide who belongs to the federation, and about its records
     ("POST", "/v1/nodes/{name}/revoke"): ADMIN,
     ("POST", "/v1/nodes/{name}/readmit"): ADMIN,
+    ("POST", "/v1/nodes/{name}/reinstate"): ADMIN,
     ("GET", "/v1/tokens"): ADMIN,
     ("POST", "/v1/tokens"): ADMIN,
     ("DELETE", "/v1/tokens/{token}"): ADMIN,

@@ -159,6 +159,14 @@ def readmit(store: Store, name: str, actor: str) -> Row | None:
     return {"name": name, "revoked": False}
 
 
+def reinstate(store: Store, name: str, actor: str) -> Row | None:
+    """Nothing is held against a member any more: it takes part again, and its record begins anew."""
+    if not _member(store, name):
+        return None
+    store.reinstate(name, actor)
+    return {"name": name, "quarantined": False, "score": 0.0}
+
+
 def models(store: Store, name: str | None = None, run: str | None = None) -> list[Row]:
     """Registered models, newest version first; of one name, or from one run."""
     found = [m for m in store.models(name) if run in (None, m["run"])]
@@ -190,7 +198,7 @@ def overview(store: Store, live: Live, now: float, id: str | None = None) -> Row
         "nodes": nodes(store, live, now),
         "run": found,
         "rounds": so_far.rounds[-ROUNDS:],
-        "sites": {"metrics": so_far.sites, "failed": so_far.failed},
+        "sites": {"metrics": so_far.sites, "failed": so_far.failed, "suspects": so_far.suspects},
     }
 
 

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from ..store import STATES, Store
 from . import desk
 from .office import Office
+from .told import told
 
 
 def scrape(store: Store, office: Office) -> bytes:
@@ -38,7 +39,11 @@ class _Figures(Collector):
         yield _gauge("atoll_runs", "Runs by state", ("state",), (((s,), states[s]) for s in STATES))
         seen = Counter((n["role"], n["state"]) for n in nodes)
         yield _gauge("atoll_nodes", "Members by role and state", ("role", "state"), seen.items())
+        out = sum(bool(n["quarantined"]) for n in nodes)
+        yield _gauge("atoll_nodes_quarantined", "Members that no run asks", (), [((), out)])
         active = desk.active(store)
+        suspects = (((r["id"],), len(told(store, r["id"]).suspects)) for r in active)
+        yield _gauge("atoll_run_suspects", "Clients that seem to lie by now", ("run",), suspects)
         yield _gauge("atoll_run_round", "Rounds done", ("run",), (((r["id"],), r["round"]) for r in active))
         yield _gauge("atoll_run_rounds", "Rounds to do", ("run",), (((r["id"],), r["of"]) for r in active))
         metrics = (((r["id"], r["metric"]), r["value"]) for r in active if r["value"] is not None)

@@ -161,6 +161,11 @@ def nodes(app: FastAPI, office: Office) -> None:
         """Let a revoked name enrol again, with a new token."""
         return _there(await office.ask(desk.readmit, name, request.state.caller.name), "node")
 
+    @app.post("/v1/nodes/{name}/reinstate", tags=["nodes"])
+    async def reinstate(name: str, request: Request, body: Nothing | None = None) -> Any:
+        """Hold nothing against a member any more: it takes part again, and its record begins anew."""
+        return _there(await office.ask(desk.reinstate, name, request.state.caller.name), "node")
+
 
 def models(app: FastAPI, office: Office) -> None:
     """Registered models."""

@@ -25,7 +25,8 @@ _SHORT = ("round", "seconds", "clients", "cohort", "up", "down", "metrics")
 @dataclass
 class Told:
     """A run so far. `rounds`: one short record each; `up`, `down`: bytes of all; `sites`: each site's last
-    metrics by client number; `failed`: what clients failed at since; `metrics`: of the last evaluation.
+    metrics by client number; `failed`: what clients failed at since; `metrics`: of the last evaluation;
+    `suspects`: clients that seem to lie by now, and which of them rounds do without, by number.
     """
 
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -34,6 +35,7 @@ class Told:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     sites: Mapping[str, Any] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    suspects: Mapping[str, bool] = field(default_factory=dict)
     number: int = -1
 
     def add(self, number: int, record: dict[str, Any]) -> None:
@@ -45,6 +47,8 @@ class Told:
         self.metrics = record.get("metrics") or self.metrics
         self.sites = record.get("sites", self.sites)
         self.failed = {**record.get("sites_failed", {}), **failed}
+        if "suspects" in record:
+            self.suspects = {str(c): c in record["aside"] for c in record["suspects"]}
         short = {name: record[name] for name in _SHORT if name in record}
         self.rounds.append({**short, "failed": len(failed)})
 

@@ -8,12 +8,15 @@ own unless Python code has handed over what it holds.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ConfigError
+from ...wire.files import whole
 from ..settings import Client
 from .outside import Outside
 from .policy import inside
@@ -23,6 +26,9 @@ from .workplace import Here, Workplace
 
 if TYPE_CHECKING:
     from .datasets import Held
+
+log = logging.getLogger("atoll.member")
+QUARANTINED = "quarantined.txt"  # in its folder, while the federation asks it for nothing
 
 
 class Agent:
@@ -96,6 +102,25 @@ class Agent:
     async def _letter(self, kind: str, head: Mapping[str, Any]) -> None:
         if kind == "model" and self.serving is not None:
             self.uplink.beside(self.serving.offered(head))
+        if kind == "standing":
+            await self._stands(str(head.get("reason", "")))
+
+    async def _stands(self, reason: str) -> None:
+        """Say what the federation says of us, and leave it where `atoll doctor` finds it."""
+        note = self.uplink.folder / QUARANTINED
+        if reason == (note.read_text("utf-8") if note.exists() else ""):
+            return
+        if reason:
+            log.warning("%s", reason)
+            await asyncio.to_thread(_leave, note, reason)
+        else:
+            log.warning("an administrator has reinstated this member: it is asked again")
+            note.unlink(missing_ok=True)
+
+
+def _leave(note: Path, text: str) -> None:
+    with whole(note) as file:
+        file.write(text.encode())
 
 
 def main(settings: Client) -> int:

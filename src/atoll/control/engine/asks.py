@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import Gone, ProtocolError, Refused
+from ...learn.failure import NOT_LET_IN
 from ...transport.drive import Drive
 from ...transport.service import Offer
 from ...wire.failpoint import declare, hit
@@ -169,8 +170,8 @@ class Asks:
         try:
             checked = await self.gate.check(sent.wants[name], head, path)
         except ProtocolError as error:
-            await self.errands.log(sent.run, name, "refused", f"its answer was not let in: {error}")
-            await sent.drive.failed(sent.request, name, f"its answer was not let in: {error}")
+            await self.errands.log(sent.run, name, "refused", f"{NOT_LET_IN}{error}")
+            await sent.drive.failed(sent.request, name, f"{NOT_LET_IN}{error}")
             raise
         hit(_GATED)
         blob = hashlib.sha256(head).hexdigest()

@@ -10,18 +10,17 @@ folder/admin.json  the first start's operator token, 0600        folder/ports.js
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import AtollError
 from ...core.rng import Rng
 from ...learn import rounds
+from ...learn.detect import Record
 from ...learn.rounds import Plan, Progress
 from ...privacy.keys import Current
 from ...privacy.report import report, sign_report
@@ -31,12 +30,13 @@ from ...wire.failpoint import declare, hit
 from ..desk.bell import Bell
 from ..settings import Server
 from ..store.store import Store
-from . import finished
+from . import finished, standing
 from .asking import Asking
 from .datasets import agree
 from .homes import Homes
 from .host import Host
 from .outside import Outside
+from .standing import Roster
 from .work import Work, data_name, signed
 
 log = logging.getLogger("atoll.coordinator")
@@ -44,6 +44,7 @@ _LEASED = declare("coordinator.leased")
 _BEGUN = declare("coordinator.begun.before"), declare("coordinator.begun.after")
 _ROSTER = declare("coordinator.roster.before"), declare("coordinator.roster.after")
 _TRAINED, _REGISTERED = declare("coordinator.trained"), declare("coordinator.registered")
+_JUDGED = declare("coordinator.judged.before"), declare("coordinator.judged.after")
 _DONE = declare("coordinator.done.before"), declare("coordinator.done.after")
 LEASE = 30.0  # seconds; prolonged while a run is worked on
 TIDY = 600.0  # seconds between two collections of what nobody needs
@@ -51,26 +52,6 @@ LOOK = 30.0  # seconds between two looks at what is to be kept or renewed
 KEPT_RUNS = 100  # ended runs that stay whatever their age
 PAUSE = 0.2  # seconds between two looks where it rings all the time
 TICK = 5.0  # seconds between two looks at the store where nothing rings
-
-
-@dataclass(frozen=True)
-class Roster:
-    """Who takes part in a run, fixed when it begins: clients' ids by name, and what their data share."""
-
-    clients: Mapping[str, int]
-    shared: Mapping[str, Any]
-
-    def dump(self) -> bytes:
-        """As bytes."""
-        return json.dumps(
-            {"clients": dict(self.clients), "shared": dict(self.shared)}, sort_keys=True
-        ).encode()
-
-    @classmethod
-    def load(cls, data: bytes) -> Roster:
-        """From `dump`."""
-        found = json.loads(data)
-        return cls(found["clients"], found["shared"])
 
 
 class Coordinator:
@@ -157,8 +138,9 @@ class Coordinator:
 
     async def _look(self) -> None:
         await self.host.expel()
+        self.host.stand(await self.host.durable(lambda: standing.quarantined(self.store)))
         for run in await self.host.durable(lambda: self.store.runs(state="stopping")):
-            await self._stop(run["id"], run["reason"])
+            await self._stop(run)
         if self._running:
             return
         record = await self.host.durable(self._next)
@@ -178,11 +160,13 @@ class Coordinator:
         self._running[run] = task
         task.add_done_callback(lambda _: self._running.pop(run, None))
 
-    async def _stop(self, run: str, reason: str) -> None:
+    async def _stop(self, record: Mapping[str, Any]) -> None:
+        run, reason = str(record["id"]), str(record["reason"])
         task = self._running.get(run)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        await self._judged(record)
         await self.host.durable(
             lambda: self.store.move(run, "stopped", frm=("stopping",), reason=reason, actor=COORDINATOR)
         )
@@ -201,12 +185,14 @@ class Coordinator:
         prolonging = asyncio.get_running_loop().create_task(self._prolong(run, holder))
         try:
             await self._train(record)
+            await self._judged(record)
             hit(_DONE[0])
             await durable(lambda: self.store.move(run, "done", frm=("running",), actor=COORDINATOR))
             hit(_DONE[1])
         except AtollError as error:
             reason = f"{type(error).__name__}: {error}"
             await durable(lambda: self.store.log_add(run, COORDINATOR, "error", reason))
+            await self._judged(record)
             await durable(lambda: self.store.move(run, "failed", frm=("running",), reason=reason[:500]))
         except asyncio.CancelledError:
             raise
@@ -216,6 +202,17 @@ class Coordinator:
             await durable(lambda: self.store.move(run, "failed", frm=("running",), reason=reason[:500]))
         finally:
             prolonging.cancel()
+
+    async def _judged(self, record: Mapping[str, Any]) -> None:
+        """Keep what the run has shown of its members; it ends as it ends, even where that cannot be read."""
+        run = str(record["id"])
+        hit(_JUDGED[0])
+        try:
+            await self.host.kept(lambda: standing.keep(self.store, run, record["table"]))
+        except AtollError as error:
+            reason = f"what it showed of its members was not kept: {error}"
+            await self.host.durable(lambda: self.store.log_add(run, COORDINATOR, "error", reason))
+        hit(_JUDGED[1])
 
     async def _prolong(self, run: str, holder: str) -> None:
         while True:
@@ -251,7 +248,7 @@ class Coordinator:
         if work.job.privacy is not None:
             work.job.privacy.holds(len(sizes), sum(sizes), work.job.cohort)
         secret = await self._secret(run) if work.job.trained.private else b""
-        plan = _plan(work, homes, sizes, self.host.rehome, secret)
+        plan = _plan(work, homes, sizes, self.host.rehome, secret, roster.records)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
@@ -304,7 +301,8 @@ class Coordinator:
             except TimeoutError:
                 continue
         shared = agree(found, data)
-        roster = Roster({name: i for i, name in enumerate(sorted(found))}, shared)
+        records = await self.host.durable(lambda: standing.known(self.store, found))
+        roster = Roster({name: i for i, name in enumerate(sorted(found))}, shared, records)
         hit(_ROSTER[0])
         await self.host.durable(lambda: journal.checkpoint(roster.dump(), 0, 0))
         hit(_ROSTER[1])
@@ -313,7 +311,7 @@ class Coordinator:
     async def _offering(self, data: str) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         """Who offers the data now, and which known members that once did are not here."""
         nodes = await self.host.durable(self.store.nodes)
-        out = {node["name"] for node in nodes if node["drained"] or node["revoked"]}
+        out = {n["name"] for n in nodes if n["drained"] or n["revoked"] or n["quarantined"]}
         found = self.host.fleet.offering(data, without=out)
         known = {n["name"] for n in nodes if n["role"] == "client" and data in n["info"].get("data", {})}
         return found, sorted(known - out - found.keys())
@@ -370,7 +368,14 @@ class Coordinator:
         return {**roster.shared, "names": names}
 
 
-def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float, secret: bytes) -> Plan:
+def _plan(
+    work: Work,
+    homes: Homes,
+    sizes: list[int],
+    rehome: float,
+    secret: bytes,
+    records: Mapping[int, Record],
+) -> Plan:
     job = work.job
     return Plan(
         work.learner,
@@ -388,6 +393,7 @@ def _plan(work: Work, homes: Homes, sizes: list[int], rehome: float, secret: byt
         rehome=rehome,
         secret=secret,
         label=(str(work.values["federation"]), work.run),
+        records=records,
     )
 
 

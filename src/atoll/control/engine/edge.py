@@ -218,6 +218,9 @@ class EdgeNode:
         match kind:
             case "moved":
                 self.host.moved_away(str(head.get("client", "")))
+            case "standing":
+                reasons = head.get("reasons", {})
+                self.host.stand({str(name): str(why) for name, why in reasons.items()})
             case "model":
                 await self._serve(head)
             case "revoked":

@@ -62,6 +62,7 @@ class Host(Errands):
         self._out: frozenset[str | int] = frozenset()
         self._above: frozenset[str | int] = frozenset()  # of those, the ones a parent told of
         self._elsewhere: set[str] = set()  # clients that have another parent by now
+        self._standing: dict[str, str] = {}  # members in quarantine, and why
 
     # -- members ----------------------------------------------------------------------------
 
@@ -96,6 +97,23 @@ class Host(Errands):
         names = sorted(name for name in self._out if isinstance(name, str))
         serials = sorted(f"{n:x}" for n in self._out if isinstance(n, int))
         self.service.send(edge, "revoked", {"names": names, "serials": serials})
+
+    def stand(self, quarantined: Mapping[str, str]) -> None:
+        """Who is in quarantine by now, and why: those for whom that is news are told, also below edges."""
+        before, self._standing = self._standing, dict(quarantined)
+        news = {name for name, _ in before.items() ^ quarantined.items()}
+        for way in {self.fleet.clients[name].via for name in news if name in self.fleet.clients}:
+            if way in self.fleet.children:
+                self._say_standing(way)
+
+    def _say_standing(self, child: str) -> None:
+        """Tell a client how it stands, or an edge how those do that are reached through it."""
+        if self.roles.get(child) != "edge":
+            self.service.send(child, "standing", {"reason": self._standing.get(child, "")})
+            return
+        clients = self.fleet.clients
+        below = {n: why for n, why in self._standing.items() if n in clients and clients[n].via == child}
+        self.service.send(child, "standing", {"reasons": below})
 
     async def admit(self, member: Member, hello: Mapping[str, Any]) -> dict[str, Any]:
         """Members of this federation that nobody revoked, in a role that dials out."""
@@ -151,6 +169,7 @@ class Host(Errands):
         self._found([name, *sorted(asked)])
         for ask, sent in self.asks.of(name):
             self.asks.say(ask, sent, name)
+        self._say_standing(name)
         for letter in self.asks.models.values():
             self.service.send(name, "model", letter)
         self.changed.set()
@@ -254,6 +273,8 @@ class Host(Errands):
             self._moved(*moved)
         self._strays(below)
         self._found(below)
+        if self._standing.keys() & below.keys():
+            self._say_standing(edge)
         await self._gone(before.keys() - self.fleet.reachable().keys(), f"left {edge}")
         self.changed.set()
 

@@ -77,6 +77,9 @@ def _folder(folder: Path, now: float) -> Iterator[Finding]:
         yield _identity(place, now)
     if (folder / "atoll.db").exists():
         yield _schema(folder)
+    if (note := folder / "quarantined.txt").exists():  # engine/agent.py leaves it
+        remedy = "look at this site's data and software, then ask an administrator to reinstate it"
+        yield Finding("standing", "warn", note.read_text("utf-8"), remedy)
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

@@ -90,7 +90,9 @@ class Federation:
         return found
 
     def nodes(self) -> list[Row]:
-        """Every member: role, parent, state (online, away, revoked), what it does, when it was seen."""
+        """Every member: role, parent, state (online, away, revoked), what it does, when it was seen; `score`,
+        how surely it lied as of the last run that saw what it sent, and whether it is `quarantined`.
+        """
         return list(self._rest.get("/v1/nodes")["nodes"])
 
     def drain(self, name: str, on: bool = True) -> Row:  # noqa: FBT001, FBT002
@@ -104,6 +106,10 @@ class Federation:
     def readmit(self, name: str) -> Row:
         """Let a revoked name enrol again, with a new token."""
         return self._row(self._rest.post(path("nodes", name, "readmit")))
+
+    def reinstate(self, name: str) -> Row:
+        """Hold nothing against a member any more: it takes part again, and its record begins anew."""
+        return self._row(self._rest.post(path("nodes", name, "reinstate")))
 
     def tokens(self) -> list[Row]:
         """Tokens that were made: id, role, name, until, whether used. Their secrets are nowhere kept."""

@@ -22,6 +22,11 @@ _SEEN, _GONE, _DRAIN = transition("node_seen"), transition("node_gone"), transit
 _REVOKE, _READMIT = transition("revoke"), transition("readmit")
 _CERTIFICATE = transition("certificate_add")
 _NODE = select(t.nodes).where(t.nodes.c.name == bindparam("n"))
+_NODES = (
+    select(t.nodes, t.records.c.score, t.records.c.quarantined)
+    .outerjoin(t.records, t.records.c.name == t.nodes.c.name)
+    .order_by(t.nodes.c.name)
+)
 _STILL = update(t.nodes).where(t.nodes.c.name == bindparam("n")).values(last_seen=bindparam("now"))
 
 
@@ -58,12 +63,21 @@ class Nodes(Database):
 
     def nodes(self) -> list[dict[str, Any]]:
         """Every node by name: {name, role, parent, address, version, transport, info, first_seen,
-        last_seen, online, drained, revoked}.
+        last_seen, online, drained, revoked, quarantined, score}; `score` as of the last run that saw what it
+        sent, None before.
         """
         with self.read() as conn:
             out = set(conn.execute(select(t.bans.c.name)).scalars())
-            found = conn.execute(select(t.nodes).order_by(t.nodes.c.name)).all()
-        return [{**row._mapping, "info": parsed(row.info), "revoked": row.name in out} for row in found]
+            found = conn.execute(_NODES).all()
+        return [
+            {
+                **row._mapping,
+                "info": parsed(row.info),
+                "revoked": row.name in out,
+                "quarantined": bool(row.quarantined),
+            }
+            for row in found
+        ]
 
     def drain(self, name: str, on: bool, actor: str = "") -> bool:  # noqa: FBT001  drain(name, on) reads well
         """Give a node no more work, or work again; False if there is no such node or it is so already."""

@@ -20,7 +20,7 @@ from sqlalchemy import (
     Text,
 )
 
-REVISION = "0002"  # the newest migration: what a store must be at
+REVISION = "0003"  # the newest migration: what a store must be at
 
 schema = MetaData()
 
@@ -168,6 +168,18 @@ certificates = Table(
 )
 
 bans = Table("bans", schema, _text("name", key=True), _time("at"), _text("actor"))  # names revoked
+
+records = Table(  # of members: what runs have shown of them
+    "records",
+    schema,
+    _text("name", key=True),
+    _text("record"),
+    _time("score"),
+    _text("run"),
+    _time("at"),
+    Column("quarantined", Boolean, nullable=False),
+    Column("cleared", BigInteger, nullable=False),  # how often it was reinstated
+)
 
 tokens = Table(
     "tokens",

@@ -6,8 +6,8 @@
     folder/blobs/          content by name (blobs.py)
     folder/spool/          uploads under way; on the same file system, so that they can be adopted
 
-Its verbs stand in one file per topic: runs, journal, nodes, tokens, models, receipts, logs, audit. Each is
-one short transaction; callers that must not wait run them in `store.thread`.
+Its verbs stand in one file per topic: runs, journal, nodes, records, tokens, models, receipts, logs, audit.
+Each is one short transaction; callers that must not wait run them in `store.thread`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from .migrate import migrate
 from .models import Models
 from .nodes import Nodes
 from .receipts import Receipts
+from .records import Records
 from .restore import restore
 from .retention import Retention
 from .runs import Runs
 from .tokens import Tokens
 
 
-class Store(Runs, Nodes, Tokens, Models, Receipts, Logs, Audit, Backup, Retention):
+class Store(Runs, Nodes, Records, Tokens, Models, Receipts, Logs, Audit, Backup, Retention):
     """A database and a folder of blobs.
 
     `changed`: functions called after each commit with the last event's number, in the thread that

@@ -88,6 +88,16 @@ def _node(rows: Any, event: Any, _body: Any, what: str) -> None:
         rows["ban",][event["node"],] = ()
     elif what == "readmitted":
         rows["ban",].pop((event["node"],), None)
+    elif what in ("quarantined", "reinstated"):
+        kept, _ = rows["record",].get((event["node"],), ("", False))
+        out = what == "quarantined"
+        rows["record",][event["node"],] = (kept if out else digest("{}"), out)
+
+
+def _judged(rows: Any, _event: Any, body: Any, _what: str) -> None:
+    for name, record in body["records"].items():
+        _, out = rows["record",].get((name,), ("", False))
+        rows["record",][name,] = (record, out)
 
 
 def _pruned(rows: Any, _event: Any, body: Any, _what: str) -> None:
@@ -108,6 +118,7 @@ _TOLD = {
     "model": _model,
     "token": _token,
     "node": _node,
+    "judged": _judged,
     "pruned": _pruned,
 }
 
@@ -133,3 +144,5 @@ def _rows(conn: Connection) -> Iterator[tuple[_Group, _Key, _Key]]:
         yield ("token",), (k.digest,), (k.role, k.name, k.until, k.revoked)
     for b in conn.execute(select(t.bans.c.name)):
         yield ("ban",), (b.name,), ()
+    for r in conn.execute(select(t.records)):
+        yield ("record",), (r.name,), (digest(r.record), r.quarantined)

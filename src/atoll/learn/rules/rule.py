@@ -120,6 +120,14 @@ def malicious(f: float, stack: Stack, most: int) -> int:
     return max(min(up, most), surely(f, stack.clients))
 
 
+def withstood(rule: Rule, clients: int) -> int:
+    """How many malicious ones of so many clients a rule withstands: its `f`, else fewer than half."""
+    counts = [withstood(inner, clients) for inner in rule.values.values() if isinstance(inner, Rule)]
+    if "f" in rule.values:
+        counts.append(surely(rule.values["f"], clients))
+    return min(counts, default=0 if rule.name == "average" else half(clients))
+
+
 def half(n: int) -> int:
     """The most of n that are fewer than the others."""
     return (n - 1) // 2

@@ -96,7 +96,7 @@ function show(seen) {
 // Every member with its looks: idle, working, away, failed or revoked.
 function members(seen) {
   const numbers = Object.fromEntries(Object.entries((seen.run && seen.run.names) || {}).map(([k, name]) => [name, k]));
-  const { metrics, failed } = seen.sites;
+  const { metrics, failed, suspects } = seen.sites;
   const edges = new Set(seen.nodes.filter((n) => n.role === "edge").map((n) => n.name));
   const home = (n) => (n.role === "edge" ? n.name : edges.has(n.parent) ? n.parent : "\uffff");
   const order = (a, b) => home(a).localeCompare(home(b)) || (b.role === "edge") - (a.role === "edge");
@@ -107,7 +107,9 @@ function members(seen) {
     const busy = node.state === "online" && !["", "idle", "waiting"].includes(phase);
     const lines = String(failed[number] || "").trim().split("\n");
     const sealed = node.live.sealed ? say("a proxy ends TLS: signatures carry the trust") : "";
-    const note = node.drained ? say("drained") : lines[lines.length - 1] || sealed;
+    const out = suspects[number];
+    const standing = node.quarantined ? say("quarantined") : out === undefined ? "" : say(out ? "set aside" : "suspect");
+    const note = node.drained ? say("drained") : lines[lines.length - 1] || standing || sealed;
     const look = node.state !== "online" ? node.state : failed[number] && !ended ? "failed" : busy || ended ? "" : "idle";
     const value = seen.run && metrics[number] ? metrics[number][seen.run.metric] : undefined;
     const below = node.role === "client" && edges.has(node.parent);
