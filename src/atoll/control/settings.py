@@ -14,6 +14,7 @@ import msgspec
 
 from ..core.errors import ConfigError
 from ..core.registry import nearest
+from ..privacy.hazmat.suite import Crypto
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
@@ -27,7 +28,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `jobs`, `learners`, `algorithms`: names allowed, with * and ? as in file names. `min_cohort`: fewest
     members a round may have. `max_rows`: rows one round may train on. `max_rounds`: rounds of one run.
     `hours`: "22:00-06:00", local time, "" for always. `max_epsilon`: privacy loss in all, None for any.
-    `secure_sum`: only jobs that show nobody a single update.
+    `secure_sum`: only jobs that show nobody a single update. `crypto`: the suites that may hide them.
     """
 
     jobs: tuple[str, ...] = ("*",)
@@ -39,6 +40,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hours: str = ""
     max_epsilon: float | None = None
     secure_sum: bool = False
+    crypto: tuple[Crypto, ...] = ("intl", "gm")
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

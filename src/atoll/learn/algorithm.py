@@ -62,7 +62,7 @@ class Algorithm:
     `chain`: the two-sided transforms. `wrap`: changes how a client trains. `rule`: how replies
     become a total. `weigh`: "rows" (by each contribution's weight) or "equal". `protocol`: its
     own roles; None for synchronous rounds. `values`: its parameters, for reports. `exchange`: how updates
-    are summed, which a job says.
+    are summed, and `crypto` the suite that hides them (privacy/hazmat/suite.py), which a job says.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Algorithm:
     protocol: Roles | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     exchange: Exchange = field(default_factory=Plain)
+    crypto: str = "intl"
 
     def __post_init__(self) -> None:
         shows = self.exchange.shows

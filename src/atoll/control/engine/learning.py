@@ -18,6 +18,7 @@ from ...learn.local import Local
 from ...learn.wrapped import Kept
 from ...privacy import dp
 from ...privacy.claim import Claim
+from ...privacy.hazmat.suite import usable
 from ...privacy.ledger import Ledger
 from ...wire import checkpoint
 from ...wire.failpoint import declare, hit
@@ -53,7 +54,11 @@ class Learning:
 
     def about(self) -> dict[str, Any]:
         """What the federation may know of this site: figures and names."""
-        return {"data": {name: held.about() for name, held in self._held.items()}}
+        allowed = self._settings.policy.crypto
+        return {
+            "data": {name: held.about() for name, held in self._held.items()},
+            "crypto": [name for name in usable() if name in allowed],
+        }
 
     def answer(
         self, head: Mapping[str, Any], model: Path, to: Path, *, sound: bool, roots: bytes, federation: str
@@ -91,6 +96,7 @@ class Learning:
             evaluate=task.want == "evaluate",
             epsilon=self._epsilon(work),
             summed=work.job.exchange.blind,
+            crypto=work.job.crypto,
         )
         reason = refusal(self._settings.policy, question)
         if reason:

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from ...core.errors import AtollError
+from ...privacy.hazmat.suite import SUITES, usable
 from .doctor_member import doors
 from .doctor_network import network
 from .finding import Finding, span
@@ -60,6 +61,17 @@ def _versions() -> Iterator[Finding]:
         yield Finding("packages", "bad", f"not installed: {', '.join(missing)}", remedy)
     else:
         yield Finding("packages", "ok", f"atoll {version('atoll-fl')} and the {seen} packages it needs")
+        yield _crypto()
+
+
+def _crypto() -> Finding:
+    able = [suite for suite in SUITES.values() if suite.name in usable()]
+    text = "; ".join(f"{suite.name} ({suite.says})" for suite in able)
+    lacking = [name for name in SUITES if name not in usable()]
+    if not lacking:
+        return Finding("crypto", "ok", text)
+    remedy = "no job with it can run here: install a cryptography whose OpenSSL has SM3 and SM4"
+    return Finding("crypto", "warn", f"{text}; not {', '.join(lacking)}", remedy)
 
 
 # -- a folder -----------------------------------------------------------------------------------
