@@ -43,6 +43,16 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crypto: tuple[Crypto, ...] = ("intl", "gm")
 
 
+class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a client's own files are encrypted. `crypto`: the suite of new ones. `key_file`, `key_command`:
+    where the key is that they are sealed by, or what prints it; without, see control/engine/safe.py.
+    """
+
+    crypto: Crypto = "intl"
+    key_file: str = ""
+    key_command: tuple[str, ...] = ()
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A coordinator: where it keeps its state, and where members and operators reach it.
 
@@ -96,6 +106,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
     that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`: seconds without an
     ask after which the process that learns ends; its memory is free, and the next ask starts another.
+    `store`: how what it keeps on disk is encrypted.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -113,6 +124,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     parts: str = ""
     home: float = 60.0
     linger: float = 20.0
+    store: Store = Store()
     insecure: bool = False
 
 
@@ -133,6 +145,8 @@ def read(path: Path, kind: type[S], **over: Any) -> S:
     for key in _PATHS:
         if isinstance(table.get(key), str) and table[key]:
             table[key] = str(path.parent / table[key])
+    if isinstance(table.get("store"), dict) and (file := table["store"].get("key_file")):
+        table["store"]["key_file"] = str(path.parent / str(file))
     return make(kind, {**table, **{k: v for k, v in over.items() if v is not None}}, str(path))
 
 

@@ -17,6 +17,7 @@ from ...core.errors import ConfigError
 from ..settings import Client
 from .outside import Outside
 from .policy import inside
+from .safe import opened
 from .uplink import Uplink
 from .workplace import Here, Workplace
 
@@ -36,7 +37,10 @@ class Agent:
             inside(settings.policy.hours, 0)
         self.settings = settings
         outside = outside or Outside()
-        self.workplace: Workplace = outside.workplace(settings) if held is None else Here(settings, held)
+        vault = opened(settings)
+        self.workplace: Workplace = (
+            outside.workplace(settings, vault) if held is None else Here(settings, vault, held)
+        )
         self.uplink = Uplink(
             settings,
             self.about,
@@ -44,6 +48,7 @@ class Agent:
             self._letter,
             outside=outside,
             restore=self.workplace.restore,
+            vault=vault,
         )
         self.serving: Any = None
         self._about: Mapping[str, Any] = {}

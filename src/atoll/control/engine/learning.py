@@ -20,6 +20,7 @@ from ...privacy import dp
 from ...privacy.claim import Claim
 from ...privacy.hazmat.suite import usable
 from ...privacy.ledger import Ledger
+from ...privacy.vault import Vault
 from ...wire import checkpoint
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
@@ -28,6 +29,7 @@ from .datasets import Held, hold, pick
 from .orders import Asked, Orders, write
 from .policy import Asked as Question
 from .policy import refusal
+from .safe import opened
 from .seats import coins, taken
 from .work import Work, belongs
 
@@ -38,14 +40,18 @@ _KEPT = declare("learning.kept.before"), declare("learning.kept.after")
 
 
 class Learning:
-    """One client's data sets, those of the settings and `held`, and the run it works for.
+    """One client's data sets, those of the settings and `held`, and the run it works for. What it keeps is
+    sealed by `vault`, its folder's.
 
     Raises ConfigError or DataError for data that cannot be used. Methods block; call one at a time.
     """
 
-    def __init__(self, settings: Client, held: Mapping[str, Held] | None = None) -> None:
+    def __init__(
+        self, settings: Client, held: Mapping[str, Held] | None = None, vault: Vault | None = None
+    ) -> None:
         self._settings = settings
         self._folder = Path(settings.folder)
+        self._vault = vault or opened(settings)
         self._held: dict[str, Held] = dict(held or {})
         self._held |= {n: hold(n, t, self._folder) for n, t in settings.data.items()}
         self._locals: dict[str, Local] = {}
@@ -78,7 +84,7 @@ class Learning:
         failed = answer.failed.get(client)
         if failed is not None:
             raise Refused(failed)
-        write(asked, answer, to, most=asked.work.job.max_weight)
+        write(asked, answer, to, most=asked.work.job.max_weight, vault=self._vault)
 
     def _allowed(self, asked: Asked) -> None:
         """Raise Refused where this site's policy says no."""
@@ -146,13 +152,15 @@ class Learning:
             local = work.local(pick(self._held, work.data), client)
             if work.job.exchange.shows == "sum":
                 least = self._settings.policy.min_cohort
-                local.seat = taken(self._folder, work.run, roots, work.values["federation"], least)
+                local.seat = taken(
+                    self._folder, work.run, roots, work.values["federation"], least, self._vault
+                )
             if dp.by_rows(work.job.trained.chain):
-                local.seat.coins = coins(self._folder, work.run)
+                local.seat.coins = coins(self._folder, work.run, self._vault)
             path = self._state(work)
             if path.exists():
                 try:
-                    kept = checkpoint.load(path.read_bytes(), RECORDS)
+                    kept = checkpoint.load(self._vault.read(path), RECORDS)
                     local.committed, local.staged = dict(kept["committed"]), dict(kept["staged"])
                 except StateError as error:
                     log.warning("%s: what this client kept for the run is lost: %s", work.run, error)
@@ -164,8 +172,9 @@ class Learning:
             return
         state = {"committed": dict(local.committed), "staged": dict(local.staged)}
         hit(_KEPT[0])
-        with whole(self._state(work)) as file:
-            file.write(checkpoint.dump(state, RECORDS))
+        path = self._state(work)
+        with whole(path) as file, self._vault.sealing(file, path) as sink:
+            sink.write(checkpoint.dump(state, RECORDS))
         hit(_KEPT[1])
 
     def _state(self, work: Work) -> Path:
