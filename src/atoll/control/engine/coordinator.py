@@ -356,6 +356,7 @@ class Coordinator:
             rounds=rounds,
             ended=time.time(),
             label=getattr(job.exchange, "label", ""),
+            crypto=job.crypto if job.exchange.shows == "sum" else "",
         )
         signed = sign_report(mine.key, mine.chain, values)
         await self.host.durable(lambda: self.store.run_reported(run, signed))

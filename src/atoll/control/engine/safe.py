@@ -71,7 +71,7 @@ def rekeyed(settings: Client, owner: bytes | None) -> None:
     _write(Path(settings.folder) / NAME, vault.key, owner, settings.store)
 
 
-def key_of(data: bytes, where: str) -> bytes:
+def _key_of(data: bytes, where: str) -> bytes:
     """A key as its owner hands it over. Raises ConfigError for anything else."""
     text = data.strip()
     if len(text) == 2 * KEY:
@@ -90,18 +90,19 @@ def key_of(data: bytes, where: str) -> bytes:
 
 def _owner(store: Store) -> bytes | None:
     if store.key_command:
-        return key_of(_printed(store.key_command), f"the command {shlex.join(store.key_command)}")
+        return _key_of(_printed(store.key_command), f"the command {shlex.join(store.key_command)}")
     if store.key_file:
-        return _file(Path(store.key_file))
+        return key_in(Path(store.key_file))
     if given := os.environ.get(VARIABLE, ""):
-        return key_of(given.encode(), f"${VARIABLE}")
+        return _key_of(given.encode(), f"${VARIABLE}")
     credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / CREDENTIAL
-    return _file(credential) if credential.is_absolute() and credential.exists() else None
+    return key_in(credential) if credential.is_absolute() and credential.exists() else None
 
 
-def _file(path: Path) -> bytes:
+def key_in(path: Path) -> bytes:
+    """The key in a file. Raises ConfigError where there is none."""
     try:
-        return key_of(path.read_bytes(), str(path))
+        return _key_of(path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError(f"the key of this client's files cannot be read: {error}", "$.store") from None
 
