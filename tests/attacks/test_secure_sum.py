@@ -111,6 +111,28 @@ def test_a_transcript_and_all_but_one_of_the_threshold_show_nobody(lost: dict[st
     assert not any(adversary.sees(u) for u in honest)
 
 
+def test_who_takes_a_members_disk_later_does_not_read_its_vector() -> None:
+    """Control: with what it held before it opened its shares."""
+    sitting = sat()
+    assert (sitting.disks[0].mask, sitting.disks[0].seed, sitting.disks[0].noise) == (b"", b"", b"")
+    assert sitting.secrets[0].mask and ss.load(ss.dump({0: sitting.disks[0]}))[0] == sitting.disks[0]
+    thief = Adversary(sitting)
+    thief.corrupt(0)
+    assert not thief.sees(0)
+    thief.colluders = {0}
+    assert thief.sees(0)
+
+
+def test_what_is_left_of_an_opened_attempt_masks_and_signs_nothing_new() -> None:
+    sitting = sat()
+    left = sitting.disks[0]
+    with pytest.raises(PrivacyError, match="masks one vector in an attempt"):
+        ss.mask(left, sitting.mail[0], sitting.vectors[0], 32)
+    assert ss.sign(left, sitting.list, sitting.sign[0])[1] == sitting.signatures[0]
+    again, note = ss.reveal(left, sitting.list, ss.signatures_out(sitting.signatures), check=sitting.check)
+    assert (again, note) == (left, sitting.opened[0]), "a restart repeats itself"
+
+
 def test_control_one_more_colluder_sees_everybody() -> None:
     sitting = Sitting(N, vectors(N, 8, 32)).run("mask")
     assert all(Adversary(sitting, range(2, N)).sees(u) for u in range(2)), f"{T} of {N} hold all secrets"

@@ -223,6 +223,9 @@ def reveal(
 ) -> tuple[Secret, bytes]:
     """Its shares: of the seed of each holder that is there, of the mask key of each that is lost.
 
+    What it masked its own vector with is not in the Secret any more: who gets hold of its disk later learns
+    nothing of a vector that was recorded.
+
     Raises PrivacyError unless `threshold` of its holders have signed the list that it signed itself.
     """
     roster, me = secret.roster, secret.keys.client
@@ -245,7 +248,8 @@ def reveal(
             seeds[v] = text[shamir.SHARE :]
         else:
             keys[v] = text[: shamir.SHARE]
-    return replace(secret, opened=True), msgspec.msgpack.encode(_Opened(seeds, keys))
+    bare = replace(secret, opened=True, mask=b"", seed=b"", noise=b"")
+    return bare, msgspec.msgpack.encode(_Opened(seeds, keys))
 
 
 def noise_key(secret: Secret) -> bytes:

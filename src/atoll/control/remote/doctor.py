@@ -7,6 +7,7 @@ the disk, the modes of private files, the identity in it and the schema of a sto
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -23,7 +24,7 @@ from .doctor_network import network
 from .finding import Finding, span
 
 ROOM = 1 << 30  # bytes free on the disk below which one is
-PRIVATE = ("key.pem", "authority.key.pem", "operator.json", "admin.json")
+PRIVATE = ("key.pem", "authority.key.pem", "operator.json", "admin.json", "store.key")
 
 
 def examine(
@@ -87,6 +88,8 @@ def _folder(folder: Path, now: float) -> Iterator[Finding]:
     yield from _modes(folder)
     for place in sorted({p.parent for p in folder.rglob("cert.pem")}):
         yield _identity(place, now)
+    if (folder / "store.key").exists():
+        yield _store_key(folder / "store.key")
     if (folder / "atoll.db").exists():
         yield _schema(folder)
 
@@ -130,6 +133,18 @@ def _identity(place: Path, now: float) -> Finding:
         remedy = "it should have been renewed by now: see that the member runs and reaches its server"
         return Finding("identity", "warn", text, remedy)
     return Finding("identity", "ok", text)
+
+
+def _store_key(path: Path) -> Finding:
+    """Whether who copies the folder can read a client's files (engine/safe.py)."""
+    try:
+        crypto = json.loads(path.read_bytes())["crypto"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        remedy = "restore it from a backup: what this client keeps needs it"
+        return Finding("store key", "bad", f"{path} is damaged: {error}", remedy)
+    if crypto is None:
+        return Finding("store key", "ok", "it lies beside what it encrypts: store.key_file keeps it apart")
+    return Finding("store key", "ok", f"sealed by its owner's, with {crypto}")
 
 
 def _schema(folder: Path) -> Finding:
