@@ -37,6 +37,24 @@ def test_a_simulated_job_gives_the_same_model_in_either() -> None:
     assert one.params == other.params
 
 
+def test_an_encrypted_sum_in_gm_is_the_same_sum() -> None:
+    pytest.importorskip("tenseal")
+    one = at.simulate(JOB.replace(exchange=at.encrypted_sum(members=16)), SITES, seed=3)
+    other = at.simulate(JOB.replace(exchange=at.encrypted_sum(members=16), crypto="gm"), SITES, seed=3)
+    assert one.params == other.params
+
+
+def test_a_promise_of_privacy_holds_in_gm() -> None:
+    """Other noise of the same size: from another cipher, under other masks."""
+    job = JOB.replace(sites=False).private(
+        epsilon=8.0, delta=1e-3, clip=1.0, exchange=at.secure_sum(largest=4.0)
+    )
+    one, other = (at.simulate(job.replace(crypto=name), SITES, seed=3) for name in ("intl", "gm"))
+    assert one.params != other.params
+    apart = np.linalg.norm(one.params.buffer - other.params.buffer)
+    assert 0 < apart < 10 * job.privacy.sigma * len(one.history)
+
+
 class Used(Exception):  # noqa: N818
     """A primitive of the other suite was used."""
 
