@@ -141,10 +141,14 @@ def plain_folder(folder: Path) -> None:
 
 def test_what_an_earlier_version_left_is_sealed(tmp_path: Path) -> None:
     plain_folder(tmp_path)
+    halves = [tmp_path / name for name in ("runs/.r1.state.12ab.part", "answers/ef.part")]
+    for half in halves:
+        half.write_bytes(b"half")
     vault = opened(client(tmp_path))
     for name, data in PLAIN.items():
         assert sealed((tmp_path / name).read_bytes())
         assert vault.read(tmp_path / name) == data
+    assert not any(half.exists() for half in halves)
     assert (tmp_path / "models/cd").read_bytes() == b"model", "everybody's"
     assert (tmp_path / "budgets/b.json").read_bytes() == b"{}", "figures, and its owner's to read"
 

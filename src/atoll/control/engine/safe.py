@@ -61,6 +61,8 @@ def opened(settings: Client) -> Vault:
     if not path.exists():
         for plain_file in _files(folder):
             _seal(vault, plain_file)
+        for part in (*folder.glob("runs/.*.part"), *folder.glob("answers/*.part")):  # what a kill has left
+            part.unlink()
         making.replace(path)
     return vault
 
