@@ -133,8 +133,9 @@ def test_a_job_names_its_suite() -> None:
     job = config.parse(table).job
     assert (job.crypto, job.trained.crypto) == ("gm", "gm")
     assert config.parse({"learner": "softmax"}).job.crypto == "intl"
-    with pytest.raises(ConfigError, match="crypto is 'intl' or 'gm', got 'sm2'"):
-        config.parse({**table, "crypto": "sm2"})
+    for wrong in ("sm2", "", 5, ["gm"], {"name": "gm"}):
+        with pytest.raises(ConfigError, match=r"\$\.crypto: crypto is 'intl' or 'gm', got"):
+            config.parse({**table, "crypto": wrong})
     with pytest.raises(ConfigError, match="set exchange to secure_sum"):
         config.parse({"learner": "softmax", "crypto": "gm"})
 

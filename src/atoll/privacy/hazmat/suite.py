@@ -151,7 +151,7 @@ SUITES = {suite.name: suite for suite in (INTL, GM)}
 
 def suite_of(name: str, path: str = "$") -> Suite:
     """The suite of that name. Raises ConfigError where there is none; `path`: where the name stands."""
-    if name not in SUITES:
+    if not isinstance(name, str) or name not in SUITES:
         raise ConfigError(f"crypto is {' or '.join(map(repr, SUITES))}, got {name!r}", path)
     return SUITES[name]
 
