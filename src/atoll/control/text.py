@@ -131,6 +131,9 @@ ZH = {
     "start, train, export, predict and end, once": "启动、训练、导出、预测并结束，一次完成",
     "run a coordinator": "运行协调器",
     "run an edge between clients and a coordinator": "在客户端与协调器之间运行边缘节点",
+    "seal the key of a client's files by another key": "用另一把密钥封存客户端文件的密钥",
+    "a file with the new key; without, it lies beside its files": "存放新密钥的文件；不给出则密钥与文件放在一起",
+    "its files stay; their key is sealed anew": "文件不变，其密钥已重新封存",
     "run a client beside its data": "在数据所在处运行客户端",
     "queue a job at a federation": "向联邦提交作业排队",
     "list runs": "列出运行",
@@ -364,6 +367,7 @@ ZH = {
     "value": "值",
     "numbers": "数据",
     "a million encrypted numbers": "每一百万个加密数值",
+    "crypto": "密码套件",
     "who reads updates": "谁能读取更新",
     "one client plus the server reads all": "任一客户端与服务器合谋即可读取全部",
 }

@@ -20,7 +20,7 @@ from ..core.edge import Answer, Task, wire
 from ..core.errors import AtollError, ProtocolError
 from ..core.protocol import Party
 from ..core.update import Layout
-from .exchange import TABLE, Seat
+from .exchange import TABLE
 from .failure import reason
 from .integers import Noise, Scale, share_of
 
@@ -59,6 +59,12 @@ class Attempt:
     number: int
     failed: dict[int, str]
     sent: int = 0
+
+    def label(self, group: int = 0) -> Label:
+        """What binds all that is made for this attempt."""
+        from ..privacy.roster import Label
+
+        return Label(*self.plan.label, self.task.round, self.number, group, self.plan.algorithm.crypto)
 
     async def noted(self, task: Task) -> dict[int, bytes]:
         """The notes that clients answer a step with."""
@@ -137,17 +143,17 @@ def hidden(answer: Answer, hide: Callable[[int, Reply], Reply]) -> Answer:
     return replace(answer, replies=replies, sent=sum(wire(r.update) for _, r in replies))
 
 
-def label(seat: Seat, step: Step, group: int = 0) -> Label:
-    """What binds all that is made for a step's attempt."""
+def label(local: Local, step: Step, group: int = 0) -> Label:
+    """What binds all that is made for a step's attempt, in the suite that the signed job names."""
     from ..privacy.roster import Label
 
-    return Label(*seat.run, step.round, step.attempt, group)
+    return Label(*local.seat.run, step.round, step.attempt, group, local.algorithm.crypto)
 
 
-def kept(seat: Seat, client: int, step: Step, what: str, group: int = 0) -> Secret:
+def kept(local: Local, client: int, step: Step, what: str, group: int = 0) -> Secret:
     """What this client keeps of the step's attempt. Raises ProtocolError if that is another one."""
-    secret: Secret | None = seat.secrets.get(client)
-    if secret is None or secret.label != label(seat, step, group):
+    secret: Secret | None = local.seat.secrets.get(client)
+    if secret is None or secret.label != label(local, step, group):
         raise ProtocolError(f"this client has begun no such attempt at {what}, or it is over")
     return secret
 
@@ -161,7 +167,7 @@ def keys(local: Local, client: int, step: Step, what: str, group: int = 0) -> by
     from ..privacy import secure_sum as ss
 
     seat = local.seat
-    mine, before = label(seat, step, group), seat.secrets.get(client)
+    mine, before = label(local, step, group), seat.secrets.get(client)
     if before is None or before.label != mine:
         if before is not None and (before.label.round, before.label.attempt) >= (step.round, step.attempt):
             raise ProtocolError(f"this attempt at {what} is over: a later one has begun")
@@ -202,6 +208,8 @@ def noise(secret: Secret, scale: Scale) -> Noise:
     """A member's part of the noise of all who must stay, less those who may tell theirs."""
     from ..privacy.secure_sum import noise_key
 
+    suite = secret.label.suite
+
     def drawn(size: int, whole: float) -> NDArray[np.int64]:
         assert scale.noise is not None  # noqa: S101  asked by `Scale.out`
         crew = scale.noise.crew(members := len(secret.members))
@@ -209,6 +217,6 @@ def noise(secret: Secret, scale: Scale) -> Noise:
             raise ProtocolError(
                 f"of {members} members {scale.noise.colluders} may collude: too few others add noise"
             )
-        return share_of(noise_key(secret), crew)(size, whole)
+        return share_of(noise_key(secret), crew, suite.stream)(size, whole)
 
     return drawn

@@ -45,7 +45,6 @@ from ..core.update import Layout, Leaf, Update
 from ..privacy.graph import threshold
 from ..privacy.hazmat import bfv
 from . import attempts
-from .exchange import Seat
 from .integers import Read, Scale
 from .quantise import dense
 from .secure import SecureSum
@@ -188,7 +187,7 @@ class EncryptedSum:
         from ..privacy import encrypted_sum as es
 
         dense(reply.update, "encrypted_sum")
-        secret = _taken(self, local.seat, client, step, task.notes[client])
+        secret = _taken(self, local, client, step, task.notes[client])
         own = es.held(secret)
 
         rng = local.key.at("encrypted", client, task.round)
@@ -238,11 +237,10 @@ class _Attempt(attempts.Attempt):
         """Raises ProtocolError where too few stay, or where two read differently."""
         from ..privacy import encrypted_sum as es
         from ..privacy import secure_sum as ss
-        from ..privacy.roster import Label
 
         keys = await self._notes("keys", self.task.clients)
         self._enough(keys, self.how.least, "sent keys")
-        roster = ss.roster_of(Label(*self.plan.label, self.task.round, self.number), keys)
+        roster = ss.roster_of(self.label(), keys)
         by, drawn = await self._drawn(roster.clients, ss.roster_out(roster))
         given = msgspec.msgpack.encode(es.Given(ss.roster_out(roster), by, drawn.box))
         answer = await self._vectors(given, drawn.letters, quorum)
@@ -260,9 +258,9 @@ class _Attempt(attempts.Attempt):
     async def _drawn(self, clients: Sequence[int], roster: bytes) -> tuple[int, Drawn]:
         """A key that one of them draws, and who: the first that answers, in an order of the roster's."""
         from ..privacy.encrypted_sum import Drawn, decoded
-        from ..privacy.hazmat import pairs
 
-        for client in sorted(clients, key=lambda c: pairs.committed(roster, "draws", c)):
+        committed = self.label().suite.committed
+        for client in sorted(clients, key=lambda c: committed(roster, "draws", c)):
             notes = await self._notes("draw", (client,), roster)
             if client in notes:
                 return client, decoded(notes[client], Drawn, "a key")
@@ -299,8 +297,9 @@ class _Attempt(attempts.Attempt):
 
         a, b = (decoded(note, Page, "an opened page") for note in notes)
         bits, size = self.how.plain, blocks * self.how.room
-        one = unpadded(a, b.pad, words, bits, size)
-        two = unpadded(b, a.pad, words, bits, size)
+        suite = self.label().suite
+        one = unpadded(suite, a, b.pad, words, bits, size)
+        two = unpadded(suite, b, a.pad, words, bits, size)
         if not np.array_equal(one, two):
             raise ProtocolError("two members have read different sums: one of them is wrong")
         return one
@@ -341,18 +340,18 @@ def _draw(exchange: EncryptedSum, local: Local, client: int, step: Step, params:
     from ..privacy import encrypted_sum as es
 
     seat = local.seat
-    secret = attempts.kept(seat, client, step, WHAT)
+    secret = attempts.kept(local, client, step, WHAT)
     secret = es.joined(secret, step.text, least=max(exchange.least, seat.least), check=seat.check)
     secret, drawn = es.draw(secret, lambda: bfv.fresh(exchange.ring))
     seat.keep(client, secret)
     return msgspec.msgpack.encode(drawn)
 
 
-def _taken(exchange: EncryptedSum, seat: Seat, client: int, step: Step, letter: bytes) -> Secret:
+def _taken(exchange: EncryptedSum, local: Local, client: int, step: Step, letter: bytes) -> Secret:
     from ..privacy import encrypted_sum as es
 
     given = es.decoded(step.text, es.Given, "a key")
-    secret = attempts.kept(seat, client, step, WHAT)
+    secret, seat = attempts.kept(local, client, step, WHAT), local.seat
     secret = es.joined(secret, given.roster, least=max(exchange.least, seat.least), check=seat.check)
     return es.take(secret, given.by, given.box, letter)
 
@@ -361,7 +360,7 @@ def _agree(exchange: EncryptedSum, local: Local, client: int, step: Step, params
     from ..privacy import encrypted_sum as es
 
     seat, there = local.seat, es.decoded(step.text, list[int], "a list of survivors")
-    secret = attempts.kept(seat, client, step, WHAT)
+    secret = attempts.kept(local, client, step, WHAT)
     least = max(enough(exchange, local.algorithm, len(secret.members)), seat.least)
     secret = es.agreed(secret, there, least)
     attempts.vouched(local, secret, there)
@@ -374,7 +373,7 @@ def _open(exchange: EncryptedSum, local: Local, client: int, step: Step, params:
     from ..privacy import encrypted_sum as es
 
     asked, seat = es.decoded(step.text, _Open, "a list of survivors"), local.seat
-    secret = attempts.kept(seat, client, step, WHAT)
+    secret = attempts.kept(local, client, step, WHAT)
     least = max(enough(exchange, local.algorithm, len(secret.members)), seat.least)
     sums = _page(params, exchange.bits)
     if asked.first < 0 or asked.first % PAGE:
