@@ -52,14 +52,18 @@ def attackers(clients: int, share: float, seed: int = 0) -> tuple[int, ...]:
 
 
 def trials(
-    jobs: Mapping[str, Job], data: Any, attacks: Sequence[Attack], liars: Sequence[int], seed: int = 0
+    jobs: Mapping[str, Job],
+    data: Any,
+    attacks: Sequence[Attack],
+    liars: Sequence[int],
+    seed: int = 0,
+    clean: float | None = None,
 ) -> Iterator[Trial]:
     """Each job without attackers, then under each attack; one after the other, as they come in.
 
-    What an attack leaves is held against the first job's accuracy while everybody is honest, so that the
-    price of a rule counts as well. Raises ConfigError where no accuracy is measured.
+    What an attack leaves is held against `clean`, by default the first job's accuracy while everybody is
+    honest, so that the price of a rule counts as well. Raises ConfigError where no accuracy is measured.
     """
-    clean = 0.0
     for name, job in jobs.items():
         accuracy = _accuracy(_run(job, data, seed))
         if not accuracy:
