@@ -6,6 +6,7 @@ atoll.attack, knowing what all honest clients send. A cell is one attack, share,
 is its accuracy over that of the plain mean while everybody is honest. Beside it: who is suspected after five
 rounds of each attack, and who in thirty rounds on Dirichlet(0.3) in which nobody lies. Everything is fixed
 here but which cells are run; `--quick`: a fifth of liars, one seed, the plain mean and the recommended rule.
+The same for sums that are secret and private stands in masked.py.
 
 With `--json FILE` what is done is kept in FILE, and the same command again goes on from there.
 """
@@ -17,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
@@ -34,6 +35,10 @@ from atoll.learn.defend import recommended
 from atoll.learn.detect import Record, judge, look, suspects
 from atoll.learn.rules import Rule, Stack
 
+from . import masked
+from .masked import Masked
+
+PARTS = ("open", "masked", "detection")
 CLIENTS, ROWS, ROUNDS, SIDE = 20, 20_000, 100, 14
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 SEEDS = (1, 2, 3)
@@ -110,7 +115,7 @@ def job(rule: Rule) -> at.Job:
 
 def cells(asked: argparse.Namespace, done: Sequence[Cell] = ()) -> Iterator[Cell]:
     """Every cell that is not done, as it comes in: the plain mean and the recommended rule first."""
-    attacks = [build("attack", p.name) for p in parts("attack") if not asked.only or p.name in asked.only]
+    attacks = _attacks(asked.only)
     first = [rule for rule in ("mean", "recommended") if rule in asked.rules]
     kept = {(c.rule, c.split, c.seed, c.share, c.attack): c for c in done}
     for rules in (first, [rule for rule in asked.rules if rule not in first]):
@@ -125,6 +130,10 @@ def cells(asked: argparse.Namespace, done: Sequence[Cell] = ()) -> Iterator[Cell
                 if (key := (cell.rule, *where, cell.attack)) not in kept:
                     kept[key] = cell
                     yield cell
+
+
+def _attacks(only: Collection[str]) -> list[Attack]:
+    return [build("attack", p.name) for p in parts("attack") if not only or p.name in only]
 
 
 def _group(
@@ -165,8 +174,9 @@ class Alarm:
 
 
 def alarms(seeds: Sequence[int], done: Sequence[Alarm] = (), share: float = 0.2) -> Iterator[Alarm]:
-    """Every attack, five rounds long; and nobody lying, thirty rounds on clients that are much unlike. What is
-    done comes first.
+    """Every attack, five rounds long; and nobody lying, thirty rounds on clients that are much unlike.
+
+    `done`: those that need not run again.
     """
     whole = 1 + len(SPLITS) * len(parts("attack"))
     kept = {seed: [a for a in done if a.seed == seed] for seed in seeds}
@@ -244,7 +254,22 @@ def findings(found: Sequence[Cell]) -> list[Finding]:
     return made
 
 
-def _told(cell: Cell) -> str:
+def hidden(found: Sequence[Masked]) -> list[Finding]:
+    """What is asked of buckets under secure sums and a promise of privacy."""
+    made = []
+    for bucket in dict.fromkeys(c.bucket for c in found):
+        mine = [c for c in found if c.bucket == bucket and c.attack != "none"]
+        if not mine:
+            continue
+        kept = [c for c in mine if c.kept >= KEEP]
+        how = f"buckets of {bucket}" if bucket else "no buckets, no rule"
+        text = f"{mine[0].share:.0%} lie, {how}, unit {mine[0].unit}, epsilon {mine[0].epsilon:.3f}"
+        worst = min(mine, key=lambda c: c.kept)
+        made.append(Finding(text, len(kept), len(mine), 0.95 if bucket else None, _told(worst)))
+    return made
+
+
+def _told(cell: Cell | Masked) -> str:
     door = "" if cell.success is None else f", trigger {cell.success:.1%}"
     return f"{cell.attack} {cell.share:.0%} {cell.split} seed {cell.seed}: {cell.kept:.1%}{door}"
 
@@ -254,21 +279,28 @@ class Sheet:
     """What is done, and the file that holds it."""
 
     cells: list[Cell]
+    masked: list[Masked]
     alarms: list[Alarm]
 
     @classmethod
     def read(cls, path: Path | None) -> Sheet:
         """What a file holds, where there is one."""
         if path is None or not path.exists():
-            return cls([], [])
+            return cls([], [], [])
         held = json.loads(path.read_text())
-        return cls([Cell(**c) for c in held["cells"]], [Alarm(**a) for a in held["alarms"]])
+        cells, hidden = [Cell(**c) for c in held["cells"]], [Masked(**c) for c in held.get("masked", [])]
+        return cls(cells, hidden, [Alarm(**a) for a in held["alarms"]])
 
     def write(self, path: Path | None, said: Sequence[Finding] = ()) -> None:
         """All of it, in place of what the file held."""
         if path is None:
             return
-        plain = {"cells": self.cells, "alarms": self.alarms, "findings": said}
+        plain: dict[str, Sequence[Any]] = {
+            "cells": self.cells,
+            "masked": self.masked,
+            "alarms": self.alarms,
+            "findings": said,
+        }
         beside = path.with_suffix(".part")
         beside.write_text(
             json.dumps({name: [asdict(row) for row in rows] for name, rows in plain.items()}, indent=1) + "\n"
@@ -279,8 +311,11 @@ class Sheet:
 def main(words: list[str]) -> int:
     """Print every cell to standard error, the findings to standard output; 1 where a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench robust", description=__doc__)
-    parser.add_argument("--json", type=Path, help="keep cells and findings there, and go on from what it holds")
+    parser.add_argument(
+        "--json", type=Path, help="keep cells and findings there, and go on from what it holds"
+    )
     parser.add_argument("--quick", action="store_true", help="a fifth of liars, one seed, two rules")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
@@ -290,13 +325,24 @@ def main(words: list[str]) -> int:
     if asked.quick:
         asked.shares, asked.seeds, asked.rules = [0.2], [1], ["mean", "recommended"]
     sheet = Sheet.read(asked.json)
-    for cell in cells(asked, sheet.cells):
-        print(f"{cell.rule:18}{_told(cell)}  ({cell.seconds} s)", file=sys.stderr, flush=True)
-        sheet.cells.append(cell)
-        sheet.write(asked.json)
-    if not asked.only and len(asked.splits) == len(SPLITS):
+    if "open" in asked.parts:
+        for cell in cells(asked, sheet.cells):
+            print(f"{cell.rule:18}{_told(cell)}  ({cell.seconds} s)", file=sys.stderr, flush=True)
+            sheet.cells.append(cell)
+            sheet.write(asked.json)
+    if "masked" in asked.parts:
+        splits = {name: SPLITS[name] for name in asked.splits}
+        for found in masked.cells(_attacks(asked.only), splits, asked.seeds, sheet.masked):
+            print(
+                f"buckets of {found.bucket}      {_told(found)}  ({found.seconds} s)",
+                file=sys.stderr,
+                flush=True,
+            )
+            sheet.masked.append(found)
+            sheet.write(asked.json)
+    if "detection" in asked.parts and not asked.only and len(asked.splits) == len(SPLITS):
         sheet.alarms = list(alarms(asked.seeds, sheet.alarms))
-    said = findings(sheet.cells) + (told(sheet.alarms) if sheet.alarms else [])
+    said = [*findings(sheet.cells), *hidden(sheet.masked), *(told(sheet.alarms) if sheet.alarms else [])]
     sheet.write(asked.json, said)
     for finding in said:
         print(finding)
