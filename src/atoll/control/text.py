@@ -73,6 +73,8 @@ ZH = {
     "guessed": "猜中",
     "protection": "保护",
     "secure sum": "安全求和",
+    "noise": "噪声",
+    "example": "样本",
     "members told": "成员识别优势",
     "at most": "上限",
     "nothing contradicts it": "没有与之矛盾之处",

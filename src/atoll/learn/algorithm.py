@@ -140,6 +140,10 @@ class Algorithm:
                 f"a secure sum shows sums, and {type(self.rule).__name__} is no rule over sums:"
                 " use Sum or Buckets"
             )
+        if isinstance(self.rule, Buckets) and not getattr(self.exchange, "buckets", True):
+            raise CompositionError(
+                f"{type(self.exchange).__name__} makes one sum of all: buckets go with secure_sum()"
+            )
         if self.protocol is not None:
             raise CompositionError(
                 f"{self.name} has rounds of its own, in which single updates are seen: use an algorithm of"

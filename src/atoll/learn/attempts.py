@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ from ..core.aggregate import Aggregator, Points, Reply
 from ..core.edge import Answer, Task, wire
 from ..core.errors import AtollError, ProtocolError
 from ..core.protocol import Party
+from ..core.rng import Rng
 from ..core.update import Layout
 from .exchange import TABLE
 from .failure import reason
@@ -135,6 +136,16 @@ def notes(clients: Sequence[int], take: Callable[[int], bytes]) -> Answer:
         except (AtollError, KeyError) as error:
             failed[client] = reason(error)
     return Answer(tuple(found), found or None, failed, sum(map(len, found.values())))
+
+
+Integers: TypeAlias = Callable[[int, Reply, Scale, Rng, Noise], NDArray[np.uint64]]
+
+
+def honest(client: int, reply: Reply, scale: Scale, rng: Rng, noise: Noise) -> NDArray[np.uint64]:
+    """A client's integers as the protocol asks for them. Nobody can check what is under a mask: what others
+    may put there instead is attack/poison.py's.
+    """
+    return scale.out(reply.update, reply.weight, rng, noise)
 
 
 def hidden(answer: Answer, hide: Callable[[int, Reply], Reply]) -> Answer:

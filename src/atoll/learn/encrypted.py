@@ -45,6 +45,7 @@ from ..core.update import Layout, Leaf, Update
 from ..privacy.graph import threshold
 from ..privacy.hazmat import bfv
 from . import attempts
+from .attempts import Integers, honest
 from .integers import Read, Scale
 from .quantise import dense
 from .secure import SecureSum
@@ -97,6 +98,7 @@ class EncryptedSum:
     members: int = 256
     shows: ClassVar[Literal["sum", "each"]] = "sum"
     blind: ClassVar[bool] = False
+    buckets: ClassVar[bool] = False
     label: ClassVar[str] = "one client plus the server reads all"
 
     @cached_property
@@ -173,16 +175,25 @@ class EncryptedSum:
 
         return attempts.notes(task.clients, take)
 
-    def outgoing(self, local: Local, task: Task, answer: Answer) -> Answer:
-        """Replies as ciphertexts, all of weight 1 and without metrics."""
+    def outgoing(self, local: Local, task: Task, answer: Answer, integers: Integers = honest) -> Answer:
+        """Replies as ciphertexts, all of weight 1 and without metrics, of what `integers` makes."""
         step = read(task.note)
         if step.step != "encrypt":
             raise ProtocolError("this job's updates leave their clients encrypted: the task is another step")
         scale = self.scale(local.algorithm, step.members, step.heaviest)
-        return attempts.hidden(answer, lambda c, reply: self._encrypted(local, task, step, scale, c, reply))
+        return attempts.hidden(
+            answer, lambda c, reply: self._encrypted(local, task, step, scale, c, reply, integers)
+        )
 
     def _encrypted(
-        self, local: Local, task: Task, step: Step, scale: Scale, client: int, reply: Reply
+        self,
+        local: Local,
+        task: Task,
+        step: Step,
+        scale: Scale,
+        client: int,
+        reply: Reply,
+        integers: Integers,
     ) -> Reply:
         from ..privacy import encrypted_sum as es
 
@@ -191,7 +202,7 @@ class EncryptedSum:
         own = es.held(secret)
 
         rng = local.key.at("encrypted", client, task.round)
-        numbers = scale.out(reply.update, reply.weight, rng, attempts.noise(secret, scale))
+        numbers = integers(client, reply, scale, rng, attempts.noise(secret, scale))
         layout = self.layout(len(numbers))
         tags = self.tags_of(own, client, layout.leaves[0].shape[1])
         local.seat.keep(client, attempts.named(secret, reply))

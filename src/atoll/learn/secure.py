@@ -31,6 +31,7 @@ from ..core.update import Update
 from ..privacy import dp
 from ..privacy.graph import threshold
 from . import attempts
+from .attempts import Integers, honest
 from .integers import Counted, Hidden, Read, Scale
 from .quantise import dense
 from .robust import Buckets
@@ -119,21 +120,32 @@ class SecureSum:
 
         return attempts.notes(task.clients, take)
 
-    def outgoing(self, local: Local, task: Task, answer: Answer) -> Answer:
-        """Replies as masked integers, all of weight 1 and without metrics."""
+    def outgoing(self, local: Local, task: Task, answer: Answer, integers: Integers = honest) -> Answer:
+        """Replies as masked integers, all of weight 1 and without metrics; `integers` makes them."""
         step = read(task.note)
         if step.step != "mask":
             raise ProtocolError("this job's updates leave their clients masked: the task is for another step")
         scale = self.scale(local.algorithm, step.members, step.heaviest)
-        return attempts.hidden(answer, lambda c, reply: self._masked(local, task, step, scale, c, reply))
+        return attempts.hidden(
+            answer, lambda c, reply: self._masked(local, task, step, scale, c, reply, integers)
+        )
 
-    def _masked(self, local: Local, task: Task, step: Step, scale: Scale, client: int, reply: Reply) -> Reply:
+    def _masked(
+        self,
+        local: Local,
+        task: Task,
+        step: Step,
+        scale: Scale,
+        client: int,
+        reply: Reply,
+        integers: Integers,
+    ) -> Reply:
         from ..privacy.secure_sum import mask
 
         dense(reply.update, "secure_sum")
         secret = attempts.kept(local, client, step, WHAT, step.of(client)[0])
         rng = local.key.at("secure", client, task.round)
-        numbers = scale.out(reply.update, reply.weight, rng, attempts.noise(secret, scale))
+        numbers = integers(client, reply, scale, rng, attempts.noise(secret, scale))
         secret, hidden = mask(attempts.named(secret, reply), task.notes[client], numbers, self.bits)
         local.seat.keep(client, secret)
         return Reply(Update(scale.layout(reply.update.layout), hidden, bits=self.bits))
