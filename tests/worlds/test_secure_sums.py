@@ -264,14 +264,26 @@ def test_a_grid_too_coarse_for_the_noise_is_one_clear_reason() -> None:
 BUCKETS = at.robust(at.trimmed_mean(1), buckets=4)
 
 
-def test_sums_in_buckets_are_those_in_the_open() -> None:
-    """The rule sees the same means, to a unit of the scale, flat and in a tree, and no single update."""
-    job = JOB.replace(algorithm=BUCKETS)
-    blind = job.replace(exchange=at.secure_sum())
-    run = at.simulate(blind, SITES, seed=3)
-    np.testing.assert_allclose(run.params.buffer, at.simulate(job, SITES, seed=3).params.buffer, atol=1e-6)
-    assert at.simulate(blind.replace(topology=at.tree((2, 2))), SITES, seed=3).params == run.params
-    assert [r["clients"] for r in run.history if "clients" in r] == [10, 10]
+@pytest.mark.parametrize("topology", [at.flat(), at.tree((2, 2))])
+def test_sums_in_buckets_are_those_in_the_open(monkeypatch: pytest.MonkeyPatch, topology: Any) -> None:
+    """The rule sees the same means, to a unit of the scale; buckets are as drawn, not as the seed tells."""
+    deal, places = at.Buckets.dealt, []
+
+    def listen(self: at.Buckets, cohort: Any, key: Rng) -> dict[int, int]:
+        place = deal(self, cohort, key)
+        places.extend([place] if place not in places else [])
+        return place
+
+    monkeypatch.setattr(at.Buckets, "dealt", listen)
+    job = JOB.replace(algorithm=BUCKETS, topology=topology, rounds=1)
+    run = at.simulate(job.replace(exchange=at.secure_sum()), SITES, seed=3)
+    assert [r["clients"] for r in run.history if "clients" in r] == [10]
+    told, drawn = places
+    at.simulate(job, SITES, seed=3)
+    assert places == [told, drawn], "in the open they follow from the seed"
+    monkeypatch.setattr(at.Buckets, "dealt", lambda self, cohort, key: drawn)
+    plain = at.simulate(job, SITES, seed=3)
+    np.testing.assert_allclose(run.params.buffer, plain.params.buffer, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(12))

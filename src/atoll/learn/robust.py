@@ -114,10 +114,10 @@ class Ratio:
 class Buckets:
     """Sums inside `k` random buckets of the cohort, then `rule` over the buckets' means (k, d).
 
-    Who falls into which bucket follows from the round's key and the cohort alone. Robust rules
-    see means of a few, never one (Karimireddy, He, Jaggi 2022, "Byzantine-robust learning on
-    heterogeneous datasets via bucketing", alg. 1). One malicious client spoils its bucket: a rule's `f`
-    counts clients, and it withstands as many spoilt buckets.
+    Who falls into which bucket follows from the round's key and the cohort alone; under a secure sum its
+    members draw that key together (deal.py). Robust rules see means of a few, never one (Karimireddy, He,
+    Jaggi 2022, "Byzantine-robust learning on heterogeneous datasets via bucketing", alg. 1). One malicious
+    client spoils its bucket: a rule's `f` counts clients, and it withstands as many spoilt buckets.
     Raises ConfigError for fewer buckets than the rule needs.
     """
 
@@ -138,9 +138,12 @@ class Buckets:
         """This round's: the cohort dealt into buckets. Raises ConfigError where they are too few."""
         if len(cohort) > 1:
             fits(as_rule(self.rule), min(self.k, len(cohort)), len(cohort))
+        return Buckets(self.k, self.rule, self.inner.at(points, cohort, key), self.dealt(cohort, key))
+
+    def dealt(self, cohort: Sequence[int], key: Rng) -> dict[int, int]:
+        """Each client's bucket."""
         order = key.at("buckets").generator().permutation(sorted(cohort))
-        place = {int(client): i % self.k for i, client in enumerate(order)}
-        return Buckets(self.k, self.rule, self.inner.at(points, cohort, key), place)
+        return {int(client): i % self.k for i, client in enumerate(order)}
 
     def lift(self, peer: int, reply: Reply) -> dict[int, Partial]:
         """One contribution in its bucket."""

@@ -8,7 +8,8 @@ The steps are privacy/secure_sum.py's; here stand their two roles, between a rou
 A client's update is weighted before it is rounded (integers.py), and its weight is summed under the same
 masks, so that nobody learns how many rows it has.
 
-Under `Buckets` every bucket is a secure sum of its own, all in step, and the rule sees the buckets' means.
+Under `Buckets` every bucket is a secure sum of its own, all in step, and the rule sees the buckets' means;
+who sits in which is drawn by the members (deal.py).
 
 Edges need not know any of this: they add integers and pass notes on, so the sum is the same over any tree.
 A step that too few answer ends the attempt; the next one has fresh keys.
@@ -30,7 +31,7 @@ from ..core.registry import part
 from ..core.update import Update
 from ..privacy import dp
 from ..privacy.graph import threshold
-from . import attempts
+from . import attempts, deal
 from .attempts import Integers, honest
 from .integers import Counted, Hidden, Read, Scale
 from .quantise import dense
@@ -48,15 +49,17 @@ WHAT = "a secure sum"
 class Step(msgspec.Struct, array_like=True):
     """What a note says: a step of which attempt, and what all members need for it.
 
-    `groups`: who is summed with whom, and what each group is told; one group where there are no buckets.
+    `groups`: who is summed with whom, and what each group is told; one group where there are no buckets, or
+    before they are drawn. `coins`: by which they were.
     """
 
-    step: Literal["keys", "shares", "mask", "sign", "open"]
+    step: Literal["lot", "coin", "keys", "shares", "mask", "sign", "open"]
     round: int
     attempt: int
     heaviest: float
     members: int
     groups: dict[int, tuple[list[int], bytes]]
+    coins: bytes = b""
 
     def of(self, client: int) -> tuple[int, bytes]:
         """The group that a client is in, and what it is told. Raises ProtocolError if there is none."""
@@ -85,14 +88,16 @@ class SecureSum:
     ) -> tuple[Answer, Aggregator]:
         """The sum over those who stay; an attempt that too few stay in is followed by another."""
         buckets = rule(task)
-        groups = _groups(task.clients, buckets)
-        scale = self.scale(plan.algorithm, max(2, *map(len, groups.values())), attempts.heaviest(plan))
+        k = buckets.k if isinstance(buckets, Buckets) else 1
+        scale = self.scale(plan.algorithm, max(2, -(-len(task.clients) // k)), attempts.heaviest(plan))
 
         async def once(number: int, failed: dict[int, str]) -> Answer:
             attempt = _Attempt(
                 p=p, plan=plan, task=task, scale=scale, number=number, failed=failed,
-                rule=rule, least=max(self.least, 2), groups=groups,
+                rule=rule, least=max(self.least, 2), groups={0: task.clients},
             )  # fmt: skip
+            if isinstance(buckets, Buckets):
+                await attempt.deal(buckets.k)
             return await attempt.sum(quorum)
 
         reading = Read(scale=scale, plain=attempts.plain(task))
@@ -160,6 +165,23 @@ class _Attempt(attempts.Attempt):
     rule: Callable[[Task], Aggregator]
     least: int
     groups: Mapping[int, Sequence[int]]
+    coins: bytes = b""
+
+    async def deal(self, k: int) -> None:
+        """Have the members draw who sits in which of `k` buckets. Raises ProtocolError where too few do."""
+        from ..privacy import lottery
+
+        label, least = self.label(), {0: max(k, self.least)}
+        lots = self._enough(await self._notes("lot", {0: (self.task.clients, b"")}), least, "drew lots")[0]
+        everybody = lottery.lots_out(lots)
+        coins = await self._notes("coin", {0: (tuple(lots), everybody)})
+        held = lottery.true(label, everybody, coins)
+        self.failed.update({c: "it told another coin than it was bound to" for c in coins if c not in held})
+        self._enough(held, least, "told their coins")
+        self.coins = lottery.coins_out(held)
+        key, members = lottery.number(label, everybody, self.coins)
+        self.task = replace(self.task, key=key, cohort=members).only(members)
+        self.groups = _groups(members, self.rule(self.task))
 
     async def sum(self, quorum: int | None) -> Answer:
         """Raises ProtocolError where too few stay, or shares are false."""
@@ -217,7 +239,9 @@ class _Attempt(attempts.Attempt):
     def _note(self, step: Any, groups: Mapping[int, tuple[Sequence[int], bytes]]) -> bytes:
         told = {g: (list(clients), text) for g, (clients, text) in groups.items()}
         return msgspec.msgpack.encode(
-            Step(step, self.task.round, self.number, self.scale.heaviest, self.scale.members, told)
+            Step(
+                step, self.task.round, self.number, self.scale.heaviest, self.scale.members, told, self.coins
+            )
         )
 
     def _enough(
@@ -267,7 +291,18 @@ def read(note: bytes) -> Step:
     return attempts.read(note, Step, WHAT)
 
 
+def _lot(exchange: SecureSum, local: Local, client: int, step: Step, group: int, text: bytes) -> bytes:
+    return deal.lot(local, client, step)
+
+
+def _coin(exchange: SecureSum, local: Local, client: int, step: Step, group: int, text: bytes) -> bytes:
+    return deal.coin(local, client, step, text, exchange.least)
+
+
 def _keys(exchange: SecureSum, local: Local, client: int, step: Step, group: int, text: bytes) -> bytes:
+    begun, buckets = local.seat.secrets.get(client), local.algorithm.rule
+    if isinstance(buckets, Buckets) and not (begun and begun.label == attempts.label(local, step, group)):
+        deal.placed(local, client, step, buckets, group, step.groups[group][0])
     return attempts.keys(local, client, step, WHAT, group)
 
 
@@ -308,6 +343,8 @@ def _open(exchange: SecureSum, local: Local, client: int, step: Step, group: int
 
 
 _STEPS: dict[str, Callable[[SecureSum, Local, int, Step, int, bytes], bytes]] = {
+    "lot": _lot,
+    "coin": _coin,
     "keys": _keys,
     "shares": _shares,
     "sign": _sign,
