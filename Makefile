@@ -49,7 +49,8 @@ bench: $(DEV) ## measure speed against a bare PyTorch loop; minutes
 faults: $(DEV) ## break whole federations in every way we know; hours
 	$(BIN)/python -m bench faults --json faults.json
 
-nightly: $(DEV) ## ten thousand seeds of the deterministic world
+nightly: $(DEV) ## ten thousand seeds of the deterministic world, every combination of parts
+	$(BIN)/python -m tests.worlds.product
 	$(BIN)/python -m bench faults --only worlds --worlds 10000 --cores $(WORKERS)
 
 docs: $(DOCS) ## build the documentation into site/

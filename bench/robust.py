@@ -6,6 +6,9 @@ atoll.attack, knowing what all honest clients send. A cell is one attack, share,
 is its accuracy over that of the plain mean while everybody is honest. Beside it: who is suspected after five
 rounds of each attack, and who in thirty rounds on Dirichlet(0.3) in which nobody lies. Everything is fixed
 here but which cells are run; `--quick`: a fifth of liars, one seed, the plain mean and the recommended rule.
+The same for sums that are secret and private stands in masked.py.
+
+With `--json FILE` what is done is kept in FILE, and the same command again goes on from there.
 """
 
 from __future__ import annotations
@@ -15,22 +18,27 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import atoll as at
-from atoll.attack import Trial, attackers, trials
+from atoll.attack import Attack, attackers, trials
 from atoll.core.registry import build, parts
 from atoll.data import Dataset, Examples
 from atoll.learn.defend import recommended
 from atoll.learn.detect import Record, judge, look, suspects
 from atoll.learn.rules import Rule, Stack
 
+from . import masked
+from .masked import Masked
+
+PARTS = ("open", "masked", "detection")
 CLIENTS, ROWS, ROUNDS, SIDE = 20, 20_000, 100, 14
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 SEEDS = (1, 2, 3)
@@ -51,13 +59,14 @@ LOST = 0.01  # of the clean accuracy, beside a backdoor
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: `kept` of the clean accuracy, `success` of a backdoor's trigger, in `seconds`."""
+    """One run: its `accuracy`, `kept` of the clean one, `success` of a backdoor's trigger, in `seconds`."""
 
     attack: str
     share: float
     split: str
     seed: int
     rule: str
+    accuracy: float | None
     kept: float
     success: float | None
     seconds: float
@@ -100,34 +109,55 @@ def images() -> Dataset:
 
 def job(rule: Rule) -> at.Job:
     """The one job, with a rule."""
-    learner = at.mlp(hidden=(32,), lr=0.5, batch_size=64)
+    learner = replace(at.mlp(hidden=(32,), lr=0.5, batch_size=64), workers=1)  # where others work as well
     return at.Job(learner, at.robust(rule), rounds=ROUNDS, every=ROUNDS, sites=False)
 
 
-def cells(
-    shares: Sequence[float],
-    seeds: Sequence[int],
-    rules: Sequence[str],
-    splits: Sequence[str] = tuple(SPLITS),
-    only: Sequence[str] = (),
+def cells(asked: argparse.Namespace, done: Sequence[Cell] = ()) -> Iterator[Cell]:
+    """Every cell that is not done, as it comes in: the plain mean and the recommended rule first."""
+    attacks = _attacks(asked.only)
+    first = [rule for rule in ("mean", "recommended") if rule in asked.rules]
+    kept = {(c.rule, c.split, c.seed, c.share, c.attack): c for c in done}
+    for rules in (first, [rule for rule in asked.rules if rule not in first]):
+        for seed, split, share in product(asked.seeds, asked.splits, asked.shares):
+            where = (split, seed, share)
+            left = {rule: [a for a in attacks if (rule, *where, a.name) not in kept] for rule in rules}
+            wanted = {rule: some for rule, some in left.items() if some}
+            clean = kept.get(("mean", *where, "none"))
+            if wanted and clean is None:
+                wanted = {"mean": [], **wanted}
+            for cell in _group(wanted, where, None if clean is None else clean.accuracy):
+                if (key := (cell.rule, *where, cell.attack)) not in kept:
+                    kept[key] = cell
+                    yield cell
+
+
+def _attacks(only: Collection[str]) -> list[Attack]:
+    return [build("attack", p.name) for p in parts("attack") if not only or p.name in only]
+
+
+def _group(
+    wanted: Mapping[str, Sequence[Attack]], where: tuple[str, int, float], clean: float | None
 ) -> Iterator[Cell]:
-    """Every cell as it comes in."""
-    attacks = [build("attack", p.name) for p in parts("attack") if not only or p.name in only]
-    for split in splits:
-        for seed in seeds:
-            data = at.partition(images(), clients=CLIENTS, by=SPLITS[split], seed=seed)
-            for share in shares:
-                jobs = {"mean": job(at.average()), **{name: job(RULES[name](share)) for name in rules}}
-                began = time.perf_counter()
-                for trial in trials(jobs, data, attacks, attackers(CLIENTS, share, seed), seed):
-                    now = time.perf_counter()
-                    yield _cell(trial, share, split, seed, now - began)
-                    began = now
+    """Some attacks on each rule, on one federation."""
+    split, seed, share = where
+    data, liars = federation(split, seed), attackers(CLIENTS, share, seed)
+    for rule, attacks in wanted.items():
+        began = time.perf_counter()
+        for trial in trials({rule: job(RULES[rule](share))}, data, attacks, liars, seed, clean):
+            now = time.perf_counter()
+            clean = clean or trial.accuracy
+            yield Cell(
+                trial.attack, share, split, seed, rule, trial.accuracy, round(trial.kept, 4), trial.success,
+                round(now - began, 2),
+            )  # fmt: skip
+            began = now
 
 
-def _cell(trial: Trial, share: float, split: str, seed: int, seconds: float) -> Cell:
-    kept = round(trial.kept, 4)
-    return Cell(trial.attack, share, split, seed, trial.rule, kept, trial.success, round(seconds, 2))
+@cache
+def federation(split: str, seed: int) -> at.Sites:
+    """The clients' rows."""
+    return at.partition(images(), clients=CLIENTS, by=SPLITS[split], seed=seed)
 
 
 @dataclass(frozen=True)
@@ -143,12 +173,20 @@ class Alarm:
     wrong: int
 
 
-def alarms(seeds: Sequence[int], share: float = 0.2) -> Iterator[Alarm]:
-    """Every attack, five rounds long; and nobody lying, thirty rounds on clients that are much unlike."""
+def alarms(seeds: Sequence[int], done: Sequence[Alarm] = (), share: float = 0.2) -> Iterator[Alarm]:
+    """Every attack, five rounds long; and nobody lying, thirty rounds on clients that are much unlike.
+
+    `done`: those that need not run again.
+    """
+    whole = 1 + len(SPLITS) * len(parts("attack"))
+    kept = {seed: [a for a in done if a.seed == seed] for seed in seeds}
     for seed in seeds:
+        if len(kept[seed]) == whole:
+            yield from kept[seed]
+            continue
         liars = attackers(CLIENTS, share, seed)
-        for split, by in SPLITS.items():
-            data = at.partition(images(), clients=CLIENTS, by=by, seed=seed)
+        for split in SPLITS:
+            data = federation(split, seed)
             for p in parts("attack"):
                 yield _alarm(data, share, seed, liars, (p.name, split, 5))
         data = at.partition(images(), clients=CLIENTS, by=at.dirichlet(0.3), seed=seed)
@@ -216,16 +254,68 @@ def findings(found: Sequence[Cell]) -> list[Finding]:
     return made
 
 
-def _told(cell: Cell) -> str:
+def hidden(found: Sequence[Masked]) -> list[Finding]:
+    """What is asked of buckets under secure sums and a promise of privacy."""
+    made = []
+    for bucket in dict.fromkeys(c.bucket for c in found):
+        mine = [c for c in found if c.bucket == bucket and c.attack != "none"]
+        if not mine:
+            continue
+        kept = [c for c in mine if c.kept >= KEEP]
+        how = f"buckets of {bucket}" if bucket else "no buckets, no rule"
+        text = f"{mine[0].share:.0%} lie, {how}, unit {mine[0].unit}, epsilon {mine[0].epsilon:.3f}"
+        worst = min(mine, key=lambda c: c.kept)
+        made.append(Finding(text, len(kept), len(mine), 0.95 if bucket else None, _told(worst)))
+    return made
+
+
+def _told(cell: Cell | Masked) -> str:
     door = "" if cell.success is None else f", trigger {cell.success:.1%}"
     return f"{cell.attack} {cell.share:.0%} {cell.split} seed {cell.seed}: {cell.kept:.1%}{door}"
+
+
+@dataclass
+class Sheet:
+    """What is done, and the file that holds it."""
+
+    cells: list[Cell]
+    masked: list[Masked]
+    alarms: list[Alarm]
+
+    @classmethod
+    def read(cls, path: Path | None) -> Sheet:
+        """What a file holds, where there is one."""
+        if path is None or not path.exists():
+            return cls([], [], [])
+        held = json.loads(path.read_text())
+        cells, hidden = [Cell(**c) for c in held["cells"]], [Masked(**c) for c in held.get("masked", [])]
+        return cls(cells, hidden, [Alarm(**a) for a in held["alarms"]])
+
+    def write(self, path: Path | None, said: Sequence[Finding] = ()) -> None:
+        """All of it, in place of what the file held."""
+        if path is None:
+            return
+        plain: dict[str, Sequence[Any]] = {
+            "cells": self.cells,
+            "masked": self.masked,
+            "alarms": self.alarms,
+            "findings": said,
+        }
+        beside = path.with_suffix(".part")
+        beside.write_text(
+            json.dumps({name: [asdict(row) for row in rows] for name, rows in plain.items()}, indent=1) + "\n"
+        )
+        beside.replace(path)
 
 
 def main(words: list[str]) -> int:
     """Print every cell to standard error, the findings to standard output; 1 where a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench robust", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write cells and findings there")
+    parser.add_argument(
+        "--json", type=Path, help="keep cells and findings there, and go on from what it holds"
+    )
     parser.add_argument("--quick", action="store_true", help="a fifth of liars, one seed, two rules")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
@@ -234,16 +324,26 @@ def main(words: list[str]) -> int:
     asked = parser.parse_args(words)
     if asked.quick:
         asked.shares, asked.seeds, asked.rules = [0.2], [1], ["mean", "recommended"]
-    found = []
-    for cell in cells(asked.shares, asked.seeds, asked.rules, asked.splits, asked.only):
-        found.append(cell)
-        print(f"{cell.rule:18}{_told(cell)}  ({cell.seconds} s)", file=sys.stderr, flush=True)
-    watched = [] if asked.only or len(asked.splits) < len(SPLITS) else list(alarms(asked.seeds))
-    said = findings(found) + (told(watched) if watched else [])
+    sheet = Sheet.read(asked.json)
+    if "open" in asked.parts:
+        for cell in cells(asked, sheet.cells):
+            print(f"{cell.rule:18}{_told(cell)}  ({cell.seconds} s)", file=sys.stderr, flush=True)
+            sheet.cells.append(cell)
+            sheet.write(asked.json)
+    if "masked" in asked.parts:
+        splits = {name: SPLITS[name] for name in asked.splits}
+        for found in masked.cells(_attacks(asked.only), splits, asked.seeds, sheet.masked):
+            print(
+                f"buckets of {found.bucket}      {_told(found)}  ({found.seconds} s)",
+                file=sys.stderr,
+                flush=True,
+            )
+            sheet.masked.append(found)
+            sheet.write(asked.json)
+    if "detection" in asked.parts and not asked.only and len(asked.splits) == len(SPLITS):
+        sheet.alarms = list(alarms(asked.seeds, sheet.alarms))
+    said = [*findings(sheet.cells), *hidden(sheet.masked), *(told(sheet.alarms) if sheet.alarms else [])]
+    sheet.write(asked.json, said)
     for finding in said:
         print(finding)
-    if asked.json:
-        whole: dict[str, Sequence[Any]] = {"cells": found, "alarms": watched, "findings": said}
-        plain = {name: [asdict(row) for row in rows] for name, rows in whole.items()}
-        asked.json.write_text(json.dumps(plain, indent=1) + "\n")
     return int(any(f.missed for f in said))

@@ -20,6 +20,7 @@ from .learn.stop import Stop
 from .privacy import dp
 from .privacy.accountant import Placement, Plan
 from .privacy.claim import Claim, drawn, solved
+from .privacy.hazmat.suite import INTL, Crypto, suite_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Job:
     rounds between evaluations. `stop`: a rule for early stopping. `deadline`: seconds a round
     may take. `max_weight`: the most rows one client may claim. `sites`: evaluate at the sites.
     `exchange`: how updates are summed, and who sees what of them. `privacy`: what it promises, made by
-    `private`.
+    `private`. `crypto`: the suite that hides them, "intl" or "gm" (SM3, SM4).
     """
 
     learner: Learner
@@ -70,6 +71,7 @@ class Job:
     name: str = "job"
     privacy: Claim | None = None
     exchange: Exchange = field(default_factory=plain_sum)
+    crypto: Crypto = "intl"
 
     def __post_init__(self) -> None:
         for method in ("init", "fit", "evaluate"):
@@ -90,6 +92,13 @@ class Job:
             raise ConfigError(f"sites is true or false, got {self.sites!r}", "$.sites")
         if self.deadline is not None and not self.deadline > 0:
             raise ConfigError(f"deadline must be above 0 seconds, got {self.deadline}", "$.deadline")
+        suite = suite_of(self.crypto, "$.crypto")
+        if suite is not INTL and self.exchange.shows == "each":
+            raise ConfigError(
+                f'crypto = "{self.crypto}" says what hides updates, and here nothing does: set exchange to'
+                " secure_sum",
+                "$.crypto",
+            )
         if not self.max_weight > 0:
             raise ConfigError(f"max_weight must be above 0, got {self.max_weight}", "$.max_weight")
         self._check_privacy()
@@ -195,7 +204,7 @@ class Job:
     def trained(self) -> Algorithm:
         """Its algorithm, whatever form it was given in, with the noise of its promise."""
         algorithm: Algorithm = self.algorithm
-        algorithm = dataclasses.replace(algorithm, exchange=self.exchange)
+        algorithm = dataclasses.replace(algorithm, exchange=self.exchange, crypto=self.crypto)
         if self.privacy is None:
             return algorithm
         claim, local = self.privacy, self.privacy.noise == "local"

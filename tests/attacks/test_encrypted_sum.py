@@ -24,6 +24,7 @@ from atoll.learn.exchange import Seat
 from atoll.privacy import encrypted_sum as es
 from atoll.privacy import secure_sum as ss
 from atoll.privacy.hazmat import bfv
+from atoll.privacy.hazmat.suite import INTL
 from atoll.privacy.roster import Label
 from tests.worlds.test_secure_sums import JOB, SITES
 
@@ -85,7 +86,7 @@ class Sitting:
     def read(self, page: es.Page, pad: bytes, there: Any = None, blocks: int = 1) -> Any:
         """With the words of all, who agree to the list as they are asked here."""
         words = [self.agree(c, sorted(self.seats) if there is None else there) for c in self.by]
-        return es.unpadded(page, pad, words, self.how.plain, blocks * self.how.room)
+        return es.unpadded(INTL, page, pad, words, self.how.plain, blocks * self.how.room)
 
 
 ALL = range(5)
@@ -158,13 +159,13 @@ def test_of_two_lists_one_at_most_is_opened() -> None:
             sitting.open(client, sitting.sum(there), there, (client, 4), by=some)
     a, b = (sitting.open(c, sitting.sum(ALL), ALL, (0, 1), by=some) for c in (0, 1))
     size = sitting.how.room
-    opened = es.unpadded(a, b.pad, [words[c] for c in some], 32, size)
+    opened = es.unpadded(INTL, a, b.pad, [words[c] for c in some], 32, size)
     assert (opened[:100] == sitting.x.sum(axis=0)).all()
     with pytest.raises(AtollError, match="more than half"):
         sitting.open(3, sitting.sum(four), four, (3, 4), by=(3, 4))
     c, d = (sitting.open(c, sitting.sum(four), four, (3, 4), by=(2, 3, 4)) for c in (3, 4))
     for page, pad in ((c, d.pad), (d, c.pad)):
-        found = es.unpadded(page, pad, [words[i] for i in (2, 3, 4)], 32, size)
+        found = es.unpadded(INTL, page, pad, [words[i] for i in (2, 3, 4)], 32, size)
         assert (found[:100] != sitting.x[:4].sum(axis=0)).mean() > 0.9
 
 

@@ -12,18 +12,17 @@ import pytest
 
 from atoll.attack import Attack, attackers, attacks, poison, trials, ways
 from atoll.control import cli
-from atoll.core.aggregate import Reply, points
-from atoll.core.errors import ConfigError, ProtocolError, QuorumError
+from atoll.core.errors import ConfigError, QuorumError
 from atoll.core.registry import build, parts
 from atoll.core.rng import Rng
 from atoll.core.transform import chain
-from atoll.core.update import Update
 from atoll.data import Examples, iid, load_data, partition
 from atoll.job import Job, Tree
 from atoll.learn.algorithm import fedavg
 from atoll.learn.compress import topk
 from atoll.learn.defend import momentum, robust
 from atoll.learn.dense import mlp, softmax
+from atoll.learn.ring import ring
 from atoll.learn.robust import Gather
 from atoll.learn.rules import average, fltrust, median, trimmed_mean
 from atoll.learn.server import mean
@@ -180,17 +179,15 @@ def test_what_attackers_train_on() -> None:
     assert (shown.y == 3).all() and (rows.y == np.arange(400) % 10).all()
 
 
-def test_beside_liars_honest_clients_are_checked_as_before() -> None:
-    like = Update.of({"w": np.ones(3)})
-    bad = Reply(like.scale(np.nan))
-    rule = poison(job(1).replace(algorithm=Gather(average())), [1, 2], attacks.nan()).trained.rule
-    ours = rule.at(points(like, 3), range(3), Rng.of(0))
-    with pytest.raises(ProtocolError, match="client 0's update is not finite"):
-        ours.lift(0, bad)
-    with pytest.raises(QuorumError, match="came from attackers, and none was taken"):
-        ours.finish(ours.merge(ours.lift(1, bad), ours.lift(2, bad)))
-    total = ours.finish(ours.merge(ours.lift(1, Reply(like)), ours.lift(0, Reply(like))))
-    assert total.count == 1  # the NaN of client 1 was refused
+def test_what_no_rule_reads_is_left_out_and_said_to_be() -> None:
+    """Of liars; an honest client's is refused as ever."""
+    for rule in (Gather(average()), fedavg("equal")):
+        run = simulate(poison(job(2).replace(algorithm=rule), LIARS, attacks.nan()), sites(), SEED)
+        assert run.history[1]["clients"] == CLIENTS - len(LIARS)
+        assert set(run.history[1]["failed"]) == set(LIARS)
+        assert "not finite" in run.history[1]["failed"][LIARS[0]]
+    with pytest.raises(QuorumError, match="nobody contributed"):
+        simulate(poison(job(1), range(CLIENTS), attacks.nan()), sites(), SEED)
 
 
 def test_wrong_values_are_refused() -> None:
@@ -202,11 +199,9 @@ def test_wrong_values_are_refused() -> None:
     for values in ({"share": 0.0}, {"share": 1.5}, {"width": 0}):
         with pytest.raises(ConfigError, match="a backdoor needs"):
             attacks.backdoor(**values)
-    private = Job(softmax(lr=0.1), rounds=2, sites=False).private(
-        epsilon=8.0, delta=1e-3, clip=1.0, sigma=5.0
-    )
-    with pytest.raises(ConfigError, match="promise of privacy"):
-        poison(private, [0], build("attack", "foe"))
+    integers = Job(softmax(lr=0.1), chain(mean(), ring(32)), rounds=2)
+    with pytest.raises(ConfigError, match="leave ring out"):
+        poison(integers, [0], build("attack", "foe"))
 
 
 def test_the_command_prints_what_each_attack_leaves(tmp_path: Path, capsys: Any) -> None:

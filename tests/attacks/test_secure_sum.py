@@ -20,6 +20,7 @@ from atoll.core.errors import PrivacyError, ProtocolError
 from atoll.privacy import secure_sum as ss
 from atoll.privacy.graph import threshold
 from atoll.privacy.hazmat import masks, pairs, shamir
+from atoll.privacy.hazmat.suite import INTL
 from atoll.privacy.roster import Label
 from tests.privacy.sitting import LABEL, Sitting, vectors
 
@@ -53,7 +54,7 @@ class Adversary:
         """Everything a colluder can read: both shares of everybody who shared with it."""
         secret, roster = self.sitting.secrets[c], self.sitting.roster
         for v, letter in msgspec.msgpack.decode(self.sitting.mail[c], type=MAIL).items():
-            text = pairs.unsealed(ss._letter_key(secret, roster, v, c), letter)
+            text = INTL.unsealed(ss._letter_key(secret, roster, v, c), letter)
             place = roster.place(c)
             self.keys.setdefault(v, {})[place] = text[: shamir.SHARE]
             self.seeds.setdefault(v, {})[place] = text[shamir.SHARE :]
@@ -89,7 +90,7 @@ class Adversary:
                 continue
             key = ss._between(roster, u, mine, v) if mine is not None else ss._between(roster, v, theirs, u)  # type: ignore[arg-type]
             (minus if v > u else plus).append(key)
-        return masks.masked(hidden, self.sitting.bits, plus, minus)
+        return masks.masked(INTL, hidden, self.sitting.bits, plus, minus)
 
     def sees(self, u: int, hidden: Any | None = None) -> bool:
         """Whether it reads the member's vector."""
@@ -108,6 +109,28 @@ def test_a_transcript_and_all_but_one_of_the_threshold_show_nobody(lost: dict[st
     honest = [u for u in sitting.hidden if u not in adversary.colluders]
     assert len(honest) >= 2, "of one honest member the sum itself shows all"
     assert not any(adversary.sees(u) for u in honest)
+
+
+def test_who_takes_a_members_disk_later_does_not_read_its_vector() -> None:
+    """Control: with what it held before it opened its shares."""
+    sitting = sat()
+    assert (sitting.disks[0].mask, sitting.disks[0].seed, sitting.disks[0].noise) == (b"", b"", b"")
+    assert sitting.secrets[0].mask and ss.load(ss.dump({0: sitting.disks[0]}))[0] == sitting.disks[0]
+    thief = Adversary(sitting)
+    thief.corrupt(0)
+    assert not thief.sees(0)
+    thief.colluders = {0}
+    assert thief.sees(0)
+
+
+def test_what_is_left_of_an_opened_attempt_masks_and_signs_nothing_new() -> None:
+    sitting = sat()
+    left = sitting.disks[0]
+    with pytest.raises(PrivacyError, match="masks one vector in an attempt"):
+        ss.mask(left, sitting.mail[0], sitting.vectors[0], 32)
+    assert ss.sign(left, sitting.list, sitting.sign[0])[1] == sitting.signatures[0]
+    again, note = ss.reveal(left, sitting.list, ss.signatures_out(sitting.signatures), check=sitting.check)
+    assert (again, note) == (left, sitting.opened[0]), "a restart repeats itself"
 
 
 def test_control_one_more_colluder_sees_everybody() -> None:
@@ -139,7 +162,7 @@ def test_a_vector_that_comes_late_stays_masked() -> None:
 def test_control_without_a_mask_of_its_own_a_late_vector_is_seen() -> None:
     sitting = sat(mask=[0])
     own = ss._own_mask(sitting.roster, 0, sitting.secrets[0].seed)
-    bare = masks.masked(late(sitting, 0), 32, [], [own])
+    bare = masks.masked(INTL, late(sitting, 0), 32, [], [own])
     assert (Adversary(sitting).stripped(0, bare, own=False) == sitting.vectors[0]).all()
 
 
@@ -229,13 +252,13 @@ def test_control_a_short_seed_is_found_by_trying() -> None:
     def key(seed: int) -> bytes:
         return seed.to_bytes(32, "little")
 
-    hidden = masks.masked(x, 32, [key(secret)])
+    hidden = masks.masked(INTL, x, 32, [key(secret)])
     found = [s for s in range(1 << 16) if right(hidden, key(s))]
     assert found == [secret]
 
 
 def right(hidden: Any, key: bytes) -> bool:
-    return bool((masks.masked(hidden, 32, [], [key])[3:] == 0).all())
+    return bool((masks.masked(INTL, hidden, 32, [], [key])[3:] == 0).all())
 
 
 def test_two_uploads_of_one_vector_differ_uniformly() -> None:

@@ -33,7 +33,7 @@ def test_all_is_well(hall, tmp_path) -> None:  # noqa: F811
     assert set(levels(found).values()) == {"ok"}
     whats = [f.what for f in found]
     assert whats == [
-        *("python", "packages", "disk", "schema", "proxy", "name", "way"),
+        *("python", "packages", "crypto", "disk", "schema", "proxy", "name", "way"),
         *("clock", "root", "certificate", "token", "versions"),
     ]
     assert "lets in vera as viewer at reef" in finding(found, "token", "ok").found

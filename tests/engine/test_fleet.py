@@ -1,9 +1,17 @@
 """Who is reached through whom, as reports come and go in any order."""
 
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atoll.control.engine.coordinator import Coordinator
 from atoll.control.engine.fleet import Fleet
+from atoll.core.errors import ConfigError
 
 ROWS = {"data": {"heart": {"rows": 10}}}
 
@@ -77,3 +85,35 @@ def test_every_client_has_one_home_and_it_is_there_if_anybody_reports_it(events)
         assert (seen is not None and seen.present) == bool(ways)
         if ways:
             assert seen.via in ways
+
+
+def test_who_offers_which_suite_also_below_an_edge() -> None:
+    fleet = Fleet()
+    fleet.joined("a", "client", {**ROWS, "crypto": ["intl", "gm"]})
+    fleet.joined("edge", "edge", {"below": {"b": {**ROWS, "crypto": ["gm"]}, "old": ROWS}})
+    assert [fleet.offers(name) for name in ("a", "b", "old", "nobody")] == [
+        ["intl", "gm"],
+        ["gm"],
+        ["intl"],
+        ["intl"],
+    ]
+
+
+@pytest.mark.parametrize(("crypto", "told"), [("intl", ["b"]), ("gm", ["c", "d"]), ("sm9", None)])
+def test_who_lacks_a_jobs_suite_is_named_in_its_log(crypto: str, told: list[str] | None) -> None:
+    fleet, logs = Fleet(), []
+    for name, suites in {"a": ["intl", "gm"], "b": ["gm"], "c": ["intl"], "d": []}.items():
+        fleet.joined(name, "client", {**ROWS, "crypto": suites or ["intl"]})
+
+    async def durable(write: Callable[[], Any]) -> Any:
+        return write()
+
+    store = SimpleNamespace(log_add=lambda *said: logs.append(said))
+    node: Any = SimpleNamespace(host=SimpleNamespace(fleet=fleet, durable=durable), store=store)
+    if told is None:
+        with pytest.raises(ConfigError, match="no client offers crypto = 'sm9'"):
+            asyncio.run(Coordinator._offered(node, "r1", crypto, "abcd"))
+    else:
+        asyncio.run(Coordinator._offered(node, "r1", crypto, "abcd"))
+        assert [text.split()[0] for _, _, _, text in logs] == told
+        assert all(f"takes no part in {crypto}" in text for _, _, _, text in logs)

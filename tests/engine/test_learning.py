@@ -60,7 +60,9 @@ def ask(tmp_path: Path) -> Any:
         to = tmp_path / "answer"
         learning._orders = None  # the model is another one
         learning.answer(head, model, to, sound=False, roots=authority.root, federation="test")
-        answer = body.read_answer(read_frames(to))
+        plain = tmp_path / "plain"
+        plain.write_bytes(learning._vault.read(to))
+        answer = body.read_answer(read_frames(plain))
         return answer.replies[0][1].update if answer.replies else None
 
     return asked

@@ -27,6 +27,7 @@ def test_the_default_allows_everything() -> None:
         (Policy(max_rounds=3), "3 rounds"),
         (Policy(hours="22:00-06:00"), "22:00 to 06:00"),
         (Policy(max_epsilon=2.0), "no privacy bound"),
+        (Policy(crypto=("gm",)), "requires crypto gm, the job has intl"),
     ],
 )
 def test_each_rule_refuses_with_what_would_do(policy, words) -> None:

@@ -26,12 +26,14 @@ from atoll.control.pipes import framed
 from atoll.control.settings import Client
 from atoll.core.errors import CodecError, ConfigError, ProtocolError, Refused, StateError
 from atoll.privacy.keys import Authority
+from atoll.privacy.vault import Vault
 from atoll.transport.delta import make
 from atoll.transport.frames import FrameFile
 from atoll.wire.codec import HEADER, Message, encode
 from tests.engine.test_work import VALUES
 from tests.wire.pki import member
 
+VAULT = Vault(bytes(32))
 ROWS = "x,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(10))
 STUB = """
 import os, sys, time
@@ -82,7 +84,7 @@ def play(made: Apart | Here, story: Callable[[Any], Coroutine[Any, Any, None]]) 
 
 
 def stub(folder: Path, **values: Any) -> Apart:
-    return Apart(settings(folder, **values), [sys.executable, "-c", STUB])
+    return Apart(settings(folder, **values), VAULT, [sys.executable, "-c", STUB])
 
 
 async def ask(made: Apart, folder: Path, how: str) -> str:
@@ -118,7 +120,7 @@ def test_rows_are_described_and_deltas_restored(tmp_path: Path, kind: Any) -> No
         with pytest.raises((CodecError, ProtocolError)):
             await made.restore(tmp_path / old, tmp_path / "delta", tmp_path / "whole")
 
-    play(kind(settings(tmp_path / "site")), story)
+    play(kind(settings(tmp_path / "site"), VAULT), story)
 
 
 @pytest.mark.parametrize("kind", [Apart, Here])
@@ -140,7 +142,7 @@ def test_an_ask_is_checked_where_it_is_followed(tmp_path: Path, kind: Any) -> No
                 await call({"job": job}, model, sound=sound)
         assert not (tmp_path / "to").exists()
 
-    play(kind(settings(tmp_path / "site")), story)
+    play(kind(settings(tmp_path / "site"), VAULT), story)
 
 
 @pytest.mark.parametrize("kind", [Apart, Here])
@@ -149,7 +151,7 @@ def test_rows_that_cannot_be_used_are_said_at_once(tmp_path: Path, kind: Any) ->
         await made.about()
 
     with pytest.raises(ConfigError, match=r"\$\.data\.rows"):
-        play(kind(settings(tmp_path / "site", data={"rows": {"train": "none.csv"}})), story)
+        play(kind(settings(tmp_path / "site", data={"rows": {"train": "none.csv"}}), VAULT), story)
 
 
 def test_no_process_waits_for_work_for_long(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_a_client_that_was_killed_leaves_nobody_behind(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     first, second = started
-    greeting = framed(msgspec.msgpack.encode(settings(tmp_path / "site")))
+    greeting = framed(msgspec.msgpack.encode(workplace.Begin(settings(tmp_path / "site"), VAULT.key)))
     assert first.stdin and first.stdout and second.stdin and second.stdout
     first.stdin.write(greeting)
     first.stdin.flush()
@@ -236,8 +238,8 @@ def test_one_that_does_not_start_is_said(tmp_path: Path) -> None:
         with pytest.raises(StateError, match=r"does not start: exit code 7"):
             await made.about()
 
-    play(Apart(settings(tmp_path / "site"), [sys.executable, "-c", "raise SystemExit(7)"]), story)
+    play(Apart(settings(tmp_path / "site"), VAULT, [sys.executable, "-c", "raise SystemExit(7)"]), story)
 
 
 def test_it_is_told_no_token(tmp_path: Path) -> None:
-    assert Apart(settings(tmp_path / "site"))._settings.token == ""
+    assert Apart(settings(tmp_path / "site"), VAULT)._settings.token == ""

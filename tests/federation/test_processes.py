@@ -454,6 +454,29 @@ def test_who_searches_the_servers_finds_an_update_only_where_sums_are_plain(
     assert (sightings(tmp_path, nursery, exchange, rounds=6) > 0) == (exchange == "plain_sum")
 
 
+@pytest.mark.parametrize("exchange", ["secure_sum", "encrypted_sum"])
+def test_the_same_update_is_in_no_two_sums_whose_difference_shows_a_member(
+    tmp_path: Path, nursery: Nursery, exchange: str
+) -> None:
+    """The same job once more, with one member less: the first round's sums would differ by that member's."""
+    if exchange == "encrypted_sum":
+        pytest.importorskip("tenseal", reason="tenseal is not installed: no encrypted sums")
+    how = {"name": exchange, "attempts": 1, "largest": 4096.0}
+    table = {**JOB, "rounds": 1, "exchange": how}
+    table |= {"algorithm": {"name": "fedavg", "weigh": "equal"}}
+    table["data"] = {**JOB["data"], "clients": 4}
+    with Federation(tmp_path, {**JOB, "data": table["data"]}, nursery=nursery, edges=0) as fed:
+        fed.start_all()
+        gathered(fed)
+        fed.finished(fed.submit(job=table, seed=5))
+        fed.finished(fed.submit(job=table, seed=5))  # the same members: the same sum
+        fed.connect().drain("client-4")
+        with pytest.raises(AssertionError, match="in a sum with other members"):
+            fed.finished(fed.submit(job=table, seed=5))
+        fed.finished(fed.submit(job=table, seed=6))
+        fed.stop(*fed.names)
+
+
 @pytest.mark.parametrize("edges", [0, 1])
 def test_a_ledger_from_a_backup_is_found_out(tmp_path: Path, nursery: Nursery, edges: int) -> None:
     """What the site has signed comes back to it with the next ask, through whichever servers and restarts."""

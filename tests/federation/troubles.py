@@ -21,6 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from atoll.control.engine.safe import opened
+from atoll.control.settings import Client
 from atoll.core.errors import Gone
 from atoll.privacy.keys import Identity
 from atoll.transport.conformance import each, enter
@@ -222,7 +224,10 @@ async def _sent(fed: Placed, client: str) -> list[dict[str, Any]]:
     while "ask" not in head:
         packet = unpack(await channel.recv() or b"")
         head = read(packet.body).head if packet.body else {}
-    file = FrameFile.of(fed.place(client) / "answers" / sha256(head["ask"].encode()).hexdigest())
+    file = FrameFile.of(
+        fed.place(client) / "answers" / sha256(head["ask"].encode()).hexdigest(),
+        opened(Client(folder=str(fed.place(client)))).opened,
+    )
     assert file.size > SIZE, "this is not the answer that was meant"
     upload, frames = f"{head['ask']}.{client}", file.read(0, file.told.frames)
     receipts = await asyncio.gather(*(_brought(link, upload, frames) for _ in range(TIMES)))

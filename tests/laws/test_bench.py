@@ -42,8 +42,8 @@ def test_a_side_that_did_other_work_is_refused(step: float) -> None:
 
 
 def cell(**values: object) -> Cell:
-    made = {"attack": "foe", "share": 0.2, "split": "iid", "seed": 1, "rule": "recommended", "kept": 0.98}
-    return Cell(**{**made, "success": None, "seconds": 1.0, **values})
+    made = {"attack": "foe", "share": 0.2, "split": "iid", "seed": 1, "rule": "recommended"}
+    return Cell(**{**made, "accuracy": 0.9, "kept": 0.98, "success": None, "seconds": 1.0, **values})
 
 
 def test_findings_of_the_robust_bench_count_cells_and_see_what_is_missed() -> None:

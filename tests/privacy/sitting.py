@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class Sitting:
         self.hidden: dict[int, Any] = {}
         self.signatures: dict[int, bytes] = {}
         self.opened: dict[int, bytes] = {}
+        self.disks: dict[int, ss.Secret] = {}  # what is left once it has opened; `secrets`: all it ever had
 
     def there(self, step: str) -> list[int]:
         gone = {c for name in STEPS[: STEPS.index(step) + 1] for c in self.lost.get(name, ())}
@@ -102,7 +103,9 @@ class Sitting:
     def open(self) -> None:
         proof = ss.signatures_out(self.signatures)
         for c in self.there("open"):
-            self.secrets[c], self.opened[c] = ss.reveal(self.secrets[c], self.list, proof, check=self.check)
+            mine = self.secrets[c]
+            self.disks[c], self.opened[c] = ss.reveal(mine, self.list, proof, check=self.check)
+            self.secrets[c] = replace(self.disks[c], mask=mine.mask, seed=mine.seed, noise=mine.noise)
 
     def sum(self) -> Any:
         total = self.added(self.hidden.values())

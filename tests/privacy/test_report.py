@@ -30,7 +30,14 @@ def values(**promise):
         job = job.private(**promise)
     plan = job.epsilon() if promise else None
     return report(
-        job.privacy, plan, shows=job.exchange.shows, run="r1", federation="plant", rounds=3, ended=NOW + 60
+        job.privacy,
+        plan,
+        shows=job.exchange.shows,
+        run="r1",
+        federation="plant",
+        rounds=3,
+        ended=NOW + 60,
+        crypto=job.crypto if job.exchange.shows == "sum" else "",
     )
 
 
@@ -45,6 +52,8 @@ def test_it_says_what_was_promised_and_who_saw_what() -> None:
     assert "by the clients" in spread["promise"]["mechanism"]
     assert "sums of updates only" in spread["seen"]
     assert "semi-honest" in spread["trust"]
+    assert plain["crypto"] == "TLS 1.3 between members, nothing else"
+    assert spread["crypto"].startswith("intl (SHA-256, AES-256")
 
 
 def test_only_its_coordinator_signs_it(authority: Authority) -> None:

@@ -13,6 +13,7 @@ from atoll.core.errors import AtollError, MisuseError, PrivacyError, ProtocolErr
 from atoll.privacy import secure_sum as ss
 from atoll.privacy.graph import FULL, degree, threshold
 from atoll.privacy.hazmat import masks, pairs, shamir
+from atoll.privacy.hazmat.suite import SUITES, Suite
 from atoll.privacy.roster import Label, Roster
 from tests.privacy.sitting import STEPS, Sitting, entropy, vectors
 
@@ -65,15 +66,16 @@ def test_shares_that_cannot_be() -> None:
         shamir.join({1: bytes(32)})
 
 
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
 @pytest.mark.parametrize("bits", [8, 12, 16, 24, 32, 40, 64])
 @given(st.integers(0, 1 << 32), st.integers(1, 70_000))
 @settings(max_examples=5, deadline=None)
-def test_masks_come_off_again(bits: int, seed: int, size: int) -> None:
+def test_masks_come_off_again(suite: Suite, bits: int, seed: int, size: int) -> None:
     x = vectors(1, size, bits, seed)[0]
     one, two = entropy(seed)(32), entropy(seed + 1)(32)
-    hidden = masks.masked(x, bits, [one], [two])
+    hidden = masks.masked(suite, x, bits, [one], [two])
     assert hidden.max() < 1 << bits
-    assert (masks.masked(hidden, bits, [two], [one]) == x).all()
+    assert (masks.masked(suite, hidden, bits, [two], [one]) == x).all()
     if size > 100:
         assert (hidden != x).mean() > 0.9
 
@@ -84,13 +86,14 @@ def test_points_of_small_order_are_refused(point: bytes) -> None:
         pairs.agreed(bytes(31) + b"\x40", point)
 
 
-def test_a_purpose_is_told_apart_however_it_is_cut() -> None:
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+def test_a_purpose_is_told_apart_however_it_is_cut(suite: Suite) -> None:
     secret = bytes(32)
-    keys = [pairs.derived(secret, *purpose) for purpose in (("ab", "c"), ("a", "bc"), ("abc",), ("ab", 99))]
+    keys = [suite.derived(secret, *purpose) for purpose in (("ab", "c"), ("a", "bc"), ("abc",), ("ab", 99))]
     assert len(set(keys)) == len(keys)
-    assert pairs.unsealed(keys[0], pairs.sealed(keys[0], b"text")) == b"text"
+    assert suite.unsealed(keys[0], suite.sealed(keys[0], b"text")) == b"text"
     with pytest.raises(ProtocolError, match="was changed"):
-        pairs.unsealed(keys[1], pairs.sealed(keys[0], b"text"))
+        suite.unsealed(keys[1], suite.sealed(keys[0], b"text"))
 
 
 # -- who shares with whom --------------------------------------------------------------------

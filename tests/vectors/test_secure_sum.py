@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,21 +15,23 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from atoll.privacy import secure_sum as ss
 from atoll.privacy.hazmat import masks, pairs, shamir
-from tests.privacy.sitting import Sitting
+from atoll.privacy.hazmat.suite import INTL
+from tests.privacy.sitting import LABEL, Sitting
 
 VECTORS = json.loads(Path(__file__).with_name("secure_sum.json").read_text(encoding="utf-8"))
 
 
-def counted() -> Sitting:
+def counted(crypto: str) -> Sitting:
     """Three members whose n-th draw is SHAKE-256 of n, with small vectors."""
-    sitting = Sitting(3, np.arange(12, dtype=np.uint64).reshape(3, 4), signed=False)
+    label = replace(LABEL, crypto=crypto)
+    sitting = Sitting(3, np.arange(12, dtype=np.uint64).reshape(3, 4), signed=False, label=label)
     numbers = iter(range(1 << 20))
     sitting.draw = lambda n: hashlib.shake_256(bytes([next(numbers)])).digest(n)
     return sitting.run()
 
 
-def made() -> dict[str, object]:
-    sitting = counted()
+def made(crypto: str) -> dict[str, object]:
+    sitting = counted(crypto)
     secret = sitting.secrets[1]
     return {
         "keys": ss.keys_out(secret.keys).hex(),
@@ -43,8 +46,9 @@ def made() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", VECTORS["sitting"])
-def test_a_sum_of_three(name: str) -> None:
-    assert made()[name] == VECTORS["sitting"][name]
+@pytest.mark.parametrize(("crypto", "golden"), [("intl", "sitting"), ("gm", "sitting of gm")])
+def test_a_sum_of_three(crypto: str, golden: str, name: str) -> None:
+    assert made(crypto)[name] == VECTORS[golden][name]
 
 
 @pytest.mark.parametrize("case", VECTORS["x25519"], ids=lambda case: case["source"])
@@ -58,7 +62,7 @@ def test_keys_are_hkdf_sha256() -> None:
     secret, purpose = bytes(range(32)), ("atoll secure sum 1", "plant", 7, b"digest")
     prk = hmac.digest(bytes(32), secret, "sha256")
     block = hmac.digest(prk, msgspec.msgpack.encode(purpose) + b"\x01", "sha256")
-    assert pairs.derived(secret, *purpose) == block
+    assert INTL.derived(secret, *purpose) == block
 
 
 @pytest.mark.parametrize("bits", [16, 32, 64])
@@ -67,7 +71,7 @@ def test_masks_are_aes_256_of_a_counter(bits: int) -> None:
     single = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305  one block each: a counter mode by hand
     stream = b"".join(single.update(i.to_bytes(16, "big")) for i in range(40))
     size = len(stream) * 8 // bits
-    found = masks.masked(np.zeros(size, np.uint64), bits, [key])
+    found = masks.masked(INTL, np.zeros(size, np.uint64), bits, [key])
     assert (found == np.frombuffer(stream, f"<u{bits // 8}")).all()
 
 

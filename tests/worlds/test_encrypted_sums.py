@@ -18,9 +18,9 @@ from tests.worlds.test_secure_sums import JOB, SITES, Beside, play
 class Seen(Beside, EncryptedSum):
     """An encrypted sum, compared."""
 
-    def _encrypted(self, local, task, step, scale, client, reply):
+    def _encrypted(self, local, task, step, scale, client, reply, integers):
         self.seen("encrypted", local, task, scale, client, reply)
-        return super()._encrypted(local, task, step, scale, client, reply)
+        return super()._encrypted(local, task, step, scale, client, reply, integers)
 
     async def collect(self, p, plan, task, rule, quorum):
         answer, read = await super().collect(p, plan, task, rule, quorum)
@@ -58,9 +58,9 @@ def test_who_is_lost_in_training_costs_no_attempt() -> None:
 
     @dataclass(frozen=True)
     class Counted(EncryptedSum):
-        def _encrypted(self, local, task, step, scale, client, reply):
+        def _encrypted(self, local, task, step, scale, client, reply, integers):
             tried.append(step.attempt)
-            return super()._encrypted(local, task, step, scale, client, reply)
+            return super()._encrypted(local, task, step, scale, client, reply, integers)
 
     run = at.simulate(JOB.replace(rounds=1, exchange=Counted(members=10)), SITES, seed=3, world=lost)
     (record,) = [r for r in run.history if "clients" in r]

@@ -47,9 +47,9 @@ class Beside:
 class Seen(Beside, SecureSum):
     """A secure sum, compared."""
 
-    def _masked(self, local, task, step, scale, client, reply):
+    def _masked(self, local, task, step, scale, client, reply, integers):
         self.seen("secure", local, task, scale, client, reply)
-        return super()._masked(local, task, step, scale, client, reply)
+        return super()._masked(local, task, step, scale, client, reply, integers)
 
     async def collect(self, p, plan, task, rule, quorum):
         answer, read = await super().collect(p, plan, task, rule, quorum)

@@ -21,7 +21,8 @@ import numpy as np
 from ..core.errors import ConfigError
 from ..core.registry import part
 from ..core.update import Array
-from .poison import Attack, Send, changed
+from .lying import Send
+from .poison import Attack, changed
 
 
 @part("attack")

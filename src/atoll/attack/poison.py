@@ -1,12 +1,12 @@
 """Clients that poison a job: what they train on, and what they send.
 
 An attack is a value of two functions, of which it has one or both. `rows` changes the data an attacker
-trains on. `send` sees the updates of all honest clients of the round, as they left them, and says what the
+trains on. `send` sees the updates of all honest clients of the round, as they leave them, and says what the
 attackers send: nobody can know more. So attacks are as strong as they are in papers, and pass whatever
-the honest clients' chain does (momentum, compression) without having to follow it.
+the honest clients' chain does (momentum, compression, clip) without having to follow it.
 
-`poison(job, attackers, attack)` is the job with liars in it, for simulation: its rule first lets the liars
-speak, then does what it did. Whatever a rule or the exact sum refuses (NaN) is left out, as a gate would.
+`poison(job, attackers, attack)` is the job with liars in it, for simulation: its exchange lets the liars
+speak as updates leave their clients (lying.py), then does what it did.
 """
 
 from __future__ import annotations
@@ -14,24 +14,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
-from typing import Any, ClassVar, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from ..core.aggregate import Aggregator, Points, Reply, Total
-from ..core.errors import ConfigError, ProtocolError, QuorumError
+from ..core.errors import ConfigError
 from ..core.message import Contribution, FitContext, fit_many
-from ..core.rng import Rng
-from ..core.update import Array, Update
-from ..job import Job
-from ..learn.algorithm import Algorithm
+from ..core.update import Update
+from ..job import Job, Tree
+from ..learn.local import CHUNK
 from ..learn.wrapped import Wrapped
+from .lying import Lying, Send
 
 Train: TypeAlias = Callable[[Any, Any, np.random.Generator], Any]
-Send: TypeAlias = Callable[[Array, Array, np.random.Generator], Array]
-Kept: TypeAlias = tuple[tuple[int, Reply], ...]
 
 
 @dataclass(frozen=True)
@@ -51,97 +47,51 @@ class Attack:
 def poison(job: Job, attackers: Collection[int], attack: Attack) -> Job:
     """The job with the clients `attackers` carrying out `attack`; for `simulate`.
 
-    Raises ConfigError for a job that promises privacy: its noise is sized for sums nobody tampers with.
+    What a promise of privacy asks of honest clients they do; the poisoned job itself promises nothing. Its
+    tree becomes flat, which changes no sum, and lets attackers know everybody's update. Where a world asks
+    clients one by one, an attacker's own stands for all. Raises ConfigError for integers made in the open.
     """
-    if job.trained.private:
-        raise ConfigError("leave the promise of privacy out to see what poison does: its sums take no rule")
-    algorithm: Algorithm = job.algorithm
-    liars, wrap = frozenset(attackers), algorithm.wrap
+    algorithm, liars = job.trained, frozenset(attackers)
+    if any(part.gives == "ring" for part in algorithm.chain.steps):
+        raise ConfigError("attackers speak in real numbers: leave ring out to see what poison does")
+    wrap = algorithm.wrap
 
     def misled(learner: Any) -> Any:
-        inner = wrap(learner) if wrap is not None else learner
-        return Misled(inner, liars, attack.rows) if attack.rows is not None else inner
+        return Misled(wrap(learner) if wrap is not None else learner, liars, attack.rows)
 
-    rule: Any = algorithm.rule
-    if attack.send is not None:
-        rule = Poisoned(rule, liars, attack.send)
-    return job.replace(algorithm=replace(algorithm, wrap=misled, rule=rule))
+    return job.replace(
+        privacy=None,
+        algorithm=replace(algorithm, wrap=misled),
+        exchange=Lying(job.exchange, liars, attack.send),
+        topology=Tree(),
+    )
 
 
 @dataclass(frozen=True)
 class Misled(Wrapped):
-    """Local training in which the `liars` see other rows."""
+    """Local training in which the `liars` see other rows. All clients are trained in one call, for what liars
+    say depends on what the others send.
+    """
 
     liars: frozenset[int] = frozenset()
     rows: Train | None = None
+    chunk: ClassVar[int] = 1 << 30
 
     def fit_many(
         self, params: Update, datas: Sequence[Any], ctxs: Sequence[FitContext]
     ) -> list[Contribution]:
-        assert self.rows is not None  # noqa: S101  made with some
-        seen = [
-            self.rows(data, self.learner, ctx.key.at("poison").generator())
-            if ctx.client in self.liars
-            else data
-            for data, ctx in zip(datas, ctxs, strict=True)
-        ]
-        return fit_many(self.learner, params, seen, ctxs)
+        size = getattr(self.learner, "chunk", None) or max(1, CHUNK // max(params.buffer.nbytes, 1))
+        made: list[Contribution] = []
+        for first in range(0, len(ctxs), size):
+            some = slice(first, first + size)
+            seen = [self._seen(data, ctx) for data, ctx in zip(datas[some], ctxs[some], strict=True)]
+            made += fit_many(self.learner, params, seen, ctxs[some])
+        return made
 
-
-@dataclass(frozen=True)
-class Poisoned:
-    """An aggregator that keeps every reply, replaces those of the `liars`, and hands all to `inner`."""
-
-    inner: Aggregator
-    liars: frozenset[int]
-    send: Send
-    key: Rng = field(default_factory=lambda: Rng.of(0))
-    sees: ClassVar[Literal["sum", "each"]] = "each"
-    rings: ClassVar[bool] = False
-
-    def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Poisoned:
-        """This round's."""
-        return replace(self, inner=self.inner.at(points, cohort, key), key=key.at("poison"))
-
-    def lift(self, peer: int, reply: Reply) -> Kept:
-        """One reply, kept; an honest one must be one that `inner` takes."""
-        if peer not in self.liars:
-            self.inner.lift(peer, reply)
-        return ((peer, reply),)
-
-    def merge(self, a: Kept, b: Kept) -> Kept:
-        """Both, by client id."""
-        return tuple(sorted(a + b, key=lambda kept: kept[0]))
-
-    def finish(self, partial: Kept) -> Total:
-        """`inner`'s total of what honest clients sent and liars say they did."""
-        lifted = []
-        for peer, reply in self._said(partial):
-            try:
-                lifted.append(self.inner.lift(peer, reply))
-            except ProtocolError:
-                if peer not in self.liars:
-                    raise
-        if not lifted:
-            raise QuorumError("every update of this round came from attackers, and none was taken")
-        return self.inner.finish(reduce(self.inner.merge, lifted))
-
-    def _said(self, partial: Kept) -> list[tuple[int, Reply]]:
-        own = [reply for peer, reply in partial if peer in self.liars]
-        honest = [reply for peer, reply in partial if peer not in self.liars and reply.weight > 0]
-        if not own or not honest:
-            return list(partial)
-        layout, dtype = own[0].update.layout, own[0].update.buffer.dtype
-        sent = iter(self.send(_matrix(honest), _matrix(own), self.key.generator()))
-        with np.errstate(over="ignore"):
-            return [
-                (p, replace(r, update=Update(layout, next(sent).astype(dtype))) if p in self.liars else r)
-                for p, r in partial
-            ]
-
-
-def _matrix(replies: Sequence[Reply]) -> Array:
-    return np.stack([reply.update.buffer for reply in replies]).astype(np.float64)
+    def _seen(self, data: Any, ctx: FitContext) -> Any:
+        if self.rows is None or ctx.client not in self.liars:
+            return data
+        return self.rows(data, self.learner, ctx.key.at("poison").generator())
 
 
 def changed(data: Any, **values: Any) -> Any:

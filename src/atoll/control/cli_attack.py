@@ -61,14 +61,14 @@ def _poison(args: argparse.Namespace, say: Say) -> int:
     liars = attackers(len(sites), args.attackers, file.seed)
     attacks = [build("attack", name) for name in args.only or [p.name for p in parts("attack")]]
     found = []
-    for trial in trials(ways(file.job, args.attackers), sites, attacks, liars, file.seed):
+    for trial in trials(ways(file.job, args.attackers, len(sites)), sites, attacks, liars, file.seed):
         found.append(trial)
         if sys.stderr.isatty():
             print(f"{trial.attack}: {trial.rule} {number(trial.accuracy or 0.0)}", file=sys.stderr)
     if args.json:
         print(json.dumps({"attackers": liars, "trials": [dataclasses.asdict(t) for t in found]}))
         return 0
-    names = ("attack", "accuracy", "kept", "trigger works", "rule")
+    names = ("attack", "accuracy", "kept", "trigger works", "epsilon", "rule")
     table([say(name) for name in names], [_row(trial, say) for trial in found])
     return 0
 
@@ -76,7 +76,8 @@ def _poison(args: argparse.Namespace, say: Say) -> int:
 def _row(trial: Any, say: Say) -> list[str]:
     works = "" if trial.success is None else f"{trial.success:.1%}"
     accuracy = number(float("nan") if trial.accuracy is None else trial.accuracy)
-    return [trial.attack, accuracy, f"{trial.kept:.1%}", works, trial.rule]
+    promise = "" if trial.epsilon is None else f"{trial.epsilon:.3g} ({say(trial.unit)})"
+    return [trial.attack, accuracy, f"{trial.kept:.1%}", works, promise, say(trial.rule)]
 
 
 def _leak(args: argparse.Namespace, say: Say) -> int:

@@ -1,4 +1,4 @@
-"""Commands that run members: `atoll up`, `down`, `coordinator`, `edge`, `client`."""
+"""Commands that run members: `atoll up`, `down`, `coordinator`, `edge`, `client`, `rekey`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,10 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.set_defaults(apart=True)  # its own parts are loaded by the process that learns
     _common(c, say)
     _member(c, say)
+    c = command("rekey", _rekey, "seal the key of a client's files by another key")
+    _common(c, say)
+    text = "a file with the new key; without, it lies beside its files"
+    c.add_argument("--key-file", type=Path, metavar="FILE", help=say(text))
 
 
 def _common(c: Any, say: Say) -> None:
@@ -163,3 +167,13 @@ def _client(args: argparse.Namespace, say: Say) -> int:
 
     args.parts = str(args.parts.absolute()) if args.parts is not None else None
     return agent.main(_settings(args, Client, ("folder", "name", *_MEMBER, "parts")))
+
+
+def _rekey(args: argparse.Namespace, say: Say) -> int:
+    from .engine import safe
+    from .settings import Client
+
+    settings = _settings(args, Client, ("folder", "name"))
+    safe.rekeyed(settings, None if args.key_file is None else safe.key_in(args.key_file))
+    print(say("its files stay; their key is sealed anew"))
+    return 0

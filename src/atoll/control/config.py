@@ -33,7 +33,7 @@ from ..simulate.faults import World
 from ..statistics import standardise
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology", "exchange")
-_VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name")
+_VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name", "crypto")
 _KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers")
 _SPLIT = ("clients", "by", "holdout", "standardise")
 

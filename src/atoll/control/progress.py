@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..privacy.hazmat.suite import INTL, suite_of
 from .table import size
 
 Record = dict[str, Any]
@@ -16,7 +17,11 @@ LINES = 20  # a long run prints no more where there is no terminal
 
 
 def costs(job: Any, say: Callable[[str], str]) -> None:
-    """Say on standard error what an update costs and who reads it, where its exchange has to tell."""
+    """Say on standard error what hides updates, where it is not the usual suite; what an update costs and who
+    reads it, where its exchange has to tell.
+    """
+    if job.crypto != INTL.name:
+        print(f"{say('crypto')}: {job.crypto} ({suite_of(job.crypto).says})", file=sys.stderr)
     if not hasattr(job.exchange, "cost"):
         return
     sent, seconds = job.exchange.cost(MILLION)

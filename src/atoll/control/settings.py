@@ -14,6 +14,7 @@ import msgspec
 
 from ..core.errors import ConfigError
 from ..core.registry import nearest
+from ..privacy.hazmat.suite import Crypto
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
@@ -27,7 +28,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `jobs`, `learners`, `algorithms`: names allowed, with * and ? as in file names. `min_cohort`: fewest
     members a round may have. `max_rows`: rows one round may train on. `max_rounds`: rounds of one run.
     `hours`: "22:00-06:00", local time, "" for always. `max_epsilon`: privacy loss in all, None for any.
-    `secure_sum`: only jobs that show nobody a single update.
+    `secure_sum`: only jobs that show nobody a single update. `crypto`: the suites that may hide them.
     """
 
     jobs: tuple[str, ...] = ("*",)
@@ -39,6 +40,17 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hours: str = ""
     max_epsilon: float | None = None
     secure_sum: bool = False
+    crypto: tuple[Crypto, ...] = ("intl", "gm")
+
+
+class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a client's own files are encrypted. `crypto`: the suite of new ones. `key_file`, `key_command`:
+    where the key is that they are sealed by, or what prints it; without, see control/engine/safe.py.
+    """
+
+    crypto: Crypto = "intl"
+    key_file: str = ""
+    key_command: tuple[str, ...] = ()
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -94,6 +106,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
     that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`: seconds without an
     ask after which the process that learns ends; its memory is free, and the next ask starts another.
+    `store`: how what it keeps on disk is encrypted.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -111,6 +124,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     parts: str = ""
     home: float = 60.0
     linger: float = 20.0
+    store: Store = Store()
     insecure: bool = False
 
 
@@ -131,6 +145,8 @@ def read(path: Path, kind: type[S], **over: Any) -> S:
     for key in _PATHS:
         if isinstance(table.get(key), str) and table[key]:
             table[key] = str(path.parent / table[key])
+    if isinstance(table.get("store"), dict) and (file := table["store"].get("key_file")):
+        table["store"]["key_file"] = str(path.parent / str(file))
     return make(kind, {**table, **{k: v for k, v in over.items() if v is not None}}, str(path))
 
 

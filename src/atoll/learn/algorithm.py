@@ -69,8 +69,9 @@ class Algorithm:
     `chain`: the two-sided transforms. `wrap`: changes how a client trains. `rule`: how replies
     become a total. `weigh`: "rows" (by each contribution's weight) or "equal". `protocol`: its
     own roles; None for synchronous rounds. `values`: its parameters, for reports. `exchange`: how updates
-    are summed, which a job says. `aside`: the rule whose suspects are left out of rounds, no more of them
-    than it withstands; None to name them only (learn/aside.py).
+    are summed, and `crypto` the suite that hides them (privacy/hazmat/suite.py), which a job says. `aside`:
+    the rule whose suspects are left out of rounds, no more of them than it withstands; None to name them only
+    (learn/aside.py).
     """
 
     name: str
@@ -82,6 +83,7 @@ class Algorithm:
     values: Mapping[str, Any] = field(default_factory=dict)
     exchange: Exchange = field(default_factory=Plain)
     aside: Rule | None = None
+    crypto: str = "intl"
 
     def __post_init__(self) -> None:
         shows = self.exchange.shows
@@ -137,6 +139,10 @@ class Algorithm:
             raise CompositionError(
                 f"a secure sum shows sums, and {type(self.rule).__name__} is no rule over sums:"
                 " use Sum or Buckets"
+            )
+        if isinstance(self.rule, Buckets) and not getattr(self.exchange, "buckets", True):
+            raise CompositionError(
+                f"{type(self.exchange).__name__} makes one sum of all: buckets go with secure_sum()"
             )
         if self.protocol is not None:
             raise CompositionError(

@@ -6,9 +6,10 @@ costs when it fails, who may begin an attempt and when one is over. `what`: "sec
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,8 +19,9 @@ from ..core.aggregate import Aggregator, Points, Reply
 from ..core.edge import Answer, Task, wire
 from ..core.errors import AtollError, ProtocolError
 from ..core.protocol import Party
+from ..core.rng import Rng
 from ..core.update import Layout
-from .exchange import TABLE, Seat
+from .exchange import TABLE
 from .failure import reason
 from .integers import Noise, Scale, share_of
 
@@ -58,6 +60,12 @@ class Attempt:
     number: int
     failed: dict[int, str]
     sent: int = 0
+
+    def label(self, group: int = 0) -> Label:
+        """What binds all that is made for this attempt."""
+        from ..privacy.roster import Label
+
+        return Label(*self.plan.label, self.task.round, self.number, group, self.plan.algorithm.crypto)
 
     async def noted(self, task: Task) -> dict[int, bytes]:
         """The notes that clients answer a step with."""
@@ -130,23 +138,33 @@ def notes(clients: Sequence[int], take: Callable[[int], bytes]) -> Answer:
     return Answer(tuple(found), found or None, failed, sum(map(len, found.values())))
 
 
+Integers: TypeAlias = Callable[[int, Reply, Scale, Rng, Noise], NDArray[np.uint64]]
+
+
+def honest(client: int, reply: Reply, scale: Scale, rng: Rng, noise: Noise) -> NDArray[np.uint64]:
+    """A client's integers as the protocol asks for them. Nobody can check what is under a mask: what others
+    may put there instead is attack/poison.py's.
+    """
+    return scale.out(reply.update, reply.weight, rng, noise)
+
+
 def hidden(answer: Answer, hide: Callable[[int, Reply], Reply]) -> Answer:
     """An answer whose replies are hidden, each by its client."""
     replies = tuple((client, hide(client, reply)) for client, reply in answer.replies)
     return replace(answer, replies=replies, sent=sum(wire(r.update) for _, r in replies))
 
 
-def label(seat: Seat, step: Step, group: int = 0) -> Label:
-    """What binds all that is made for a step's attempt."""
+def label(local: Local, step: Step, group: int = 0) -> Label:
+    """What binds all that is made for a step's attempt, in the suite that the signed job names."""
     from ..privacy.roster import Label
 
-    return Label(*seat.run, step.round, step.attempt, group)
+    return Label(*local.seat.run, step.round, step.attempt, group, local.algorithm.crypto)
 
 
-def kept(seat: Seat, client: int, step: Step, what: str, group: int = 0) -> Secret:
+def kept(local: Local, client: int, step: Step, what: str, group: int = 0) -> Secret:
     """What this client keeps of the step's attempt. Raises ProtocolError if that is another one."""
-    secret: Secret | None = seat.secrets.get(client)
-    if secret is None or secret.label != label(seat, step, group):
+    secret: Secret | None = local.seat.secrets.get(client)
+    if secret is None or secret.label != label(local, step, group):
         raise ProtocolError(f"this client has begun no such attempt at {what}, or it is over")
     return secret
 
@@ -160,7 +178,7 @@ def keys(local: Local, client: int, step: Step, what: str, group: int = 0) -> by
     from ..privacy import secure_sum as ss
 
     seat = local.seat
-    mine, before = label(seat, step, group), seat.secrets.get(client)
+    mine, before = label(local, step, group), seat.secrets.get(client)
     if before is None or before.label != mine:
         if before is not None and (before.label.round, before.label.attempt) >= (step.round, step.attempt):
             raise ProtocolError(f"this attempt at {what} is over: a later one has begun")
@@ -172,9 +190,36 @@ def keys(local: Local, client: int, step: Step, what: str, group: int = 0) -> by
     return ss.keys_out(before.keys)
 
 
+def named(secret: Secret, reply: Reply) -> Secret:
+    """The secret once it knows by what name its client's update goes; "" for one that says nothing."""
+    numbers = reply.update.buffer
+    if not numbers.any():
+        return secret
+    made = blake2b(repr(reply.weight).encode(), digest_size=32)
+    made.update(numbers.view(np.uint8).data)
+    return replace(secret, update=made.digest())
+
+
+def vouched(local: Local, secret: Secret, there: Collection[int]) -> None:
+    """Raise PrivacyError where this client's update was in a sum of others than those who are `there`.
+
+    Under a promise of privacy each sum has noise of its own, and is paid for.
+    """
+    from ..privacy.certificate import member_of
+
+    vouch = local.seat.vouch
+    if vouch is None or local.algorithm.private or not secret.update:
+        return
+    of = secret.roster.of
+    names = [member_of(of[c].chain).name if of[c].chain else str(c) for c in there if c in of]
+    vouch(secret.update, sorted(names))
+
+
 def noise(secret: Secret, scale: Scale) -> Noise:
     """A member's part of the noise of all who must stay, less those who may tell theirs."""
     from ..privacy.secure_sum import noise_key
+
+    suite = secret.label.suite
 
     def drawn(size: int, whole: float) -> NDArray[np.int64]:
         assert scale.noise is not None  # noqa: S101  asked by `Scale.out`
@@ -183,6 +228,6 @@ def noise(secret: Secret, scale: Scale) -> Noise:
             raise ProtocolError(
                 f"of {members} members {scale.noise.colluders} may collude: too few others add noise"
             )
-        return share_of(noise_key(secret), crew)(size, whole)
+        return share_of(noise_key(secret), crew, suite.stream)(size, whole)
 
     return drawn

@@ -45,7 +45,7 @@ from ..core.update import Layout, Leaf, Update
 from ..privacy.graph import threshold
 from ..privacy.hazmat import bfv
 from . import attempts
-from .exchange import Seat
+from .attempts import Integers, honest
 from .integers import Read, Scale
 from .quantise import dense
 from .secure import SecureSum
@@ -98,6 +98,7 @@ class EncryptedSum:
     members: int = 256
     shows: ClassVar[Literal["sum", "each"]] = "sum"
     blind: ClassVar[bool] = False
+    buckets: ClassVar[bool] = False
     label: ClassVar[str] = "one client plus the server reads all"
 
     @cached_property
@@ -174,28 +175,37 @@ class EncryptedSum:
 
         return attempts.notes(task.clients, take)
 
-    def outgoing(self, local: Local, task: Task, answer: Answer) -> Answer:
-        """Replies as ciphertexts, all of weight 1 and without metrics."""
+    def outgoing(self, local: Local, task: Task, answer: Answer, integers: Integers = honest) -> Answer:
+        """Replies as ciphertexts, all of weight 1 and without metrics, of what `integers` makes."""
         step = read(task.note)
         if step.step != "encrypt":
             raise ProtocolError("this job's updates leave their clients encrypted: the task is another step")
         scale = self.scale(local.algorithm, step.members, step.heaviest)
-        return attempts.hidden(answer, lambda c, reply: self._encrypted(local, task, step, scale, c, reply))
+        return attempts.hidden(
+            answer, lambda c, reply: self._encrypted(local, task, step, scale, c, reply, integers)
+        )
 
     def _encrypted(
-        self, local: Local, task: Task, step: Step, scale: Scale, client: int, reply: Reply
+        self,
+        local: Local,
+        task: Task,
+        step: Step,
+        scale: Scale,
+        client: int,
+        reply: Reply,
+        integers: Integers,
     ) -> Reply:
         from ..privacy import encrypted_sum as es
 
         dense(reply.update, "encrypted_sum")
-        secret = _taken(self, local.seat, client, step, task.notes[client])
+        secret = _taken(self, local, client, step, task.notes[client])
         own = es.held(secret)
 
         rng = local.key.at("encrypted", client, task.round)
-        numbers = scale.out(reply.update, reply.weight, rng, attempts.noise(secret, scale))
+        numbers = integers(client, reply, scale, rng, attempts.noise(secret, scale))
         layout = self.layout(len(numbers))
         tags = self.tags_of(own, client, layout.leaves[0].shape[1])
-        local.seat.keep(client, secret)
+        local.seat.keep(client, attempts.named(secret, reply))
         made = bfv.encrypt(self.ring, own.s, self.tagged(numbers, tags))
         return Reply(Update(layout, made.reshape(-1), bits=self.bits))
 
@@ -238,11 +248,10 @@ class _Attempt(attempts.Attempt):
         """Raises ProtocolError where too few stay, or where two read differently."""
         from ..privacy import encrypted_sum as es
         from ..privacy import secure_sum as ss
-        from ..privacy.roster import Label
 
         keys = await self._notes("keys", self.task.clients)
         self._enough(keys, self.how.least, "sent keys")
-        roster = ss.roster_of(Label(*self.plan.label, self.task.round, self.number), keys)
+        roster = ss.roster_of(self.label(), keys)
         by, drawn = await self._drawn(roster.clients, ss.roster_out(roster))
         given = msgspec.msgpack.encode(es.Given(ss.roster_out(roster), by, drawn.box))
         answer = await self._vectors(given, drawn.letters, quorum)
@@ -260,9 +269,9 @@ class _Attempt(attempts.Attempt):
     async def _drawn(self, clients: Sequence[int], roster: bytes) -> tuple[int, Drawn]:
         """A key that one of them draws, and who: the first that answers, in an order of the roster's."""
         from ..privacy.encrypted_sum import Drawn, decoded
-        from ..privacy.hazmat import pairs
 
-        for client in sorted(clients, key=lambda c: pairs.committed(roster, "draws", c)):
+        committed = self.label().suite.committed
+        for client in sorted(clients, key=lambda c: committed(roster, "draws", c)):
             notes = await self._notes("draw", (client,), roster)
             if client in notes:
                 return client, decoded(notes[client], Drawn, "a key")
@@ -299,8 +308,9 @@ class _Attempt(attempts.Attempt):
 
         a, b = (decoded(note, Page, "an opened page") for note in notes)
         bits, size = self.how.plain, blocks * self.how.room
-        one = unpadded(a, b.pad, words, bits, size)
-        two = unpadded(b, a.pad, words, bits, size)
+        suite = self.label().suite
+        one = unpadded(suite, a, b.pad, words, bits, size)
+        two = unpadded(suite, b, a.pad, words, bits, size)
         if not np.array_equal(one, two):
             raise ProtocolError("two members have read different sums: one of them is wrong")
         return one
@@ -341,18 +351,18 @@ def _draw(exchange: EncryptedSum, local: Local, client: int, step: Step, params:
     from ..privacy import encrypted_sum as es
 
     seat = local.seat
-    secret = attempts.kept(seat, client, step, WHAT)
+    secret = attempts.kept(local, client, step, WHAT)
     secret = es.joined(secret, step.text, least=max(exchange.least, seat.least), check=seat.check)
     secret, drawn = es.draw(secret, lambda: bfv.fresh(exchange.ring))
     seat.keep(client, secret)
     return msgspec.msgpack.encode(drawn)
 
 
-def _taken(exchange: EncryptedSum, seat: Seat, client: int, step: Step, letter: bytes) -> Secret:
+def _taken(exchange: EncryptedSum, local: Local, client: int, step: Step, letter: bytes) -> Secret:
     from ..privacy import encrypted_sum as es
 
     given = es.decoded(step.text, es.Given, "a key")
-    secret = attempts.kept(seat, client, step, WHAT)
+    secret, seat = attempts.kept(local, client, step, WHAT), local.seat
     secret = es.joined(secret, given.roster, least=max(exchange.least, seat.least), check=seat.check)
     return es.take(secret, given.by, given.box, letter)
 
@@ -361,9 +371,10 @@ def _agree(exchange: EncryptedSum, local: Local, client: int, step: Step, params
     from ..privacy import encrypted_sum as es
 
     seat, there = local.seat, es.decoded(step.text, list[int], "a list of survivors")
-    secret = attempts.kept(seat, client, step, WHAT)
+    secret = attempts.kept(local, client, step, WHAT)
     least = max(enough(exchange, local.algorithm, len(secret.members)), seat.least)
     secret = es.agreed(secret, there, least)
+    attempts.vouched(local, secret, there)
     word = es.held(secret).word(there, client)
     seat.keep(client, secret)
     return word
@@ -373,7 +384,7 @@ def _open(exchange: EncryptedSum, local: Local, client: int, step: Step, params:
     from ..privacy import encrypted_sum as es
 
     asked, seat = es.decoded(step.text, _Open, "a list of survivors"), local.seat
-    secret = attempts.kept(seat, client, step, WHAT)
+    secret = attempts.kept(local, client, step, WHAT)
     least = max(enough(exchange, local.algorithm, len(secret.members)), seat.least)
     sums = _page(params, exchange.bits)
     if asked.first < 0 or asked.first % PAGE:

@@ -7,7 +7,7 @@ ciphertexts that anybody adds and two clients open.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -87,7 +87,8 @@ class Seat:
     system's. `sign(text)`: a signature and the certificates to it; `check(keys, text)`: the name of who
     signed (privacy/roster.py). Without them nobody's keys are proven: the coordinator is trusted not to
     invent members. `least`: the fewest members of a sum. `save`: what makes `secrets` last beyond this
-    process. `coins`: 32 bytes that a run's rows are drawn by, the same after a restart.
+    process. `coins`: 32 bytes that a run's rows are drawn by, the same after a restart. `vouch(update,
+    members)`: raises PrivacyError where the update of this name was in a sum of others.
     """
 
     draw: Callable[[int], bytes]
@@ -98,6 +99,7 @@ class Seat:
     save: Callable[[bytes], None] | None = None
     secrets: dict[int, Any] = field(default_factory=dict)
     coins: bytes = b""
+    vouch: Callable[[bytes, Sequence[str]], None] | None = None
 
     def keep(self, client: int, secret: Any) -> None:
         """What a client keeps of its attempt, on disk when this returns."""

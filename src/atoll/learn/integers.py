@@ -24,6 +24,7 @@ from ..core.rng import Rng
 from ..core.update import Layout, Leaf, Update
 from ..privacy import discrete
 from ..privacy.graph import threshold
+from ..privacy.hazmat.suite import INTL
 from .ring import signed
 
 Noise: TypeAlias = Callable[[int, float], NDArray[np.int64]]  # (numbers, deviation of all together) -> ours
@@ -34,9 +35,9 @@ _SHRINKS = 40  # of two in a hundred each
 _FINE = 24  # a scale with so many bits below the largest number is rounded to the nearest
 
 
-def share_of(key: bytes, crew: int) -> Noise:
-    """The noise that one of `crew` members draws from its key."""
-    return lambda size, whole: discrete.gaussian(key, size, discrete.spread(whole, 1.0, crew, size))
+def share_of(key: bytes, crew: int, stream: Callable[[bytes], Any] = INTL.stream) -> Noise:
+    """The noise that one of `crew` members draws from its key, by a suite's `stream`."""
+    return lambda size, whole: discrete.gaussian(key, size, discrete.spread(whole, 1.0, crew, size), stream)
 
 
 @dataclass(frozen=True)

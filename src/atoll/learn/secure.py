@@ -31,6 +31,7 @@ from ..core.update import Update
 from ..privacy import dp
 from ..privacy.graph import threshold
 from . import attempts
+from .attempts import Integers, honest
 from .integers import Counted, Hidden, Read, Scale
 from .quantise import dense
 from .robust import Buckets
@@ -119,22 +120,33 @@ class SecureSum:
 
         return attempts.notes(task.clients, take)
 
-    def outgoing(self, local: Local, task: Task, answer: Answer) -> Answer:
-        """Replies as masked integers, all of weight 1 and without metrics."""
+    def outgoing(self, local: Local, task: Task, answer: Answer, integers: Integers = honest) -> Answer:
+        """Replies as masked integers, all of weight 1 and without metrics; `integers` makes them."""
         step = read(task.note)
         if step.step != "mask":
             raise ProtocolError("this job's updates leave their clients masked: the task is for another step")
         scale = self.scale(local.algorithm, step.members, step.heaviest)
-        return attempts.hidden(answer, lambda c, reply: self._masked(local, task, step, scale, c, reply))
+        return attempts.hidden(
+            answer, lambda c, reply: self._masked(local, task, step, scale, c, reply, integers)
+        )
 
-    def _masked(self, local: Local, task: Task, step: Step, scale: Scale, client: int, reply: Reply) -> Reply:
+    def _masked(
+        self,
+        local: Local,
+        task: Task,
+        step: Step,
+        scale: Scale,
+        client: int,
+        reply: Reply,
+        integers: Integers,
+    ) -> Reply:
         from ..privacy.secure_sum import mask
 
         dense(reply.update, "secure_sum")
-        secret = attempts.kept(local.seat, client, step, WHAT, step.of(client)[0])
+        secret = attempts.kept(local, client, step, WHAT, step.of(client)[0])
         rng = local.key.at("secure", client, task.round)
-        numbers = scale.out(reply.update, reply.weight, rng, attempts.noise(secret, scale))
-        secret, hidden = mask(secret, task.notes[client], numbers, self.bits)
+        numbers = integers(client, reply, scale, rng, attempts.noise(secret, scale))
+        secret, hidden = mask(attempts.named(secret, reply), task.notes[client], numbers, self.bits)
         local.seat.keep(client, secret)
         return Reply(Update(scale.layout(reply.update.layout), hidden, bits=self.bits))
 
@@ -152,11 +164,10 @@ class _Attempt(attempts.Attempt):
     async def sum(self, quorum: int | None) -> Answer:
         """Raises ProtocolError where too few stay, or shares are false."""
         from ..privacy import secure_sum as ss
-        from ..privacy.roster import Label
 
         first = await self._notes("keys", {g: (clients, b"") for g, clients in self.groups.items()})
         keys = self._enough(first, dict.fromkeys(self.groups, self.least), "sent keys")
-        names = {g: Label(*self.plan.label, self.task.round, self.number, g) for g in keys}
+        names = {g: self.label(g) for g in keys}
         rosters = {g: ss.roster_of(names[g], notes) for g, notes in keys.items()}
         enough = {g: max(self.least, threshold(len(r.members))) for g, r in rosters.items()}
         asked = {g: (r.clients, ss.roster_out(r)) for g, r in rosters.items()}
@@ -265,7 +276,7 @@ def _shares(exchange: SecureSum, local: Local, client: int, step: Step, group: i
 
     seat = local.seat
     least = max(exchange.least, seat.least)
-    secret = attempts.kept(seat, client, step, WHAT, group)
+    secret = attempts.kept(local, client, step, WHAT, group)
     secret, note = ss.share(secret, text, seat.draw, least=least, check=seat.check)
     seat.keep(client, secret)
     return note
@@ -276,7 +287,8 @@ def _sign(exchange: SecureSum, local: Local, client: int, step: Step, group: int
 
     seat = local.seat
     least = max(exchange.least, seat.least)
-    secret, note = ss.sign(attempts.kept(seat, client, step, WHAT, group), text, seat.sign, least=least)
+    secret, note = ss.sign(attempts.kept(local, client, step, WHAT, group), text, seat.sign, least=least)
+    attempts.vouched(local, secret, ss.survivors_of(secret, text))
     seat.keep(client, secret)
     return note
 
@@ -289,7 +301,7 @@ def _open(exchange: SecureSum, local: Local, client: int, step: Step, group: int
         there, signatures = msgspec.msgpack.decode(text, type=tuple[bytes, bytes])
     except msgspec.DecodeError:
         raise ProtocolError("this is no signed list of survivors") from None
-    secret = attempts.kept(seat, client, step, WHAT, group)
+    secret = attempts.kept(local, client, step, WHAT, group)
     secret, note = ss.reveal(secret, there, signatures, check=seat.check)
     seat.keep(client, secret)
     return note

@@ -15,27 +15,34 @@ from a cipher's keystream; exponentials are float64's, which moves a probability
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import exp, floor, pi, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, MisuseError
+from .hazmat.suite import INTL
 from .noise import KEY, uniforms
 
 BLUR = 1e-6  # of ε², for sums of any number of clients
 _MOST = 2.0**38  # a larger s would show the grid of the uniforms
 
 
-def gaussian(key: bytes, size: int, s: float) -> NDArray[np.int64]:
+def gaussian(
+    key: bytes, size: int, s: float, stream: Callable[[bytes], Any] = INTL.stream
+) -> NDArray[np.int64]:
     """`size` whole numbers, each k with a probability in proportion to exp(-k² / (2 s²)); the key's own.
+
+    `stream(key)`: the cipher that they are drawn from, a suite's (hazmat/suite.py).
 
     Raises MisuseError for another length of key or an s that is not from 0.5 to 2**38.
     """
     if len(key) != KEY or not 0.5 <= s <= _MOST:
         raise MisuseError(f"noise needs a key of {KEY} bytes and s from 0.5 to 2**38, got s = {s:g}")
     t, made, done = floor(s) + 1, np.empty(size, np.int64), 0
-    draws = uniforms(key)
+    draws = uniforms(key, stream)
     while done < size:
         first, second, coins = next(draws)
         y = np.floor(-t * np.log(first)).astype(np.int64)  # |Y| of a discrete Laplace of scale t

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import PrivacyError, ProtocolError
 from .hazmat import masks, pairs
+from .hazmat.suite import Suite
 from .roster import Check, Keys, Roster
 from .secure_sum import Secret
 
@@ -82,11 +82,11 @@ def draw(secret: Secret, fresh: Callable[[], bytes]) -> tuple[Secret, Drawn]:
     roster, me = secret.roster, secret.keys.client
     if secret.opened:
         raise PrivacyError("this attempt's sum was opened: no key is drawn for it any more")
-    k = pairs.derived(secret.seed, *roster.label.parts, "encrypted sum", roster.digest)
+    k = roster.suite.derived(secret.seed, *roster.label.parts, "encrypted sum", roster.digest)
     if secret.mail and set(secret.mail) != {me}:
         raise PrivacyError("another member has drawn this attempt's key already")
-    box = _parts(secret)[1] if secret.mail else pairs.sealed(_box_key(roster, k), fresh())
-    letters = {v: pairs.sealed(_letter_key(secret, me, v), k) for v in roster.clients}
+    box = _parts(secret)[1] if secret.mail else roster.suite.sealed(_box_key(roster, k), fresh())
+    letters = {v: roster.suite.sealed(_letter_key(secret, me, v), k) for v in roster.clients}
     return replace(secret, mail={me: msgspec.msgpack.encode((letters[me], box))}), Drawn(box, letters)
 
 
@@ -108,14 +108,14 @@ def _parts(secret: Secret) -> tuple[bytes, bytes]:
 
 
 def _box_key(roster: Roster, k: bytes) -> bytes:
-    return pairs.derived(k, *roster.label.parts, "box", roster.digest)
+    return roster.suite.derived(k, *roster.label.parts, "box", roster.digest)
 
 
 def _letter_key(secret: Secret, sender: int, receiver: int) -> bytes:
     roster = secret.roster
     other = receiver if sender == secret.keys.client else sender
     both = pairs.agreed(secret.share, roster.of[other].share)
-    return pairs.derived(both, *roster.label.parts, "encrypted sum", roster.digest, sender, receiver)
+    return roster.suite.derived(both, *roster.label.parts, "encrypted sum", roster.digest, sender, receiver)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ class Held:
     def tags(self, client: int, first: int, blocks: int, count: int, bits: int) -> Ints:
         """Of a client's page of ciphertexts from `first` on, (blocks, count) below 2**bits."""
         key = self._derived("tags", client, first)
-        return masks.masked(np.zeros(blocks * count, np.uint64), bits, [key]).reshape(blocks, count)
+        return masks.masked(self.roster.suite, np.zeros(blocks * count, np.uint64), bits, [key]).reshape(
+            blocks, count
+        )
 
     def word(self, there: Collection[int], client: int) -> bytes:
         """What this client says where it agrees to a list, and to no other."""
@@ -153,7 +155,7 @@ class Held:
         return self._derived("pad", opens.there, opens.by, opens.first, opens.digest, client)
 
     def _derived(self, *purpose: Any) -> bytes:
-        return pairs.derived(self.k, *self.roster.label.parts, self.roster.digest, *purpose)
+        return self.roster.suite.derived(self.k, *self.roster.label.parts, self.roster.digest, *purpose)
 
 
 def held(secret: Secret) -> Held:
@@ -162,10 +164,11 @@ def held(secret: Secret) -> Held:
         raise ProtocolError("this member of an encrypted sum was given no key")
     (by,) = secret.mail
     letter, box = _parts(secret)
-    k = pairs.unsealed(_letter_key(secret, by, secret.keys.client), letter)
+    suite = secret.label.suite
+    k = suite.unsealed(_letter_key(secret, by, secret.keys.client), letter)
     if len(k) != pairs.KEY:
         raise ProtocolError("a sealed key of an encrypted sum has another length")
-    return Held(secret.roster, pairs.unsealed(_box_key(secret.roster, k), box), k)
+    return Held(secret.roster, suite.unsealed(_box_key(secret.roster, k), box), k)
 
 
 def agreed(secret: Secret, there: Collection[int], least: int) -> Secret:
@@ -181,7 +184,7 @@ def agreed(secret: Secret, there: Collection[int], least: int) -> Secret:
             f"an encrypted sum of {len(members)} is not opened: at least {max(least, 2)} must add to it"
         )
     said = (*roster.label.parts, "list", roster.digest, sorted(members))
-    named = sha256(msgspec.msgpack.encode(said)).digest()
+    named = roster.suite.digest(msgspec.msgpack.encode(said))
     if secret.list and secret.list != named:
         raise PrivacyError("a second list of survivors came for one attempt of an encrypted sum")
     return replace(secret, list=named, opened=True)
@@ -212,19 +215,20 @@ def page(own: Held, me: int, opens: Opens, numbers: Ints, bits: int) -> Page:
     """Opened integers (size,) as they leave `me`: under its pad, with the pad of the other."""
     (other,) = set(opens.pair) - {me}
     words = [own.word(opens.there, c) for c in opens.by]
-    hidden = masks.masked(numbers, bits, [_together(own.pad(opens, me), words)])
+    suite = own.roster.suite
+    hidden = masks.masked(suite, numbers, bits, [_together(suite, own.pad(opens, me), words)])
     return Page(hidden.astype(masks.narrow(bits)).tobytes(), own.pad(opens, other))
 
 
-def _together(pad: bytes, words: Iterable[bytes]) -> bytes:
-    return pairs.derived(pad, "words", *words)
+def _together(suite: Suite, pad: bytes, words: Iterable[bytes]) -> bytes:
+    return suite.derived(pad, "words", *words)
 
 
-def unpadded(found: Page, pad: bytes, words: Sequence[bytes], bits: int, size: int) -> Ints:
+def unpadded(suite: Suite, found: Page, pad: bytes, words: Sequence[bytes], bits: int, size: int) -> Ints:
     """The integers (size,) of a page, by the pad that the other gave and the words of who has agreed, in the
     order of `Opens.by`. Raises ProtocolError.
     """
     dtype = masks.narrow(bits)
     if len(found.numbers) != size * dtype.itemsize or len(pad) != pairs.KEY:
         raise ProtocolError("an opened page of an encrypted sum has another length than it must")
-    return masks.masked(np.frombuffer(found.numbers, dtype), bits, (), [_together(pad, words)])
+    return masks.masked(suite, np.frombuffer(found.numbers, dtype), bits, (), [_together(suite, pad, words)])

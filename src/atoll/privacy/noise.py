@@ -11,7 +11,7 @@ The uniforms end the normal's tails at 8.5 deviations, which costs 1e-17 of δ f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import ceil, log2, sqrt
 from typing import Any
 
@@ -19,34 +19,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import MisuseError
+from .hazmat.suite import INTL
 
 KEY = 32  # bytes
 FINE = 20  # bits of the grid below the noise's deviation
 _BLOCK = 1 << 16  # numbers made at a time
 
 
-def uniforms(key: bytes) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-    """Two uniforms in (0, 1] and a coin each, for ever, a block at a time."""
-    stream = _stream(key)
+def uniforms(
+    key: bytes, stream: Callable[[bytes], Any] = INTL.stream
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Two uniforms in (0, 1] and a coin each, for ever, a block at a time; from a suite's `stream`."""
+    made = stream(key)
     zeros = bytes(8 * _BLOCK)
     while True:
-        bits = np.frombuffer(stream.update(zeros), "<u8")
+        bits = np.frombuffer(made.update(zeros), "<u8")
         unit = ((bits >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
         half = _BLOCK // 2
         yield unit[:half], unit[half:], (bits[:half] & np.uint64(1)).astype(bool)
-
-
-def _stream(key: bytes) -> Any:
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
 
 def normals(key: bytes, size: int) -> Iterator[NDArray[np.float64]]:
     """`size` standard normal numbers, a block at a time. Raises MisuseError for another length of key."""
     if len(key) != KEY:
         raise MisuseError(f"a noise key has {KEY} bytes, got {len(key)}")
-    stream = _stream(key)
+    stream = INTL.stream(key)
     zeros = bytes(8 * _BLOCK)
     for start in range(0, size, _BLOCK):
         bits = np.frombuffer(stream.update(zeros), "<u8") >> np.uint64(11)

@@ -15,6 +15,7 @@ from ..core.errors import ProtocolError
 from .accountant import Plan
 from .certificate import PrivateKey, sign, verify
 from .claim import Claim
+from .hazmat.suite import suite_of
 
 _PURPOSE = "atoll privacy report"
 LONGEST = 1 << 16  # characters
@@ -22,6 +23,7 @@ SEES = {
     "each": "each client's update: the coordinator and every edge on the way",
     "sum": "sums of updates only, as long as fewer than two thirds of a sum's members help the coordinator",
 }
+OPEN = "TLS 1.3 between members, nothing else"
 TRUST = "semi-honest coordinator: it follows the protocol. It enrols members itself, so it could invent some"
 NOISE = {
     "central": "Gaussian noise by the coordinator, which is trusted with sums without noise",
@@ -40,10 +42,11 @@ def report(
     rounds: int,
     ended: float,
     label: str = "",
+    crypto: str = "",
 ) -> dict[str, Any]:
     """The page's values. `shows`: what the exchange shows, "each" or "sum"; `plan`: the claim's cost over all
     rounds it was made for; `rounds`: how many there were; `ended`: Unix seconds; `label`: what the exchange
-    says of itself.
+    says of itself; `crypto`: the suite that hid updates, "" where only TLS did.
     """
     made: dict[str, Any] = {
         "run": run,
@@ -51,6 +54,9 @@ def report(
         "ended": round(ended),
         "rounds": rounds,
         "seen": f"sums of updates only; {label}" if label else SEES[shows],
+        "crypto": f"{crypto} ({suite_of(crypto).says})"
+        if crypto
+        else "TLS 1.3 between members, nothing else",
         "trust": TRUST,
         "promise": None,
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 
 import msgspec
 
 from ..core.errors import PrivacyError, ProtocolError
 from .graph import degree, threshold
 from .hazmat import pairs
+from .hazmat.suite import Suite, suite_of
 
 
 class Keys(msgspec.Struct, frozen=True, array_like=True):
@@ -29,18 +29,28 @@ class Keys(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True)
 class Label:
-    """What binds all of one attempt: nothing made for one is good in another. `group`: its bucket."""
+    """What binds all of one attempt: nothing made for one is good in another.
+
+    `group`: its bucket. `crypto`: the name of the suite, which members sign with all the rest.
+    """
 
     federation: str
     run: str
     round: int
     attempt: int
     group: int = 0
+    crypto: str = "intl"
 
     @property
     def parts(self) -> tuple[str | int, ...]:
         """As plain values."""
-        return ("atoll secure sum 1", self.federation, self.run, self.round, self.attempt, self.group)
+        kind = f"atoll secure sum 1{self.suite.mark}"
+        return (kind, self.federation, self.run, self.round, self.attempt, self.group)
+
+    @property
+    def suite(self) -> Suite:
+        """What all of the attempt is made with. Raises ConfigError for a name that there is none of."""
+        return suite_of(self.crypto)
 
 
 Check = Callable[[Keys, bytes], str]
@@ -64,6 +74,11 @@ class Roster:
         if len({key for keys in self.members for key in (keys.mask, keys.share)}) < 2 * len(ids):
             raise ProtocolError("two members of a secure sum have the same key")
 
+    @property
+    def suite(self) -> Suite:
+        """What the sum is made with."""
+        return self.label.suite
+
     @cached_property
     def of(self) -> Mapping[int, Keys]:
         """Each member's keys."""
@@ -77,12 +92,13 @@ class Roster:
     @cached_property
     def digest(self) -> bytes:
         """What names this roster: the label and everybody's keys and signatures, 32 bytes."""
-        return sha256(msgspec.msgpack.encode((self.label.parts, self.members))).digest()
+        return self.suite.digest(msgspec.msgpack.encode((self.label.parts, self.members)))
 
     @cached_property
     def _ring(self) -> tuple[int, ...]:
         """The members in an order that follows from all their keys together."""
-        return tuple(sorted(self.clients, key=lambda c: sha256(self.digest + c.to_bytes(8, "big")).digest()))
+        digest = self.suite.digest
+        return tuple(sorted(self.clients, key=lambda c: digest(self.digest + c.to_bytes(8, "big"))))
 
     @cached_property
     def _degree(self) -> int:

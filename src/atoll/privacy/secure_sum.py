@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from itertools import combinations, islice
 from typing import TypeVar
 
@@ -47,7 +46,8 @@ class Secret:
     """What a member keeps of one attempt. `mail`: sealed shares by sender, once it has masked.
 
     `vector`: what names the vector that it masked; `list`: what names the survivors it signed; `opened`:
-    whether it has opened shares. `noise` is nobody's but its own: what noise in the vector is drawn from.
+    whether it has opened shares; `update`: what names its update in whatever sum. `noise` is nobody's but its
+    own: what noise in the vector is drawn from.
     """
 
     label: Label
@@ -61,6 +61,7 @@ class Secret:
     vector: bytes = b""
     list: bytes = b""
     opened: bool = False
+    update: bytes = b""
 
     @property
     def roster(self) -> Roster:
@@ -99,7 +100,7 @@ def begin(
         client,
         pairs.public(mask),
         pairs.public(share),
-        pairs.committed(seed, *label.parts, "seed", client),
+        label.suite.committed(seed, *label.parts, "seed", client),
     )
     signature, chain = (sign or _SIGN)(said(label, bare))
     keys = Keys(client, bare.mask, bare.share, bare.own, signature, chain)
@@ -126,14 +127,14 @@ def share(
     of_seed = shamir.split(secret.seed, roster.threshold, places, draw)
     mail = {}
     for v, x in zip(holders, places, strict=True):
-        mail[v] = pairs.sealed(_letter_key(secret, roster, me, v), of_key[x] + of_seed[x])
+        mail[v] = roster.suite.sealed(_letter_key(secret, roster, me, v), of_key[x] + of_seed[x])
     return secret, msgspec.msgpack.encode(mail)
 
 
 def _letter_key(secret: Secret, roster: Roster, sender: int, receiver: int) -> bytes:
     other = receiver if sender == secret.keys.client else sender
     both = pairs.agreed(secret.share, roster.of[other].share)
-    return pairs.derived(both, *roster.label.parts, "share", roster.digest, sender, receiver)
+    return roster.suite.derived(both, *roster.label.parts, "share", roster.digest, sender, receiver)
 
 
 def mask(
@@ -146,8 +147,9 @@ def mask(
     roster, me = secret.roster, secret.keys.client
     letters = _decoded(mail, dict[int, bytes], "the shares")
     narrow = np.ascontiguousarray(numbers, masks.narrow(bits))
-    key = pairs.derived(secret.seed, *roster.label.parts, "vector")
-    named = pairs.named(key, msgspec.msgpack.encode((bits, sorted(letters.items()))), narrow.data.cast("B"))
+    key = roster.suite.derived(secret.seed, *roster.label.parts, "vector")
+    about = msgspec.msgpack.encode((bits, sorted(letters.items())))
+    named = roster.suite.named(key, about, narrow.data.cast("B"))
     if secret.vector and named != secret.vector:
         raise PrivacyError("a secure sum masks one vector in an attempt, and this is another")
     if me not in letters or not set(letters) <= set(roster.holders(me)):
@@ -158,6 +160,7 @@ def mask(
         )
     others = [v for v in letters if v != me]
     hidden = masks.masked(
+        roster.suite,
         narrow,
         bits,
         [_own_mask(roster, me, secret.seed), *(_pair_mask(secret, roster, v) for v in others if v > me)],
@@ -167,7 +170,7 @@ def mask(
 
 
 def _own_mask(roster: Roster, client: int, seed: bytes) -> bytes:
-    return pairs.derived(seed, *roster.label.parts, "own", roster.digest, client)
+    return roster.suite.derived(seed, *roster.label.parts, "own", roster.digest, client)
 
 
 def _pair_mask(secret: Secret, roster: Roster, other: int) -> bytes:
@@ -177,7 +180,7 @@ def _pair_mask(secret: Secret, roster: Roster, other: int) -> bytes:
 def _between(roster: Roster, client: int, key: bytes, other: int) -> bytes:
     both = pairs.agreed(key, roster.of[other].mask)
     low, high = sorted((client, other))
-    return pairs.derived(both, *roster.label.parts, "pair", roster.digest, low, high)
+    return roster.suite.derived(both, *roster.label.parts, "pair", roster.digest, low, high)
 
 
 def sign(
@@ -192,7 +195,7 @@ def sign(
     Raises PrivacyError for a second list, or one of two thirds or fewer, or of fewer than `least`.
     """
     roster = secret.roster
-    there = _survivors(secret, survivors)
+    there = survivors_of(secret, survivors)
     enough = max(least, threshold(len(secret.members)))
     if len(there) < enough or len(there & set(secret.mail)) < roster.threshold:
         raise PrivacyError(f"{len(there)} members are left of a secure sum: too few to show their sum")
@@ -203,7 +206,8 @@ def sign(
     return replace(secret, list=named), signature
 
 
-def _survivors(secret: Secret, text: bytes) -> set[int]:
+def survivors_of(secret: Secret, text: bytes) -> set[int]:
+    """Who is in a list of survivors. Raises ProtocolError for one that names others than members."""
     there = set(_decoded(text, list[int], "a list of survivors"))
     if not there <= set(secret.roster.clients):
         raise ProtocolError("a list of survivors names somebody who is not in the roster")
@@ -213,7 +217,8 @@ def _survivors(secret: Secret, text: bytes) -> set[int]:
 
 
 def _list_name(roster: Roster, there: Collection[int]) -> bytes:
-    return sha256(msgspec.msgpack.encode((roster.label.parts, "list", roster.digest, sorted(there)))).digest()
+    text = msgspec.msgpack.encode((roster.label.parts, "list", roster.digest, sorted(there)))
+    return roster.suite.digest(text)
 
 
 def reveal(
@@ -221,10 +226,13 @@ def reveal(
 ) -> tuple[Secret, bytes]:
     """Its shares: of the seed of each holder that is there, of the mask key of each that is lost.
 
+    What it masked its own vector with is not in the Secret any more: who gets hold of its disk later learns
+    nothing of a vector that was recorded.
+
     Raises PrivacyError unless `threshold` of its holders have signed the list that it signed itself.
     """
     roster, me = secret.roster, secret.keys.client
-    there = _survivors(secret, survivors)
+    there = survivors_of(secret, survivors)
     named = _list_name(roster, there)
     if secret.list != named:
         raise PrivacyError("the list of survivors is not the one that this member has signed")
@@ -238,17 +246,18 @@ def reveal(
         )
     seeds, keys = {}, {}
     for v, letter in secret.mail.items():
-        text = pairs.unsealed(_letter_key(secret, roster, v, me), letter)
+        text = roster.suite.unsealed(_letter_key(secret, roster, v, me), letter)
         if v in there:
             seeds[v] = text[shamir.SHARE :]
         else:
             keys[v] = text[: shamir.SHARE]
-    return replace(secret, opened=True), msgspec.msgpack.encode(_Opened(seeds, keys))
+    bare = replace(secret, opened=True, mask=b"", seed=b"", noise=b"")
+    return bare, msgspec.msgpack.encode(_Opened(seeds, keys))
 
 
 def noise_key(secret: Secret) -> bytes:
     """What this member's noise in this attempt is drawn from."""
-    return pairs.derived(secret.noise, *secret.label.parts, "noise", secret.roster.digest)
+    return secret.label.suite.derived(secret.noise, *secret.label.parts, "noise", secret.roster.digest)
 
 
 def _signed(keys: Keys, named: bytes, signature: bytes, check: Check) -> bool:
@@ -337,11 +346,11 @@ def unmask(
         key = _joined(roster, v, keys.get(v, {}), lambda s, v=v: pairs.public(s) == roster.of[v].mask)  # type: ignore[misc]
         for w in set(roster.holders(v)) & set(survivors):
             (minus if w < v else plus).append(_between(roster, v, key, w))
-    return masks.masked(hidden, bits, plus, minus)
+    return masks.masked(roster.suite, hidden, bits, plus, minus)
 
 
 def _is_seed(roster: Roster, client: int, seed: bytes) -> bool:
-    made = pairs.committed(seed, *roster.label.parts, "seed", client)
+    made = roster.suite.committed(seed, *roster.label.parts, "seed", client)
     return made == roster.of[client].own
 
 

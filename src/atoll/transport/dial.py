@@ -33,7 +33,7 @@ from typing import Any
 from ..core.errors import AtollError, Gone, MisuseError, ProtocolError, Refused, StateError
 from ..core.session import Packet
 from .fetch import Part
-from .frames import FrameFile
+from .frames import FrameFile, Opened, plain
 from .half import Half, Inbox, Outbox
 from .link import CAPABILITIES, DOWN, PROTOCOL, UP, Channel, Link, agreed, fault, letter, pack, read, unpack
 from .pump import brief, keep_memory, pump, thread
@@ -371,14 +371,16 @@ class Dial:
         """Queue a letter for the parent; kept over cuts. Raises MisuseError for what a letter cannot hold."""
         self._half.push(letter(kind, head, UP))
 
-    async def upload(self, upload: str, path: Path, *, fresh: bool = False) -> dict[str, Any]:
+    async def upload(
+        self, upload: str, path: Path, *, fresh: bool = False, opened: Opened = plain
+    ) -> dict[str, Any]:
         """Bring a file of one message's frames over, however often the way breaks; the receipt.
 
-        `fresh`: the server has nothing of it yet, so the first try need not ask.
+        `fresh`: the server has nothing of it yet, so the first try need not ask. `opened`: as FrameFile's.
         Raises Refused or ProtocolError where the server does not want it, StateError for a damaged file,
         Gone when this member has left or was refused.
         """
-        file = FrameFile.of(path)
+        file = FrameFile.of(path, opened)
         tries = 0
         while True:
             try:

@@ -8,9 +8,11 @@ without parsing the rest, which is for the gate. Format: docs/reference/wire-for
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from hashlib import sha256
+from io import RawIOBase
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ..core.errors import CodecError, IntegrityError, StateError
 from ..wire.plain import FRAME, HEADER, PREFIX, Bytes, payload
@@ -86,27 +88,38 @@ def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     raise CodecError("the head is not the protobuf message of wire.proto")
 
 
+Opened: TypeAlias = Callable[[Path], RawIOBase]
+
+
+def plain(path: Path) -> RawIOBase:
+    """A file as it lies on disk."""
+    return path.open("rb", buffering=0)
+
+
 class FrameFile(NamedTuple):
-    """A file of all frames of one message, one after the other: where each stands."""
+    """A file of all frames of one message, one after the other: where each stands. `opened`: how it is read,
+    where it does not lie on disk as it is.
+    """
 
     path: Path
     first: int  # bytes of the head's frame
     told: Announced
     blob: str  # SHA-256 of the head, hexadecimal: the blob's name
+    opened: Opened = plain
 
     @classmethod
-    def of(cls, path: Path) -> FrameFile:
+    def of(cls, path: Path, opened: Opened = plain) -> FrameFile:
         """Read its head. Raises StateError where it is no such file."""
         try:
-            with path.open("rb") as file:
-                start = file.read(HEADER)
+            with opened(path) as file:
+                start = file.read(HEADER) or b""
                 length = PREFIX.unpack_from(start)[3] if len(start) == HEADER else 0
-                head = payload(start + file.read(min(length, FRAME)), 0)
+                head = payload(start + (file.read(min(length, FRAME)) or b""), 0)
                 told = announced(head)
                 size = file.seek(0, os.SEEK_END)
         except (CodecError, IntegrityError) as error:
             raise StateError(f"{path.name} is not a file of frames: {error}") from None
-        made = cls(path, HEADER + len(head), told, sha256(head).hexdigest())
+        made = cls(path, HEADER + len(head), told, sha256(head).hexdigest(), opened)
         if size != made.size:
             raise StateError(f"{path.name} has {size} bytes, its head says {made.size}: it is cut or damaged")
         return made
@@ -119,8 +132,9 @@ class FrameFile(NamedTuple):
     def read(self, start: int, count: int) -> list[bytes]:
         """Frames from number `start` on, at most `count`; unchecked."""
         end = min(start + count, self.told.frames)
-        with self.path.open("rb", buffering=0) as file:
-            return [os.pread(file.fileno(), self._length(k), self._place(k)) for k in range(start, end)]
+        with self.opened(self.path) as file:
+            file.seek(self._place(start))
+            return [file.read(self._length(k)) or b"" for k in range(start, end)]
 
     def verify(self) -> None:
         """Read all of it. Raises CodecError or IntegrityError unless it is what its head announced."""

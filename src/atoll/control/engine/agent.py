@@ -20,6 +20,7 @@ from ...wire.files import whole
 from ..settings import Client
 from .outside import Outside
 from .policy import inside
+from .safe import opened
 from .spent import told
 from .uplink import Uplink
 from .workplace import Here, Workplace
@@ -43,7 +44,10 @@ class Agent:
             inside(settings.policy.hours, 0)
         self.settings = settings
         outside = outside or Outside()
-        self.workplace: Workplace = outside.workplace(settings) if held is None else Here(settings, held)
+        vault = opened(settings)
+        self.workplace: Workplace = (
+            outside.workplace(settings, vault) if held is None else Here(settings, vault, held)
+        )
         self.uplink = Uplink(
             settings,
             self.about,
@@ -51,6 +55,7 @@ class Agent:
             self._letter,
             outside=outside,
             restore=self.workplace.restore,
+            vault=vault,
         )
         self.serving: Any = None
         self._spent: list[str] = []  # receipts of budgets that the parent has heard of

@@ -13,11 +13,11 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import AtollError
+from ...core.errors import AtollError, ConfigError
 from ...core.rng import Rng
 from ...learn import rounds
 from ...learn.detect import Record
@@ -247,6 +247,7 @@ class Coordinator:
         sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
         if work.job.privacy is not None:
             work.job.privacy.holds(len(sizes), sum(sizes), work.job.cohort)
+        await self._offered(run, work.job.crypto, roster.clients)
         secret = await self._secret(run) if work.job.trained.private else b""
         plan = _plan(work, homes, sizes, self.host.rehome, secret, roster.records)
         roles = work.job.trained.protocol or rounds.ROLES
@@ -269,6 +270,18 @@ class Coordinator:
             asking.close()
         hit(_TRAINED)
         await self._finish(run, work, last)
+
+    async def _offered(self, run: str, crypto: str, clients: Iterable[str]) -> None:
+        """Say in the run's log who does not offer its suite, and will refuse. Raises ConfigError where that
+        is everybody.
+        """
+        said = {name: tuple(self.host.fleet.offers(name)) for name in clients}
+        without = sorted(name for name, suites in said.items() if crypto not in suites)
+        if len(without) == len(said):
+            raise ConfigError(f"no client offers crypto = {crypto!r}: ask their operators", "$.crypto")
+        for name in without:
+            text = f"{name} offers crypto {', '.join(said[name]) or 'none'}: it takes no part in {crypto}"
+            await self.host.durable(lambda text=text: self.store.log_add(run, COORDINATOR, "warning", text))  # type: ignore[misc]
 
     async def _secret(self, run: str) -> bytes:
         """What keys of a run's noise are made of: drawn once, on disk before it is used, told to nobody."""
@@ -342,6 +355,7 @@ class Coordinator:
             rounds=rounds,
             ended=time.time(),
             label=getattr(job.exchange, "label", ""),
+            crypto=job.crypto if job.exchange.shows == "sum" else "",
         )
         signed = sign_report(mine.key, mine.chain, values)
         await self.host.durable(lambda: self.store.run_reported(run, signed))

@@ -111,6 +111,11 @@ class Fleet:
             and data in seen.about.get("data", {})
         }
 
+    def offers(self, name: str) -> list[str]:
+        """The crypto suites that a client has and allows; who says nothing knows the first only."""
+        seen = self.clients.get(name)
+        return list(map(str, seen.about.get("crypto", ["intl"]))) if seen is not None else ["intl"]
+
     def reachable(self) -> dict[str, dict[str, Any]]:
         """Connected clients and edges with what they say about themselves: what an edge reports upward.
 

@@ -19,11 +19,13 @@ import msgspec
 
 from ...core.errors import AtollError, Refused
 from ...learn.failure import reason
+from ...privacy.hazmat.suite import suite_of
+from ...privacy.vault import Vault
 from ..pipes import framed, records
 from ..settings import Client
 from .learning import Learning
 from .process import logged
-from .workplace import Order, Said
+from .workplace import Begin, Order, Said
 
 log = logging.getLogger("atoll.client")
 
@@ -35,10 +37,11 @@ def main() -> None:
     os.dup2(2, 1)  # nothing may print among the answers
     orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, orders), daemon=True).start()
-    settings = msgspec.msgpack.decode(orders.get(), type=Client)
+    begin = msgspec.msgpack.decode(orders.get(), type=Begin)
+    settings = begin.settings
     with _alone(Path(settings.folder)):
         try:
-            learning = _learning(settings)
+            learning = _learning(settings, begin.key)
         except AtollError as error:
             _say(sink, Said(kind=_kind(error), text=str(error)))
             return
@@ -66,12 +69,12 @@ def _alone(folder: Path) -> BinaryIO:
     return lock
 
 
-def _learning(settings: Client) -> Learning:
+def _learning(settings: Client, key: bytes) -> Learning:
     if settings.parts:
         from ..config import own_parts
 
         own_parts(Path(settings.parts))
-    return Learning(settings)
+    return Learning(settings, vault=Vault(key, suite_of(settings.store.crypto)))
 
 
 def _followed(learning: Learning, order: Order) -> Said:

@@ -18,6 +18,8 @@ from ...learn.local import Local
 from ...learn.wrapped import Kept
 from ...privacy import dp
 from ...privacy.claim import Claim
+from ...privacy.hazmat.suite import usable
+from ...privacy.vault import Vault
 from ...wire import checkpoint
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
@@ -26,6 +28,7 @@ from .datasets import Held, hold, pick
 from .orders import Asked, Orders, write
 from .policy import Asked as Question
 from .policy import refusal
+from .safe import opened
 from .seats import coins, taken
 from .spent import spend
 from .work import Work, belongs
@@ -37,14 +40,18 @@ _KEPT = declare("learning.kept.before"), declare("learning.kept.after")
 
 
 class Learning:
-    """One client's data sets, those of the settings and `held`, and the run it works for.
+    """One client's data sets, those of the settings and `held`, and the run it works for. What it keeps is
+    sealed by `vault`, its folder's.
 
     Raises ConfigError or DataError for data that cannot be used. Methods block; call one at a time.
     """
 
-    def __init__(self, settings: Client, held: Mapping[str, Held] | None = None) -> None:
+    def __init__(
+        self, settings: Client, held: Mapping[str, Held] | None = None, vault: Vault | None = None
+    ) -> None:
         self._settings = settings
         self._folder = Path(settings.folder)
+        self._vault = vault or opened(settings)
         self._held: dict[str, Held] = dict(held or {})
         self._held |= {n: hold(n, t, self._folder) for n, t in settings.data.items()}
         self._locals: dict[str, Local] = {}
@@ -53,7 +60,11 @@ class Learning:
 
     def about(self) -> dict[str, Any]:
         """What the federation may know of this site: figures and names."""
-        return {"data": {name: held.about() for name, held in self._held.items()}}
+        allowed = self._settings.policy.crypto
+        return {
+            "data": {name: held.about() for name, held in self._held.items()},
+            "crypto": [name for name in usable() if name in allowed],
+        }
 
     def answer(
         self, head: Mapping[str, Any], model: Path, to: Path, *, sound: bool, roots: bytes, federation: str
@@ -73,7 +84,7 @@ class Learning:
         failed = answer.failed.get(client)
         if failed is not None:
             raise Refused(failed)
-        write(asked, answer, to, most=asked.work.job.max_weight)
+        write(asked, answer, to, most=asked.work.job.max_weight, vault=self._vault)
 
     def _allowed(self, asked: Asked) -> None:
         """Raise Refused where this site's policy says no."""
@@ -91,6 +102,7 @@ class Learning:
             evaluate=task.want == "evaluate",
             epsilon=self._epsilon(work),
             summed=work.job.exchange.blind,
+            crypto=work.job.crypto,
         )
         reason = refusal(self._settings.policy, question)
         if reason:
@@ -140,13 +152,15 @@ class Learning:
             local = work.local(pick(self._held, work.data), client)
             if work.job.exchange.shows == "sum":
                 least = self._settings.policy.min_cohort
-                local.seat = taken(self._folder, work.run, roots, work.values["federation"], least)
+                local.seat = taken(
+                    self._folder, work.run, roots, work.values["federation"], least, self._vault
+                )
             if dp.by_rows(work.job.trained.chain) or dp.local(work.job.trained.chain):
-                local.seat.coins = coins(self._folder, work.run)
+                local.seat.coins = coins(self._folder, work.run, self._vault)
             path = self._state(work)
             if path.exists():
                 try:
-                    kept = checkpoint.load(path.read_bytes(), RECORDS)
+                    kept = checkpoint.load(self._vault.read(path), RECORDS)
                     local.committed, local.staged = dict(kept["committed"]), dict(kept["staged"])
                 except StateError as error:
                     log.warning("%s: what this client kept for the run is lost: %s", work.run, error)
@@ -158,8 +172,9 @@ class Learning:
             return
         state = {"committed": dict(local.committed), "staged": dict(local.staged)}
         hit(_KEPT[0])
-        with whole(self._state(work)) as file:
-            file.write(checkpoint.dump(state, RECORDS))
+        path = self._state(work)
+        with whole(path) as file, self._vault.sealing(file, path) as sink:
+            sink.write(checkpoint.dump(state, RECORDS))
         hit(_KEPT[1])
 
     def _state(self, work: Work) -> Path:

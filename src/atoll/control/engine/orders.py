@@ -13,6 +13,7 @@ from typing import Any
 from ...core.edge import Answer, Task
 from ...core.errors import CodecError, IntegrityError, ProtocolError
 from ...core.update import Update
+from ...privacy.vault import Vault
 from ...wire import body
 from ...wire.failpoint import declare, hit
 from .parcels import keep_frames, read_frames, take_frames
@@ -91,9 +92,11 @@ class Orders:
         return self._models[path.name]
 
 
-def write(asked: Asked, answer: Answer, to: Path, *, most: float | None = None) -> None:
-    """The answer as a file of frames. `most`: the most that a weight may be."""
+def write(
+    asked: Asked, answer: Answer, to: Path, *, most: float | None = None, vault: Vault | None = None
+) -> None:
+    """The answer as a file of frames, sealed by `vault`. `most`: the most that a weight may be."""
     message = body.answer_message(answer, run=asked.id, request=asked.request, most=most)
     hit(_WRITTEN[0])
-    keep_frames(to, message)
+    keep_frames(to, message, vault)
     hit(_WRITTEN[1])

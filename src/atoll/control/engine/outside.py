@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from ...privacy.keys import Current
+from ...privacy.vault import Vault
 from ...transport.link import Link
 
 
@@ -49,10 +50,10 @@ def _link(current: Current, transport: Any, proxy: str, ca: Path | None) -> Call
     return find_link(current, transport, proxy, ca)
 
 
-def _workplace(settings: Any) -> Any:
+def _workplace(settings: Any, vault: Vault) -> Any:
     from .workplace import Apart
 
-    return Apart(settings)
+    return Apart(settings, vault)
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,4 @@ class Outside:
     api: Callable[..., Any] = _api
     draw: Callable[[], Random | None] = lambda: None
     link: Callable[[Current, Any, str, Path | None], Callable[[str], Link]] = _link
-    workplace: Callable[[Any], Any] = _workplace
+    workplace: Callable[[Any, Vault], Any] = _workplace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import IntegrityError
+from ...privacy.vault import Vault
 from ...wire.codec import FRAME, HEADER, Decoder, Limits, Message, encode
 from ...wire.manifest import ALIGN, build
 from ...wire.values import head_of
@@ -39,15 +41,15 @@ def read_frames(path: Path, *, finite: bool = True) -> Message:
     raise IntegrityError(f"{path.name} ends before its message does: fetch it again")
 
 
-def keep_frames(path: Path, message: Message) -> None:
+def keep_frames(path: Path, message: Message, vault: Vault | None = None) -> None:
     """Write a message's frames to `path`, whole or not at all where this process is killed.
 
-    It is not synced, so a power cut may spoil it: whoever finds it later reads it with `read_frames`.
+    `vault`: what seals it. It is not synced, so a power cut may spoil it: whoever finds it later looks.
     """
     part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as out:
+    with part.open("wb") as out, nullcontext(out) if vault is None else vault.sealing(out, path) as sink:
         for frame in encode(message, WHOLE):
-            out.write(frame)
+            sink.write(frame)
     part.replace(path)
 
 

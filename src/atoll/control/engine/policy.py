@@ -16,7 +16,8 @@ from ..settings import Policy
 class Asked:
     """What a policy may look at. `cohort`: members of this round; `rows`: rows of this site in it;
     `round`: from 0; `minute`: local minutes since midnight; `epsilon`: what the run would spend in all,
-    None where it adds no noise; `summed`: whether others see sums of updates only.
+    None where it adds no noise; `summed`: whether others see sums of updates only; `crypto`: the suite that
+    hides them.
     """
 
     job: str
@@ -29,6 +30,7 @@ class Asked:
     evaluate: bool = False
     epsilon: float | None = None
     summed: bool = False
+    crypto: str = "intl"
 
 
 def refusal(policy: Policy, asked: Asked) -> str:
@@ -48,6 +50,9 @@ def refusal(policy: Policy, asked: Asked) -> str:
         return f"this site allows epsilon up to {policy.max_epsilon:g}, the job has {spent}"
     if policy.secure_sum and not asked.summed:
         return 'this site shows its updates to nobody: it takes part where exchange = "secure_sum"'
+    if asked.crypto not in policy.crypto:
+        required = " or ".join(policy.crypto) or "that nobody has"
+        return f"this site's policy requires crypto {required}, the job has {asked.crypto}"
     if policy.hours and not inside(policy.hours, asked.minute):
         return f"this site takes part from {policy.hours.replace('-', ' to ')} local time"
     return ""

@@ -1,7 +1,7 @@
 """A client's seat in secure sums: its member key signs, the roots it pinned say whose keys the others' are.
 
-What it keeps of an attempt is on disk before an answer leaves (runs/RUN.secrets, readable by its owner
-only), so that a client that is killed goes on with the same keys and masks no second vector.
+What it keeps of an attempt is on disk before an answer leaves (runs/RUN.secrets, sealed by the
+client's key), so that a client that is killed goes on with the same keys and masks no second vector.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ import secrets
 import time
 from pathlib import Path
 
-from ...core.errors import ProtocolError
+from ...core.errors import ProtocolError, StateError
 from ...learn.exchange import Seat
 from ...privacy.keys import Identity, sign, verify
-from ...privacy.private import write_private
 from ...privacy.roster import Keys
 from ...privacy.secure_sum import load
+from ...privacy.vault import Vault
+from .repeats import Repeats
 
 log = logging.getLogger("atoll.client")
 PURPOSE = "atoll secure sum"
 COINS = 32  # bytes
 
 
-def taken(folder: Path, run: str, roots: bytes, federation: str, least: int) -> Seat:
+def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vault: Vault) -> Seat:
     """The seat of the client in `folder` for one run; what it kept for others goes.
 
     `roots`: PEM, what members' certificates must lead to. `least`: members, as its policy says. What it
-    kept may be lost or damaged: then it is missing in one attempt, and begins the next with fresh keys.
-    Raises StateError where its identity is damaged.
+    kept, sealed by `vault`, may be lost or damaged: then it is missing in one attempt, and begins the next
+    with fresh keys. Raises StateError where its identity is damaged.
     """
     identity = Identity.open(folder / "identity")
     path = _only(folder, run, "secrets")
@@ -44,10 +45,10 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int) -> 
 
     kept = {}
     try:
-        kept = load(path.read_bytes())
+        kept = load(vault.read(path))
     except FileNotFoundError:
         pass
-    except (OSError, ProtocolError):
+    except (OSError, ProtocolError, StateError):
         log.warning("%s is damaged: this client begins its next secure sum anew", path.name)
     return Seat(
         secrets.token_bytes,
@@ -55,21 +56,25 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int) -> 
         sign=signed,
         check=check,
         least=least,
-        save=lambda data: write_private(path, data),
+        save=lambda data: vault.write(path, data),
         secrets=dict(kept),
+        vouch=Repeats(folder).vouch,
     )
 
 
-def coins(folder: Path, run: str) -> bytes:
+def coins(folder: Path, run: str, vault: Vault) -> bytes:
     """What a run's rows are drawn by: 32 bytes of the system's, kept: a restart draws the same rows."""
     path = _only(folder, run, "coins")
     try:
-        kept = path.read_bytes()
+        kept = vault.read(path)
     except FileNotFoundError:
+        kept = b""
+    except StateError as error:
+        log.warning("%s: its rows are drawn anew", error)
         kept = b""
     if len(kept) != COINS:
         kept = secrets.token_bytes(COINS)
-        write_private(path, kept)
+        vault.write(path, kept)
     return kept
 
 

@@ -34,8 +34,9 @@ from ...core.errors import (
 from ...learn.failure import reason
 from ...privacy.keys import Current, Identity
 from ...privacy.token import Token
+from ...privacy.vault import Vault
 from ...transport.dial import Dial, Patience
-from ...transport.frames import FrameFile
+from ...transport.frames import FrameFile, plain
 from ...wire.failpoint import declare, hit
 from ..settings import PLAIN, Client, Edge
 from .outside import Outside
@@ -64,7 +65,7 @@ class Uplink:
 
     `about()`: what the parent may know. `on_ask(ask, head, path)`: writes the answer to an ask as a file of
     frames. `on_letter`: every other letter. `on_over(ask)`: nobody waits for this ask's answer any more.
-    `restore`: as Dial's.
+    `restore`: as Dial's. `vault`: what seals answers on disk, None for an edge's.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Uplink:
         on_over: OnOver = _nothing,
         outside: Outside | None = None,
         restore: Callable[[Path, Path, Path], Awaitable[None]] | None = None,
+        vault: Vault | None = None,
     ) -> None:
         self.outside = outside or Outside()
+        self._read = plain if vault is None else vault.opened
         self._restore = restore
         self.settings = settings
         self.folder = Path(settings.folder)
@@ -290,7 +293,8 @@ class Uplink:
                 await self._on_ask(ask, head, path)
                 hit(_KEPT[1])
             assert self.dial is not None  # noqa: S101  asks come through it
-            await self.dial.upload(f"{ask}.{self.identity.member.name}", path, fresh=fresh)
+            name = f"{ask}.{self.identity.member.name}"
+            await self.dial.upload(name, path, fresh=fresh, opened=self._read)
             hit(_UPLOADED)
         except Refused as error:
             log.info("%s: %s", ask, error)
@@ -306,7 +310,7 @@ class Uplink:
 
         def sound() -> bool:
             try:
-                FrameFile.of(path).verify()
+                FrameFile.of(path, self._read).verify()
             except (FileNotFoundError, StateError, CodecError, IntegrityError):
                 path.unlink(missing_ok=True)
                 return False

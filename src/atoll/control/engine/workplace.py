@@ -1,7 +1,7 @@
 """Where a client's learning runs: in a process of its own, or in this one.
 
-    workplace = Apart(settings)           # what `atoll client` does
-    workplace = Here(settings, held)      # rows and parts that are in this process: at.run_client
+    workplace = Apart(settings, vault)         # what `atoll client` does
+    workplace = Here(settings, vault, held)    # rows and parts that are in this process: at.run_client
 
 Apart, a learner that crashes or takes all memory ends its own process and not the client, and the memory
 that libraries, rows and models take is given back once nothing is asked for `settings.linger` seconds.
@@ -26,6 +26,7 @@ import msgspec
 
 from ...core import errors
 from ...core.errors import AtollError, Refused, StateError
+from ...privacy.vault import Vault
 from ...transport.pump import give_back
 from ...wire import failpoint
 from ..pipes import LENGTH, ended, framed
@@ -43,6 +44,13 @@ GRACE = 5.0  # seconds for work that nobody waits for any more to end, before it
 
 class Spoiled(StateError):  # noqa: N818  it says what happened
     """The model's file is not what was fetched, as a power cut leaves it: fetch it again."""
+
+
+class Begin(msgspec.Struct):
+    """What the process is told first: a client's settings, and the key of its files."""
+
+    settings: Client
+    key: bytes
 
 
 class Order(msgspec.Struct, omit_defaults=True):
@@ -86,10 +94,10 @@ class Workplace(Protocol):
 class Here:
     """In this process, in a thread beside the event loop."""
 
-    def __init__(self, settings: Client, held: Mapping[str, Held] | None = None) -> None:
+    def __init__(self, settings: Client, vault: Vault, held: Mapping[str, Held] | None = None) -> None:
         from .learning import Learning
 
-        self._learning = Learning(settings, held)
+        self._learning = Learning(settings, held, vault)
         self._turn = asyncio.Lock()
 
     async def about(self) -> Mapping[str, Any]:
@@ -117,8 +125,9 @@ class Here:
 class Apart:
     """In a process of its own. `command`: how it is started. `started`: how many were."""
 
-    def __init__(self, settings: Client, command: Sequence[str] = ()) -> None:
+    def __init__(self, settings: Client, vault: Vault, command: Sequence[str] = ()) -> None:
         self.started = 0
+        self._vault = vault
         self._settings = msgspec.structs.replace(settings, token="")
         self._command = tuple(command) or COMMAND
         self._about: Mapping[str, Any] = {}
@@ -208,8 +217,9 @@ class Apart:
                 start_new_session=True,  # what ends the client by the keyboard reaches it through us
             )
             self.started += 1
+            begin = Begin(self._settings, self._vault.key)
             try:
-                said = await self._heard(process, framed(msgspec.msgpack.encode(self._settings)))
+                said = await self._heard(process, framed(msgspec.msgpack.encode(begin)))
                 if said is None:
                     how = _ended(await process.wait())
                     raise StateError(f"the process that learns does not start: {how}; see this log")

@@ -7,6 +7,7 @@ the disk, the modes of private files, the identity in it and the schema of a sto
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -17,12 +18,13 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from ...core.errors import AtollError
+from ...privacy.hazmat.suite import SUITES, usable
 from .doctor_member import doors
 from .doctor_network import network
 from .finding import Finding, span
 
 ROOM = 1 << 30  # bytes free on the disk below which one is
-PRIVATE = ("key.pem", "authority.key.pem", "operator.json", "admin.json")
+PRIVATE = ("key.pem", "authority.key.pem", "operator.json", "admin.json", "store.key")
 
 
 def examine(
@@ -60,6 +62,17 @@ def _versions() -> Iterator[Finding]:
         yield Finding("packages", "bad", f"not installed: {', '.join(missing)}", remedy)
     else:
         yield Finding("packages", "ok", f"atoll {version('atoll-fl')} and the {seen} packages it needs")
+        yield _crypto()
+
+
+def _crypto() -> Finding:
+    able = [suite for suite in SUITES.values() if suite.name in usable()]
+    text = "; ".join(f"{suite.name} ({suite.says})" for suite in able)
+    lacking = [name for name in SUITES if name not in usable()]
+    if not lacking:
+        return Finding("crypto", "ok", text)
+    remedy = "no job with it can run here: install a cryptography whose OpenSSL has SM3 and SM4"
+    return Finding("crypto", "warn", f"{text}; not {', '.join(lacking)}", remedy)
 
 
 # -- a folder -----------------------------------------------------------------------------------
@@ -75,6 +88,8 @@ def _folder(folder: Path, now: float) -> Iterator[Finding]:
     yield from _modes(folder)
     for place in sorted({p.parent for p in folder.rglob("cert.pem")}):
         yield _identity(place, now)
+    if (folder / "store.key").exists():
+        yield _store_key(folder / "store.key")
     if (folder / "atoll.db").exists():
         yield _schema(folder)
     if (note := folder / "quarantined.txt").exists():  # engine/agent.py leaves it
@@ -121,6 +136,18 @@ def _identity(place: Path, now: float) -> Finding:
         remedy = "it should have been renewed by now: see that the member runs and reaches its server"
         return Finding("identity", "warn", text, remedy)
     return Finding("identity", "ok", text)
+
+
+def _store_key(path: Path) -> Finding:
+    """Whether who copies the folder can read a client's files (engine/safe.py)."""
+    try:
+        crypto = json.loads(path.read_bytes())["crypto"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        remedy = "restore it from a backup: what this client keeps needs it"
+        return Finding("store key", "bad", f"{path} is damaged: {error}", remedy)
+    if crypto is None:
+        return Finding("store key", "ok", "it lies beside what it encrypts: store.key_file keeps it apart")
+    return Finding("store key", "ok", f"sealed by its owner's, with {crypto}")
 
 
 def _schema(folder: Path) -> Finding:

@@ -1,6 +1,6 @@
 """Masks: a cipher's keystream as integers of a ring, added to a vector or taken away from it.
 
-AES-256 in counter mode (NIST SP 800-38A), from counter 0: a key may therefore mask one vector only.
+The stream is the suite's (AES-256 or SM4 in counter mode): a key may therefore mask one vector only.
 All keys work on one block of the vector before the next, so that it stays in the cache.
 """
 
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
+
+from .suite import Suite
 
 BLOCK = 1 << 18  # bytes
 _SPARE = 16  # what the cipher wants behind its output
@@ -23,12 +24,13 @@ def narrow(bits: int) -> np.dtype[Any]:
 
 
 def masked(
-    numbers: NDArray[Any], bits: int, plus: Sequence[bytes] = (), minus: Sequence[bytes] = ()
+    suite: Suite, numbers: NDArray[Any], bits: int, plus: Sequence[bytes] = (), minus: Sequence[bytes] = ()
 ) -> NDArray[np.uint64]:
     """`numbers` (d,) plus the masks of some keys less those of others, modulo 2**bits, uint64."""
     dtype = narrow(bits)
     made = numbers.astype(dtype)
-    streams = [(_stream(key), np.add) for key in plus] + [(_stream(key), np.subtract) for key in minus]
+    streams: list[tuple[Any, np.ufunc]] = [(suite.stream(key), np.add) for key in plus]
+    streams += [(suite.stream(key), np.subtract) for key in minus]
     zeros, room = bytes(BLOCK), np.empty(BLOCK + _SPARE, np.uint8)
     step = BLOCK // dtype.itemsize
     for at in range(0, len(made), step):
@@ -40,7 +42,3 @@ def masked(
             join(part, mask, out=part)
     wide = made.astype(np.uint64)
     return wide if bits in (8, 16, 32, 64) else wide & np.uint64((1 << bits) - 1)
-
-
-def _stream(key: bytes) -> Any:
-    return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
