@@ -24,7 +24,7 @@ from ..core.protocol import Party
 from ..core.rng import Rng
 from ..core.update import Array, Update
 from ..learn.attempts import honest
-from ..learn.failure import reason
+from ..learn.failure import NOT_LET_IN
 from ..learn.integers import Noise, Scale
 from ..learn.local import Local
 from ..learn.robust import Buckets
@@ -157,7 +157,7 @@ def _admitted(local: Local, task: Task, answer: Answer, liars: Collection[int]) 
                 rule.lift(client, said)
             kept.append((client, said))
         except ProtocolError as error:
-            failed[client] = reason(error)
+            failed[client] = f"{NOT_LET_IN}{error}"
     return replace(answer, clients=tuple(c for c, _ in kept), replies=tuple(kept), failed=failed)
 
 
