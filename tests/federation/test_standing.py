@@ -195,6 +195,33 @@ def test_who_is_reinstated_while_a_run_is_at_work_is_not_quarantined_by_it(tmp_p
     run(main())
 
 
+@pytest.mark.parametrize("who", ["coordinator", "edge-a"])
+def test_a_server_that_is_started_again_does_not_call_it_reinstated(tmp_path, who, caplog):
+    async def main():
+        world = World(tmp_path, DATA, edges=1)
+        world.start_all()
+        await world.gathered()
+        world.store.judged("r1", {NAME: ({"rounds": 3, "twin": 1.0}, 1.0, 0)}, [NAME])
+        note = tmp_path / NAME / QUARANTINED
+        await world.until(note.exists)
+        for _ in range(3):
+            world.kill(who)
+            await asyncio.sleep(1.0)
+            world.start(who)
+            await world.gathered()
+            await asyncio.sleep(5.0)
+            assert note.exists()
+
+    run(main())
+    said = [
+        r.getMessage()
+        for r in caplog.records
+        if NAME in r.getMessage() or "reinstated this" in r.getMessage()
+    ]
+    assert len([text for text in said if "is quarantined since" in text]) == 1
+    assert not any("reinstated this member" in text for text in said)
+
+
 def test_a_member_that_was_away_hears_of_it_when_it_is_back(tmp_path):
     async def main():
         world = World(tmp_path, DATA, edges=1)

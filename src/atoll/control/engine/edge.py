@@ -220,7 +220,7 @@ class EdgeNode:
                 self.host.moved_away(str(head.get("client", "")))
             case "standing":
                 reasons = head.get("reasons", {})
-                self.host.stand({str(name): str(why) for name, why in reasons.items()})
+                self.host.tell_standing({str(name): str(why) for name, why in reasons.items()})
             case "model":
                 await self._serve(head)
             case "revoked":

@@ -62,7 +62,8 @@ class Host(Errands):
         self._out: frozenset[str | int] = frozenset()
         self._above: frozenset[str | int] = frozenset()  # of those, the ones a parent told of
         self._elsewhere: set[str] = set()  # clients that have another parent by now
-        self._standing: dict[str, str] = {}  # members in quarantine, and why
+        self._standing: dict[str, str] | None = None  # who is in quarantine, and why; an edge does not know
+        self._heard: dict[str, str] = {}  # what clients of ours were told of it
 
     # -- members ----------------------------------------------------------------------------
 
@@ -99,21 +100,29 @@ class Host(Errands):
         self.service.send(edge, "revoked", {"names": names, "serials": serials})
 
     def stand(self, quarantined: Mapping[str, str]) -> None:
-        """Who is in quarantine by now, and why: those for whom that is news are told, also below edges."""
+        """Who is in quarantine by now, and why: those for whom that is news are told."""
         before, self._standing = self._standing, dict(quarantined)
-        news = {name for name, _ in before.items() ^ quarantined.items()}
-        for way in {self.fleet.clients[name].via for name in news if name in self.fleet.clients}:
-            if way in self.fleet.children:
-                self._say_standing(way)
+        news = {name for name, _ in (before or {}).items() ^ quarantined.items()}
+        self._say_standing(self.fleet.clients if before is None else news)
 
-    def _say_standing(self, child: str) -> None:
-        """Tell a client how it stands, or an edge how those do that are reached through it."""
-        if self.roles.get(child) != "edge":
-            self.service.send(child, "standing", {"reason": self._standing.get(child, "")})
-            return
-        clients = self.fleet.clients
-        below = {n: why for n, why in self._standing.items() if n in clients and clients[n].via == child}
-        self.service.send(child, "standing", {"reasons": below})
+    def _say_standing(self, names: Iterable[str]) -> None:
+        if self._standing is not None:
+            self.tell_standing({name: self._standing.get(name, "") for name in names})
+
+    def tell_standing(self, reasons: Mapping[str, str]) -> None:
+        """Tell clients why they are in quarantine, "" where they are not; those below an edge by it."""
+        below: dict[str, dict[str, str]] = {}
+        for name, reason in reasons.items():
+            seen = self.fleet.clients.get(name)
+            if seen is None or seen.via not in self.fleet.children:
+                continue  # it is told when it comes
+            if seen.via != name:
+                below.setdefault(seen.via, {})[name] = reason
+            elif self.fleet.children[name] != "edge":
+                self._heard[name] = reason
+                self.service.send(name, "standing", {"reason": reason})
+        for edge, some in below.items():
+            self.service.send(edge, "standing", {"reasons": some})
 
     async def admit(self, member: Member, hello: Mapping[str, Any]) -> dict[str, Any]:
         """Members of this federation that nobody revoked, in a role that dials out."""
@@ -169,7 +178,9 @@ class Host(Errands):
         self._found([name, *sorted(asked)])
         for ask, sent in self.asks.of(name):
             self.asks.say(ask, sent, name)
-        self._say_standing(name)
+        self._say_standing([name, *about.get("below", {})])
+        if self._standing is None and name in self._heard:  # who is above us takes it for the one that left
+            self.tell_standing({name: self._heard[name]})
         for letter in self.asks.models.values():
             self.service.send(name, "model", letter)
         self.changed.set()
@@ -269,12 +280,12 @@ class Host(Errands):
             return
         await self._remember_below(edge, below)
         before = self.fleet.reachable()
+        held = {name for name in before if self.fleet.clients[name].via == edge}
         for moved in self.fleet.below(edge, below):
             self._moved(*moved)
         self._strays(below)
         self._found(below)
-        if self._standing.keys() & below.keys():
-            self._say_standing(edge)
+        self._say_standing(below.keys() - held)
         await self._gone(before.keys() - self.fleet.reachable().keys(), f"left {edge}")
         self.changed.set()
 
@@ -301,6 +312,7 @@ class Host(Errands):
         """Another parent has this client now: nothing of it is waited for here, unless it is back."""
         if not self._here(client):
             self._elsewhere.add(client)
+            self._heard.pop(client, None)
             self.service.leave(client, MOVED)  # its seat here is no way to it
             self._lost(client, MOVED)
 
