@@ -24,13 +24,14 @@ from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from atoll.control import up
 from atoll.core.errors import Gone
 from tests.federation import invariants
 from tests.federation.processes import JOB, Federation, Nursery, simulated
 
+_PORT = re.compile(r"127\.0\.0\.1:(\d+)")
 VICTIMS = {"coordinator": "coordinator", "edge": "edge-a", "client": "client-1", "learner": "client-1"}
 _lock = threading.Lock()
-_next = iter(range(11_000, 32_000))  # below the ports that systems give to outgoing connections
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,6 @@ class Outcome:
     broken: list[str] = field(default_factory=list)
     back: float | None = None
     seconds: float = 0.0
-
-
-def port() -> int:
-    """A port nobody else of this process is given."""
-    with _lock:
-        for number in _next:
-            with socket.socket() as probe, suppress(OSError):
-                probe.bind(("127.0.0.1", number))
-                return number
-    raise OSError("no ports are left")
 
 
 class Sweep:
@@ -117,8 +108,9 @@ class Sweep:
         """A copy of a laid-out federation, with ports of its own."""
         folder = self.folder / name
         shutil.copytree(template, folder)
-        _ports(folder)
-        return Placed(folder, self.job, edges=self.edges, transport=self.transport, nursery=self.nursery())
+        placed = Placed(folder, self.job, edges=self.edges, transport=self.transport, nursery=self.nursery())
+        _ports(folder, placed.held)
+        return placed
 
     def expected(self, seed: int) -> dict[str, bytes]:
         """The leaves of the undisturbed run."""
@@ -268,20 +260,15 @@ class Placed(Federation):
         return wrong
 
 
-def _ports(folder: Path) -> None:
-    """New ports in every settings file of a federation, the same for the same."""
-    made: dict[str, int] = {}
-
-    def fresh(found: re.Match[str]) -> str:
-        return f"127.0.0.1:{made.setdefault(found[1], port())}"
-
-    for path in sorted(folder.rglob("*.toml")):
-        if path.name != "job.toml":
-            text = re.sub(r"127\.0\.0\.1:(\d+)", fresh, path.read_text())
-            path.write_text(text)
-    for path in (folder / "ports.json", folder / "coordinator" / "admin.json"):
-        if path.exists():
-            path.write_text(re.sub(r"127\.0\.0\.1:(\d+)", fresh, path.read_text()))
+def _ports(folder: Path, held: ExitStack) -> None:
+    """New ports in every settings file, the same for the same, and nobody else's meanwhile."""
+    files = [path for path in sorted(folder.rglob("*.toml")) if path.name != "job.toml"]
+    files += [p for p in (folder / "ports.json", folder / "coordinator" / "admin.json") if p.exists()]
+    texts = {path: path.read_text() for path in files}
+    old = sorted({port for text in texts.values() for port in _PORT.findall(text)})
+    new = dict(zip(old, held.enter_context(up.reserved(len(old))), strict=True))
+    for path, text in texts.items():
+        path.write_text(_PORT.sub(lambda found: f"127.0.0.1:{new[found[1]]}", text))
 
 
-__all__ = ["VICTIMS", "Case", "Outcome", "Placed", "Sweep", "port", "urlsplit"]
+__all__ = ["VICTIMS", "Case", "Outcome", "Placed", "Sweep", "urlsplit"]
