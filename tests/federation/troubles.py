@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -156,8 +156,8 @@ WIDE: dict[str, Any] = {
     "learner": {"name": "mlp", "hidden": [150_000], "lr": 0.001},
     "algorithm": {"name": "fedavg"},
 }
-SIZE = 4 * (150_000 * 13 + 150_000 + 3 * 150_000 + 3)  # bytes of one update, ten frames
 FRAME = 1 << 20
+MANY = 3  # frames of an answer, at least: packed without loss it has half of its ten
 
 
 def upload(sweep: Sweep, part: float, seed: int) -> tuple[list[str], int]:
@@ -172,7 +172,8 @@ def upload(sweep: Sweep, part: float, seed: int) -> tuple[list[str], int]:
             fed.until(lambda: fed.rounds(number) >= 1, what="the first evaluation")
             before = relay.bytes["up"]
             relays.do(lambda r: setattr(r, "rate", 8e6))
-            fed.until(lambda: relay.bytes["up"] - before >= part * SIZE or fed.state(number) != "running")
+            size = fed.until(lambda: _kept(fed, client), what="its answer on its disk")
+            fed.until(lambda: relay.bytes["up"] - before >= part * size or fed.state(number) != "running")
             fed.kill(client)
             relays.do(Rough.reset)
             fed.start(client)
@@ -181,10 +182,18 @@ def upload(sweep: Sweep, part: float, seed: int) -> tuple[list[str], int]:
         for member in list(fed.lives):
             fed.kill(member)
         wrong = fed.broken(number, sweep.expected(seed))
-    again = sent - SIZE
+    again = sent - size
     if again > FRAME + (FRAME >> 2):  # a frame, and what TLS, HTTP, hellos and the evaluation take
         wrong.append(f"{again} bytes were sent again, more than a frame")
     return wrong, again
+
+
+def _kept(fed: Placed, client: str) -> int:
+    """Bytes of the answer on this client's disk; 0 before there is one of many frames."""
+    found = (p for p in (fed.place(client) / "answers").glob("*") if p.suffix != ".part")
+    with suppress(FileNotFoundError):
+        return max((p.stat().st_size for p in found if p.stat().st_size > MANY * FRAME), default=0)
+    return 0
 
 
 # -- the same upload more than once ------------------------------------------------------------
@@ -228,7 +237,7 @@ async def _sent(fed: Placed, client: str) -> list[dict[str, Any]]:
         fed.place(client) / "answers" / sha256(head["ask"].encode()).hexdigest(),
         opened(Client(folder=str(fed.place(client)))).opened,
     )
-    assert file.size > SIZE, "this is not the answer that was meant"
+    assert file.size > MANY * FRAME, "this is not the answer that was meant"
     upload, frames = f"{head['ask']}.{client}", file.read(0, file.told.frames)
     receipts = await asyncio.gather(*(_brought(link, upload, frames) for _ in range(TIMES)))
     await channel.close()
