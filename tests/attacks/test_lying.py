@@ -35,6 +35,7 @@ from atoll.learn.server import mean
 from atoll.privacy import dp
 from atoll.run import simulate
 from atoll.simulate.faults import World
+from tests.exact.quadratic import Bowl, Quadratic, Sites
 
 CLIENTS, SEED = 26, 1
 LIARS = attackers(CLIENTS, 0.2, SEED)
@@ -202,6 +203,21 @@ def test_alone_a_liar_takes_its_own_update_for_everybodys() -> None:
     )
     assert len(told) == len(LIARS)
     assert all((honest == own).all() and len(own) == 1 for honest, own in told)
+
+
+def test_an_honest_client_that_is_refused_changes_no_lie() -> None:
+    """Its numbers do not fit the ring; everybody else, liars too, goes on."""
+    seen: list[int] = []
+
+    def send(honest: Any, own: Any, rng: Any) -> Any:
+        seen.append(len(honest))
+        return own
+
+    data = Sites([Bowl([1.0, 1.0, 1.0], [1e6 if k == 9 else k, 0.0, 0.0], rows=3) for k in range(10)])
+    made = Job(Quadratic(size=3), rounds=2, sites=False, exchange=secure_sum())
+    run = simulate(poison(made, [0], Attack("x", send=send)), data)
+    assert seen == [9, 9], "asked once a round"
+    assert [list(r["failed"]) for r in run.history[1:]] == [[9], [9]]
 
 
 def test_ways_take_a_hidden_jobs_protections_one_by_one() -> None:

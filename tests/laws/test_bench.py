@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.robust import Alarm, Cell, findings, told
+from atoll.core.registry import parts
+from bench import masked
+from bench.masked import Masked
+from bench.robust import SPLITS, Alarm, Cell, Sheet, _attacks, alarms, cells, findings, hidden, told
 from bench.rows import Disagreement, race
 
 
@@ -62,3 +67,37 @@ def test_findings_of_the_robust_bench_count_cells_and_see_what_is_missed() -> No
     assert [(f.good, f.cells) for f in findings(doors)] == [(3, 3), (1, 3)]
     named = [Alarm("foe", "iid", 1, 4, 3, 16, 1), Alarm("none", "dirichlet(0.3)", 1, 0, 0, 20, 1)]
     assert [(f.good, f.cells, f.missed) for f in told(named)] == [(3, 4, False), (3, 4, True), (19, 20, True)]
+
+
+def test_the_robust_bench_goes_on_from_its_file(tmp_path: Path) -> None:
+    """What stands in the file is not run again: here nothing is left to run."""
+    names = ["none", *(p.name for p in parts("attack"))]
+    sheet = Sheet(
+        [cell(attack=a, split=split, rule="mean") for a in names for split in SPLITS],
+        [
+            Masked(a, bucket, 0.2, split, 1, "example", 8.0, 0.9, 0.98, None, 1.0)
+            for a in names
+            for bucket in (0, 2, 3)
+            for split in SPLITS
+        ],
+        [Alarm(a, split, 1, 4, 4, 16, 0) for a in names[1:] for split in SPLITS]
+        + [Alarm("none", "dirichlet(0.3)", 1, 0, 0, 20, 0)],
+    )
+    path = tmp_path / "robust.json"
+    assert Sheet.read(path) == Sheet([], [], [])
+    sheet.write(path)
+    found = Sheet.read(path)
+    assert found == sheet
+    asked = Namespace(only=[], rules=["mean"], seeds=[1], splits=list(SPLITS), shares=[0.2])
+    assert list(cells(asked, found.cells)) == []
+    assert list(masked.cells(_attacks([]), SPLITS, [1], found.masked)) == []
+    assert list(alarms([1], found.alarms)) == found.alarms
+
+
+def test_findings_under_masks_say_what_was_promised() -> None:
+    made = [Masked("foe", 2, 0.2, "iid", n, "example", 7.9999, 0.9, 0.98, None, 1.0) for n in range(19)]
+    (found,) = hidden([*made, Masked("ipm", 2, 0.2, "iid", 0, "example", 7.9999, 0.9, 0.96, None, 1.0)])
+    assert (found.good, found.cells, found.missed) == (19, 20, False)
+    assert "buckets of 2, unit example, epsilon 8.000" in str(found)
+    (found,) = hidden([Masked("foe", 0, 0.2, "iid", 1, "example", 7.9999, 0.1, 0.1, None, 1.0)])
+    assert not found.missed, "the control is to collapse"

@@ -88,7 +88,9 @@ class Lying:
             return {}
         groups = _groups(local, task, replies)
         ours = {g: some for g, some in groups.items() if any(c in self.liars for c, _ in some)}
-        others = [_mean(some) for g, some in groups.items() if g not in ours and some[0][1].weight > 0]
+        others = [
+            _mean(some) for g, some in groups.items() if g not in ours and any(r.weight > 0 for _, r in some)
+        ]
         own = [_mean(some) for some in ours.values()]
         if not own:
             return {}
@@ -147,7 +149,7 @@ def _mean(group: Replies) -> Array:
 
 
 def _admitted(local: Local, task: Task, answer: Answer, liars: Collection[int]) -> Answer:
-    """What a coordinator takes of updates that it sees: lies no longer than the clip that the rule reads."""
+    """What a coordinator takes of updates it sees: no lie longer than the clip, none its rule cannot read."""
     rule = local.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
     longest, failed, kept = dp.longest(local.algorithm.chain), dict(answer.failed), []
     for client, reply in answer.replies:

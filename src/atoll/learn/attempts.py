@@ -148,10 +148,17 @@ def honest(client: int, reply: Reply, scale: Scale, rng: Rng, noise: Noise) -> N
     return scale.out(reply.update, reply.weight, rng, noise)
 
 
-def hidden(answer: Answer, hide: Callable[[int, Reply], Reply]) -> Answer:
-    """An answer whose replies are hidden, each by its client."""
-    replies = tuple((client, hide(client, reply)) for client, reply in answer.replies)
-    return replace(answer, replies=replies, sent=sum(wire(r.update) for _, r in replies))
+def hidden(local: Local, answer: Answer, hide: Callable[[int, Reply], Reply]) -> Answer:
+    """An answer whose replies are hidden, each by its client; whose cannot be says why."""
+    replies: list[tuple[int, Reply]] = []
+    failed = dict(answer.failed)
+    for client, reply in answer.replies:
+        try:
+            replies.append((client, hide(client, reply)))
+        except AtollError as error:
+            failed[client] = local.said(error)
+    sent = sum(wire(reply.update) for _, reply in replies)
+    return Answer(tuple(c for c, _ in replies), None, failed, sent, tuple(replies))
 
 
 def label(local: Local, step: Step, group: int = 0) -> Label:

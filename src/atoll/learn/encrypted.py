@@ -182,7 +182,7 @@ class EncryptedSum:
             raise ProtocolError("this job's updates leave their clients encrypted: the task is another step")
         scale = self.scale(local.algorithm, step.members, step.heaviest)
         return attempts.hidden(
-            answer, lambda c, reply: self._encrypted(local, task, step, scale, c, reply, integers)
+            local, answer, lambda c, reply: self._encrypted(local, task, step, scale, c, reply, integers)
         )
 
     def _encrypted(

@@ -111,7 +111,7 @@ class Local:
             return self._together(task, clients)
         except Exception as error:  # noqa: BLE001  one client's bug must not take the round down
             if len(clients) == 1:
-                return Answer((), failed={clients[0]: self._said(error)}), {}
+                return Answer((), failed={clients[0]: self.said(error)}), {}
         answer = Answer(())
         held: dict[int, Held] = {}
         for client in clients:
@@ -120,7 +120,7 @@ class Local:
             held |= its
         return answer, held
 
-    def _said(self, error: Exception) -> str:
+    def said(self, error: Exception) -> str:
         """What may be told of a failure: under a promise of privacy nothing that depends on rows."""
         if self.algorithm.private and not isinstance(error, ConfigError):
             return type(error).__name__

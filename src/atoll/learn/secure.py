@@ -132,7 +132,7 @@ class SecureSum:
             raise ProtocolError("this job's updates leave their clients masked: the task is for another step")
         scale = self.scale(local.algorithm, step.members, step.heaviest)
         return attempts.hidden(
-            answer, lambda c, reply: self._masked(local, task, step, scale, c, reply, integers)
+            local, answer, lambda c, reply: self._masked(local, task, step, scale, c, reply, integers)
         )
 
     def _masked(
