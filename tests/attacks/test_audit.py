@@ -61,13 +61,13 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 def no_noise(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(noise, "add", lambda total, bound, sigma, key: (np.asarray(total, np.float64), 0.0))
-    patch.setattr(discrete, "gaussian", lambda key, size, s: np.zeros(size, np.int64))
+    patch.setattr(discrete, "gaussian", lambda key, size, s, *_: np.zeros(size, np.int64))
 
 
 def half_of_it(patch: pytest.MonkeyPatch) -> None:
     add, drawn = noise.add, discrete.gaussian
     patch.setattr(noise, "add", lambda total, bound, sigma, key: add(total, bound, sigma / 2, key))
-    patch.setattr(discrete, "gaussian", lambda key, size, s: drawn(key, size, s / 2))
+    patch.setattr(discrete, "gaussian", lambda key, size, s, *more: drawn(key, size, s / 2, *more))
 
 
 def before_the_clip(patch: pytest.MonkeyPatch) -> None:
