@@ -338,9 +338,9 @@ class Coordinator:
             lambda: finished.register(self.store, self.current(), run, work, params, history)
         )
         hit(_REGISTERED)
-        await self._report(run, work, last.round)
         if letter is not None:
             self.host.serve_model(letter)
+        await self._report(run, work, last.round)
 
     async def _report(self, run: str, work: Work, rounds: int) -> None:
         """What the run promised and who saw what, signed, in the log."""
