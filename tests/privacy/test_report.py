@@ -61,13 +61,13 @@ def test_only_its_coordinator_signs_it(authority: Authority) -> None:
     signed = sign_report(mine.key, mine.chain, values())
     assert open_report(signed, authority.root) == values()
     other = identity(authority, "client")
-    with pytest.raises(ProtocolError, match="may not sign reports"):
+    with pytest.raises(ProtocolError, match="may not sign such reports"):
         open_report(sign_report(other.key, other.chain, values()), authority.root)
     stranger = Authority.new("plant", now=NOW)
     with pytest.raises(ProtocolError):
         open_report(signed, stranger.root)
     changed = json.loads(signed)
-    changed["report"] = changed["report"].replace('"rounds": 3', '"rounds": 2')
+    changed["values"] = changed["values"].replace('"rounds": 3', '"rounds": 2')
     with pytest.raises(ProtocolError, match="is not signed by"):
         open_report(json.dumps(changed), authority.root)
     for text in ("", "[]", "{}", '{"report": "{}", "signature": "", "chain": ""}', "x" * (LONGEST + 1)):

@@ -10,14 +10,14 @@ leaves a site where it was without.
 
 from __future__ import annotations
 
-import json
-from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass
+
+import msgspec
 
 from ..core.errors import PrivacyError, ProtocolError
 from .identity import Identity
-from .keys import sign, verify
 from .ledger import Ledger
+from .signed import open_values, sign_values
 
 _PURPOSE = "atoll budget receipt"
 LONGEST = 1 << 12  # characters
@@ -41,44 +41,25 @@ class Receipt:
 
 def signed(ledger: Ledger, identity: Identity, *, now: float) -> str:
     """The ledger's receipt as text."""
-    epsilon, delta = ledger.total
-    member = identity.member
-    values = Receipt(
+    member, (epsilon, delta) = identity.member, ledger.total
+    made = Receipt(
         member.federation, member.name, ledger.id, ledger.entries, epsilon, delta, ledger.head, now
     )
-    text = json.dumps(asdict(values), sort_keys=True)
-    signature = b64encode(sign(identity.key, text.encode(), purpose=_PURPOSE)).decode()
-    return json.dumps({"receipt": text, "signature": signature, "chain": identity.chain.decode()})
+    return sign_values(identity.key, identity.chain, asdict(made), _PURPOSE)
 
 
 def opened(text: str, roots: bytes) -> Receipt:
     """The receipt. Raises ProtocolError unless the member it names has signed it."""
+    values, signer = open_values(
+        text, roots, purpose=_PURPOSE, when="made", most=LONGEST, what="signed receipt of a budget"
+    )
     try:
-        if len(text) > LONGEST:
-            raise ValueError(text[:1])
-        outer = json.loads(text)
-        inner, chain = str(outer["receipt"]), str(outer["chain"]).encode()
-        signature = b64decode(str(outer["signature"]), validate=True)
-        found = json.loads(inner)
-        made = Receipt(**{name: kind(found[name]) for name, kind in _KINDS.items()})
-    except (ValueError, LookupError, TypeError):
+        made = msgspec.convert(values, Receipt)
+    except msgspec.ValidationError:
         raise ProtocolError("this is no signed receipt of a budget") from None
-    signer = verify(chain, roots, inner.encode(), signature, now=made.made, purpose=_PURPOSE)
     if (signer.role, signer.federation, signer.name) != ("client", made.federation, made.member):
         raise ProtocolError(f"{signer.uri} may not sign receipts of {made.member}: only that client does")
     return made
-
-
-_KINDS = {
-    "federation": str,
-    "member": str,
-    "budget": str,
-    "entries": int,
-    "epsilon": float,
-    "delta": float,
-    "head": str,
-    "made": float,
-}
 
 
 def check(ledger: Ledger, receipt: Receipt) -> None:

@@ -6,16 +6,15 @@ open_report(text, roots)      the values again, once the signature is a coordina
 
 from __future__ import annotations
 
-import json
-from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import ProtocolError
 from .accountant import Plan
-from .certificate import PrivateKey, sign, verify
+from .certificate import PrivateKey
 from .claim import Claim
 from .hazmat.suite import suite_of
+from .signed import open_values, sign_values
 
 _PURPOSE = "atoll privacy report"
 LONGEST = 1 << 16  # characters
@@ -79,24 +78,14 @@ def report(
 
 def sign_report(key: PrivateKey, chain: bytes, values: Mapping[str, Any]) -> str:
     """The page, the coordinator's signature and its certificates, as JSON."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
-    signature = b64encode(sign(key, text.encode(), purpose=_PURPOSE)).decode()
-    return json.dumps({"report": text, "signature": signature, "chain": chain.decode()})
+    return sign_values(key, chain, values, _PURPOSE)
 
 
 def open_report(signed: str, roots: bytes) -> dict[str, Any]:
     """The page's values. Raises ProtocolError unless a coordinator of its federation signed them."""
-    try:
-        if len(signed) > LONGEST:
-            raise ValueError(signed[:1])
-        outer = json.loads(signed)
-        text, chain = str(outer["report"]), str(outer["chain"]).encode()
-        signature = b64decode(str(outer["signature"]), validate=True)
-        values: dict[str, Any] = json.loads(text)
-        ended, federation = float(values["ended"]), values["federation"]
-    except (ValueError, LookupError, TypeError):
-        raise ProtocolError("this is no signed report of a run") from None
-    signer = verify(chain, roots, text.encode(), signature, now=ended, purpose=_PURPOSE)
-    if signer.role != "coordinator" or signer.federation != federation:
-        raise ProtocolError(f"{signer.uri} may not sign reports of {federation}: its coordinator does")
+    values, signer = open_values(
+        signed, roots, purpose=_PURPOSE, when="ended", most=LONGEST, what="signed report of a run"
+    )
+    if (signer.role, signer.federation) != ("coordinator", values.get("federation")):
+        raise ProtocolError(f"{signer.uri} may not sign such reports: their federation's coordinator does")
     return values
