@@ -454,6 +454,37 @@ def test_who_searches_the_servers_finds_an_update_only_where_sums_are_plain(
     assert (sightings(tmp_path, nursery, exchange, rounds=6) > 0) == (exchange == "plain_sum")
 
 
+def test_data_that_nobody_offers_are_told_with_those_that_there_are(tmp_path: Path, nursery: Nursery) -> None:
+    with Federation(tmp_path, nursery=nursery, edges=0) as fed:
+        fed.set("coordinator", patience=2.0)
+        fed.start_all()
+        gathered(fed)
+        run = fed.submit(job={**JOB, "data": {"name": "whine"}})
+        fed.until(lambda: fed.state(run) == "failed", what="the run to fail")
+        ((reason,),) = fed.sql("select reason from runs where id = ?", run)
+        fed.stop(*fed.names)
+    assert "no site offers data called 'whine'" in reason and "wine" in reason.split(":", 2)[-1], reason
+
+
+def test_members_draw_their_buckets_whoever_dies_meanwhile(tmp_path: Path, nursery: Nursery) -> None:
+    """Six in three buckets, through an edge; a process that learns is killed and forgets its coin."""
+    data = {**JOB["data"], "clients": 6}
+    robust = {"name": "robust", "rule": {"name": "median"}, "buckets": 3}
+    how = {"name": "secure_sum", "largest": 4096.0}
+    job = {**JOB, "data": data, "rounds": 3, "algorithm": robust, "exchange": how}
+    with Federation(tmp_path, {**JOB, "data": data}, nursery=nursery) as fed:
+        for name in fed.names:
+            fed.start(name, failpoints="learning.trained:2:kill" if name == "client-2" else "")
+        gathered(fed)
+        run = fed.submit(job=job)
+        fed.finished(run)
+        rounds = [r["clients"] for r in fed.connect().run(run).wait().history if "clients" in r]
+        said = [row["text"] for row in fed.connect().run(run).logs()]
+        fed.stop(*fed.names)
+    assert len(rounds) == 3 and max(rounds) == 6, (rounds, said)
+    assert min(rounds) >= 4, (rounds, said)
+
+
 @pytest.mark.parametrize("exchange", ["secure_sum", "encrypted_sum"])
 def test_the_same_update_is_in_no_two_sums_whose_difference_shows_a_member(
     tmp_path: Path, nursery: Nursery, exchange: str

@@ -47,12 +47,13 @@ def report(
     rounds it was made for; `rounds`: how many there were; `ended`: Unix seconds; `label`: what the exchange
     says of itself; `crypto`: the suite that hid updates, "" where only TLS did.
     """
+    noisy = ", each with its own noise" if claim is not None and claim.noise == "local" else ""
     made: dict[str, Any] = {
         "run": run,
         "federation": federation,
         "ended": round(ended),
         "rounds": rounds,
-        "seen": f"sums of updates only; {label}" if label else SEES[shows],
+        "seen": f"sums of updates only; {label}" if label else SEES[shows] + noisy,
         "crypto": f"{crypto} ({suite_of(crypto).says})"
         if crypto
         else "TLS 1.3 between members, nothing else",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import AtollError, ConfigError
+from ...core.registry import nearest
 from ...core.rng import Rng
 from ...learn import rounds
 from ...learn.detect import Record
@@ -295,7 +296,7 @@ class Coordinator:
 
     async def _roster(self, run: str, data: str) -> Roster:
         """The clients that hold the data: as recorded, else those that are here once all known ones are,
-        or patience ends.
+        or patience ends. Raises ConfigError where nobody does by then, of clients that are here.
         """
         journal = self.store.journal(run, "roster")
         before = (await self.host.durable(journal.resume)).state
@@ -308,6 +309,10 @@ class Coordinator:
             found, missing = await self._offering(data)
             if found and (not missing or loop.time() > until):
                 break
+            if not found and not missing and loop.time() > until and (offered := self.host.fleet.offered()):
+                raise ConfigError(
+                    f"no site offers data called {data!r}: {nearest(data, offered)}", "$.data.name"
+                )
             try:
                 async with asyncio.timeout(1.0):
                     await self.host.changed.wait()

@@ -111,6 +111,11 @@ class Fleet:
             and data in seen.about.get("data", {})
         }
 
+    def offered(self) -> list[str]:
+        """The names of all data that connected clients hold."""
+        here = (seen.about.get("data", {}) for seen in self.clients.values() if seen.present)
+        return sorted({name for held in here for name in held})
+
     def offers(self, name: str) -> list[str]:
         """The crypto suites that a client has and allows; who says nothing knows the first only."""
         seen = self.clients.get(name)
