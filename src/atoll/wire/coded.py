@@ -21,6 +21,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import CodecError, MisuseError
 from ..core.rng import Rng
-from ..core.update import Layout, Update, blocks
+from ..core.update import Layout, Update
 
 Array = NDArray[Any]
 
@@ -228,6 +229,7 @@ def encode(code: Code) -> NDArray[np.uint8]:
         raise MisuseError(f"expected fewer than 2**32 numbers, of {BITS} bits; got {code.size}, {code.bits}")
     kind, key = ALL, 0
     streams: list[Array] = []
+    planes: Iterator[Array] = iter(())
     if isinstance(code.where, Drawn):
         kind, key = DRAWN, code.where.key
     elif code.where is not None:
@@ -236,9 +238,13 @@ def encode(code: Code) -> NDArray[np.uint8]:
     if code.bits:
         streams += [np.asarray(code.scales, "<f4").view(np.uint8), _narrow(code.what, code.bits)]
     else:
-        streams += list(_planes(code.what))
-    head = _HEAD.pack(kind, code.dtype.itemsize, code.bits, 0, len(code.what), key)
-    return np.frombuffer(b"".join([head, *map(_packed, streams)]), np.uint8)
+        planes = _planes(code.what)
+    packed = bytearray(_HEAD.pack(kind, code.dtype.itemsize, code.bits, 0, len(code.what), key))
+    for stream in chain(streams, planes):  # one after the other: an update may be most of a device's memory
+        packed += _packed(stream)
+    made = np.frombuffer(packed, np.uint8)
+    made.flags.writeable = False
+    return made
 
 
 def decode(data: Array, size: int) -> Code:
@@ -327,15 +333,12 @@ def _wide(packed: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint8]
     return out[:count]
 
 
-def _planes(values: Array) -> NDArray[np.uint8]:
-    """(itemsize, k): the first bytes of all numbers, then the second ones, …: alike, so they pack well."""
+def _planes(values: Array) -> Iterator[NDArray[np.uint8]]:
+    """The first bytes of all numbers (k,), then the second ones, …: alike, so they pack well."""
     flat = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     raw = flat.view(np.uint8).reshape(-1, values.dtype.itemsize)
-    planes = np.empty(raw.shape[::-1], np.uint8)
-    for block in blocks(len(raw), _SAMPLE):
-        for j, plane in enumerate(planes):
-            plane[block] = raw[block, j]
-    return planes
+    for j in range(values.dtype.itemsize):
+        yield np.ascontiguousarray(raw[:, j])
 
 
 def _packed(stream: Array) -> bytes:
