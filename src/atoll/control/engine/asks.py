@@ -99,9 +99,11 @@ class Asks:
             self.errands.spawn(sent.drive.failed(sent.request, name, reason))
 
     async def refused(self, name: str, ask: str, reason: str, life: str) -> None:
-        """A member said no to an ask of this `life`; `reason` is its own words."""
+        """A member said no to an ask of this `life`, or of one it does not name, as earlier minor versions do
+        not; `reason` is its own words.
+        """
         sent = self.open.get(ask)
-        if sent is not None and name in sent.letters and life == self.life:
+        if sent is not None and name in sent.letters and life in ("", self.life):
             await self.errands.log(sent.run, name, "error", reason)
             await sent.drive.failed(sent.request, name, reason)
 
