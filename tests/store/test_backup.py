@@ -138,6 +138,20 @@ def test_a_backup_is_of_one_moment_while_others_write(url: str, tmp_path: Path) 
             assert all(copy.blobs.exists(name) for name in copy.blobs.named())
 
 
+def test_what_a_backup_names_stays_until_it_is_copied(url: str, tmp_path: Path) -> None:
+    with Store.open(url, tmp_path / "store") as store:
+        journal = store.journal(store.submit({}, 0, "ann"))
+        journal.checkpoint(b"first", 1, 0)
+        (first,) = store.blobs.named()
+        with store.blobs.lasting():
+            with store.blobs.lasting():
+                journal.checkpoint(b"second", 2, 0)
+            assert store.blobs.collect(older=0) == 0
+            assert store.blobs.exists(first)
+        assert not store.blobs.exists(first)
+        assert len(list(store.blobs.names())) == 1
+
+
 def test_a_lost_blob_is_told_not_left_out(tmp_path: Path) -> None:
     with Store.open("", tmp_path / "store") as store:
         _, blob = half(store)

@@ -51,9 +51,10 @@ class Backup(Database):
         May run in any thread, beside others that write. `beside`: subfolders of the store's folder
         that go along. Raises StateError where the disk is full or a blob is missing.
         """
-        for _ in range(_TRIES):
-            with suppress(_Collected):
-                return self._backup(path, beside)
+        with self.blobs.lasting():
+            for _ in range(_TRIES):
+                with suppress(_Collected):
+                    return self._backup(path, beside)
         raise StateError(
             f"a blob that a row names is missing: {path.name} was not written; see `atoll doctor`"
         )
@@ -102,7 +103,7 @@ class Backup(Database):
         hit(_COPIED)
 
 
-class _Collected(Exception):  # noqa: N818  a blob went between the rows and the files: begin again
+class _Collected(Exception):  # noqa: N818  another process took a blob away meanwhile: begin again
     pass
 
 

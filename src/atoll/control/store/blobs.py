@@ -17,7 +17,7 @@ import threading
 import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Blobs:
         self._lock = threading.Lock()
         self._fresh: set[str] = set()  # put here, and not yet named by a row
         self._held: set[str] = set()  # read here, though no row names them
+        self._copying = 0  # backups of this process under way
+        self._late: set[str] = set()  # what became superfluous during them
 
     def path(self, name: str) -> Path:
         """Where the blob called `name` is, or would be. Raises MisuseError unless it is 64 hex digits."""
@@ -186,9 +188,28 @@ class Blobs:
     def superfluous(self, names: Collection[str]) -> None:
         """Some rows named these blobs and are gone: so are the blobs, unless somebody else needs them."""
         with self._db.write(_LET_GO) as tx, self._lock:
+            if self._copying:
+                self._late.update(names)
+                return
             kept = {row[0] for row in tx.run(_NAMED)} | self._fresh | self._held
             for name in sorted(set(names) - kept):
                 self._take_away(name)
+
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Nothing is taken away by this process meanwhile; what became superfluous goes afterwards."""
+        with self._lock:
+            self._copying += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._copying -= 1
+                late: set[str] = set()
+                if not self._copying:
+                    late, self._late = self._late, late
+            if late:
+                self.superfluous(late)
 
     def collect(self, older: float = OLD) -> int:
         """Take away blobs that nothing names and nobody touched for `older` seconds; returns how many."""
@@ -196,6 +217,8 @@ class Blobs:
         for start in range(0, len(names), _BATCH):
             # Whoever names a blob holds the same lock and sees whether it is still there.
             with self._db.write(_COLLECT) as tx, self._lock:
+                if self._copying:
+                    break
                 kept = {row[0] for row in tx.run(_NAMED)} | self._held
                 for name in names[start : start + _BATCH]:
                     if name not in kept and self._age(name) >= older:
