@@ -10,7 +10,7 @@ import pytest
 
 from tests.house.sources import PACKAGE, imports, is_stdlib, module_name, python_files, tree
 
-ALGORITHMS = {"learn", "vertical", "recommend", "data", "adapt", "serve"}
+ALGORITHMS = {"learn", "vertical", "recommend", "data", "adapt", "serve", "sense"}
 DRIVERS = {"transport", "simulate"}
 BELOW = {"core", "privacy", "wire"}
 TOP = {"job", "run", "baselines", "statistics", "estimators", "attack", "draw", "notebook"}
@@ -58,7 +58,7 @@ SERVICE = {
     *("psutil", "pydantic", "sqlalchemy", "starlette", "uvicorn", "yarl", "zstandard"),
 }
 SERVING = re.compile(
-    r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(authority|certificate|encrypted_sum|hazmat\.\w+|identity|keys|models|roster|secure_sum|token)|serve\.\w+)"
+    r"atoll\.(control(\.\w+)*|transport\.\w+|privacy\.(authority|certificate|encrypted_sum|hazmat\.\w+|identity|keys|models|roster|secure_sum|token)|serve(\.\w+)+|sense(\.\w+)*)"
 )
 
 
