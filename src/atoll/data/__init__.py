@@ -3,6 +3,7 @@
 from .ai4i import ai4i2020
 from .builtin import breast_cancer, diabetes, digits, wine
 from .divide import Deal, Partitioner, partition
+from .engines import engines
 from .examples import Dataset, Examples
 from .gradients import oriented_gradients
 from .heart import heart_disease
@@ -28,6 +29,7 @@ __all__ = [
     "diabetes",
     "digits",
     "dirichlet",
+    "engines",
     "fashion_mnist",
     "feature_skew",
     "heart_disease",
