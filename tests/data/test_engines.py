@@ -7,7 +7,7 @@ import pytest
 
 from atoll.core.errors import ConfigError, DataError
 from atoll.data import engines, load_data
-from atoll.data.engines import CAP, SENSORS, lives
+from atoll.data.turbofan import CAP, SENSORS, lives
 
 
 def test_made_engines_are_the_same_each_time_and_wear_as_published() -> None:
