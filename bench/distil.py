@@ -1,8 +1,8 @@
 """Small models of a large one: `python -m bench distil [--json FILE] [--keep DIR] [--seeds N]`.
 
-MNIST. A convolutional teacher; a student with less than a tenth of its parameters, trained by the labels alone
-and by distillation from the same first weights and in the same order, for each seed; the variants of the first
-student and of the teacher in integers, measured here one row at a time. `--keep` leaves the ONNX files there.
+MNIST. A convolutional teacher; a student with less than a tenth of its parameters, trained for each seed by
+the labels alone and by distillation, from the same first weights and in the same order; both in integers, and
+every variant measured here one row at a time. `--keep` leaves the ONNX files there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from atoll.serve.variants import int8, profile
 from .wire import Figure
 
 EPOCHS = {"teacher": 8, "student": 8}
-KNOBS = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "batch_size": 64, "schedule": "cosine"}
+KNOBS: dict[str, Any] = {
+    "lr": 0.05,
+    "momentum": 0.9,
+    "nesterov": True,
+    "batch_size": 64,
+    "schedule": "cosine",
+}
 
 
 def teacher() -> Any:
