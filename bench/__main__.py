@@ -1,6 +1,6 @@
 """`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`.
 
-`comms`, `faults`, `private`, `robust`, `secagg`, `suites` and `wire` have options of their own.
+Options of their own: `comms`, `distil`, `edge`, `faults`, `private`, `robust`, `secagg`, `suites`, `wire`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import comms, faults, private, robust, secagg, simulate, suites, wire
+from . import comms, distil, edge, faults, private, robust, secagg, simulate, suites, wire
 from .rows import Disagreement, Row, table
 
 # A suite answers rows; other files add theirs here.
@@ -24,6 +24,8 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     own = {
         "comms": comms.main,
+        "distil": distil.main,
+        "edge": edge.main,
         "faults": faults.main,
         "private": private.main,
         "robust": robust.main,

@@ -15,9 +15,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import psutil
@@ -41,7 +42,7 @@ class Federation:
     """A coordinator without edges and its clients, each a process of its own.
 
     `client`: the command of a client, to which its settings file is added. `again`: members that joined in
-    this folder before.
+    this folder before. `settings`: more of what stands in each client's file.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class Federation:
         transport: str = "grpc",
         client: Sequence[str] = (),
         again: bool = False,
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.folder = folder
         self.names = [f"c{k:02d}" for k in range(clients)]
         self.transport = transport
         self.processes: dict[str, psutil.Process] = {}
-        self._again = again
+        self._again, self._settings = again, settings
         self._client = list(client) or [sys.executable, "-m", "atoll", "client", "--config"]
         self._open: list[subprocess.Popen[bytes]] = []
 
@@ -90,6 +92,13 @@ class Federation:
     def identities(self) -> tuple[Path, Path]:
         """The folders of the coordinator's identity and, once it has joined, of a client's."""
         return self.folder / "coordinator" / "pki" / "identity", self.folder / self.names[0] / "identity"
+
+    def back(self) -> None:
+        """Start the coordinator again, once it has ended, and wait until it is reached."""
+        self.processes["coordinator"].wait(20)
+        self._open.pop(0).wait()
+        self._launch("coordinator", [sys.executable, "-m", "bench.member"])
+        self._until(self._reach)
 
     def train(self, size: int, rounds: int) -> list[float]:
         """Seconds of each round of instant clients."""
@@ -158,6 +167,7 @@ class Federation:
                         "transport": self.transport,
                         "parts": str(INSTANT),
                         "linger": LINGER,
+                        **self._settings,
                         "data": {"bench": {"train": "rows.csv", "target": "label"}},
                     },
                 )

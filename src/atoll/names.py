@@ -61,6 +61,7 @@ from .learn.compress import randomk, sign, topk
 from .learn.cyclic import cyclic
 from .learn.defend import momentum, recommended, robust
 from .learn.dense import linear, logistic, mlp, softmax
+from .learn.distil import distil
 from .learn.ditto import ditto, fine_tune
 from .learn.encrypted import encrypted_sum
 from .learn.exact import close, exact
@@ -207,6 +208,7 @@ __all__ = [
     "cross_site",
     "cyclic",
     "dirichlet",
+    "distil",
     "ditto",
     "early",
     "encrypted_sum",

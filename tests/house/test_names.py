@@ -88,6 +88,7 @@ PUBLIC: list[str] = [
     "cross_site",
     "cyclic",
     "dirichlet",
+    "distil",
     "ditto",
     "early",
     "encrypted_sum",

@@ -133,6 +133,31 @@ class TorchLearner:
         with one_thread(), ThreadPoolExecutor(lanes) as pool:
             return list(pool.map(lambda job: self.fit(params, *job), zip(datas, ctxs, strict=True)))
 
+    def taught(
+        self,
+        params: Mapping[str, Any],
+        datas: Sequence[Any],
+        ctxs: Sequence[FitContext],
+        temperature: float,
+        alpha: float,
+    ) -> list[Contribution]:
+        """`fit_many` by the loss of learn/distil.py; each `y` (n, classes + 1): teacher's logits, label.
+
+        Raises ConfigError for another loss than cross entropy.
+        """
+        from .torch_loss import soft
+
+        if self.loss != "cross_entropy":
+            raise ConfigError(f"only loss='cross_entropy' can be taught, this learner has {self.loss!r}")
+        return replace(self, loss=soft(temperature, alpha)).fit_many(params, datas, ctxs)
+
+    def logits(self, params: Mapping[str, Any], x: Any) -> np.ndarray[Any, Any]:
+        """What the module returns for rows x (n, ...)."""
+        from . import torch_loop
+
+        with self.net.borrow(plain=self.plain) as work:
+            return torch_loop.logits(work, self.net.check(params), np.asarray(x))
+
     @property
     def chosen(self) -> str:
         """The engine of `fit_many`: "plain", "loop" or "vmap", by the rule at the top of this file."""

@@ -202,3 +202,16 @@ def evaluate(learner: TorchLearner, work: Work, params: Update, data: Any) -> di
             counted = counted and hit is not None
             right += 0.0 if hit is None else float(hit)
     return {"loss": total / n, "accuracy": right / n} if counted else {"loss": total / n}
+
+
+def logits(work: Work, params: Update, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What the module returns for the rows."""
+    x, order = features(x, work.net.numpy_dtype), np.arange(len(x))
+    work.load(params)
+    work.training(on=False)
+    with one_thread(), torch.no_grad():
+        found = [
+            work.infer(work.batch(loaded(x, order[part], work.net.device))).cpu()
+            for _, part in batches(len(x), EVALUATED, 1)
+        ]
+    return torch.cat(found).numpy() if found else np.empty((0, 0), x.dtype)

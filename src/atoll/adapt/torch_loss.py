@@ -44,6 +44,17 @@ def row_losses(name: str, out: Tensor, y: Tensor) -> Tensor:
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
+def soft(temperature: float, alpha: float) -> Loss:
+    """The distilled loss of (out, y), y (n, classes + 1): the teacher's logits, and last the label."""
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        p, q = F.log_softmax(y[:, :-1] / temperature, 1), F.log_softmax(out / temperature, 1)
+        kl = F.kl_div(q, p, reduction="batchmean", log_target=True)
+        return alpha * temperature**2 * kl + (1 - alpha) * F.cross_entropy(out, y[:, -1].long())
+
+    return loss
+
+
 def hits(loss: str | Loss, out: Tensor, y: Tensor) -> Tensor | None:
     """How many predictions are right, or None where the loss is no classification's."""
     if loss == "bce_with_logits":

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import cli_models
 from .cli_ops import connected, group, remote, show, when
 from .table import number, size, table
 
@@ -59,6 +60,7 @@ def _models(commands: Any, command: Callable[..., Any], far: Any, say: Say) -> N
     c = command("export", _model_export, "write a model to a file", inner, far)
     _version(c, say)
     c.add_argument("--to", type=Path, required=True, metavar="FILE", help=say("*.safetensors or *.onnx"))
+    cli_models.variants(inner, command, say)
 
 
 def _version(c: Any, say: Say) -> None:

@@ -1,4 +1,4 @@
-"""Commands for models on this machine: `atoll serve`."""
+"""Commands for models on this machine: `atoll serve`, `atoll model int8`, `atoll model profile`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from .cli_ops import show
+from .table import number, size, table
 
 Say = Callable[[str], str]
 
@@ -28,6 +33,91 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--tls", type=Path, nargs=2, metavar=("CERT.pem", "KEY.pem"), help=say(text))
     text = "the authorities whose certificates callers must bring"
     c.add_argument("--callers", type=Path, metavar="CA.pem", help=say(text))
+
+
+def variants(inner: Any, command: Callable[..., Any], say: Say) -> None:
+    """Add the commands that stand under `atoll model`."""
+    c = command("int8", _int8, "write a model in 8-bit integers, calibrated on rows of this site", inner)
+    c.add_argument("model", type=Path, metavar="MODEL.onnx", help=say("the model"))
+    c.add_argument("--to", type=Path, required=True, metavar="FILE.onnx", help=say("the file to write"))
+    text = "points of accuracy that it may lose on rows that were held out"
+    c.add_argument("--lost", type=float, default=0.5, metavar="POINTS", help=say(text))
+    _data(c, say)
+    text = "measure variants of a model on this machine, and pick one"
+    c = command("profile", _profile, text, inner)
+    text = "the variants, the reference first"
+    c.add_argument("models", type=Path, nargs="+", metavar="MODEL.onnx", help=say(text))
+    text = "points of accuracy that a variant may lose"
+    c.add_argument("--lost", type=float, default=3.0, metavar="POINTS", help=say(text))
+    text = "milliseconds that 99 of 100 answers may take at most"
+    c.add_argument("--latency", type=float, metavar="MS", help=say(text))
+    c.add_argument("--memory", type=float, metavar="MB", help=say("memory that it may take"))
+    c.add_argument("--size", type=int, metavar="BYTES", help=say("bytes that the file may have"))
+    _data(c, say)
+
+
+def _data(c: Any, say: Say) -> None:
+    text = "rows with labels: a name, a file or a folder"
+    c.add_argument("--data", dest="source", required=True, metavar="DATA", help=say(text))
+    c.add_argument("--target", help=say("the label column"))
+    c.set_defaults(site=None)
+
+
+def _int8(args: argparse.Namespace, say: Say) -> int:
+    from ..core.errors import StateError
+    from ..serve.variants import int8
+    from ..wire.files import whole
+
+    rows, held = _rows(args)
+    data = _read(args.model)
+    made = int8(data, rows.x, held, args.lost)
+    try:
+        with whole(args.to) as file:
+            file.write(made)
+    except OSError as error:
+        raise StateError(f"{args.to} cannot be written: {error.strerror}") from None
+    found = {"file": str(args.to), "bytes": len(made), "was": len(data)}
+    return show(args, found, f"{say('model')}: {args.to} ({size(len(data))} → {size(len(made))})")
+
+
+def _profile(args: argparse.Namespace, say: Say) -> int:
+    from ..serve.service import called
+    from ..serve.variants import pick, profile
+
+    _, held = _rows(args)
+    found = profile({called(path): _read(path) for path in args.models}, held, lost=args.lost)
+    best = pick(found, p99=args.latency, memory=args.memory, size=args.size, lost=args.lost)
+    if args.json:
+        return show(args, {"variants": [one._asdict() for one in found], "best": best._asdict()}, "")
+    heads = ("model", "runs on", "accuracy or R²", "points lost", "size", "p50 ms", "p99 ms", "memory MB")
+    cells = [
+        [f.name, f.provider.removesuffix("ExecutionProvider"), number(f.score), f"{f.lost:.2f}", size(f.size)]
+        + [f"{value:.3g}" for value in (f.p50, f.p99, f.memory)]
+        for f in found
+    ]
+    table(list(map(say, heads)), cells)
+    print(f"{say('best here')}: {best.name}, {best.provider.removesuffix('ExecutionProvider')}")
+    return 0
+
+
+def _rows(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Rows to calibrate on, and rows to measure on: the set's own test rows, else every fifth."""
+    from .look import load
+
+    found = load(args)
+    if found.test is not None:
+        return found.train, found.test
+    held = np.arange(len(found.train)) % 5 == 4
+    return found.train[~held], found.train[held]
+
+
+def _read(path: Path) -> bytes:
+    from ..core.errors import ConfigError
+
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _serve(args: argparse.Namespace, say: Say) -> int:

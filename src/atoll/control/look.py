@@ -25,7 +25,7 @@ Say = Callable[[str], str]
 
 def describe(args: argparse.Namespace, say: Say) -> int:
     """Rows, input, target, sites and missing cells of a data set."""
-    found = _load(args)
+    found = load(args)
     sites = None if found.sites is None else len(np.unique(found.sites))
     plain = {
         "name": found.name,
@@ -87,7 +87,8 @@ def unlike(args: argparse.Namespace, say: Say) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace) -> Dataset:
+def load(args: argparse.Namespace) -> Dataset:
+    """The data set that `args.source`, with `args.target` and `args.site`, names."""
     options = {k: v for k, v in (("target", args.target), ("site", args.site)) if v is not None}
     with _options():
         return load_data(args.source, **options)
@@ -100,7 +101,7 @@ def _deal(args: argparse.Namespace) -> Sites:
         for value in values:
             override(by, value, "--by")
     made = build("partition", by, "--by") if by else None
-    dataset = _load(args)
+    dataset = load(args)
     with _options():
         return partition(dataset, clients=args.clients, by=made, seed=args.seed)
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .task import Array, Tally, Task, Work
+from .task import Array, Loss, Tally, Task, Work
 
 CHUNK = 1 << 17  # numbers; 512 KB of float32 weights, and about as much of gradients
 
@@ -42,9 +42,9 @@ def _chunks(work: Work, tasks: Sequence[Task]) -> Iterator[list[int]]:
         yield from (places[i : i + most] for i in range(0, len(places), most))
 
 
-def misfit(loss: str, dims: tuple[int, ...], y: Array) -> bool:
+def misfit(loss: str | Loss, dims: tuple[int, ...], y: Array) -> bool:
     """Whether a label is outside the model's classes."""
-    if loss == "squared" or not len(y):
+    if callable(loss) or loss == "squared" or not len(y):
         return False
     classes = dims[-1] if loss == "softmax" else 2
     return bool(y.min() < 0 or y.max() >= classes)
@@ -92,7 +92,7 @@ def _descend(work: Work, tasks: list[Task]) -> tuple[Array, Array, Array]:
 def _gradient(work: Work, w: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
     """Gradient (m, size) of the mean loss over B rows; the rows' summed loss and hits (m,)."""
     h = forward(work.dims, work.activation, w, x)
-    d, loss, hits = losses(work.loss, h[-1], y)
+    d, loss, hits = work.loss(h[-1], y) if callable(work.loss) else losses(work.loss, h[-1], y)
     d /= x.shape[1]
     g = np.empty_like(w)
     grads, weights = _layers(work.dims, g), _layers(work.dims, w)

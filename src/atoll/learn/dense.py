@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,8 +30,9 @@ from atoll.core.update import Layout, Update
 
 from . import batched, dense_graph, kernel
 from .clipped import clipped_sum
+from .distil import soft
 from .rows import rows
-from .task import Array, Tally, Task, Work, leaves, metrics
+from .task import Array, Loss, Tally, Task, Work, leaves, metrics
 
 MOST_LAYERS = 31  # kernel.c keeps one bit a leaf
 PLAIN = Pull()
@@ -137,14 +138,43 @@ class Dense:
         Raises DataError for NaN in x, a wrong width, a class outside 0..outputs-1; MisuseError for
         params or pull terms of another model.
         """
-        start = self._numbers(params, "params")
         read = [rows(data, self._dims(), self.loss, self.dtype) for data in datas]
+        return self._trained(params, read, ctxs, self.loss, pool, threads)
+
+    def taught(
+        self,
+        params: Update,
+        datas: Sequence[Any],
+        ctxs: Sequence[FitContext],
+        temperature: float,
+        alpha: float,
+    ) -> list[Contribution]:
+        """`fit_many` by the loss of distil.py, in numpy; `y` (n, outputs + 1): teacher's logits, label.
+
+        Raises ConfigError for another loss than softmax, DataError and MisuseError as `fit_many`.
+        """
+        if self.loss != "softmax":
+            raise ConfigError(f"only a softmax learner can be taught, this one has loss={self.loss!r}")
+        wide = (*self._dims()[:-1], self._dims()[-1] + 1)
+        read = [rows(data, wide, "squared", self.dtype) for data in datas]
+        return self._trained(params, read, ctxs, partial(soft, temperature, alpha))
+
+    def _trained(
+        self,
+        params: Update,
+        read: Sequence[tuple[Array, Array]],
+        ctxs: Sequence[FitContext],
+        loss: str | Loss,
+        pool: Executor | None = None,
+        threads: int | None = None,
+    ) -> list[Contribution]:
+        start = self._numbers(params, "params")
         tasks = self._tasks(read, ctxs)
         batch = self.batch_size or max((len(task.x) for task in tasks), default=1) or 1
         sgd = (self.epochs, batch, self.momentum, self.weight_decay)
-        work = Work(self._dims(), self.loss, self.activation, *sgd, start)
+        work = Work(self._dims(), loss, self.activation, *sgd, start)
         deltas = np.empty((len(tasks), start.size), start.dtype)
-        if self.engine.startswith("c "):
+        if self.engine.startswith("c ") and not callable(loss):
             tally = kernel.train(work, tasks, deltas, threads=threads or self.workers, pool=pool)
         else:
             tally = batched.train(work, tasks, deltas)

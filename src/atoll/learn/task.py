@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from atoll.core.update import Leaf
 
 Array = NDArray[Any]
+Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
 
 
 class Work(NamedTuple):
     """The network and its optimiser.
 
-    `dims`: (features, hidden..., outputs). `loss`: squared, logistic or softmax. `activation`:
+    `dims`: (features, hidden..., outputs). `loss`: squared, logistic or softmax, or for batched.py a function
+    as its `losses`, of z and y. `activation`:
     relu or tanh. `batch`: rows a step, at least 1; the last one of an epoch may be shorter.
     `start`: (size,) weights, layer by layer W (in, out) then b (out,).
     """
 
     dims: tuple[int, ...]
-    loss: str
+    loss: str | Loss
     activation: str
     epochs: int
     batch: int

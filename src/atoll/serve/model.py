@@ -24,18 +24,21 @@ _TENSORS: dict[str, dict[int, str]] = {
     "Node": {5: "Attribute"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
 }
+CPU = "CPUExecutionProvider"
 _EXTERNAL = (13, 14)  # of a Tensor: external_data and data_location
 
 
 class Model:
-    """A loaded model. `answers`: the names of its outputs; `row`: the shape of one row, None for any size;
-    `many`: whether it takes any number of rows.
+    """A loaded model. `input`, `answers`: the names of its input and outputs; `row`: the shape of one row,
+    None for any size; `many`: whether it takes any number of rows.
+
+    `provider`: what runs it, as ONNX Runtime calls it; the processor does what that cannot.
 
     Raises ConfigError where ONNX Runtime is not installed, StateError for bytes that are no model, name
     other files, or do not read rows as their only input.
     """
 
-    def __init__(self, data: bytes, name: str = "the model") -> None:
+    def __init__(self, data: bytes, name: str = "the model", provider: str = CPU) -> None:
         try:
             import onnxruntime as ort
         except ImportError:
@@ -46,7 +49,7 @@ class Model:
         options.log_severity_level = 4
         try:
             self._session = ort.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                data, options, providers=[provider] if provider == CPU else [provider, CPU], enable_fallback=0
             )
             inputs = [(i.name, i.type, i.shape) for i in self._session.get_inputs()]
             self.answers = tuple(output.name for output in self._session.get_outputs())
@@ -54,14 +57,14 @@ class Model:
             raise StateError(f"{name} is not an ONNX model that runs here: {_line(error)}") from None
         if len(inputs) != 1 or inputs[0][1] != "tensor(float)" or not inputs[0][2]:
             raise StateError(f"{name} must have one input, rows of float32; it has {len(inputs)}")
-        self._input, _, shape = inputs[0]
+        self.input, _, shape = inputs[0]
         self.row = tuple(n if isinstance(n, int) else None for n in shape[1:])
         self.many = not isinstance(shape[0], int)
 
     def run(self, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """The answers to rows x (n, ...), by output name. Raises StateError if the model fails on them."""
         try:
-            found = self._session.run(None, {self._input: x})
+            found = self._session.run(None, {self.input: x})
         except Exception as error:  # noqa: BLE001
             raise StateError(f"the model failed on rows of shape {x.shape[1:]}: {_line(error)}") from None
         return dict(zip(self.answers, found, strict=True))

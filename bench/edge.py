@@ -1,0 +1,203 @@
+"""A node that serves: `python -m bench edge [--json FILE] [--seconds S] [--rate R]`.
+
+Requests come at a fixed rate whether or not earlier ones were answered, and each is timed from the moment
+it was due, so that a stall is seen by every request that falls into it. One row a request, kept connections.
+
+    atoll serve           a network of MNIST's size, its file replaced every second
+    a client's service    jobs finish one after the other, each model is swapped in; then the coordinator is
+                          killed (SIGKILL), stays away for a third of the time, and comes back
+
+Every answer must be the one of the version that it names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from aiohttp import ClientError, ClientSession, TCPConnector
+
+import atoll as at
+from atoll.control import up
+from atoll.core.errors import AtollError
+from atoll.serve.model import Model
+
+from .federation import Federation
+from .rows import Disagreement
+from .wire import Figure
+
+GOAL = 20.0  # milliseconds
+
+
+@dataclass
+class Load:
+    """What a load has seen: milliseconds of each answered request, why others failed, answers by version."""
+
+    took: list[float] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    versions: dict[int, int] = field(default_factory=dict)
+
+    def figures(self, name: str) -> Iterator[Figure]:
+        """Percentiles and counts."""
+        for p, goal in ((50, None), (99, GOAL), (99.9, None)):
+            yield Figure(f"{name}: p{p:g}", float(np.percentile(self.took, p)), "ms", goal)
+        yield Figure(f"{name}: requests", len(self.took), "")
+        yield Figure(f"{name}: failed", len(self.failed), "", 0, self.failed[0] if self.failed else "")
+        yield Figure(f"{name}: versions that answered", len(self.versions), "")
+
+
+async def load(
+    url: str, rows: list[Any], rate: float, seconds: float, right: Callable[[int, int, Any], bool]
+) -> Load:
+    """Ask for `seconds`; `right(k, version, predictions)` judges the answer to rows[k]."""
+    seen = Load()
+
+    async def one(session: ClientSession, k: int, due: float) -> None:
+        body = {"rows": [rows[k]]}
+        try:
+            async with session.post(f"{url}/v1/predict", json=body) as answer:
+                found = await answer.json()
+                if answer.status != 200:
+                    raise ValueError(found["error"])
+        except (ClientError, OSError, ValueError, TimeoutError) as error:
+            seen.failed.append(f"{type(error).__name__}: {error}")
+            return
+        seen.took.append((time.perf_counter() - due) * 1e3)
+        version = found["model"]["version"]
+        seen.versions[version] = seen.versions.get(version, 0) + 1
+        if not right(k, version, found["predictions"]):
+            raise Disagreement(f"version {version} answered what is not its own")
+
+    async with ClientSession(connector=TCPConnector(limit=0)) as session:
+        began, asked = time.perf_counter(), []
+        for n in range(int(rate * seconds)):
+            due = began + n / rate
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            asked.append(asyncio.ensure_future(one(session, n % len(rows), due)))
+        await asyncio.gather(*asked)
+    return seen
+
+
+async def beside(work: Awaitable[None], main: Awaitable[Load]) -> Load:
+    """The load, with work that goes on until it is over."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await main
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def served(folder: Path, rate: float, seconds: float) -> Load:
+    """`atoll serve` with a file that is replaced every second."""
+    data = at.load_data("mnist").train
+    sites = at.Sites.of([(data.x[:2000], data.y[:2000])])
+    runs = [at.simulate(at.Job(at.mlp((200,), lr=0.1), rounds=1), sites, seed=seed) for seed in (1, 2)]
+    graphs = [run.export(folder / f"{k}.onnx", data.x[:2]).read_bytes() for k, run in enumerate(runs)]
+    x = np.asarray(data.x[:200], np.float32)
+    answers = [Model(graph).run(x)["probabilities"] for graph in graphs]
+    path = folder / "digits.onnx"
+    path.write_bytes(graphs[0])
+    process = subprocess.Popen(  # noqa: S603  ourselves
+        [sys.executable, "-m", "atoll", "serve", str(path), "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def right(k: int, version: int, found: Any) -> bool:
+        return bool(np.allclose(found["probabilities"][0], answers[(version - 1) % 2][k], atol=1e-5))
+
+    async def swaps() -> None:
+        turn = 0
+        while True:
+            await asyncio.sleep(1.0)
+            turn += 1
+            fresh = path.with_suffix(".new")
+            await asyncio.to_thread(fresh.write_bytes, graphs[turn % 2])
+            fresh.replace(path)
+
+    try:
+        assert process.stdout is not None  # noqa: S101  asked for
+        url = json.loads(process.stdout.readline())["url"]
+        asyncio.run(load(url, x.tolist(), rate, 1.0, right))  # warm
+        return asyncio.run(beside(swaps(), load(url, x.tolist(), rate, seconds, right)))
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def federated(folder: Path, rate: float, seconds: float) -> tuple[Load, Load]:
+    """A client's own service; the coordinator is away for the middle third. All of it, and that third."""
+    with up.reserved(1) as (port,):
+        url = f"http://127.0.0.1:{port}"
+    job = {"name": "bench", "data": {"name": "bench"}, "learner": {"name": "softmax"}, "rounds": 1}
+    rows = [[float(k)] for k in range(10)]
+    with Federation(folder, 1, settings={"predict": f"127.0.0.1:{port}"}) as fed:
+        fed.run(job)
+        time.sleep(2.0)
+
+        def right(k: int, version: int, found: Any) -> bool:
+            return bool(abs(sum(found["probabilities"][0]) - 1) < 1e-4)
+
+        async def jobs() -> None:
+            while True:
+                with suppress(AtollError, OSError):
+                    await asyncio.to_thread(
+                        fed.api.submit, {"name": "bench", "data": {"name": "bench"}, **job}
+                    )
+                await asyncio.sleep(1.0)
+
+        async def third() -> Load:
+            return await load(url, rows, rate, seconds / 3, right)
+
+        first = asyncio.run(beside(jobs(), third()))
+        fed.processes["coordinator"].send_signal(signal.SIGKILL)
+        away = asyncio.run(third())
+        fed.back()
+        last = asyncio.run(beside(jobs(), third()))
+    whole = Load(first.took + away.took + last.took, first.failed + away.failed + last.failed)
+    whole.versions = {v: 1 for part in (first, away, last) for v in part.versions}
+    return whole, away
+
+
+def figures(folder: Path, rate: float, seconds: float) -> Iterator[Figure]:
+    """Everything, in turn."""
+    yield from served(folder, rate, seconds).figures("atoll serve, a swap a second")
+    whole, away = federated(folder / "fed", rate, seconds)
+    yield from whole.figures("a client's service, jobs and a lost coordinator")
+    yield from away.figures("of these, while the coordinator was away")
+
+
+def main(words: list[str]) -> int:
+    """Print the figures, write the file; 1 where an answer is wrong or one failed."""
+    parser = argparse.ArgumentParser(prog="python -m bench edge", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
+    asked = parser.parse_args(words)
+    found: list[Figure] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for figure in figures(Path(folder), asked.rate, asked.seconds):
+                print(figure, flush=True)
+                found.append(figure)
+    except Disagreement as why:
+        print(f"no time counts: {why}", file=sys.stderr)
+        return 1
+    if asked.json:
+        asked.json.write_text(json.dumps([asdict(figure) for figure in found], indent=1) + "\n")
+    return int(any(f.name.endswith(": failed") and f.value for f in found))
