@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .names import *  # noqa: F403  names.py lists them
 
-_FUNCTIONS = ("simulate", "statistics")
+_FUNCTIONS = ("serve", "simulate", "statistics")
 
 
 class _Atoll(ModuleType):
-    """`at.simulate` and `at.statistics` are functions, also where modules of these names are loaded first."""
+    """`at.serve`, `simulate` and `statistics` are functions, also where such modules are loaded first."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _FUNCTIONS or not isinstance(value, ModuleType):

@@ -126,6 +126,7 @@ if TYPE_CHECKING:
         FederatedSimpleImputer,
         FederatedStandardScaler,
     )
+    from .serve.service import serve
 
 __all__ = [
     "AUC",
@@ -283,6 +284,7 @@ __all__ = [
     "scaffold",
     "scores",
     "secure_sum",
+    "serve",
     "sgd",
     "shards",
     "sign",
@@ -308,7 +310,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is found on first use: scikit-learn's doors, and the way to a federation of machines."""
+    """What is found on first use: scikit-learn's doors, services, and the way to a federation of machines."""
     if name in ("connect", "Policy", "run_client", "run_coordinator", "run_edge"):
         from .control import settings
         from .control.engine import members
@@ -316,6 +318,10 @@ def __getattr__(name: str) -> Any:
 
         doors = {"connect": sdk.connect, "Policy": settings.Policy}
         return doors.get(name) or getattr(members, name)
+    if name == "serve":
+        from .serve.service import serve
+
+        return serve
     if name.startswith("Federated") and name in __all__:
         from . import estimators
 

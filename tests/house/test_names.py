@@ -165,6 +165,7 @@ PUBLIC: list[str] = [
     "scaffold",
     "scores",
     "secure_sum",
+    "serve",
     "sgd",
     "shards",
     "sign",

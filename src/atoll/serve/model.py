@@ -28,7 +28,8 @@ _EXTERNAL = (13, 14)  # of a Tensor: external_data and data_location
 
 
 class Model:
-    """A loaded model. `answers`: the names of its outputs; `row`: the shape of one row, None for any size.
+    """A loaded model. `answers`: the names of its outputs; `row`: the shape of one row, None for any size;
+    `many`: whether it takes any number of rows.
 
     Raises ConfigError where ONNX Runtime is not installed, StateError for bytes that are no model, name
     other files, or do not read rows as their only input.
@@ -55,6 +56,7 @@ class Model:
             raise StateError(f"{name} must have one input, rows of float32; it has {len(inputs)}")
         self._input, _, shape = inputs[0]
         self.row = tuple(n if isinstance(n, int) else None for n in shape[1:])
+        self.many = not isinstance(shape[0], int)
 
     def run(self, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """The answers to rows x (n, ...), by output name. Raises StateError if the model fails on them."""

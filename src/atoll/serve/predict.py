@@ -6,17 +6,15 @@
     GET  /healthz      200 once there is a model
 
 It listens on this machine only, unless it is given TLS and a token. A request takes one model and keeps
-it to its end, so a swap loses none. Models run in threads, and requests beyond what they can take
-are told to come again.
+it to its end, so a swap loses none. Models run in threads, small requests that wait together as one batch
+(batch.py), and requests beyond what they can take are told to come again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -26,14 +24,17 @@ from aiohttp import web
 from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, DataError, StateError
+from .batch import Answers, Batches, together
 from .models import Served, Shelf
 
 BODY = 4 << 20  # bytes of a request
 ROWS = 10_000  # of a request
+SMALL = 64 << 10  # bytes of a request that may share a run with others
 WAITING = 64  # requests that may wait for a thread
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Seen: TypeAlias = Callable[[Served, NDArray[np.float32], Answers], None]
 
 
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,13 +49,26 @@ class _Refused(Exception):  # noqa: N818
 
 
 def app(
-    shelf: Shelf, *, token: str = "", hosts: Sequence[str] = LOCAL, threads: int = 2, rows: int = ROWS
+    shelf: Shelf,
+    *,
+    token: str = "",
+    hosts: Sequence[str] = LOCAL,
+    threads: int = 2,
+    rows: int = ROWS,
+    batch: int = 32,
+    seen: Seen | None = None,
 ) -> web.Application:
     """The service. `token`: what callers must bring as a bearer, "" for none. `hosts`: the names callers may
     call it by, so that no web page reaches it under a name of its own. `threads` >= 1: models running at
-    once. `rows`: the most of one request.
+    once. `rows`: the most of one request. `batch` >= 1: requests that may run as one. `seen(served, x,
+    answers)`: told of each request that was answered, in the thread that ran it; it must not raise.
+
+    Raises ConfigError for a number below 1.
     """
-    service = _Service(shelf, token, frozenset(hosts), threads, rows)
+    for name, value in (("threads", threads), ("rows", rows), ("batch", batch)):
+        if value < 1:
+            raise ConfigError(f"{name} is at least 1, got {value}")
+    service = _Service(shelf, token, frozenset(hosts), threads, rows, batch, seen)
     made = web.Application(middlewares=[service.guard], client_max_size=BODY)
     made.router.add_post("/v1/predict", service.predict)
     made.router.add_get("/v1/models", service.models)
@@ -92,10 +106,18 @@ async def serve(
 
 
 class _Service:
-    def __init__(self, shelf: Shelf, token: str, hosts: frozenset[str], threads: int, rows: int) -> None:
-        self._shelf, self._token, self._hosts, self._rows = shelf, token, hosts, rows
-        self._pool = ThreadPoolExecutor(threads, "atoll-predict")
-        self._waiting = 0
+    def __init__(
+        self,
+        shelf: Shelf,
+        token: str,
+        hosts: frozenset[str],
+        threads: int,
+        rows: int,
+        batch: int,
+        seen: Seen | None,
+    ) -> None:
+        self._shelf, self._token, self._hosts, self._rows, self._seen = shelf, token, hosts, rows, seen
+        self._batches: Batches[Served, msgspec.Raw, bytes] = Batches(self._run, threads, batch)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -128,21 +150,17 @@ class _Service:
             raise _Refused(
                 400, 'expected {"rows": [[...], ...]}, and "model" where there are several'
             ) from None
-        served = self._shelf.get(asked.model)
+        served = self._shelf.get(asked.model)  # the one place where a request is given its model
         if served is None:
             raise self._unknown(asked.model)
-        if self._waiting >= WAITING:
+        if self._batches.waiting >= WAITING:
             raise _Refused(503, "too many requests at once: come again")
-        self._waiting += 1
         try:
-            loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self._pool, _predict, served, asked.rows, self._rows)
+            answer = await self._batches.answer(served, asked.rows, alone=len(body) > SMALL)
         except DataError as error:
             raise _Refused(400, str(error)) from None
         except StateError as error:
             raise _Refused(500, str(error)) from None
-        finally:
-            self._waiting -= 1
         return web.Response(body=answer, content_type="application/json")
 
     def _unknown(self, name: str) -> _Refused:
@@ -163,12 +181,31 @@ class _Service:
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def close(self, _app: web.Application) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._batches.close()
+
+    def _run(self, served: Served, asked: list[msgspec.Raw]) -> list[bytes | Exception]:
+        """Each request's answer as JSON, or why there is none; a bad one is nobody else's affair."""
+        replies: list[Any] = [_rows(raw, served, self._rows) for raw in asked]
+        places = [at for at, x in enumerate(replies) if not isinstance(x, DataError)]
+        xs = [replies[at] for at in places]
+        for at, x, found in zip(places, xs, together(served.model, xs), strict=True):
+            if isinstance(found, StateError):
+                replies[at] = found
+                continue
+            if self._seen is not None:
+                self._seen(served, x, found)
+            replies[at] = _reply(served, found)
+        return replies
 
 
-def _predict(served: Served, raw: msgspec.Raw, most: int) -> bytes:
-    """The answer to a request's rows, as JSON."""
-    found = served.model.run(read_rows(raw, served.model.row, most))
+def _rows(raw: msgspec.Raw, served: Served, most: int) -> NDArray[np.float32] | DataError:
+    try:
+        return read_rows(raw, served.model.row, most)
+    except DataError as error:
+        return error
+
+
+def _reply(served: Served, found: Answers) -> bytes:
     return msgspec.json.encode(
         {
             "predictions": {name: values.tolist() for name, values in found.items()},
