@@ -1,7 +1,9 @@
 """Predictions where the data are: a small HTTP service over the models of a Shelf.
 
     POST /v1/predict   {"rows": [[1.0, 2.0]], "model": "name"}     "model" may be left out if there is one
-        200  {"predictions": {"label": [1], "probabilities": [[0.1, 0.9]]}, "model": {"name", "version"}}
+        200  {"predictions": {"label": [1], "probabilities": [[0.1, 0.9]]}, "model": {"name", "version"},
+              "ticket": "7f3a..."}
+    POST /v1/feedback  {"ticket": "7f3a...", "labels": [1]}        the truth, for models on trial
     GET  /v1/models    what is served
     GET  /healthz      200 once there is a model
 
@@ -14,11 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any, TypeAlias
+from functools import cache, partial
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -33,11 +36,19 @@ ROWS = 10_000  # of a request
 WAITING = 64  # requests that may wait for a thread
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
+T = TypeVar("T")
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     rows: msgspec.Raw
+    model: str = ""
+    ticket: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+class _Truth(msgspec.Struct, forbid_unknown_fields=True):
+    ticket: str
+    labels: list[float]
     model: str = ""
 
 
@@ -57,6 +68,7 @@ def app(
     service = _Service(shelf, token, frozenset(hosts), threads, rows)
     made = web.Application(middlewares=[service.guard], client_max_size=BODY)
     made.router.add_post("/v1/predict", service.predict)
+    made.router.add_post("/v1/feedback", service.feedback)
     made.router.add_get("/v1/models", service.models)
     made.router.add_get("/healthz", service.health)
     made.on_cleanup.append(service.close)
@@ -119,16 +131,11 @@ class _Service:
             raise _Refused(401, "this service wants its token: send Authorization: Bearer ...")
 
     async def predict(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            raise _Refused(415, "send rows as application/json")
-        body = await request.read()
-        try:
-            asked = msgspec.json.decode(body, type=_Asked)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise _Refused(
-                400, 'expected {"rows": [[...], ...]}, and "model" where there are several'
-            ) from None
-        served = self._shelf.get(asked.model)
+        asked = await self._read(
+            request, _Asked, 'expected {"rows": [[...], ...]}, and "model" where there are several'
+        )
+        ticket = asked.ticket or secrets.token_hex(8)
+        served = self._shelf.pick(asked.model, ticket)
         if served is None:
             raise self._unknown(asked.model)
         if self._waiting >= WAITING:
@@ -136,7 +143,8 @@ class _Service:
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self._pool, _predict, served, asked.rows, self._rows)
+            work = partial(_predict, self._shelf, served, ticket, asked.rows, self._rows)
+            answer = await loop.run_in_executor(self._pool, work)
         except DataError as error:
             raise _Refused(400, str(error)) from None
         except StateError as error:
@@ -144,6 +152,19 @@ class _Service:
         finally:
             self._waiting -= 1
         return web.Response(body=answer, content_type="application/json")
+
+    async def feedback(self, request: web.Request) -> web.Response:
+        """The labels of rows that were asked before; they count where there is a model on trial."""
+        told = await self._read(request, _Truth, 'expected {"ticket": "...", "labels": [...]}')
+        return _json({"counted": self._shelf.feedback(told.model, told.ticket, told.labels)}, 200)
+
+    async def _read(self, request: web.Request, form: type[T], expected: str) -> T:
+        if request.content_type != "application/json":
+            raise _Refused(415, "send rows as application/json")
+        try:
+            return msgspec.json.decode(await request.read(), type=form)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _Refused(400, expected) from None
 
     def _unknown(self, name: str) -> _Refused:
         names = ", ".join(sorted(one.name for one in self._shelf))
@@ -166,13 +187,16 @@ class _Service:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _predict(served: Served, raw: msgspec.Raw, most: int) -> bytes:
+def _predict(shelf: Shelf, served: Served, ticket: str, raw: msgspec.Raw, most: int) -> bytes:
     """The answer to a request's rows, as JSON."""
-    found = served.model.run(read_rows(raw, served.model.row, most))
+    rows = read_rows(raw, served.model.row, most)
+    served, found = shelf.answer(served, rows)
+    shelf.seen(served, ticket, rows)
     return msgspec.json.encode(
         {
             "predictions": {name: values.tolist() for name, values in found.items()},
             "model": {"name": served.name, "version": served.version},
+            "ticket": ticket,
         }
     )
 
