@@ -1,7 +1,9 @@
 """Predictions where the data are: a small HTTP service over the models of a Shelf.
 
     POST /v1/predict   {"rows": [[1.0, 2.0]], "model": "name"}     "model" may be left out if there is one
-        200  {"predictions": {"label": [1], "probabilities": [[0.1, 0.9]]}, "model": {"name", "version"}}
+        200  {"predictions": {"label": [1], "probabilities": [[0.1, 0.9]]}, "model": {"name", "version"},
+              "ticket": "7f3a..."}
+    POST /v1/feedback  {"ticket": "7f3a...", "labels": [1]}        the truth, for models on trial
     GET  /v1/models    what is served
     GET  /healthz      200 once there is a model
 
@@ -13,10 +15,11 @@ it to its end, so a swap loses none. Models run in threads, small requests that 
 from __future__ import annotations
 
 import hmac
+import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -33,6 +36,7 @@ SMALL = 64 << 10  # bytes of a request that may share a run with others
 WAITING = 64  # requests that may wait for a thread
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
+T = TypeVar("T")
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Seen: TypeAlias = Callable[[Served, NDArray[np.float32], Answers], None]
 
@@ -40,6 +44,18 @@ Seen: TypeAlias = Callable[[Served, NDArray[np.float32], Answers], None]
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     rows: msgspec.Raw
     model: str = ""
+    ticket: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+class _Truth(msgspec.Struct, forbid_unknown_fields=True):
+    ticket: str
+    labels: list[float]
+    model: str = ""
+
+
+class _Waiting(NamedTuple):
+    ticket: str
+    rows: msgspec.Raw
 
 
 class _Refused(Exception):  # noqa: N818
@@ -71,6 +87,7 @@ def app(
     service = _Service(shelf, token, frozenset(hosts), threads, rows, batch, seen)
     made = web.Application(middlewares=[service.guard], client_max_size=BODY)
     made.router.add_post("/v1/predict", service.predict)
+    made.router.add_post("/v1/feedback", service.feedback)
     made.router.add_get("/v1/models", service.models)
     made.router.add_get("/healthz", service.health)
     made.on_cleanup.append(service.close)
@@ -117,7 +134,7 @@ class _Service:
         seen: Seen | None,
     ) -> None:
         self._shelf, self._token, self._hosts, self._rows, self._seen = shelf, token, hosts, rows, seen
-        self._batches: Batches[Served, msgspec.Raw, bytes] = Batches(self._run, threads, batch)
+        self._batches: Batches[Served, _Waiting, bytes] = Batches(self._run, threads, batch)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -141,27 +158,36 @@ class _Service:
             raise _Refused(401, "this service wants its token: send Authorization: Bearer ...")
 
     async def predict(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            raise _Refused(415, "send rows as application/json")
-        body = await request.read()
-        try:
-            asked = msgspec.json.decode(body, type=_Asked)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise _Refused(
-                400, 'expected {"rows": [[...], ...]}, and "model" where there are several'
-            ) from None
-        served = self._shelf.get(asked.model)  # the one place where a request is given its model
+        asked = await self._read(
+            request, _Asked, 'expected {"rows": [[...], ...]}, and "model" where there are several'
+        )
+        ticket = asked.ticket or secrets.token_hex(8)
+        served = self._shelf.pick(asked.model, ticket)  # the one place where a request is given its model
         if served is None:
             raise self._unknown(asked.model)
         if self._batches.waiting >= WAITING:
             raise _Refused(503, "too many requests at once: come again")
         try:
-            answer = await self._batches.answer(served, asked.rows, alone=len(body) > SMALL)
+            waiting = _Waiting(ticket, asked.rows)
+            answer = await self._batches.answer(served, waiting, alone=len(bytes(asked.rows)) > SMALL)
         except DataError as error:
             raise _Refused(400, str(error)) from None
         except StateError as error:
             raise _Refused(500, str(error)) from None
         return web.Response(body=answer, content_type="application/json")
+
+    async def feedback(self, request: web.Request) -> web.Response:
+        """The labels of rows that were asked before; they count where there is a model on trial."""
+        told = await self._read(request, _Truth, 'expected {"ticket": "...", "labels": [...]}')
+        return _json({"counted": self._shelf.feedback(told.model, told.ticket, told.labels)}, 200)
+
+    async def _read(self, request: web.Request, form: type[T], expected: str) -> T:
+        if request.content_type != "application/json":
+            raise _Refused(415, "send rows as application/json")
+        try:
+            return msgspec.json.decode(await request.read(), type=form)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _Refused(400, expected) from None
 
     def _unknown(self, name: str) -> _Refused:
         names = ", ".join(sorted(one.name for one in self._shelf))
@@ -183,19 +209,28 @@ class _Service:
     async def close(self, _app: web.Application) -> None:
         self._batches.close()
 
-    def _run(self, served: Served, asked: list[msgspec.Raw]) -> list[bytes | Exception]:
+    def _run(self, served: Served, asked: list[_Waiting]) -> list[bytes | Exception]:
         """Each request's answer as JSON, or why there is none; a bad one is nobody else's affair."""
-        replies: list[Any] = [_rows(raw, served, self._rows) for raw in asked]
+        replies: list[Any] = [_rows(one.rows, served, self._rows) for one in asked]
         places = [at for at, x in enumerate(replies) if not isinstance(x, DataError)]
         xs = [replies[at] for at in places]
         for at, x, found in zip(places, xs, together(served.model, xs), strict=True):
-            if isinstance(found, StateError):
-                replies[at] = found
-                continue
-            if self._seen is not None:
-                self._seen(served, x, found)
-            replies[at] = _reply(served, found)
+            replies[at] = self._told(served, asked[at].ticket, x, found)
         return replies
+
+    def _told(
+        self, served: Served, ticket: str, x: NDArray[np.float32], found: Answers | StateError
+    ) -> bytes | StateError:
+        """A request's answer; the champion's, where a candidate broke on it."""
+        if isinstance(found, StateError):
+            try:
+                served, found = self._shelf.answer(served, x)
+            except StateError as error:
+                return error
+        self._shelf.seen(served, ticket, x)
+        if self._seen is not None:
+            self._seen(served, x, found)
+        return _reply(served, ticket, found)
 
 
 def _rows(raw: msgspec.Raw, served: Served, most: int) -> NDArray[np.float32] | DataError:
@@ -205,11 +240,12 @@ def _rows(raw: msgspec.Raw, served: Served, most: int) -> NDArray[np.float32] | 
         return error
 
 
-def _reply(served: Served, found: Answers) -> bytes:
+def _reply(served: Served, ticket: str, found: Answers) -> bytes:
     return msgspec.json.encode(
         {
             "predictions": {name: values.tolist() for name, values in found.items()},
             "model": {"name": served.name, "version": served.version},
+            "ticket": ticket,
         }
     )
 

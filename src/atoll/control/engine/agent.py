@@ -96,6 +96,8 @@ class Agent:
     def _opened(self) -> None:
         self._spent = []
         self._tell_spent()
+        if self.serving is not None:
+            self.serving.report()
 
     def _tell_spent(self) -> None:
         """Give the parent what our ledgers say now, signed, to keep (privacy/receipt.py)."""
