@@ -19,7 +19,7 @@ from ..privacy.hazmat.suite import Crypto
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
 S = TypeVar("S", bound=msgspec.Struct)
-_PATHS = ("folder", "parts", "ca")  # relative to the file they stand in
+_PATHS = ("folder", "parts", "ca", "root")  # relative to the file they stand in
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +51,33 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crypto: Crypto = "intl"
     key_file: str = ""
     key_command: tuple[str, ...] = ()
+
+
+class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who a client is to the broker of an mqtts+sealed:// URL, "" where that asks nobody."""
+
+    user: str = ""
+    password: str = ""
+
+
+class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A gateway between a broker and a server: docs/howto/mqtt-nodes.md.
+
+    `name`: as it stands in members' URLs. `broker`: mqtts://host:port, mqtt:// on this machine only; `user`,
+    `password`: who it is there; `ca`: a PEM file that vouches for it, "" for the system's authorities.
+    `to`: the coordinator's or edge's https:// URL; `root`: a PEM file of the federation's root, by which that
+    server is recognised. Without it nobody is recognised on the way there: members check all the same.
+    `calls`: how many one member may have under way.
+    """
+
+    name: str = "gateway"
+    broker: str = ""
+    user: str = ""
+    password: str = ""
+    ca: str = ""
+    to: str = ""
+    root: str = ""
+    calls: int = 16
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,7 +133,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
     that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`: seconds without an
     ask after which the process that learns ends; its memory is free, and the next ask starts another.
-    `store`: how what it keeps on disk is encrypted.
+    `store`: how what it keeps on disk is encrypted. `broker`: who it is there, where it joins by one;
+    `ca` then vouches for the broker.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -125,7 +153,19 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     home: float = 60.0
     linger: float = 20.0
     store: Store = Store()
+    broker: Login = Login()
     insecure: bool = False
+
+
+def authorities(settings: Client | Edge) -> Path | None:
+    """Who vouches for the proxy or broker in between; None for the system's."""
+    return Path(settings.ca) if settings.ca else None
+
+
+def login(settings: Client | Edge) -> tuple[str, str] | None:
+    """A client's user and password at its broker."""
+    broker = getattr(settings, "broker", None)
+    return (broker.user, broker.password) if broker else None
 
 
 def read(path: Path, kind: type[S], **over: Any) -> S:
@@ -141,7 +181,8 @@ def read(path: Path, kind: type[S], **over: Any) -> S:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    table.setdefault("folder", ".")
+    if "folder" in kind.__struct_fields__:
+        table.setdefault("folder", ".")
     for key in _PATHS:
         if isinstance(table.get(key), str) and table[key]:
             table[key] = str(path.parent / table[key])
