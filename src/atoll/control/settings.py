@@ -15,6 +15,7 @@ import msgspec
 from ..core.errors import ConfigError
 from ..core.registry import nearest
 from ..privacy.hazmat.suite import Crypto
+from ..sense.source import Source
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
@@ -106,7 +107,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
     that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`: seconds without an
     ask after which the process that learns ends; its memory is free, and the next ask starts another.
-    `store`: how what it keeps on disk is encrypted.
+    `store`: how what it keeps on disk is encrypted. `sources`: readings it takes in, by name; a data set of
+    `source = NAME` is what is stored of one.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -119,6 +121,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     proxy: str = ""
     ca: str = ""
     data: dict[str, dict[str, Any]] = {}
+    sources: dict[str, Source] = {}
     policy: Policy = Policy()
     predict: str = ""
     parts: str = ""
