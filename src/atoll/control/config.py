@@ -20,6 +20,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.registry import build, call, nearest, parts
 from ..data import Sites, load_data, partition
+from ..data.contract import Contract
 from ..job import Job, placement
 from ..privacy.claim import Claim, solved
 from ..simulate.faults import World
@@ -35,7 +37,7 @@ from ..statistics import standardise
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology", "exchange")
 _VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name", "crypto")
 _KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers")
-_SPLIT = ("clients", "by", "holdout", "standardise")
+_SPLIT = ("clients", "by", "holdout", "standardise", "contract")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,22 @@ class JobFile:
     workers: int | None
     table: Mapping[str, Any]
 
+    @cached_property
+    def contract(self) -> Contract | None:
+        """What the rows are to be, None for what they are. Raises ConfigError with the path in it."""
+        values = self.data.get("contract")
+        if values is None:
+            return None
+        try:
+            return Contract.of(values)
+        except ConfigError as error:
+            text = str(error).removeprefix(f"{error.path}: ")
+            raise ConfigError(text, f"$.data.contract{error.path.removeprefix('$')}") from None
+
     def sites(self) -> Sites:
         """Load the data and deal it to clients, by the file's seed."""
         table = dict(self.data)
+        table.pop("contract", None)
         split = {k: table.pop(k) for k in _SPLIT if k in table}
         if "name" not in table:
             raise ConfigError('name the data, as in name = "digits"', "$.data.name")
@@ -93,6 +108,9 @@ def read(path: Path, changes: Sequence[str] = ()) -> JobFile:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for change in changes:
         override(table, change)
+    data = table.get("data")
+    if isinstance(data, dict) and isinstance(data.get("contract"), str):  # it travels with the job
+        data["contract"] = Contract.read(path.parent / data["contract"]).table()
     return parse(table)
 
 
@@ -113,7 +131,7 @@ def parse(table: Mapping[str, Any]) -> JobFile:
     made |= {key: table[key] for key in _VALUES if key in table}
     world = build("world", {"name": "world", **table["world"]}, "$.world") if "world" in table else None
     data = table.get("data", {})
-    return JobFile(
+    made_file = JobFile(
         _promised(Job(**made), table.get("privacy")),
         {"name": data} if isinstance(data, str) else data,
         world,
@@ -121,6 +139,8 @@ def parse(table: Mapping[str, Any]) -> JobFile:
         _whole(table, "workers", None, 1),
         table,
     )
+    _ = made_file.contract  # a wrong one is refused before anything runs
+    return made_file
 
 
 def _promised(job: Job, table: Any) -> Job:

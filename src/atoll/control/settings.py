@@ -15,6 +15,7 @@ import msgspec
 from ..core.errors import ConfigError
 from ..core.registry import nearest
 from ..privacy.hazmat.suite import Crypto
+from ..sense.source import Source
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
@@ -134,7 +135,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`: seconds without an
     ask after which the process that learns ends; its memory is free, and the next ask starts another.
     `store`: how what it keeps on disk is encrypted. `broker`: who it is there, where it joins by one;
-    `ca` then vouches for the broker.
+    `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data set of
+    `source = NAME` is what is stored of one.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -147,6 +149,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     proxy: str = ""
     ca: str = ""
     data: dict[str, dict[str, Any]] = {}
+    sources: dict[str, Source] = {}
     policy: Policy = Policy()
     predict: str = ""
     parts: str = ""

@@ -159,7 +159,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @cached_property
     def form(self) -> str:
-        """What a row's numbers mean, 16 hexadecimal digits: rows of one form go together, bounds aside."""
+        """What the numbers of a row mean, as 16 hexadecimal digits: rows of one form go together."""
         told = [
             [n, c.kind, c.unit, list(c.values), list(c.shape), n == self.label]
             for n, c in self.columns.items()

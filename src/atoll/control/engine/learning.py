@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import AtollError, PrivacyError, Refused, StateError
+from ...data.examples import gaps
 from ...learn.local import Held as State
 from ...learn.local import Local
 from ...learn.wrapped import Kept
@@ -24,10 +25,11 @@ from ...wire import checkpoint
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
 from ..settings import Client
-from .datasets import Held, hold, pick
+from .datasets import Held, hold, pick, sensed
 from .orders import Asked, Orders, write
 from .policy import Asked as Question
 from .policy import refusal
+from .readings import refusal as refusal_of
 from .safe import opened
 from .seats import coins, taken
 from .spent import spend
@@ -53,7 +55,7 @@ class Learning:
         self._folder = Path(settings.folder)
         self._vault = vault or opened(settings)
         self._held: dict[str, Held] = dict(held or {})
-        self._held |= {n: hold(n, t, self._folder) for n, t in settings.data.items()}
+        self._held |= {name: self._loaded(name) for name in settings.data}
         self._locals: dict[str, Local] = {}
         self._orders: Orders | None = None
         self._true = ""  # the run whose promise was looked at
@@ -86,10 +88,35 @@ class Learning:
             raise Refused(failed)
         write(asked, answer, to, most=asked.work.job.max_weight, vault=self._vault)
 
+    def _loaded(self, name: str) -> Held:
+        table = self._settings.data[name]
+        if "source" in table:
+            return sensed(name, table, self._settings, self._vault)
+        return hold(name, table, self._folder)
+
+    def _rows(self, work: Work) -> Held:
+        """The rows that a run learns from: those that were stored when it began, where readings come in.
+
+        Raises Refused where they are none of the job's contract, or there are none yet.
+        """
+        name = work.data
+        if work.run not in self._locals and "source" in self._settings.data.get(name, {}):
+            self._held[name] = self._loaded(name)
+        held = pick(self._held, name)
+        if work.run not in self._locals:
+            contract = work.file.contract
+            if contract is not None and (reason := refusal_of(held, contract)):
+                raise Refused(f"the data here do not keep the job's contract {contract.name!r}: {reason}")
+            if not len(held.train):
+                raise Refused(f"there are no rows of {name!r} here yet")
+            if gaps(held.train) or (held.test is not None and gaps(held.test)):
+                raise Refused(f"rows of {name!r} have missing cells, and the job has no pipeline")
+        return held
+
     def _allowed(self, asked: Asked) -> None:
         """Raise Refused where this site's policy says no."""
         work, task = asked.work, asked.task
-        held = pick(self._held, work.data)
+        held = self._rows(work)
         table, clock = work.values["table"], time.localtime()
         question = Question(
             job=work.job.name,
