@@ -130,7 +130,7 @@ class Service:
         held = self.shelf.get(name)
         if held is None and not name:
             raise MisuseError("say whose place it takes: swap(model, name)")
-        version = 1 if held is None else held.newest + 1
+        version = 1 if held is None else held.version + 1
         return self.shelf.put(name or held.name, version, _bytes(model))  # type: ignore[union-attr]
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ async def follow(shelf: Shelf, files: Mapping[str, Path], every: float = EVERY) 
             held = shelf.get(name)
             try:
                 data = await asyncio.to_thread(_bytes, path)
-                await asyncio.to_thread(shelf.put, name, 1 if held is None else held.newest + 1, data)
+                await asyncio.to_thread(shelf.put, name, 1 if held is None else held.version + 1, data)
                 log.warning("%s changed: it is served from now on", path)
             except AtollError as error:
                 shelf.problems[name] = f"{type(error).__name__}: {error}"
