@@ -14,7 +14,7 @@ from tests.federation.kills import Case, Sweep
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="processes are waited for by descriptors, which needs Linux"
 )
-STORE = ("store.", "files.")  # reached in tests/store/test_killed.py
+STORE = ("store.", "files.", "sense.")  # reached in tests/store/test_killed.py, tests/sense
 
 
 def test_a_run_reaches_every_failpoint_and_may_die_there() -> None:

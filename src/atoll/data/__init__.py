@@ -1,47 +1,26 @@
-"""Data for federations: load it, divide it among clients, and see how unlike the clients are."""
+"""Data for federations: load it, divide it among clients, and see how unlike the clients are.
 
-from .ai4i import ai4i2020
-from .builtin import breast_cancer, diabetes, digits, wine
-from .divide import Deal, Partitioner, partition
-from .examples import Dataset, Examples
-from .gradients import oriented_gradients
-from .heart import heart_disease
-from .images import fashion_mnist, mnist
-from .load import load_data
-from .sites import Sites
-from .skew import Heterogeneity, Recommendation, heterogeneity
-from .splits import dirichlet, feature_skew, iid, labels, natural, quantity, shards, similarity
-from .tables import arrays, csv, parquet
+The public names stand in names.py; the first that is used loads it. A client that only takes readings in
+needs contract.py, and no numpy.
+"""
 
-__all__ = [
-    "Dataset",
-    "Deal",
-    "Examples",
-    "Heterogeneity",
-    "Partitioner",
-    "Recommendation",
-    "Sites",
-    "ai4i2020",
-    "arrays",
-    "breast_cancer",
-    "csv",
-    "diabetes",
-    "digits",
-    "dirichlet",
-    "fashion_mnist",
-    "feature_skew",
-    "heart_disease",
-    "heterogeneity",
-    "iid",
-    "labels",
-    "load_data",
-    "mnist",
-    "natural",
-    "oriented_gradients",
-    "parquet",
-    "partition",
-    "quantity",
-    "shards",
-    "similarity",
-    "wine",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .names import *  # noqa: F403  names.py lists them
+
+
+def __getattr__(name: str) -> Any:
+    if (name.startswith("__") and name != "__all__") or find_spec(f"{__name__}.{name}"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(".names", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *import_module(".names", __name__).__all__]

@@ -1,0 +1,1 @@
+"""Readings of machines: taken in, judged, kept encrypted, each once; windows of them."""

@@ -1,0 +1,375 @@
+"""Readings on disk: encrypted, each once, in the order they came; gone after a while, or at a word.
+
+    folder/sense/engine.db     SQLite: boxes of readings, ids, counts
+    folder/sense/engine.key    the store's own key, sealed by the client's vault
+
+One SQLite file, and not segments of our own: its transactions put readings, their ids, the counts and how far
+a source was read on disk together or not at all, whatever is killed and when; a full disk leaves the last
+commit; ids of repeats are found on disk, however far back, in two megabytes of memory.
+
+A box is one commit's readings: salt (32), then GCM under HKDF(the store's key; suite, salt), bound to its
+number; no key seals twice, also where a commit was lost and its number comes again. Devices and ids lie there
+as keyed hashes (HMAC) alone. What a disk shows to who has no key: how many readings came and when, and of
+each unnamed device the times within `late`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import os
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import msgspec
+import zstandard
+
+from ..core.errors import MisuseError, ProtocolError, StateError
+from ..privacy.hazmat.suite import KEY, NONCE, SUITES
+from ..privacy.vault import Vault
+from ..wire.failpoint import declare, hit
+from .judge import Judge, Rules
+from .reading import Reading
+
+COUNTS = ("stored", "repeated", "late", "aside", "expired", "dropped")
+_COMMIT = declare("sense.stored.before"), declare("sense.stored.after")
+_WIPE = declare("sense.wipe.before"), declare("sense.wipe.shredded")
+_SUITES = {1: "intl", 2: "gm"}
+_ASIDE = 1000  # readings kept aside, the newest
+_CELLS = 4096  # bytes of such a reading's values that are kept
+_EVERY = 60.0  # seconds between two looks at what may go
+_DAY = 86400.0
+_SCHEMA = """
+CREATE TABLE boxes (first INTEGER PRIMARY KEY, n INTEGER, taken REAL, newest REAL, box BLOB);
+CREATE TABLE ids (id BLOB PRIMARY KEY, device INTEGER, at REAL) WITHOUT ROWID;
+CREATE TABLE devices (device INTEGER PRIMARY KEY, name BLOB UNIQUE, newest REAL);
+CREATE TABLE aside (number INTEGER PRIMARY KEY AUTOINCREMENT, taken REAL, box BLOB);
+CREATE TABLE places (name BLOB PRIMARY KEY, box BLOB) WITHOUT ROWID;
+CREATE TABLE counts (what TEXT PRIMARY KEY, n INTEGER) WITHOUT ROWID;
+CREATE TABLE about (hash TEXT);
+"""
+
+
+class Kept(NamedTuple):
+    """A stored reading: its number from 0, device, Unix seconds, id, cells in the order of the columns."""
+
+    number: int
+    source: str
+    at: float
+    id: str
+    cells: list[Any]
+
+
+class Aside(NamedTuple):
+    """A reading that was kept aside: when it came, who said it, and what is wrong with it."""
+
+    taken: float
+    source: str
+    reason: str
+
+
+class Store:
+    """One source's readings. Make it with `open`; close it, or use it in a `with` block.
+
+    `rules`: what is taken; None to read only, beside the process that writes. `quota`: bytes of its file,
+    above which the oldest go; `days`: after which readings go; None: never. Methods may be called from any
+    thread. Raise StateError where the disk is full, failing or damaged: nothing of that call is kept then.
+    """
+
+    def __init__(
+        self, path: Path, key: bytes, vault: Vault, rules: Rules | None, quota: int | None, days: float | None
+    ) -> None:
+        self.path = path
+        self._key, self._suite = key, vault.suite
+        self._judge = None if rules is None else Judge(rules)
+        self._quota, self._days = quota, days
+        self._looked = -math.inf
+        self._turn = threading.RLock()
+        self._devices: dict[str, tuple[int, float]] = {}
+        with self._guarded():
+            self._sql = self._connect(write=rules is not None)
+            (self._hash,) = self._sql.execute("SELECT hash FROM about").fetchone()
+        self._names = self._suite.derived(key, "atoll sense names 1")
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        name: str,
+        vault: Vault,
+        rules: Rules | None = None,
+        *,
+        quota: int | None = None,
+        days: float | None = None,
+    ) -> Store:
+        """The store `name` of a client's folder; with `rules` it is made where there is none.
+
+        Raises StateError where its key is missing or not sealed by this vault.
+        """
+        path, lock = _files(folder, name)
+        if path.with_suffix(".wiping").exists():
+            wipe(folder, name)
+        if not lock.exists():
+            if path.exists():
+                raise StateError(
+                    f"{lock} is missing, and {path.name} needs it: restore it, or wipe the store"
+                )
+            if rules is None:
+                raise StateError(f"there are no readings of {name!r} here yet")
+            vault.write(lock, os.urandom(KEY))
+        return cls(path, vault.read(lock), vault, rules, quota, days)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its file."""
+        with self._turn:
+            self._sql.close()
+
+    def take(
+        self, readings: Sequence[Reading], now: float, places: Mapping[str, Any] | None = None
+    ) -> Counter[str]:
+        """Keep what is good, set the bad aside, on disk when this returns; how many were what (COUNTS).
+
+        `places`: plain values by name, kept with them: how far a source has been read.
+        """
+        if self._judge is None:
+            raise MisuseError("this store was opened to read: give it rules to take readings")
+        with self._turn, self._guarded():
+            said: Counter[str] = Counter()
+            good: list[list[Any]] = []
+            for reading in readings:
+                said[self._taken(reading, now, good)] += 1
+            self._sql.executemany(
+                "UPDATE devices SET newest = ? WHERE device = ? AND newest < ?",
+                [(at, number, at) for number, at in self._moved(good).items()],
+            )
+            if good:
+                first = self._count("stored")
+                box = self._sealed([self._judge.rules.form, good], first)
+                newest = max(at for _, at, *_ in good)
+                self._sql.execute(
+                    "INSERT INTO boxes VALUES (?, ?, ?, ?, ?)", (first, len(good), now, newest, box)
+                )
+            for name, value in (places or {}).items():
+                row = self._hashed("place", name), self._sealed(value, -1)
+                self._sql.execute("INSERT OR REPLACE INTO places VALUES (?, ?)", row)
+            self._add(said)
+            self._tidy(now)
+            hit(_COMMIT[0])
+            self._sql.commit()
+            hit(_COMMIT[1])
+            return said
+
+    def place(self, name: str) -> Any:
+        """How far a source has been read, as `take` was told; None where it was not."""
+        with self._turn, self._guarded():
+            row = self._sql.execute(
+                "SELECT box FROM places WHERE name = ?", (self._hashed("place", name),)
+            ).fetchone()
+            return None if row is None else self._opened(row[0], -1)
+
+    def readings(self, after: int = 0) -> Iterator[Kept]:
+        """The stored readings from number `after` on, in the order they came."""
+        for _, kept in self.boxes(after):
+            yield from kept
+
+    def boxes(self, after: int = 0, since: float = -math.inf) -> Iterator[tuple[str, list[Kept]]]:
+        """As `readings`, a commit's at a time, with their form: so much is in memory.
+
+        `since`: Unix seconds; commits that hold nothing as new may be left out.
+        """
+        while True:
+            with self._turn, self._guarded():
+                row = self._sql.execute(
+                    "SELECT first, box FROM boxes WHERE first + n > ? AND newest >= ? ORDER BY first LIMIT 1",
+                    (after, since),
+                ).fetchone()
+            if row is None:
+                return
+            first, box = row
+            form, rows = self._opened(box, first)
+            begin, after = max(after, first), first + len(rows)
+            yield form, [Kept(first + i, *rows[i]) for i in range(begin - first, len(rows))]
+
+    def counts(self) -> dict[str, int]:
+        """How many readings were what, since the store was made, and `bytes` of its file now."""
+        with self._turn, self._guarded():
+            found = dict.fromkeys(COUNTS, 0) | dict(self._sql.execute("SELECT what, n FROM counts"))
+            return found | {"bytes": self._size()}
+
+    def aside(self) -> list[Aside]:
+        """The newest readings that were kept aside, at most 1,000, the oldest first."""
+        with self._turn, self._guarded():
+            rows = self._sql.execute("SELECT taken, box FROM aside ORDER BY number").fetchall()
+            opened = [(taken, self._opened(box, -2)) for taken, box in rows]
+            return [Aside(taken, text[0], text[3]) for taken, text in opened]
+
+    def _taken(self, reading: Reading, now: float, good: list[list[Any]]) -> str:
+        """What becomes of one reading."""
+        assert self._judge is not None  # noqa: S101  take looked
+        values = msgspec.msgpack.encode(reading.values, enc_hook=str, order="sorted")
+        number, newest = self._device(reading.source)
+        if reading.id:
+            id_ = self._hashed(reading.source, reading.id)
+        else:
+            id_ = self._hashed(reading.source, f"{reading.at!r}", values + reading.fault.encode())
+        late = self._judge.rules.late
+        if late is not None and reading.at < newest - late:
+            return "late"
+        known = self._sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone()
+        if known is not None:
+            return "repeated"
+        cells, reason = self._judge.judge(reading, now)
+        self._sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, min(reading.at, now)))
+        if reason:
+            shown = values if len(values) <= _CELLS else b""
+            box = self._sealed([reading.source, reading.at, reading.id, reason, shown], -2)
+            self._sql.execute("INSERT INTO aside (taken, box) VALUES (?, ?)", (now, box))
+            return "aside"
+        good.append([reading.source, reading.at, reading.id, cells])
+        if reading.at > newest:
+            self._devices[reading.source] = number, reading.at
+        return "stored"
+
+    def _device(self, source: str) -> tuple[int, float]:
+        if source not in self._devices:
+            name = self._hashed("device", source)
+            self._sql.execute("INSERT OR IGNORE INTO devices (name, newest) VALUES (?, ?)", (name, -math.inf))
+            row = self._sql.execute("SELECT device, newest FROM devices WHERE name = ?", (name,)).fetchone()
+            self._devices[source] = row
+        return self._devices[source]
+
+    def _moved(self, good: list[list[Any]]) -> dict[int, float]:
+        return dict(self._devices[source] for source, *_ in good)
+
+    def _tidy(self, now: float) -> None:
+        """Let go what is too old or too much, once in a while."""
+        if now - self._looked < _EVERY and (self._quota is None or self._size() <= self._quota):
+            return
+        self._looked = now
+        assert self._judge is not None  # noqa: S101  who takes
+        if (late := self._judge.rules.late) is not None:
+            self._sql.execute(
+                "DELETE FROM ids WHERE at < (SELECT newest - ? FROM devices d WHERE d.device = ids.device)",
+                (late,),
+            )
+        self._sql.execute("DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - ?", (_ASIDE,))
+        if self._days is not None:
+            oldest = now - self._days * _DAY
+            self._sql.execute("DELETE FROM aside WHERE taken < ?", (oldest,))
+            self._let_go("taken < ?", oldest, "expired")
+        if self._quota is not None and (over := self._size() - self._quota) > 0:
+            freed = 0
+            for first, n, size in self._sql.execute("SELECT first, n, length(box) FROM boxes ORDER BY first"):
+                freed += size
+                last = first + n
+                if freed > over + self._quota // 20:  # some room, or the next commit does it again
+                    break
+            if freed:
+                self._let_go("first < ?", last, "dropped")
+        self._sql.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def _let_go(self, which: str, bound: float, why: str) -> None:
+        (n,) = self._sql.execute(f"SELECT coalesce(sum(n), 0) FROM boxes WHERE {which}", (bound,)).fetchone()  # noqa: S608  ours
+        if n:
+            self._sql.execute(f"DELETE FROM boxes WHERE {which}", (bound,))  # noqa: S608  ours
+            self._add({why: n})
+
+    def _size(self) -> int:
+        used, free, size = (
+            self._sql.execute(f"PRAGMA {what}").fetchone()[0]
+            for what in ("page_count", "freelist_count", "page_size")
+        )
+        return int((used - free) * size)
+
+    def _count(self, what: str) -> int:
+        row = self._sql.execute("SELECT n FROM counts WHERE what = ?", (what,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _add(self, said: dict[str, int]) -> None:
+        self._sql.executemany(
+            "INSERT INTO counts VALUES (?, ?) ON CONFLICT (what) DO UPDATE SET n = n + excluded.n",
+            list(said.items()),
+        )
+
+    def _hashed(self, *text: str | bytes) -> bytes:
+        """What only these texts have for who knows the key, 16 bytes; in order, however they are cut."""
+        return hmac.digest(self._names, msgspec.msgpack.encode(text), self._hash)[:16]
+
+    def _sealed(self, values: Any, number: int) -> bytes:
+        text = zstandard.ZstdCompressor(level=1).compress(msgspec.msgpack.encode(values))
+        suite = next(n for n, name in _SUITES.items() if name == self._suite.name)
+        salt = os.urandom(KEY)
+        key = self._suite.derived(self._key, "atoll sense box 1", self._suite.name, salt)
+        return bytes([suite]) + salt + self._suite.encrypted(key, bytes(NONCE), text, b"%d" % number)
+
+    def _opened(self, box: bytes, number: int) -> Any:
+        try:
+            suite = SUITES[_SUITES[box[0]]]
+            key = suite.derived(self._key, "atoll sense box 1", suite.name, box[1 : 1 + KEY])
+            text = suite.decrypted(key, bytes(NONCE), box[1 + KEY :], b"%d" % number)
+        except (ProtocolError, LookupError):
+            raise StateError(f"{self.path.name} was changed, or is of another key: wipe it") from None
+        return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(text))
+
+    def _connect(self, *, write: bool) -> sqlite3.Connection:
+        if not write:
+            uri = f"{self.path.absolute().as_uri()}?mode=ro"
+            return sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
+        sql = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+        self.path.chmod(0o600)
+        sql.executescript("PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
+        if not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            hash_ = self._suite.hash.lower()
+            sql.executescript(f"BEGIN; {_SCHEMA} INSERT INTO about VALUES ('{hash_}'); COMMIT;")  # noqa: S608  ours
+        return sql
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """What the disk will not do is ours to tell; nothing half-done stays, in memory neither."""
+        try:
+            yield
+        except BaseException as error:
+            self._devices.clear()
+            with suppress(sqlite3.Error, AttributeError):
+                self._sql.rollback()
+            if not isinstance(error, (sqlite3.Error, OSError)):
+                raise
+            raise StateError(f"readings cannot be kept or read in {self.path.name}: {error}") from None
+
+
+def wipe(folder: Path, name: str) -> None:
+    """Take a store away: first its key, without which the rest is noise, then its files.
+
+    Close it before. The key is overwritten in place; on a disk that writes elsewhere (SSD, snapshots) its old
+    place may last, sealed by the client's own key. Killed in the midst, it is done by the next `open`.
+    """
+    path, lock = _files(folder, name)
+    mark = path.with_suffix(".wiping")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mark.touch()
+    hit(_WIPE[0])
+    if lock.exists():
+        with closing(lock.open("r+b", buffering=0)) as file:
+            file.write(os.urandom(lock.stat().st_size))
+            os.fsync(file.fileno())
+        lock.unlink()
+    hit(_WIPE[1])
+    for suffix in (".db-wal", ".db-shm", ".db"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+    mark.unlink()
+
+
+def _files(folder: Path, name: str) -> tuple[Path, Path]:
+    path = folder / "sense" / f"{name}.db"
+    return path, path.with_suffix(".key")

@@ -1,0 +1,3 @@
+"""Has the world changed? Samples are compared by `psi`, `ks` and `wasserstein`, streams heard by `adwin` and
+`page_hinkley`.
+"""
