@@ -31,6 +31,10 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--token-file", type=Path, metavar="FILE", help=say(text))
     text = "its certificate chain and key in PEM, to be reached from other machines"
     c.add_argument("--tls", type=Path, nargs=2, metavar=("CERT.pem", "KEY.pem"), help=say(text))
+    text = "whom to ask about rows it is unsure of, and what may leave for that"
+    c.add_argument("--joint", type=Path, metavar="FILE.toml", help=say(text))
+    text = "a member's identity: be the larger model of nodes in its federation"
+    c.add_argument("--identity", type=Path, metavar="DIR", help=say(text))
     text = "the authorities whose certificates callers must bring"
     c.add_argument("--callers", type=Path, metavar="CA.pem", help=say(text))
 
@@ -42,6 +46,14 @@ def variants(inner: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--to", type=Path, required=True, metavar="FILE.onnx", help=say("the file to write"))
     text = "points of accuracy that it may lose on rows that were held out"
     c.add_argument("--lost", type=float, default=0.5, metavar="POINTS", help=say(text))
+    _data(c, say)
+    text = "the doubt from which rows should go to a larger model, from rows of this site"
+    c = command("doubt", _doubt, text, inner)
+    c.add_argument("model", type=Path, metavar="MODEL.onnx", help=say("the model"))
+    text = "the part of all rows that may go up"
+    c.add_argument("--share", type=float, default=0.15, metavar="PART", help=say(text))
+    text = "how doubt is measured"
+    c.add_argument("--measure", choices=["margin", "entropy"], default="margin", help=say(text))
     _data(c, say)
     text = "measure variants of a model on this machine, and pick one"
     c = command("profile", _profile, text, inner)
@@ -78,6 +90,18 @@ def _int8(args: argparse.Namespace, say: Say) -> int:
         raise StateError(f"{args.to} cannot be written: {error.strerror}") from None
     found = {"file": str(args.to), "bytes": len(made), "was": len(data)}
     return show(args, found, f"{say('model')}: {args.to} ({size(len(data))} → {size(len(made))})")
+
+
+def _doubt(args: argparse.Namespace, say: Say) -> int:
+    from ..serve.doubt import calibrate
+    from ..serve.model import Model
+
+    _, held = _rows(args)
+    found = calibrate(Model(_read(args.model), args.model.name), held.x, args.share, args.measure)
+    text = (
+        f"threshold = {found.threshold!r}\nmeasure = {found.measure!r}  # {found.share:.1%} {say('of rows')}"
+    )
+    return show(args, found._asdict(), text.replace("'", '"'))
 
 
 def _profile(args: argparse.Namespace, say: Say) -> int:
@@ -122,6 +146,7 @@ def _read(path: Path) -> bytes:
 
 def _serve(args: argparse.Namespace, say: Say) -> int:
     from ..core.errors import ConfigError
+    from ..serve.above import Above
     from ..serve.service import called, follow, trust
     from .engine.process import until_stopped
 
@@ -133,12 +158,14 @@ def _serve(args: argparse.Namespace, say: Say) -> int:
     shelf = _shelf(files)
     tls = trust(args.tls[0], args.tls[1], args.callers) if args.tls else None
     token = _token(args.token_file)
+    joint = _joint(args.joint) if args.joint else None
+    above = Above.open(args.identity) if args.identity else None
     ended = asyncio.Event()
 
     async def run() -> None:
         from ..serve import predict
 
-        more = {"threads": args.threads, "batch": args.batch}
+        more = {"threads": args.threads, "batch": args.batch, "joint": joint, "above": above}
         runner = await predict.serve(shelf, args.host, args.port, tls=tls, token=token, **more)
         url = f"{'https' if tls else 'http'}://{args.host}:{runner.addresses[0][1]}"
         if args.json:
@@ -154,6 +181,24 @@ def _serve(args: argparse.Namespace, say: Say) -> int:
         ended.set()
 
     return until_stopped(run, close)
+
+
+def _joint(path: Path) -> Any:
+    """Joint inference as a file says; paths in it are relative to it."""
+    import tomllib
+
+    from ..core.errors import ConfigError
+    from ..serve.joint import FILES, Joint, Settings
+    from .settings import make
+
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML file that can be read: {error}") from None
+    for name in FILES:
+        if isinstance(values.get(name), str) and values[name]:
+            values[name] = str(path.parent / values[name])
+    return Joint(make(Settings, values, str(path)))
 
 
 def _shelf(files: dict[str, Path]) -> Any:

@@ -7,6 +7,9 @@
     GET  /v1/models    what is served
     GET  /healthz      200 once there is a model
 
+With joint inference the answer says which rows a larger model answered, "above": {"model", "rows"}, and a
+service that is somebody's larger model has two addresses more (above.py).
+
 It listens on this machine only, unless it is given TLS and a token. A request takes one model and keeps
 it to its end, so a swap loses none. Models run in threads, small requests that wait together as one batch
 (batch.py), and requests beyond what they can take are told to come again.
@@ -14,11 +17,11 @@ it to its end, so a swap loses none. Models run in threads, small requests that 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -26,12 +29,14 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
-from ..core.errors import ConfigError, DataError, StateError
+from ..core.errors import ConfigError, DataError, ProtocolError, StateError
+from .above import Above, Question
 from .batch import Answers, Batches, together
+from .joint import Asked, Joint, merged, pack
 from .models import Served, Shelf
+from .rows import ROWS, fits, read_rows
 
 BODY = 4 << 20  # bytes of a request
-ROWS = 10_000  # of a request
 SMALL = 64 << 10  # bytes of a request that may share a run with others
 WAITING = 64  # requests that may wait for a thread
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -54,8 +59,20 @@ class _Truth(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Waiting(NamedTuple):
+    """A request: rows as they came, or a node's sealed ones."""
+
     ticket: str
-    rows: msgspec.Raw
+    rows: msgspec.Raw | Question
+
+
+class _Unsure(NamedTuple):
+    """Answers of which a larger model is to be asked about some `rows`."""
+
+    served: Served
+    ticket: str
+    x: NDArray[np.float32]
+    found: Answers
+    rows: NDArray[np.intp]
 
 
 class _Refused(Exception):  # noqa: N818
@@ -73,23 +90,30 @@ def app(
     rows: int = ROWS,
     batch: int = 32,
     seen: Seen | None = None,
+    joint: Joint | None = None,
+    above: Above | None = None,
 ) -> web.Application:
     """The service. `token`: what callers must bring as a bearer, "" for none. `hosts`: the names callers may
     call it by, so that no web page reaches it under a name of its own. `threads` >= 1: models running at
     once. `rows`: the most of one request. `batch` >= 1: requests that may run as one. `seen(served, x,
-    answers)`: told of each request that was answered, in the thread that ran it; it must not raise.
+    answers)`: told of each request that was answered, in the thread that ran it; it must not raise. `joint`:
+    whom it asks about rows it is unsure of. `above`: its keys, where it is the larger model of others.
 
     Raises ConfigError for a number below 1.
     """
     for name, value in (("threads", threads), ("rows", rows), ("batch", batch)):
         if value < 1:
             raise ConfigError(f"{name} is at least 1, got {value}")
-    service = _Service(shelf, token, frozenset(hosts), threads, rows, batch, seen)
+    service = _Service(shelf, token, frozenset(hosts), rows, seen, joint, above)
+    service.start(threads, batch)
     made = web.Application(middlewares=[service.guard], client_max_size=BODY)
     made.router.add_post("/v1/predict", service.predict)
     made.router.add_post("/v1/feedback", service.feedback)
     made.router.add_get("/v1/models", service.models)
     made.router.add_get("/healthz", service.health)
+    if above is not None:
+        made.router.add_get("/v1/key", service.key)
+        made.router.add_post("/v1/joint", service.answer)
     made.on_cleanup.append(service.close)
     return made
 
@@ -128,13 +152,17 @@ class _Service:
         shelf: Shelf,
         token: str,
         hosts: frozenset[str],
-        threads: int,
         rows: int,
-        batch: int,
         seen: Seen | None,
+        joint: Joint | None,
+        above: Above | None,
     ) -> None:
         self._shelf, self._token, self._hosts, self._rows, self._seen = shelf, token, hosts, rows, seen
-        self._batches: Batches[Served, _Waiting, bytes] = Batches(self._run, threads, batch)
+        self._joint, self._above = joint, above
+
+    def start(self, threads: int, batch: int) -> None:
+        """Have threads to run models in."""
+        self._batches: Batches[Served, _Waiting, bytes | _Unsure] = Batches(self._run, threads, batch)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -161,20 +189,50 @@ class _Service:
         asked = await self._read(
             request, _Asked, 'expected {"rows": [[...], ...]}, and "model" where there are several'
         )
-        ticket = asked.ticket or secrets.token_hex(8)
-        served = self._shelf.pick(asked.model, ticket)  # the one place where a request is given its model
+        answer = await self._answer(asked.model, _Waiting(asked.ticket, asked.rows), len(bytes(asked.rows)))
+        if isinstance(answer, _Unsure):
+            answer = await self._settled(answer)
+        return web.Response(body=answer, content_type="application/json")
+
+    async def key(self, request: web.Request) -> web.Response:
+        assert self._above is not None  # noqa: S101  there is a route
+        return web.Response(body=self._above.key(), content_type="application/json")
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """A node's sealed rows."""
+        assert self._above is not None  # noqa: S101
+        body = await request.read()
+        try:
+            question = self._above.read(body, self._rows)
+        except ProtocolError as error:
+            raise _Refused(409, str(error)) from None
+        except DataError as error:
+            raise _Refused(400, str(error)) from None
+        answer = await self._answer(question.model, _Waiting("", question), len(body))
+        return web.Response(body=answer, content_type="application/octet-stream")
+
+    async def _answer(self, name: str, asked: _Waiting, size: int) -> Any:
+        asked = asked._replace(ticket=asked.ticket or secrets.token_hex(8))
+        served = self._shelf.pick(name, asked.ticket)  # the one place where a request is given its model
         if served is None:
-            raise self._unknown(asked.model)
+            raise self._unknown(name)
         if self._batches.waiting >= WAITING:
             raise _Refused(503, "too many requests at once: come again")
         try:
-            waiting = _Waiting(ticket, asked.rows)
-            answer = await self._batches.answer(served, waiting, alone=len(bytes(asked.rows)) > SMALL)
+            return await self._batches.answer(served, asked, alone=size > SMALL)
         except DataError as error:
             raise _Refused(400, str(error)) from None
         except StateError as error:
             raise _Refused(500, str(error)) from None
-        return web.Response(body=answer, content_type="application/json")
+
+    async def _settled(self, unsure: _Unsure) -> bytes:
+        """The answer with what the larger model says, if it says so in time."""
+        assert self._joint is not None  # noqa: S101  who is unsure has somebody to ask
+        asked = await self._joint.ask(unsure.x[unsure.rows])
+        both = None if asked is None else merged(unsure.found, unsure.rows, asked)
+        if both is None:
+            return await asyncio.to_thread(_reply, unsure.served, unsure.ticket, unsure.found)
+        return await asyncio.to_thread(_reply, unsure.served, unsure.ticket, both, asked, unsure.rows)
 
     async def feedback(self, request: web.Request) -> web.Response:
         """The labels of rows that were asked before; they count where there is a model on trial."""
@@ -200,7 +258,8 @@ class _Service:
             {"name": s.name, "version": s.version, "row": s.model.row, "answers": s.model.answers}
             for s in self._shelf
         ]
-        return _json({"models": listed, "problems": self._shelf.problems}, 200)
+        more = {} if self._joint is None else {"joint": self._joint.counts}
+        return _json({"models": listed, "problems": self._shelf.problems, **more}, 200)
 
     async def health(self, request: web.Request) -> web.Response:
         ready = any(True for _ in self._shelf)
@@ -208,76 +267,63 @@ class _Service:
 
     async def close(self, _app: web.Application) -> None:
         self._batches.close()
+        if self._joint is not None:
+            await self._joint.close()
 
-    def _run(self, served: Served, asked: list[_Waiting]) -> list[bytes | Exception]:
-        """Each request's answer as JSON, or why there is none; a bad one is nobody else's affair."""
+    def _run(self, served: Served, asked: list[_Waiting]) -> list[bytes | _Unsure | Exception]:
+        """Each request's answer, or why there is none; a bad one is nobody else's affair."""
         replies: list[Any] = [_rows(one.rows, served, self._rows) for one in asked]
         places = [at for at, x in enumerate(replies) if not isinstance(x, DataError)]
         xs = [replies[at] for at in places]
         for at, x, found in zip(places, xs, together(served.model, xs), strict=True):
-            replies[at] = self._told(served, asked[at].ticket, x, found)
+            replies[at] = self._said(served, asked[at], x, found)
         return replies
 
-    def _told(
-        self, served: Served, ticket: str, x: NDArray[np.float32], found: Answers | StateError
-    ) -> bytes | StateError:
+    def _said(
+        self, served: Served, asked: _Waiting, x: NDArray[np.float32], found: Answers | StateError
+    ) -> bytes | _Unsure | StateError:
         """A request's answer; the champion's, where a candidate broke on it."""
         if isinstance(found, StateError):
             try:
                 served, found = self._shelf.answer(served, x)
             except StateError as error:
                 return error
-        self._shelf.seen(served, ticket, x)
+        self._shelf.seen(served, asked.ticket, x)
         if self._seen is not None:
             self._seen(served, x, found)
-        return _reply(served, ticket, found)
+        if isinstance(asked.rows, Question):
+            return asked.rows.sealed(pack({"name": served.name, "version": served.version}, found))
+        rows = self._joint.doubtful(found) if self._joint is not None else np.zeros(0, np.intp)
+        if len(rows):
+            return _Unsure(served, asked.ticket, x, found, rows)
+        return _reply(served, asked.ticket, found)
 
 
-def _rows(raw: msgspec.Raw, served: Served, most: int) -> NDArray[np.float32] | DataError:
+def _rows(asked: msgspec.Raw | Question, served: Served, most: int) -> NDArray[np.float32] | DataError:
+    row = served.model.row
+    if isinstance(asked, Question):
+        return asked.x if fits(asked.x.shape[1:], row) else DataError(f"expected rows of shape {list(row)}")
     try:
-        return read_rows(raw, served.model.row, most)
+        return read_rows(asked, row, most)
     except DataError as error:
         return error
 
 
-def _reply(served: Served, ticket: str, found: Answers) -> bytes:
-    return msgspec.json.encode(
-        {
-            "predictions": {name: values.tolist() for name, values in found.items()},
-            "model": {"name": served.name, "version": served.version},
-            "ticket": ticket,
-        }
-    )
-
-
-def read_rows(raw: bytes | msgspec.Raw, row: tuple[int | None, ...], most: int = ROWS) -> NDArray[np.float32]:
-    """JSON rows of finite numbers as (n, *row) float32, n from 1 to `most`.
-
-    Raises DataError for another shape, or numbers that are not finite in float32.
-    """
-    shape = f"rows of shape {list(row)}" if len(row) != 1 else f"rows of {row[0] or 'some'} numbers"
-    try:
-        nested = msgspec.json.decode(raw, type=_nested(1 + len(row)))
-        if not 1 <= len(nested) <= most:
-            raise DataError(f"expected 1 to {most} rows, got {len(nested)}: send them in parts")
-        with np.errstate(over="ignore"):
-            x = np.asarray(nested, np.float32)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        raise DataError(f"expected {shape}, each a list of numbers") from None
-    given = x.shape[1:]
-    if len(given) != len(row) or any(want not in (None, got) for want, got in zip(row, given, strict=True)):
-        raise DataError(f"expected {shape}, got shape {list(given)}")
-    if not np.isfinite(x).all():
-        raise DataError("a row holds a number beyond float32: check its unit")
-    return x
-
-
-@cache
-def _nested(depth: int) -> Any:
-    kind: Any = float
-    for _ in range(depth):
-        kind = list[kind]
-    return kind
+def _reply(
+    served: Served,
+    ticket: str,
+    found: Answers,
+    asked: Asked | None = None,
+    rows: NDArray[np.intp] | None = None,
+) -> bytes:
+    told: dict[str, Any] = {
+        "predictions": {name: values.tolist() for name, values in found.items()},
+        "model": {"name": served.name, "version": served.version},
+        "ticket": ticket,
+    }
+    if asked is not None and rows is not None:
+        told["above"] = {"model": asked.model, "rows": rows.tolist()}
+    return msgspec.json.encode(told)
 
 
 def _json(body: dict[str, Any], status: int) -> web.Response:
