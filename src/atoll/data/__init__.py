@@ -2,6 +2,8 @@
 
 from .ai4i import ai4i2020
 from .builtin import breast_cancer, diabetes, digits, wine
+from .deidentify import Report, deidentify
+from .dicom import dicom
 from .divide import Deal, Partitioner, partition
 from .examples import Dataset, Examples
 from .gradients import oriented_gradients
@@ -20,12 +22,15 @@ __all__ = [
     "Heterogeneity",
     "Partitioner",
     "Recommendation",
+    "Report",
     "Sites",
     "ai4i2020",
     "arrays",
     "breast_cancer",
     "csv",
+    "deidentify",
     "diabetes",
+    "dicom",
     "digits",
     "dirichlet",
     "fashion_mnist",
