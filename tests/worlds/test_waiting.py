@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 
 import atoll as at
+from atoll.control.engine.repeats import Repeats
 from atoll.core.aggregate import Points
 from atoll.core.edge import Task
-from atoll.core.errors import QuorumError
+from atoll.core.errors import CompositionError, ConfigError, QuorumError
 from atoll.core.rng import Rng
 from atoll.learn.exchange import Seat
 from atoll.learn.local import Local
 from atoll.learn.secure import SecureSum, Step
 from atoll.learn.waiting import NOTHING
+from atoll.privacy import secure_sum as ss
+from atoll.privacy.roster import Label
 from atoll.simulate.faults import Crash, World, constant, lognormal
 from atoll.wire.body import answer_message
 from atoll.wire.codec import encode
@@ -169,35 +173,175 @@ def test_a_coordinator_that_falls_goes_on(at_: float) -> None:
 # -- what a client says and keeps --------------------------------------------------------------
 
 
-def sitting(data: Any, seat: Seat | None = None) -> tuple[Local, Task]:
+def sitting(client: int, data: Any, vouch: Any = None) -> tuple[Local, Task]:
     """A client by itself, as a device has it, and what it is asked first."""
-    local = Local(Quadratic(size=3), SECURE.trained, {0: data}, {}, Rng.of(0), raw=True)
-    local.seat = seat or Seat(np.random.default_rng(0).bytes)
+    local = Local(Quadratic(size=3), SECURE.trained, {client: data}, {}, Rng.of(0), raw=True)
+    local.seat = Seat(np.random.default_rng(client).bytes, vouch=vouch)
     params = at.Update.of({"w": np.zeros(3)})
     points = Points(NOTHING, (), 1.0, 4, wide=False)
-    return local, Task(0, Rng.of(1), (0,), (-1,), params, points, tuple(range(4)))
+    return local, Task(0, Rng.of(1), (client,), (-1,), params, points, tuple(range(4)))
 
 
 def test_that_it_is_ready_is_all_a_client_says() -> None:
     """The same bytes whatever it learnt from however many rows."""
     said = set()
     for data in (SITES[0], SITES[9], Bowl([1.0, 1.0, 1.0], [1e6, 0.0, 0.0], rows=1)):
-        local, task = sitting(data)
+        local, task = sitting(0, data)
         said.add(b"".join(encode(answer_message(local.answer(task), run="r", request=1))))
         assert local.waiting[0].update.buffer.any()
     assert len(said) == 1
 
 
-def note(step: str, attempt: int = 0, round: int = 0, text: bytes = b"") -> bytes:
-    return msgspec.msgpack.encode(Step(step, round, attempt, 1.0, 4, {0: ([0, 1, 2], text)}))
+class Table:
+    """The steps of attempts, asked of some clients by hand."""
+
+    def __init__(self, *seats: tuple[Local, Task]) -> None:
+        self.seats = {task.clients[0]: (local, task) for local, task in seats}
+
+    def train(self, *clients: int) -> None:
+        for c in clients:
+            local, task = self.seats[c]
+            assert local.answer(task).clients == (c,)
+
+    def ask(
+        self, step: str, clients: Any, label: Label, text: bytes = b"", mail: Any = None
+    ) -> dict[int, Any]:
+        note = msgspec.msgpack.encode(
+            Step(step, label.round, label.attempt, 1.0, 4, {0: (list(clients), text)})
+        )
+        found = {}
+        for c in clients:
+            local, task = self.seats[c]
+            want = "note" if mail is None else "fit"
+            this = replace(task, round=label.round, want=want, note=note, notes={c: mail[c]} if mail else {})
+            found[c] = local.answer(this)
+        return found
+
+    def masked(self, clients: Any, label: Label) -> dict[int, Any]:
+        """Their vectors, once they have shared their secrets."""
+        keys = {c: a.partial[c] for c, a in self.ask("keys", clients, label).items()}
+        roster = ss.roster_out(ss.roster_of(label, keys))
+        shares = {c: a.partial[c] for c, a in self.ask("shares", clients, label, roster).items()}
+        return self.ask("mask", clients, label, mail=ss.routed(shares))
+
+    def vouched(self, clients: Any, label: Label) -> dict[int, Any]:
+        return self.ask("sign", clients, label, ss.survivors_out(clients))
 
 
-def test_without_an_update_that_waits_a_client_takes_no_part() -> None:
-    local, task = sitting(SITES[0])
-    keys = replace(task, want="note", note=note("keys"))
-    assert "waits to be summed" in local.answer(keys).failed[0]
-    local.answer(task)
-    assert not local.answer(keys).failed
-    later = replace(task, round=0, note=note("mask"), notes={0: b""})
-    local.waiting[0] = local.waiting[0]._replace(version=1)
-    assert "waits to be summed" in local.answer(later).failed[0], "it is of a model that this step is before"
+def label(round: int, attempt: int) -> Label:
+    return Label("", "", round, attempt, 0)
+
+
+def test_an_update_that_was_vouched_for_is_in_no_other_sum() -> None:
+    table = Table(*(sitting(c, SITES[c]) for c in range(4)))
+    assert "waits to be summed" in table.ask("keys", [0], label(0, 0))[0].failed[0], "it has not trained"
+    table.train(0, 1, 2, 3)
+    first = table.masked([0, 1, 2], label(0, 0))
+    again = table.masked([0, 1, 3], label(0, 1))
+    assert not first[0].failed
+    assert not again[0].failed, "an attempt that nobody vouched for is followed by another"
+    both = [a.replies[0][1].update.buffer for a in (first[0], again[0])]
+    assert (both[0] != both[1]).all(), "under masks of its own"
+    assert not any(a.failed for a in table.vouched([0, 1, 3], label(0, 1)).values())
+    assert [c for c, (local, _) in table.seats.items() if local.waiting] == [2]
+    assert "waits to be summed" in table.ask("keys", [0], label(1, 0))[0].failed[0]
+    table.train(0)
+    assert not table.ask("keys", [0], label(1, 0))[0].failed, "until it has trained again"
+
+
+def test_an_update_is_known_by_its_name_at_any_age(tmp_path: Path) -> None:
+    """A client whose memory of what waits came back from a backup does not vouch for it twice."""
+    seats = [sitting(c, SITES[c], Repeats(tmp_path / str(c)).vouch) for c in range(4)]
+    table = Table(*seats)
+    table.train(0, 1, 2, 3)
+    kept = dict(seats[0][0].waiting)
+    table.masked([0, 1, 2], label(0, 0))
+    assert not table.vouched([0, 1, 2], label(0, 0))[0].failed
+    seats[0][0].waiting.update(kept)
+    table.train(1, 2)
+    old = table.masked([0, 1, 3], label(3, 0))[0]
+    assert not old.failed
+    assert "was in a sum with other members before" in table.vouched([0, 1, 3], label(3, 0))[0].failed[0]
+
+
+def test_a_client_works_out_its_age_and_believes_no_step_before_its_model() -> None:
+    table = Table(*(sitting(c, SITES[c]) for c in range(3)))
+    table.train(0, 1, 2)
+    local, task = table.seats[0]
+    local.waiting[0] = local.waiting[0]._replace(version=2)
+    assert "waits to be summed" in table.masked([0, 1, 2], label(1, 0))[0].failed[0]
+    told = []
+
+    @dataclass(frozen=True)
+    class Telling(SecureSum):
+        def outgoing(self, local, task, answer, integers=None):
+            told.extend(reply.weight for _, reply in answer.replies)
+            return answer
+
+    local.algorithm = replace(local.algorithm, exchange=Telling())
+    for step in (2, 3, 5):
+        local.answer(replace(task, round=step, note=b"mask"))
+    assert told == [1.0, 2**-0.5, 4**-0.5]
+
+
+# -- under a promise of privacy ----------------------------------------------------------------
+
+
+PROMISE: Any = {"epsilon": 20.0, "delta": 1e-3, "clip": 4.0, "sigma": 2.0, "exchange": at.secure_sum(least=3)}
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_each_buffer_has_noise_of_its_own(rounds: int) -> None:
+    """Sized for its members: of four three must stay. Nothing else moves the model."""
+    size = 4000
+    sites = Sites([Bowl(np.ones(size), np.full(size, k / 10), rows=1) for k in range(10)])
+    job = at.Job(Quadratic(size=size, lr=1e-9), at.fedbuff(size=4), rounds=rounds, sites=False)
+    run = at.simulate(job.private(**{**PROMISE, "epsilon": 40.0}), sites, seed=1)
+    wanted = 2.0 * 4.0 * np.sqrt(4 / 3) / 4 * np.sqrt(rounds)
+    assert run.params.buffer.std() == pytest.approx(wanted, rel=0.05)
+    assert all(record.get("train", {}) == {} for record in run.history)
+
+
+def test_a_promise_counts_every_step_as_one_of_all_clients() -> None:
+    job = JOB.private(**{**PROMISE, "sigma": None})
+    whole = JOB.replace(algorithm=at.fedavg()).private(**{**PROMISE, "sigma": None})
+    assert job.epsilon() == whole.epsilon()
+    assert job.epsilon().release.sampling == "all"
+
+
+@pytest.mark.parametrize(
+    ("values", "promise", "why"),
+    [
+        ({"cohort": at.sample(0.5)}, {"population": 10}, r"\$\.cohort.*nobody draws who is in a buffer"),
+        ({"cohort": at.poisson(0.5)}, {}, r"\$\.cohort.*nobody draws who is in a buffer"),
+        ({}, {"adapt": 0.5}, r"\$\.privacy\.adapt.*several models"),
+        ({}, {"exchange": at.plain_sum()}, "rounds of its own, whose sums nobody accounts"),
+        ({}, {"exchange": at.plain_sum(), "noise": "local"}, "rounds of its own, whose sums nobody accounts"),
+        (
+            {},
+            {"unit": "example", "rate": 0.1, "population": 100, "delta": 1e-4},
+            "rounds of its own, whose sums nobody accounts",
+        ),
+    ],
+)
+def test_what_nobody_accounts_is_refused(values: Any, promise: Any, why: str) -> None:
+    with pytest.raises((ConfigError, CompositionError), match=why):
+        JOB.replace(**values).private(**{**PROMISE, "sigma": None, **promise}).trained  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "exchange", "why"),
+    [
+        (at.fedbuff(size=3), at.secure_sum(least=4), r"a sum is of 4 at least: use fedbuff\(size=10\)"),
+        (at.fedasync(), at.secure_sum(), r"a sum is of 2 at least: use fedbuff\(size=10\)"),
+        (at.hierarchical(asynchronous=True), at.secure_sum(), "rounds of its own.*or fedbuff"),
+        (
+            replace(at.fedbuff(size=4), rule=at.Buckets(2, at.median())),
+            at.secure_sum(),
+            "use an algorithm of synchronous rounds",
+        ),
+    ],
+)
+def test_buffers_that_no_sum_hides_are_refused(algorithm: Any, exchange: Any, why: str) -> None:
+    with pytest.raises(CompositionError, match=why):
+        at.Job(Quadratic(size=3), algorithm, exchange=exchange).trained  # noqa: B018
