@@ -1,7 +1,8 @@
 """A client's rows and what learns from them: trains what its policy allows, says no to the rest and why.
 
 What an algorithm keeps at the client (error feedback, control variates, a personal head) is on disk
-before the answer is, and is committed only once the next task says that the answer was used.
+before the answer is, and is committed only once the next task says that the answer was used. So is an
+update that waits for a sum, until its client has vouched for one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ...core.errors import AtollError, PrivacyError, Refused, StateError
 from ...data.examples import gaps
 from ...learn.local import Held as State
 from ...learn.local import Local
+from ...learn.waiting import Waiting
 from ...learn.wrapped import Kept
 from ...privacy import dp
 from ...privacy.claim import Claim
@@ -36,7 +38,7 @@ from .spent import spend
 from .work import Work, belongs
 
 log = logging.getLogger("atoll.client")
-RECORDS = (State, Kept)
+RECORDS = (State, Kept, Waiting)
 _TRAINED = declare("learning.trained")
 _KEPT = declare("learning.kept.before"), declare("learning.kept.after")
 
@@ -79,9 +81,10 @@ class Learning:
         belongs(asked.task, client)
         self._allowed(asked)
         local = self._local(asked.work, client, roots)
+        waited = set(local.waiting)
         answer = local.answer(asked.task)
         hit(_TRAINED)
-        if asked.task.want == "fit":
+        if local.trains(asked.task) or waited != set(local.waiting):
             self._keep(asked.work, local)
         failed = answer.failed.get(client)
         if failed is not None:
@@ -189,17 +192,18 @@ class Learning:
                 try:
                     kept = checkpoint.load(self._vault.read(path), RECORDS)
                     local.committed, local.staged = dict(kept["committed"]), dict(kept["staged"])
+                    local.waiting = dict(kept.get("waiting", {}))
                 except StateError as error:
                     log.warning("%s: what this client kept for the run is lost: %s", work.run, error)
             self._locals = {work.run: local}
         return local
 
     def _keep(self, work: Work, local: Local) -> None:
-        if not local.committed and not local.staged:
-            return
-        state = {"committed": dict(local.committed), "staged": dict(local.staged)}
-        hit(_KEPT[0])
         path = self._state(work)
+        state = {name: dict(getattr(local, name)) for name in ("committed", "staged", "waiting")}
+        if not any(state.values()) and not path.exists():
+            return
+        hit(_KEPT[0])
         with whole(path) as file, self._vault.sealing(file, path) as sink:
             sink.write(checkpoint.dump(state, RECORDS))
         hit(_KEPT[1])
