@@ -102,10 +102,13 @@ def _onnx(work: Work, params: Update, path: Path) -> bytes | None:
         return None
     features = work.values["features"]
     shape = tuple(features) if isinstance(features, list) else (features,)
+    if work.pipeline is not None:
+        shape = (len(work.pipeline.names),)
     rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
     try:
         work.learner.export(params, path, rows)
+        graph = path.read_bytes()
+        return graph if work.pipeline is None else work.pipeline.frozen(graph)
     except (AtollError, ImportError) as error:
         log.warning("run %s has no ONNX: %s", work.run, error)
         return None
-    return path.read_bytes()
