@@ -34,10 +34,11 @@ from ..job import Job, placement
 from ..privacy.claim import Claim, solved
 from ..simulate.faults import World
 from ..statistics import fit_pipeline, standardise
+from .settings import rollout
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology", "exchange")
 _VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name", "crypto")
-_KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers")
+_KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers", "rollout")
 _SPLIT = ("clients", "by", "holdout", "standardise", "contract", "pipeline")
 
 
@@ -168,6 +169,8 @@ def parse(table: Mapping[str, Any]) -> JobFile:
     made |= {key: table[key] for key in _VALUES if key in table}
     world = build("world", {"name": "world", **table["world"]}, "$.world") if "world" in table else None
     data = table.get("data", {})
+    if "rollout" in table:
+        rollout(table["rollout"])  # of machines: a simulation serves nobody
     made_file = JobFile(
         _promised(Job(**made), table.get("privacy")),
         {"name": data} if isinstance(data, str) else data,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from ..core.errors import ConfigError
 from ..core.registry import nearest
 from ..privacy.hazmat.suite import Crypto
+from ..privacy.orders import Gates
 from ..sense.source import Source
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
@@ -81,6 +82,27 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     calls: int = 16
 
 
+class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a version comes to the members. `nodes`: whose turn is first, else a `first` part of them, one at
+    least; all others follow once those serve it. At each: `shadow`: requests it is compared on before it
+    answers any; `canary`: share of requests it answers then; `gates`: what takes it back; `stay`: seconds at
+    least in each stage; `hold`: wait there until it is promoted. `back`: once this part of members has taken
+    it back, all do.
+    """
+
+    nodes: tuple[str, ...] = ()
+    first: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+    shadow: Annotated[int, msgspec.Meta(ge=0, le=10**9)] = 200
+    canary: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    gates: Gates = Gates()
+    stay: Annotated[float, msgspec.Meta(ge=0, le=366 * 86400.0)] = 0.0
+    hold: bool = False
+    back: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+
+
+RolledOut: TypeAlias = Literal["now", "held", "staged"] | Rollout
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A coordinator: where it keeps its state, and where members and operators reach it.
 
@@ -88,6 +110,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `api`: operators. Port 0 takes a free one; the ports found stand in `ports.json`. `names`: further
     host names or addresses for the certificate. `store`: a database URL, SQLite in the folder by default.
     `patience`: seconds a member may be away before a round goes on without it; `edge_patience`: an edge.
+    `rollout`: how models of finished runs come to members: "now" all at once, "held" until `atoll model
+    rollout`, "staged" or a Rollout; a job may say otherwise.
     Members behind a proxy that ends TLS come by https+sealed:// URLs, each call signed.
     `insecure`: no TLS, for tests on loopback only.
     """
@@ -105,6 +129,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     heartbeat: float = 25.0
     hours: float = 24.0
     keep_days: float = 30.0
+    rollout: RolledOut = "now"
     insecure: bool = False
 
 
@@ -213,3 +238,20 @@ def address(text: str, path: str) -> tuple[str, int]:
     if not colon or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"expected host:port, as in 127.0.0.1:8443, got {text!r}", path)
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104  it is what ":port" asks for
+
+
+def rollout(value: Any, path: str = "$.rollout") -> Rollout | None:
+    """The plan that a setting stands for: "now", "held", "staged" or a table; None for the first two.
+
+    Raises ConfigError with the path of what is wrong.
+    """
+    if value in ("now", "held"):
+        return None
+    if isinstance(value, Rollout):
+        return value
+    try:
+        return msgspec.convert({} if value == "staged" else value, Rollout)
+    except msgspec.ValidationError as error:
+        text, _, inner = str(error).partition(" - at `$")
+        what = 'expected "now", "held", "staged" or a table' if isinstance(value, str) else text
+        raise ConfigError(what, path + inner.rstrip("`")) from None

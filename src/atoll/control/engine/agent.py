@@ -72,7 +72,8 @@ class Agent:
         """Join, then answer until told to stop."""
         try:
             self._sense()
-            self._about = await self.workplace.about()
+            serves = {"serves": True} if self.settings.predict else {}
+            self._about = {**await self.workplace.about(), **serves}
             await self.uplink.join()
             self.uplink.on_open = self._opened
             if self.settings.predict:
