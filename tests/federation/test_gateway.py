@@ -1,6 +1,7 @@
 """Members that reach a broker only, beside others over gRPC: real processes, whatever dies."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from atoll.control.config import dump
+from atoll.control.remote.doctor_member import doors
 from tests.federation.processes import JOB, Federation, Nursery
 from tests.federation.test_processes import gathered, whole
 from tests.wire.mosquitto import Mosquitto, missing
@@ -78,5 +80,21 @@ def test_two_by_a_broker_and_two_by_grpc_whatever_dies(tmp_path: Path, nursery: 
         broker.kill()
         broker.start()
         fed.finished(run)
+        looked(fed, broker)
         fed.stop(*fed.names)
         whole(fed, run, rounds=6)
+
+
+def looked(fed: Gated, broker: Mosquitto) -> None:
+    """What the doctor says beside a member, as one thing after the other goes."""
+
+    def levels() -> dict[str, str]:
+        found = doors(fed.place("client-1"), 10.0, time.time)
+        return {f.what: f.level for f in found if f.remedy or f.level == "ok"}
+
+    well = {"name": "ok", "way": "ok", "broker": "ok", "gateway": "ok"}
+    assert levels() == {**well, "root": "ok", "certificate": "ok"}
+    fed.kill("gateway")
+    assert levels() == {**well, "gateway": "bad"}
+    broker.kill()
+    assert levels() == {"name": "ok", "way": "bad"}
