@@ -107,6 +107,7 @@ class Job:
         """Raise ConfigError for a promise that the rest of the job does not keep."""
         if self.privacy is not None:
             self.privacy.release(self.cohort, 1)
+            self._check_buffers(self.privacy)
             if self.privacy.noise not in (placement(self.exchange), _alone(self.exchange)):
                 raise ConfigError(
                     f"the promise was solved for {self.privacy.noise} noise, and the exchange makes it"
@@ -118,6 +119,23 @@ class Job:
                 "each site would send how the model does on its rows, which no noise covers: set"
                 " sites = false, and keep rows to test on where the coordinator is",
                 "$.sites",
+            )
+
+    def _check_buffers(self, claim: Claim) -> None:
+        """Raise ConfigError for a promise about buffers of updates that nobody can account."""
+        if self.trained.buffer is None:
+            return
+        if drawn(self.cohort, claim.population)[1] != "all":
+            raise ConfigError(
+                f"nobody draws who is in a buffer of {self.algorithm.name}: clients come when they are done."
+                " Use everyone(), and concurrency for how many are at work",
+                "$.cohort",
+            )
+        if claim.adapt is not None:
+            raise ConfigError(
+                f"in a buffer of {self.algorithm.name} are updates of several models, each with the clip of"
+                " its time: leave adapt out",
+                "$.privacy.adapt",
             )
 
     def _check_slots(self) -> None:
@@ -218,10 +236,12 @@ class Job:
             chain = dp.private(algorithm.chain, claim.clip, claim.sigma, share, rows=True, local=local)
             return dataclasses.replace(algorithm, chain=chain, wrap=wrap, weigh="equal")
         rate, _ = drawn(self.cohort, claim.population)
-        bound = claim.clip
+        share, bound = mean(share=rate), claim.clip
+        if algorithm.buffer is not None:
+            share = mean(over=algorithm.buffer.size)
         if claim.adapt is not None:
             algorithm, bound = adaptive(algorithm, claim.clip, claim.adapt), BOUND
-        chain = dp.private(algorithm.chain, bound, claim.sigma, mean(share=rate), local=local)
+        chain = dp.private(algorithm.chain, bound, claim.sigma, share, local=local)
         return dataclasses.replace(algorithm, chain=chain, weigh="equal")
 
 

@@ -66,5 +66,5 @@ def test_compose() -> None:
 
 
 def test_there_are_units_and_images() -> None:
-    assert [p.stem for p in UNITS] == ["atoll-client", "atoll-coordinator", "atoll-edge"]
+    assert [p.stem for p in UNITS] == ["atoll-client", "atoll-coordinator", "atoll-edge", "atoll-gateway"]
     assert len(IMAGES) == 2

@@ -340,7 +340,7 @@ class World:
             servers=lambda settings, current, host, registrar=None: Doors(self.net, f"memory://{name}", host),
             api=lambda *args: None,
             draw=lambda: random.Random(f"{self.seed} {self.lives}"),
-            link=lambda current, transport, proxy, ca: lambda url: self.net.link(process, current, url),
+            link=lambda current, settings: lambda url: self.net.link(process, current, url),
             workplace=Here,
         )
         place = self.folder / name

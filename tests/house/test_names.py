@@ -87,6 +87,7 @@ PUBLIC: list[str] = [
     "constant",
     "cross_site",
     "cyclic",
+    "deidentify",
     "dirichlet",
     "distil",
     "ditto",

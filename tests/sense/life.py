@@ -1,11 +1,19 @@
 """One life of a node that takes readings in and tells what it acknowledged; it may be killed anywhere.
 
-python -m tests.sense.life FOLDER: sends batches 0..BATCHES-1, from the first that was not acknowledged on.
+python -m tests.sense.life FOLDER take: sends batches 0..BATCHES-1, from the first unacknowledged on.
+python -m tests.sense.life FOLDER folder: reads FOLDER/in until no file is left there.
+python -m tests.sense.life FOLDER mqtt:PORT: listens to a broker for ever.
+python -m tests.sense.life FOLDER wipe: wipes the store.
 """
 
+import asyncio
 import sys
 from pathlib import Path
 
+from atoll.sense.folder import watch
+from atoll.sense.intake import Feed
+from atoll.sense.mqtt import listen
+from atoll.sense.source import Folder, Mqtt
 from atoll.sense.store import Store, wipe
 from tests.sense.plant import NOW, rules, said, vault
 
@@ -16,6 +24,11 @@ def main(folder: Path, what: str) -> None:
     if what == "wipe":
         wipe(folder, "press")
         return
+    if what.startswith("mqtt:"):
+        asyncio.run(listening(folder, int(what.removeprefix("mqtt:"))))
+    if what == "folder":
+        asyncio.run(emptied(folder))
+        return
     told = folder / "told.txt"
     begin = len(told.read_text().splitlines()) if told.exists() else 0
     with Store.open(folder, "press", vault(), rules(late=60)) as store:
@@ -24,6 +37,25 @@ def main(folder: Path, what: str) -> None:
             store.take([*readings, said(batch, heat=999.0)], NOW, {"file": batch})
             with told.open("a") as file:
                 file.write(f"{batch}\n")
+
+
+async def emptied(folder: Path) -> None:
+    with Store.open(folder, "press", vault(), rules()) as store:
+        feed = Feed(store, pause=0.0)
+        running = asyncio.create_task(feed.run())
+        watching = asyncio.create_task(watch(Folder(path=".", every=0.01), folder / "in", feed))
+        while [*(folder / "in").glob("*.csv")]:  # noqa: ASYNC110  what other tasks do
+            await asyncio.sleep(0.01)
+        watching.cancel()
+        running.cancel()
+
+
+async def listening(folder: Path, port: int) -> None:
+    with Store.open(folder, "press", vault(), rules()) as store:
+        feed = Feed(store, clock=lambda: NOW, pause=0.0)
+        running = asyncio.create_task(feed.run())
+        said = Mqtt(url=f"mqtt://127.0.0.1:{port}", topic="plant/{source}/data")
+        await asyncio.gather(listen(said, folder, feed, "node"), running)
 
 
 if __name__ == "__main__":

@@ -219,9 +219,8 @@ def test_the_disk_shows_no_reading_no_name_and_no_key(crypto, tmp_path, monkeypa
 
     def image(folder: Path) -> set[bytes]:
         with Store.open(folder, "press", vault(crypto), rules()) as store:
-            assert store.take(readings, NOW, {"secret-file": {"at": "secret-place"}}) == Counter(
-                stored=3, aside=1
-            )
+            place = {"secret-file": {"at": "secret-place"}}
+            assert store.take(readings, NOW, place) == Counter(stored=3, aside=1)
             needles = [
                 *(struct.pack(form, v) for form in ("<d", ">d", "<f", ">f") for v in (value, bad)),
                 *(str(v).encode() for v in (value, bad)),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +15,18 @@ import pytest
 from atoll.privacy.keys import Authority, Identity, Member
 from atoll.testing import check_link
 from atoll.transport.conformance import LAWS, Desk, check
+from atoll.transport.gateway import Gateway
 from atoll.transport.grpc import GrpcLink
 from atoll.transport.grpc import serve as serve_grpc
 from atoll.transport.https import serve as serve_https
-from atoll.transport.https_link import HttpsLink
+from atoll.transport.https_link import HttpCarrier, HttpsLink
 from atoll.transport.link import Link
 from atoll.transport.memory import MemoryLink
+from atoll.transport.mqtt import Broker
+from atoll.transport.open import open_link
 from atoll.transport.service import Limits, Service
+from atoll.transport.tls import client_context
+from tests.wire.mosquitto import Mosquitto, missing
 from tests.wire.pki import NOW
 from tests.wire.pki import member as certified
 
@@ -96,6 +104,23 @@ def sealed(scheme: str) -> Any:
     return make
 
 
+@asynccontextmanager
+async def by_broker(desk: Desk) -> AsyncIterator[tuple[Service, Callable[[str], Link]]]:
+    """Members at a broker, a gateway that nobody trusts, and the server behind it."""
+    async with https("https")(desk) as (service, connect):
+        server = connect("ann").url
+        with tempfile.TemporaryDirectory() as folder, Mosquitto(Path(folder)) as broker:
+            at = Broker("127.0.0.1", broker.port, tls=False)
+            gateway = Gateway(at, "plant", HttpCarrier(server, client_context(hub().roots)))
+            serving = asyncio.ensure_future(gateway.serve())
+            await gateway.there.wait()
+            url = f"mqtt+sealed://127.0.0.1:{broker.port}/plant"
+            yield service, lambda name: open_link(url, identity(name))
+            await service.close()
+            await gateway.close()
+            await serving
+
+
 WORLDS: dict[str, Any] = {
     "memory": memory,
     "grpc": grpc(False),
@@ -105,10 +130,13 @@ WORLDS: dict[str, Any] = {
 }
 
 
+BROKER = pytest.param("mqtt+sealed", marks=pytest.mark.skipif(bool(missing()), reason=missing()))
+
+
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.strip("_"))
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [*WORLDS, BROKER])
 def test_law(world: str, law: Any) -> None:
-    check(WORLDS[world], [law])
+    check(WORLDS.get(world, by_broker), [law])
 
 
 def test_the_suite_is_for_everybody() -> None:

@@ -122,7 +122,7 @@ def test_control_without_a_seal_a_proxy_that_ends_tls_is_in_the_way(scheme: str,
                 await enter(plain)
             await plain.close()
             fooled: Any = HttpsLink(f"{scheme}://127.0.0.1:{proxy.port}", identity())
-            fooled._tls = ssl.create_default_context(cafile=ca)  # somebody who trusts the proxy anyway
+            fooled.carrier.tls = ssl.create_default_context(cafile=ca)  # somebody who trusts the proxy anyway
             with pytest.raises(Refused, match="certificate"):
                 await enter(fooled)
             await fooled.close()

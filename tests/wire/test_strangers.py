@@ -52,7 +52,7 @@ class Anybody(HttpsLink):
     def __init__(self, url: str, who: Identity | None) -> None:
         super().__init__(url, who or identity())
         if who is None:
-            self._tls = ssl.create_default_context(cadata=hub().roots.decode())
+            self.carrier.tls = ssl.create_default_context(cadata=hub().roots.decode())
 
 
 GRPC_CALLS = sorted(name.rpartition("/")[2] for name in _Handlers(_Methods(None, None))._handlers)  # type: ignore[arg-type]

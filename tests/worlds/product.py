@@ -49,6 +49,7 @@ CODECS: Mapping[str, Any] = {
 }
 RULES: Mapping[str, Any] = {
     "mean": None,
+    "buffers": at.fedbuff(size=8),
     "median": at.median(),
     "trimmed mean": at.trimmed_mean(F),
     "krum": at.krum(F),
@@ -60,6 +61,7 @@ RULES: Mapping[str, Any] = {
     "recommended": at.recommended(F),
     "fltrust": at.fltrust(0),
 }
+WHOLE = ("mean", "buffers", "fltrust")  # without buckets
 BUCKETS = {"each": None, "buckets": 8}
 TOPOLOGIES: Mapping[str, Any] = {"flat": None, "tree": Tree((2,))}
 
@@ -76,16 +78,20 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """All, in order; a mean has no buckets, and a root none of its own among them."""
+    """All, in order; a mean has no buckets, nor has a buffer's, and a root none of its own among them."""
     for case in map(Case._make, product(EXCHANGES, PROMISES, CODECS, RULES, BUCKETS, TOPOLOGIES)):
-        if case.seen == "each" or case.rule not in ("mean", "fltrust"):
+        if case.seen == "each" or case.rule not in WHOLE:
             yield case
 
 
 def legal(case: Case) -> bool:
     """Who needs to see each update cannot where sums are secure; noise that is added to a sum, or under its
     masks, covers that sum, or with masks each bucket's; whoever adds noise to its own update is not masked.
+    Buffers without rounds are summed like any, in the open or not, and a promise about them is that each sum
+    has its noise under its masks, and one clip.
     """
+    if case.rule == "buffers":
+        return case.promise in ("none", "clip") or (case.exchange == "secure" and case.promise == "noise")
     each = case.rule != "mean" and case.seen == "each"
     if case.exchange == "secure":
         return not each and case.promise != "local"
@@ -94,8 +100,8 @@ def legal(case: Case) -> bool:
 
 def job(case: Case) -> at.Job:
     """The job, as users write it. Raises what a refused one raises."""
-    algorithm = at.fedavg(weigh="equal")
-    if case.rule != "mean":
+    algorithm = RULES["buffers"] if case.rule == "buffers" else at.fedavg(weigh="equal")
+    if case.rule not in ("mean", "buffers"):
         algorithm = at.robust(RULES[case.rule], buckets=BUCKETS[case.seen])
     codec = CODECS[case.codec]
     if codec is not None:
@@ -111,6 +117,7 @@ def job(case: Case) -> at.Job:
             rule=algorithm.rule,
             weigh="equal",
             wrap=algorithm.wrap,
+            protocol=algorithm.protocol,
         )
     learner = Quadratic(lr=0.05, names=("w",), size=4)
     topology = {} if case.topology == "flat" else {"topology": TOPOLOGIES[case.topology]}

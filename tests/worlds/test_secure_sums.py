@@ -120,7 +120,8 @@ def test_numbers_beyond_the_largest_are_one_clients_failure() -> None:
     ("algorithm", "why"),
     [
         (at.Gather(lambda u: np.median(u, axis=0)), "use Buckets"),
-        (at.fedbuff(size=2), "rounds of its own"),
+        (at.hierarchical(asynchronous=True), "rounds of its own"),
+        (at.fedasync(), r"a sum is of 2 at least: use fedbuff\(size=10\)"),
         (at.chain(at.mean(), at.ring(32)), "leave ring"),
     ],
 )

@@ -70,6 +70,19 @@ class Lying:
         found: tuple[Answer, Aggregator] = await self.inner.collect(p, plan, task, rule, quorum)
         return found
 
+    @property
+    def attempts(self) -> int:
+        """As `inner`, which shows sums."""
+        return self.inner.attempts  # type: ignore[no-any-return]
+
+    def attempt(self, *asked: Any) -> Any:
+        """As `inner`, which shows sums."""
+        return self.inner.attempt(*asked)
+
+    def reading(self, plan: Plan, task: Task) -> Any:
+        """As `inner`, which shows sums."""
+        return self.inner.reading(plan, task)
+
     def reply(self, local: Local, task: Task) -> Answer:
         """As `inner`: a liar follows the protocol, or it would be missing."""
         return self.inner.reply(local, task)  # type: ignore[no-any-return]

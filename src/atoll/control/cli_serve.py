@@ -1,4 +1,4 @@
-"""Commands that run members: `atoll up`, `down`, `coordinator`, `edge`, `client`, `rekey`."""
+"""Commands that run members: `atoll up`, `down`, `coordinator`, `edge`, `client`, `gateway`, `rekey`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.set_defaults(apart=True)  # its own parts are loaded by the process that learns
     _common(c, say)
     _member(c, say)
+    c = command("gateway", _gateway, "carry calls of members that speak MQTT only")
+    c.add_argument("--config", type=Path, metavar="FILE.toml", help=say("its settings"))
+    c.add_argument("--name", help=say("its name"))
+    c.add_argument("--broker", metavar="URL", help=say("the broker, as in mqtts://broker:8883"))
+    c.add_argument("--to", metavar="URL", help=say("the coordinator or edge, as in https://hub:8443"))
     c = command("rekey", _rekey, "seal the key of a client's files by another key")
     _common(c, say)
     text = "a file with the new key; without, it lies beside its files"
@@ -167,6 +172,13 @@ def _client(args: argparse.Namespace, say: Say) -> int:
 
     args.parts = str(args.parts.absolute()) if args.parts is not None else None
     return agent.main(_settings(args, Client, ("folder", "name", *_MEMBER, "parts")))
+
+
+def _gateway(args: argparse.Namespace, say: Say) -> int:
+    from .engine import gateway
+    from .settings import Gateway
+
+    return gateway.main(_settings(args, Gateway, ("name", "broker", "to")))
 
 
 def _rekey(args: argparse.Namespace, say: Say) -> int:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from ..core.errors import ConfigError
 from ..core.registry import nearest
 from ..privacy.hazmat.suite import Crypto
+from ..privacy.orders import Gates
+from ..sense.source import Source
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
 S = TypeVar("S", bound=msgspec.Struct)
-_PATHS = ("folder", "parts", "ca")  # relative to the file they stand in
+_PATHS = ("folder", "parts", "ca", "root")  # relative to the file they stand in
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +55,54 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_command: tuple[str, ...] = ()
 
 
+class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who a client is to the broker of an mqtts+sealed:// URL, "" where that asks nobody."""
+
+    user: str = ""
+    password: str = ""
+
+
+class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A gateway between a broker and a server: docs/howto/mqtt-nodes.md.
+
+    `name`: as it stands in members' URLs. `broker`: mqtts://host:port, mqtt:// on this machine only; `user`,
+    `password`: who it is there; `ca`: a PEM file that vouches for it, "" for the system's authorities.
+    `to`: the coordinator's or edge's https:// URL; `root`: a PEM file of the federation's root, by which that
+    server is recognised. Without it nobody is recognised on the way there: members check all the same.
+    `calls`: how many one member may have under way.
+    """
+
+    name: str = "gateway"
+    broker: str = ""
+    user: str = ""
+    password: str = ""
+    ca: str = ""
+    to: str = ""
+    root: str = ""
+    calls: int = 16
+
+
+class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a version comes to the members. `nodes`: whose turn is first, else a `first` part of them, one at
+    least; all others follow once those serve it. At each: `shadow`: requests it is compared on before it
+    answers any; `canary`: share of requests it answers then; `gates`: what takes it back; `stay`: seconds at
+    least in each stage; `hold`: wait there until it is promoted. `back`: once this part of members has taken
+    it back, all do.
+    """
+
+    nodes: tuple[str, ...] = ()
+    first: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+    shadow: Annotated[int, msgspec.Meta(ge=0, le=10**9)] = 200
+    canary: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    gates: Gates = Gates()
+    stay: Annotated[float, msgspec.Meta(ge=0, le=366 * 86400.0)] = 0.0
+    hold: bool = False
+    back: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+
+
+RolledOut: TypeAlias = Literal["now", "held", "staged"] | Rollout
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A coordinator: where it keeps its state, and where members and operators reach it.
 
@@ -60,6 +110,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `api`: operators. Port 0 takes a free one; the ports found stand in `ports.json`. `names`: further
     host names or addresses for the certificate. `store`: a database URL, SQLite in the folder by default.
     `patience`: seconds a member may be away before a round goes on without it; `edge_patience`: an edge.
+    `rollout`: how models of finished runs come to members: "now" all at once, "held" until `atoll model
+    rollout`, "staged" or a Rollout; a job may say otherwise.
     Members behind a proxy that ends TLS come by https+sealed:// URLs, each call signed.
     `insecure`: no TLS, for tests on loopback only.
     """
@@ -77,6 +129,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     heartbeat: float = 25.0
     hours: float = 24.0
     keep_days: float = 30.0
+    rollout: RolledOut = "now"
     insecure: bool = False
 
 
@@ -106,7 +159,9 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
     that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`: seconds without an
     ask after which the process that learns ends; its memory is free, and the next ask starts another.
-    `store`: how what it keeps on disk is encrypted.
+    `store`: how what it keeps on disk is encrypted. `broker`: who it is there, where it joins by one;
+    `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data set of
+    `source = NAME` is what is stored of one.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -119,13 +174,26 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     proxy: str = ""
     ca: str = ""
     data: dict[str, dict[str, Any]] = {}
+    sources: dict[str, Source] = {}
     policy: Policy = Policy()
     predict: str = ""
     parts: str = ""
     home: float = 60.0
     linger: float = 20.0
     store: Store = Store()
+    broker: Login = Login()
     insecure: bool = False
+
+
+def authorities(settings: Client | Edge) -> Path | None:
+    """Who vouches for the proxy or broker in between; None for the system's."""
+    return Path(settings.ca) if settings.ca else None
+
+
+def login(settings: Client | Edge) -> tuple[str, str] | None:
+    """A client's user and password at its broker."""
+    broker = getattr(settings, "broker", None)
+    return (broker.user, broker.password) if broker else None
 
 
 def read(path: Path, kind: type[S], **over: Any) -> S:
@@ -141,7 +209,8 @@ def read(path: Path, kind: type[S], **over: Any) -> S:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    table.setdefault("folder", ".")
+    if "folder" in kind.__struct_fields__:
+        table.setdefault("folder", ".")
     for key in _PATHS:
         if isinstance(table.get(key), str) and table[key]:
             table[key] = str(path.parent / table[key])
@@ -169,3 +238,20 @@ def address(text: str, path: str) -> tuple[str, int]:
     if not colon or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"expected host:port, as in 127.0.0.1:8443, got {text!r}", path)
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104  it is what ":port" asks for
+
+
+def rollout(value: Any, path: str = "$.rollout") -> Rollout | None:
+    """The plan that a setting stands for: "now", "held", "staged" or a table; None for the first two.
+
+    Raises ConfigError with the path of what is wrong.
+    """
+    if value in ("now", "held"):
+        return None
+    if isinstance(value, Rollout):
+        return value
+    try:
+        return msgspec.convert({} if value == "staged" else value, Rollout)
+    except msgspec.ValidationError as error:
+        text, _, inner = str(error).partition(" - at `$")
+        what = 'expected "now", "held", "staged" or a table' if isinstance(value, str) else text
+        raise ConfigError(what, path + inner.rstrip("`")) from None

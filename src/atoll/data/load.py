@@ -11,6 +11,7 @@ from atoll.core.errors import ConfigError
 from atoll.core.registry import build, parts
 
 from .examples import Dataset
+from .scans import holds_dicom
 
 _READERS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 
@@ -19,7 +20,7 @@ def load_data(source: str | Path | Mapping[str, Any], **options: Any) -> Dataset
     """The dataset called `source`, or your own at that path, or described by that table.
 
     load_data("mnist"), load_data("ai4i2020", type="onehot"), load_data("sites/*.csv", target="num"),
-    load_data({"name": "csv", "path": "sites", "target": "num"}).
+    load_data("scans/"), load_data({"name": "csv", "path": "sites", "target": "num"}).
     Raises ConfigError for an unknown name or option, DataError where the data do not fit.
     """
     if isinstance(source, Mapping):
@@ -29,8 +30,12 @@ def load_data(source: str | Path | Mapping[str, Any], **options: Any) -> Dataset
         return _dataset({"name": text, **options})
     if Path(text).is_dir():
         kinds = {_READERS[p.suffix] for p in Path(text).iterdir() if p.suffix in _READERS}
+        if holds_dicom(Path(text)):
+            kinds = {"dicom"}
         if len(kinds) != 1:
-            raise ConfigError(f"folder {text} must hold CSV or Parquet files, one kind of them", "$.path")
+            raise ConfigError(
+                f"folder {text} must hold CSV or Parquet files or DICOM images, one kind of them", "$.path"
+            )
         return _dataset({"name": kinds.pop(), "path": text, **options})
     if Path(text).suffix in _READERS:
         return _dataset({"name": _READERS[Path(text).suffix], "path": text, **options})

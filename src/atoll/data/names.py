@@ -8,6 +8,8 @@ from .gradients import oriented_gradients
 from .heart import heart_disease
 from .images import fashion_mnist, mnist
 from .load import load_data
+from .scans import dicom
+from .scrub import Report, deidentify
 from .sites import Sites
 from .skew import Heterogeneity, Recommendation, heterogeneity
 from .splits import dirichlet, feature_skew, iid, labels, natural, quantity, shards, similarity
@@ -21,12 +23,15 @@ __all__ = [
     "Heterogeneity",
     "Partitioner",
     "Recommendation",
+    "Report",
     "Sites",
     "ai4i2020",
     "arrays",
     "breast_cancer",
     "csv",
+    "deidentify",
     "diabetes",
+    "dicom",
     "digits",
     "dirichlet",
     "engines",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from ..core.aggregate import Aggregator, Sum
 from ..core.compose import check
@@ -24,6 +24,9 @@ from .exchange import Exchange, Plain
 from .robust import Buckets, Gather
 from .rules.rule import Rule
 from .server import adagrad, adam, mean, sgd, yogi
+
+if TYPE_CHECKING:
+    from .buffered import Buffered
 
 Wrap: TypeAlias = Callable[[Learner], Any]
 
@@ -48,12 +51,14 @@ class Roles:
     `client(local)`: what a client answers, None for its contribution as in learn/rounds.py.
     `edge(children, algorithm, online)`: what an edge answers, None for its children's sum; see Edge.
     `apart`: every client is a peer of its own; otherwise one peer may hold many and batch them.
+    `buffer`: updates may wait at their clients until such a buffer is full (learn/waiting.py).
     """
 
     coordinator: Callable[..., Coroutine[Any, Any, Any]]
     client: Callable[..., Responder] | None = None
     edge: Edge | None = None
     apart: bool = True
+    buffer: Buffered | None = None
 
 
 _ROUNDS = (
@@ -105,6 +110,13 @@ class Algorithm:
         return self.protocol is None and self.rule.sees == "each"
 
     @property
+    def buffer(self) -> Buffered | None:
+        """The buffer until which updates wait at their clients; None where they leave at once."""
+        if self.protocol is None or self.exchange.shows == "each":
+            return None
+        return self.protocol.buffer
+
+    @property
     def private(self) -> bool:
         """Whether noise hides single clients from whoever reads the models."""
         return dp.noisy(self.chain) is not None
@@ -127,7 +139,7 @@ class Algorithm:
             raise CompositionError(
                 f"noise is sized for a sum, and {type(self.rule).__name__} is another rule"
             )
-        if self.protocol is not None:
+        if self.protocol is not None and (self.buffer is None or dp.by_rows(self.chain)):
             raise CompositionError(_ROUNDS.format(self.name))
 
     def _check_summed(self) -> None:
@@ -145,9 +157,25 @@ class Algorithm:
                 f"{type(self.exchange).__name__} makes one sum of all: buckets go with secure_sum()"
             )
         if self.protocol is not None:
+            self._check_buffer()
+
+    def _check_buffer(self) -> None:
+        """Raise CompositionError where updates cannot wait for a sum, or that sum would be of too few."""
+        if self.buffer is None:
             raise CompositionError(
                 f"{self.name} has rounds of its own, in which single updates are seen: use an algorithm of"
-                " synchronous rounds, as fedavg or fedadam"
+                " synchronous rounds, as fedavg or fedadam, or fedbuff"
+            )
+        least = max(2, getattr(self.exchange, "least", 2))
+        if self.buffer.size < least:
+            raise CompositionError(
+                f"{self.name} steps with every {self.buffer.size} updates, and a sum is of {least} at least:"
+                f" use fedbuff(size={max(least, 10)})"
+            )
+        if not isinstance(self.rule, Sum):
+            raise CompositionError(
+                f"{self.name} sums buffers of updates, and {type(self.rule).__name__} is another rule: use an"
+                " algorithm of synchronous rounds"
             )
 
     def __str__(self) -> str:

@@ -51,7 +51,9 @@ S = TypeVar("S", bound=Step)
 
 @dataclass(kw_only=True)
 class Attempt:
-    """One attempt at a round's sum. `failed`: reasons so far, by client; `sent`: bytes of notes."""
+    """One attempt at a round's sum. `failed`: reasons so far, by client; `sent`: bytes of notes; `listed`:
+    who was in a list that members were asked to vouch for.
+    """
 
     p: Party
     plan: Plan
@@ -60,6 +62,7 @@ class Attempt:
     number: int
     failed: dict[int, str]
     sent: int = 0
+    listed: tuple[int, ...] = ()
 
     def label(self, group: int = 0) -> Label:
         """What binds all that is made for this attempt."""
@@ -179,8 +182,8 @@ def kept(local: Local, client: int, step: Step, what: str, group: int = 0) -> Se
 def keys(local: Local, client: int, step: Step, what: str, group: int = 0) -> bytes:
     """This client's keys for an attempt, the same ones however often it is asked.
 
-    Raises ProtocolError for an attempt that is over, and under a promise of privacy for a round whose sum
-    was opened.
+    Raises ProtocolError for an attempt that is over, where nothing waits to be summed, and under a promise of
+    privacy for a round whose sum was opened.
     """
     from ..privacy import secure_sum as ss
 
@@ -192,17 +195,23 @@ def keys(local: Local, client: int, step: Step, what: str, group: int = 0) -> by
         again = before is not None and before.opened and before.label.round == step.round
         if again and local.algorithm.private:
             raise ProtocolError("this round's sum was opened: another one of it would cost privacy again")
+        if local.algorithm.buffer and client not in local.waiting:
+            raise ProtocolError("no update of this client's waits to be summed")
         before = ss.begin(mine, client, seat.draw, seat.sign)
         seat.keep(client, before)
     return ss.keys_out(before.keys)
 
 
-def named(secret: Secret, reply: Reply) -> Secret:
-    """The secret once it knows by what name its client's update goes; "" for one that says nothing."""
+def named(local: Local, secret: Secret, reply: Reply) -> Secret:
+    """The secret once it knows by what name its client's update goes; "" for one that says nothing.
+
+    An update that waits is the same one at any age, whatever it weighs by then.
+    """
     numbers = reply.update.buffer
     if not numbers.any():
         return secret
-    made = blake2b(repr(reply.weight).encode(), digest_size=32)
+    weight = 1.0 if local.algorithm.buffer else reply.weight
+    made = blake2b(repr(weight).encode(), digest_size=32)
     made.update(numbers.view(np.uint8).data)
     return replace(secret, update=made.digest())
 
@@ -210,16 +219,17 @@ def named(secret: Secret, reply: Reply) -> Secret:
 def vouched(local: Local, secret: Secret, there: Collection[int]) -> None:
     """Raise PrivacyError where this client's update was in a sum of others than those who are `there`.
 
-    Under a promise of privacy each sum has noise of its own, and is paid for.
+    Under a promise of privacy each sum has noise of its own, and is paid for. One that waited for a sum does
+    not wait for another.
     """
     from ..privacy.certificate import member_of
 
     vouch = local.seat.vouch
-    if vouch is None or local.algorithm.private or not secret.update:
-        return
-    of = secret.roster.of
-    names = [member_of(of[c].chain).name if of[c].chain else str(c) for c in there if c in of]
-    vouch(secret.update, sorted(names))
+    if vouch is not None and not local.algorithm.private and secret.update:
+        of = secret.roster.of
+        names = [member_of(of[c].chain).name if of[c].chain else str(c) for c in there if c in of]
+        vouch(secret.update, sorted(names))
+    local.waiting.pop(secret.keys.client, None)
 
 
 def noise(secret: Secret, scale: Scale) -> Noise:

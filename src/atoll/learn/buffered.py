@@ -16,7 +16,8 @@ FedAsync: Xie, Koyejo, Gupta 2019, "Asynchronous federated optimization", alg. 1
 `concurrency` clients are in flight; when one comes back, another is drawn uniformly from those
 who are idle. Nobody is twice in a buffer, so what a client keeps for itself is committed exactly
 when its update is. A dead client costs its place only until its deadline. Server steps count as
-rounds. A client's role is that of learn/rounds.py.
+rounds. A client's role is that of learn/rounds.py. Where the job's exchange shows sums only, updates wait at
+their clients until the buffer is full (waiting.py).
 
 A run cut off goes on with the same clients in flight, each with the model it had. Without a world
 that gives the bytes of the undisturbed run; with one, the clock of those in flight starts again.
@@ -24,12 +25,12 @@ that gives the bytes of the undisturbed run; with one, the clock of those in fli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from ..core.aggregate import Aggregator, Reply, fold
+from ..core.aggregate import Aggregator, Points, Reply, fold
 from ..core.edge import Answer, Task, lifted, wire
 from ..core.errors import ConfigError, QuorumError
 from ..core.protocol import Party
@@ -62,16 +63,15 @@ class Buffered:
 
 @dataclass
 class Fleet:
-    """Clients at work: `flights` are their tasks by the number of the post, `turn` counts the draws.
-
-    A task's cohort is the one client it is for.
+    """Clients at work: `flights` are they and their tasks by the number of the post, `turn` counts the
+    draws.
     """
 
     p: Party
     plan: Plan
     rule: Buffered
     turn: int = 0
-    flights: dict[int, Task] = field(default_factory=dict)
+    flights: dict[int, tuple[int, Task]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.look()
@@ -84,7 +84,7 @@ class Fleet:
         """Draw clients, uniformly from the idle ones, until enough are in flight."""
         if type(self.plan.children) is not dict:  # clients move
             self.look()
-        busy = {task.cohort[0] for task in self.flights.values()} | buffer.used.keys()
+        busy = {client for client, _ in self.flights.values()} | buffer.used.keys()
         idle = [c for c in self.crew() if c not in busy and c in self.holder]
         enough = concurrency(self.rule, self.plan, len(self.crew()))
         while idle and len(self.flights) < enough:
@@ -104,9 +104,13 @@ class Fleet:
 
     def task(self, now: Progress, client: int) -> Task:
         """What a client is asked."""
-        points = update_points(replace(self.plan, max_weight=1.0), now.params, self.rule.size)
+        points = self.points(now, self.rule.size)
         key, used = self.p.key.at("round", now.round), (now.used.get(client, -1),)
         return Task(now.round, key, (client,), used, now.params, points, (client,))
+
+    def points(self, now: Progress, count: int) -> Points:
+        """Binary points for a sum of so many updates, each of which weighs 1 at most."""
+        return update_points(replace(self.plan, max_weight=1.0), now.params, count)
 
     def aggregator(self, task: Task) -> Aggregator:
         """What the answer to a task was summed by."""
@@ -115,18 +119,40 @@ class Fleet:
     async def send(self, now: Progress, client: int) -> None:
         """Post the model to a client."""
         task = self.task(now, client)
-        self.flights[await self.p.post(self.holder[client], task, deadline=self.plan.deadline)] = task
+        number = await self.p.post(self.holder[client], task, deadline=self.plan.deadline)
+        self.flights[number] = client, task
 
-    async def landed(self) -> tuple[Task, Answer]:
+    async def landed(self) -> tuple[int, Task, Answer]:
         """The next client to come back, with what it brings."""
         posted = await self.p.next()
-        task = self.flights.pop(posted.number)
-        return task, posted.body or Answer((), failed={task.cohort[0]: posted.reason})
+        client, task = self.flights.pop(posted.number)
+        return client, task, posted.body or Answer((), failed={client: posted.reason})
+
+    def update(self, now: Progress, task: Task, answer: Answer) -> Reply:
+        """The update that an answer brings, all by itself; of weight 0 if there is none."""
+        then = self.aggregator(task)
+        total = then.finish(lifted(then, answer).partial)
+        if not total.weight:
+            return Reply(total.update, 0.0)
+        update = total.update if total.weight == 1 else total.update.scale(1.0 / total.weight)
+        if self.rule.mix:
+            update = update + task.params - now.params
+        return Reply(update, 1.0, total.metrics)
+
+    async def total(self, now: Progress, buffer: Buffer) -> tuple[Answer, Aggregator] | None:
+        """The sum of a full buffer, in fixed point and so in any order, and what finishes it; None where it
+        failed, and the buffer is not full any more.
+        """
+        cohort = tuple(sorted(buffer.used))
+        rule = self.plan.algorithm.rule.at(
+            self.points(now, self.rule.size), cohort, self.p.key.at("round", now.round)
+        )
+        return Answer(cohort, fold(rule, list(buffer.replies.items()))), rule
 
     def saved(self) -> Any:
         """All that `resume` needs: draws so far, who has which version, and those versions."""
-        out = [(task.cohort[0], task.round) for task in self.flights.values()]
-        return self.turn, out, {task.round: task.params for task in self.flights.values()}
+        out = [(client, task.round) for client, task in self.flights.values()]
+        return self.turn, out, {task.round: task.params for _, task in self.flights.values()}
 
     async def resume(self, now: Progress) -> None:
         """After a restart: the same clients again, each with the model it had."""
@@ -137,52 +163,55 @@ class Fleet:
 
 @dataclass
 class Buffer:
-    """What has come in since the last step. `used`: whose updates, and of which version."""
+    """What has come in since the last step: `replies` by client, and the version that each is `used` for."""
 
-    replies: list[tuple[int, Reply]] = field(default_factory=list)
+    replies: dict[int, Reply] = field(default_factory=dict)
     used: dict[int, int] = field(default_factory=dict)
-    ages: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
     dropped: int = 0
     up: int = 0
     down: int = 0
 
-    def take(self, fleet: Fleet, now: Progress, task: Task, answer: Answer) -> bool:
+    def take(self, fleet: Fleet, now: Progress, client: int, task: Task, answer: Answer) -> bool:
         """Put an update in, weighed by its age, or count it as too old; False if there is none."""
         self.failed.update(answer.failed)
         self.up += answer.sent
         if not answer.clients:
             return False
-        rule, client, age = fleet.rule, task.cohort[0], now.round - task.round
+        rule, age = fleet.rule, now.round - task.round
         if rule.oldest is not None and age > rule.oldest:
             self.dropped += 1
             return True
-        then = fleet.aggregator(task)
-        total = then.finish(lifted(then, answer).partial)
-        if not total.weight:
+        reply = fleet.update(now, task, answer)
+        if not reply.weight:
             self.failed[client] = "its contribution has weight 0"
             return False
-        update = total.update if total.weight == 1 else total.update.scale(1.0 / total.weight)
-        if rule.mix:
-            update = update + task.params - now.params
-        self.replies.append((client, Reply(update, rule.say(age), total.metrics)))
+        self.replies[client] = replace(reply, weight=rule.say(age))
         self.used[client] = task.round
-        self.ages.append(age)
         return True
 
+    def lose(self, failed: Mapping[int, str]) -> None:
+        """Take out whose updates cannot be summed after all, and why not."""
+        self.failed.update(failed)
+        for client in failed:
+            self.replies.pop(client, None)
+            self.used.pop(client, None)
+
     def record(self, now: Progress, seconds: float) -> dict[str, Any]:
-        """The step's record; `staleness` is the mean age, `ages[k]` how many were k steps old."""
-        ages = [self.ages.count(age) for age in range(max(self.ages) + 1)]
+        """The record of the step that led to `now`; `staleness` is the mean age, `ages[k]` how many were k
+        steps old.
+        """
+        old = [now.round - 1 - version for version in self.used.values()]
+        ages = [old.count(age) for age in range(max(old) + 1)]
         failed = dict(self.failed)
-        record: dict[str, Any] = {
+        return {
             "round": now.round,
             "seconds": seconds,
-            "cohort": len(self.ages) + len(failed) + self.dropped,
-        }
-        record |= {"clients": len(self.ages), "failed": failed, "dropped": self.dropped}
-        return {
-            **record,
-            "staleness": sum(self.ages) / len(self.ages),
+            "cohort": len(old) + len(failed) + self.dropped,
+            "clients": len(old),
+            "failed": failed,
+            "dropped": self.dropped,
+            "staleness": sum(old) / len(old),
             "ages": ages,
             "down": self.down,
             "up": self.up,
@@ -190,10 +219,12 @@ class Buffer:
 
 
 async def coordinator(
-    rule: Buffered, p: Party, plan: Plan, fly: Callable[[Party, Plan, Buffered], Fleet] = Fleet
+    rule: Buffered, p: Party, plan: Plan, fly: Callable[[Party, Plan, Buffered], Fleet] | None = None
 ) -> Progress:
     """Keep clients at work and step whenever the buffer is full; resumes from `p.restored`."""
-    fleet = fly(p, plan, rule)
+    from .waiting import Ready  # made of what stands here
+
+    fleet = (fly or (Ready if plan.algorithm.buffer else Fleet))(p, plan, rule)
     concurrency(rule, plan, len(fleet.crew()))
     now = p.restored or begin(plan, p)
     if now.round == 0:
@@ -202,34 +233,35 @@ async def coordinator(
         await fleet.resume(now)
     while now.round < plan.rounds and not now.over:
         began = p.now
-        buffer = await collect(fleet, now)
-        now, train = step(fleet, now, buffer)
+        buffer, answer, whole = await collect(fleet, now)
+        now, train = step(fleet, now, buffer, answer, whole)
         record = {**buffer.record(now, p.now - began), "train": train}
         now = await report(p, plan, replace(now, more=fleet.saved()), record)
     return now
 
 
-async def collect(fleet: Fleet, now: Progress) -> Buffer:
-    """A full buffer. Raises QuorumError if clients fail again and again."""
+async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregator]:
+    """A full buffer and its sum. Raises QuorumError if clients fail again and again."""
     buffer, failures = Buffer(), 0
-    while len(buffer.replies) < fleet.rule.size:
-        await fleet.fill(now, buffer)
-        if not fleet.flights:
-            await fleet.p.sleep(PAUSE)
-            continue
-        task, answer = await fleet.landed()
-        failures = 0 if buffer.take(fleet, now, task, answer) else failures + 1
-        if failures >= PATIENCE * len(fleet.crew()):
-            raise QuorumError(f"{failures} answers in a row contributed nothing. {why(buffer.failed)}")
-    return buffer
+    while True:
+        while len(buffer.replies) < fleet.rule.size:
+            await fleet.fill(now, buffer)
+            if not fleet.flights:
+                await fleet.p.sleep(PAUSE)
+                continue
+            failures = 0 if buffer.take(fleet, now, *await fleet.landed()) else failures + 1
+            if failures >= PATIENCE * len(fleet.crew()):
+                raise QuorumError(f"{failures} answers in a row contributed nothing. {why(buffer.failed)}")
+        total = await fleet.total(now, buffer)
+        if total is not None:
+            return buffer, *total
 
 
-def step(fleet: Fleet, now: Progress, buffer: Buffer) -> tuple[Progress, Any]:
-    """The buffer's sum, in fixed point and so in any order, back through the chain onto the model."""
-    plan, cohort = replace(fleet.plan, max_weight=1.0), tuple(sorted(buffer.used))
-    key = fleet.p.key.at("round", now.round)
-    rule = plan.algorithm.rule.at(update_points(plan, now.params, fleet.rule.size), cohort, key)
-    after, train = apply(plan, now, rule, Answer(cohort, fold(rule, buffer.replies)), key)
+def step(
+    fleet: Fleet, now: Progress, buffer: Buffer, answer: Answer, whole: Aggregator
+) -> tuple[Progress, Any]:
+    """The buffer's sum back through the chain onto the model."""
+    after, train = apply(fleet.plan, now, whole, answer, fleet.p.key.at("round", now.round))
     return replace(after, used={**now.used, **buffer.used}), train
 
 
@@ -321,7 +353,8 @@ def fedasync(
 
 def _algorithm(name: str, rule: Buffered, lr: float, values: dict[str, Any]) -> Algorithm:
     steps = chain(sgd(lr), mean(over=rule.size))
-    return Algorithm(name, steps, weigh="equal", protocol=Roles(partial(coordinator, rule)), values=values)
+    roles = Roles(partial(coordinator, rule), buffer=rule)
+    return Algorithm(name, steps, weigh="equal", protocol=roles, values=values)
 
 
 def _whole(**values: int | None) -> None:

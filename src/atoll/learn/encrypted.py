@@ -150,19 +150,37 @@ class EncryptedSum:
         self, p: Party, plan: Plan, task: Task, rule: Callable[[Task], Aggregator], quorum: int | None
     ) -> tuple[Answer, Aggregator]:
         """The sum over those who answered; an attempt that goes wrong is followed by another."""
+
+        async def once(number: int, failed: dict[int, str]) -> Answer:
+            return await self.attempt(p, plan, task, rule, number, failed).sum(quorum)
+
+        reading = self.reading(plan, task)
+        return await attempts.tried(task, self.attempts, "encrypted sum", once), reading
+
+    def attempt(
+        self,
+        p: Party,
+        plan: Plan,
+        task: Task,
+        rule: Callable[[Task], Aggregator],
+        number: int,
+        failed: dict[int, str],
+    ) -> _Attempt:
+        """The attempt of that number at the sum of a task's clients. Raises ConfigError for too many."""
         if len(task.clients) > self.members:
             raise ConfigError(
                 f"{len(task.clients)} clients are asked, and encrypted_sum(members={self.members}) has room"
                 " for fewer"
             )
-        scale = self.scale(plan.algorithm, max(len(task.clients), 2), attempts.heaviest(plan))
+        scale = self._scale(plan, task)
+        return _Attempt(how=self, p=p, plan=plan, task=task, scale=scale, number=number, failed=failed)
 
-        async def once(number: int, failed: dict[int, str]) -> Answer:
-            attempt = _Attempt(how=self, p=p, plan=plan, task=task, scale=scale, number=number, failed=failed)
-            return await attempt.sum(quorum)
+    def reading(self, plan: Plan, task: Task) -> Read:
+        """What reads the sum of a task's clients."""
+        return Read(scale=self._scale(plan, task), plain=attempts.plain(task))
 
-        reading = Read(scale=scale, plain=attempts.plain(task))
-        return await attempts.tried(task, self.attempts, "encrypted sum", once), reading
+    def _scale(self, plan: Plan, task: Task) -> Scale:
+        return self.scale(plan.algorithm, max(len(task.clients), 2), attempts.heaviest(plan))
 
     # -- the client's role -------------------------------------------------------------------
 
@@ -205,7 +223,7 @@ class EncryptedSum:
         numbers = integers(client, reply, scale, rng, attempts.noise(secret, scale))
         layout = self.layout(len(numbers))
         tags = self.tags_of(own, client, layout.leaves[0].shape[1])
-        local.seat.keep(client, attempts.named(secret, reply))
+        local.seat.keep(client, attempts.named(local, secret, reply))
         made = bfv.encrypt(self.ring, own.s, self.tagged(numbers, tags))
         return Reply(Update(layout, made.reshape(-1), bits=self.bits))
 
@@ -258,6 +276,7 @@ class _Attempt(attempts.Attempt):
         self._enough(answer.clients, enough(self.how, self.plan.algorithm, len(keys)), "sent their updates")
         hidden: Partial = answer.partial
         there = sorted(answer.clients)
+        self.listed = tuple(there)
         words = await self._notes("agree", roster.clients, msgspec.msgpack.encode(there))
         self._enough(words, len(keys) // 2 + 1, "agreed to the sum")
         numbers = await self._read(there, words, hidden.sums[0].reshape(2, -1, bfv.N))

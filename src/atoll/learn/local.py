@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_bytes
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.edge import Answer, Task, contribute, lifted, merge_answers
 from ..core.errors import ConfigError, MisuseError, ProtocolError
@@ -22,6 +22,9 @@ from ..privacy import dp
 from .algorithm import Algorithm
 from .exchange import Seat
 from .failure import NOT_LET_IN, reason
+
+if TYPE_CHECKING:
+    from .waiting import Waiting
 
 CHUNK = 1 << 26  # bytes of updates held at once: 64 MiB
 
@@ -43,7 +46,7 @@ class Local:
     `key`: the run's random stream. Clients are trained in chunks whose updates fill CHUNK bytes,
     or as many as the learner's own `chunk`; how many cores a chunk takes is the learner's affair.
     `raw`: answer with each client's reply as it is, for others to lift; a device that holds one client does.
-    `seat`: where these clients sit in sums that are secure.
+    `seat`: where these clients sit in sums that are secure. `waiting`: updates of theirs that wait for one.
     """
 
     learner: Learner
@@ -57,6 +60,11 @@ class Local:
     def __post_init__(self) -> None:
         self.committed: dict[int, Held] = {}
         self.staged: dict[int, tuple[int, Held]] = {}
+        self.waiting: dict[int, Waiting] = {}
+
+    def trains(self, task: Task) -> bool:
+        """Whether a task is to train, and not to measure, nor to give what was learnt before."""
+        return task.want == "fit" and not (task.note and self.algorithm.buffer)
 
     def answer(self, task: Task) -> Answer:
         """What these clients contribute to the round, or how the model does on their data."""
@@ -64,11 +72,15 @@ class Local:
             return self._evaluate(task)
         if task.want == "note":
             return self.algorithm.exchange.reply(self, task)
+        if not self.trains(task):
+            from .waiting import give  # it knows buffers, and they know us
+
+            return give(self, task)
         for client, used in zip(task.clients, task.used, strict=True):
             self._settle(client, used)
         size = getattr(self.learner, "chunk", None) or max(1, CHUNK // max(task.params.buffer.nbytes, 1))
         chunks = [task.clients[i : i + size] for i in range(0, len(task.clients), size)]
-        aggregator = self._aggregator(task)
+        aggregator = self.aggregator(task)
         answer = Answer(())
         for clients in chunks:
             fresh, held = self._fit(task, clients)
@@ -99,7 +111,8 @@ class Local:
         made, held = self.staged.get(client, (None, None))
         return held if held is not None and made == used else self.committed.get(client, NOTHING)
 
-    def _aggregator(self, task: Task) -> Any:
+    def aggregator(self, task: Task) -> Any:
+        """What adds these clients' replies to a task; None where others do."""
         return None if self.raw else self.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
 
     def _fit(self, task: Task, clients: Sequence[int]) -> tuple[Answer, dict[int, Held]]:
@@ -116,7 +129,7 @@ class Local:
         held: dict[int, Held] = {}
         for client in clients:
             alone, its = self._fit(task, (client,))
-            answer = merge_answers(self._aggregator(task), answer, alone)
+            answer = merge_answers(self.aggregator(task), answer, alone)
             held |= its
         return answer, held
 
@@ -138,14 +151,22 @@ class Local:
         pairs = list(zip(clients, made, strict=True))
         chain = dp.mine(self.algorithm.chain, self.seat.coins)
         answer, after = contribute(pairs, chain, states, None, task, self.key)
-        answer = self.algorithm.exchange.outgoing(self, task, answer)
+        answer = self._outgoing(task, answer)
         if not self.raw:
             try:
-                answer = lifted(self._aggregator(task), answer)
+                answer = lifted(self.aggregator(task), answer)
             except ProtocolError as error:
                 raise ProtocolError(f"{NOT_LET_IN}{error}") from None
         kept = {client: Held(c.state, after.get(client)) for client, c in pairs}
         return answer, {c: h for c, h in kept.items() if h.learner is not None or h.chain is not None}
+
+    def _outgoing(self, task: Task, answer: Answer) -> Answer:
+        """The replies as they leave their clients, or wait there."""
+        if self.algorithm.buffer is None:
+            return self.algorithm.exchange.outgoing(self, task, answer)
+        from .waiting import keep
+
+        return keep(self, task, answer)
 
     def _round(self, task: Task) -> Rng:
         key = dp.row_stream(self.seat.coins) if dp.by_rows(self.algorithm.chain) else self.key

@@ -89,20 +89,39 @@ class SecureSum:
         """The sum over those who stay; an attempt that too few stay in is followed by another."""
         buckets = rule(task)
         k = buckets.k if isinstance(buckets, Buckets) else 1
-        scale = self.scale(plan.algorithm, max(2, -(-len(task.clients) // k)), attempts.heaviest(plan))
 
         async def once(number: int, failed: dict[int, str]) -> Answer:
-            attempt = _Attempt(
-                p=p, plan=plan, task=task, scale=scale, number=number, failed=failed,
-                rule=rule, least=max(self.least, 2), groups={0: task.clients},
-            )  # fmt: skip
+            attempt = self.attempt(p, plan, task, rule, number, failed, k)
             if isinstance(buckets, Buckets):
                 await attempt.deal(buckets.k)
             return await attempt.sum(quorum)
 
-        reading = Read(scale=scale, plain=attempts.plain(task))
+        reading = self.reading(plan, task, k)
         finishing = Counted(replace(buckets, inner=reading)) if isinstance(buckets, Buckets) else reading
         return await attempts.tried(task, self.attempts, "secure sum", once), finishing
+
+    def attempt(
+        self,
+        p: Party,
+        plan: Plan,
+        task: Task,
+        rule: Callable[[Task], Aggregator],
+        number: int,
+        failed: dict[int, str],
+        k: int = 1,
+    ) -> _Attempt:
+        """The attempt of that number at the sum of a task's clients, in `k` groups."""
+        return _Attempt(
+            p=p, plan=plan, task=task, scale=self._scale(plan, task, k), number=number, failed=failed,
+            rule=rule, least=max(self.least, 2), groups={0: task.clients},
+        )  # fmt: skip
+
+    def reading(self, plan: Plan, task: Task, k: int = 1) -> Read:
+        """What reads the sum of a task's clients, or of one of their `k` groups."""
+        return Read(scale=self._scale(plan, task, k), plain=attempts.plain(task))
+
+    def _scale(self, plan: Plan, task: Task, k: int) -> Scale:
+        return self.scale(plan.algorithm, max(2, -(-len(task.clients) // k)), attempts.heaviest(plan))
 
     def scale(self, algorithm: Algorithm, members: int, heaviest: float) -> Scale:
         """A round's, for so many members: with noise where the algorithm has some."""
@@ -151,7 +170,7 @@ class SecureSum:
         secret = attempts.kept(local, client, step, WHAT, step.of(client)[0])
         rng = local.key.at("secure", client, task.round)
         numbers = integers(client, reply, scale, rng, attempts.noise(secret, scale))
-        secret, hidden = mask(attempts.named(secret, reply), task.notes[client], numbers, self.bits)
+        secret, hidden = mask(attempts.named(local, secret, reply), task.notes[client], numbers, self.bits)
         local.seat.keep(client, secret)
         return Reply(Update(scale.layout(reply.update.layout), hidden, bits=self.bits))
 
@@ -197,6 +216,7 @@ class _Attempt(attempts.Attempt):
         answer = await self._vectors({c: m for s in shared.values() for c, m in ss.routed(s).items()}, quorum)
         there = self._enough(dict.fromkeys(answer.clients, b""), enough, "sent their vectors", shared)
         lists = {g: ss.survivors_out(clients) for g, clients in there.items()}
+        self.listed = tuple(c for clients in there.values() for c in clients)
         signed = await self._notes("sign", {g: (tuple(there[g]), lists[g]) for g in there})
         enough = {g: rosters[g].threshold for g in there}
         signatures = self._enough(signed, enough, "signed who is there")
@@ -257,14 +277,14 @@ class _Attempt(attempts.Attempt):
             for g in (least if among is None else among)
         }
         held = {g: notes for g, notes in by.items() if len(notes) >= least[g]}
-        for g in by.keys() - held.keys():
-            few = f"{len(by[g])} of {len(self.groups[g])} clients {did}: {least[g]} must"
-            self.failed.update(dict.fromkeys(by[g], f"its secure sum was given up: {few}"))
+        few = {
+            g: f"{len(by[g])} of {len(self.groups[g])} clients {did}: {least[g]} must"
+            for g in by.keys() - held.keys()
+        }
         if not held:
-            most = max(by, key=lambda g: len(by[g]))
-            raise ProtocolError(
-                f"{len(by[most])} of {len(self.groups[most])} clients {did}: {least[most]} must"
-            )
+            raise ProtocolError(few[max(by, key=lambda g: len(by[g]))])
+        for g, why in few.items():
+            self.failed.update(dict.fromkeys(by[g], f"its secure sum was given up: {why}"))
         return held
 
 

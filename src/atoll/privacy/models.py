@@ -1,11 +1,14 @@
 """Signed models: nobody on the way can give another model or an older one.
 
-    {"manifest": {federation, run, name, version, sha256, created, takes_back},
+    {"manifest": {federation, run, name, version, sha256, created, takes_back, order?},
      "chain": PEM of the coordinator that signed, "signature": base64}
 
 Versions of a name only rise. A roll-back is an order of its own: it says up to which version it takes
 back, and holds for clients between the two; later versions are above that. Who keeps count therefore
 keeps `newest(manifest)`, and a roll-back that is shown again later has no effect.
+
+A manifest with an order (orders.py) says how a version is rolled out. Several may name the same version; that
+their numbers rise is kept by whoever obeys them (serve/rollout.py).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import msgspec
 
 from ..core.errors import MisuseError, ProtocolError
 from .certificate import PrivateKey, member_of, sign, verify
+from .orders import Order
 
 LONGEST = 128 * 1024  # bytes
 _PURPOSE = "atoll model"
@@ -33,6 +37,7 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     created: float
     takes_back: _Count = 0
+    order: Order | msgspec.UnsetType = msgspec.UNSET  # so that a manifest without one has no such field
 
 
 class _Signed(msgspec.Struct, forbid_unknown_fields=True):
@@ -45,7 +50,8 @@ def sign_model(key: PrivateKey, chain: bytes, manifest: Mapping[str, Any]) -> by
     """The signed manifest as JSON, at most 128 KiB.
 
     `manifest`: federation, run, name: text; version: from 1; sha256: 64 hex digits; created: Unix seconds;
-    takes_back: only in a roll-back order, the newest version it takes back. Raises MisuseError.
+    takes_back: only in a roll-back order, the newest version it takes back; order: the fields of an Order,
+    where it is rolled out in stages. Raises MisuseError.
     """
     try:
         checked = msgspec.convert(dict(manifest), _Manifest)
@@ -58,7 +64,8 @@ def sign_model(key: PrivateKey, chain: bytes, manifest: Mapping[str, Any]) -> by
 
 
 def open_model(data: bytes, roots: bytes, *, now: float | None, above: int = 0) -> dict[str, Any]:
-    """The manifest, signed by a coordinator of its federation and newer than version `above`.
+    """The manifest, signed by a coordinator of its federation and newer than version `above`; one with an
+    order may name that version again.
 
     `now`: Unix seconds; None to judge the certificate by the manifest's own date, for a model that was
     accepted once and is served again after its signer's certificate has ended. Raises ProtocolError.
@@ -75,7 +82,8 @@ def open_model(data: bytes, roots: bytes, *, now: float | None, above: int = 0) 
     signer = verify(signed.chain.encode(), roots, _canonical(manifest), signature, now=when, purpose=_PURPOSE)
     if signer.role != "coordinator" or signer.federation != manifest.federation:
         raise ProtocolError(f"{signer.uri} may not sign models of {manifest.federation}: a coordinator does")
-    if not (manifest.version > above or above <= manifest.takes_back):
+    again = manifest.order is not msgspec.UNSET and manifest.version == above
+    if not (manifest.version > above or above <= manifest.takes_back or again):
         raise ProtocolError(
             f"model {manifest.name} came as version {manifest.version} and is at {above} here: it only rises"
         )

@@ -55,6 +55,10 @@ CREATE TABLE about (hash TEXT);
 """
 
 
+class Absent(StateError):  # noqa: N818  it says what is
+    """There is no such store yet."""
+
+
 class Kept(NamedTuple):
     """A stored reading: its number from 0, device, Unix seconds, id, cells in the order of the columns."""
 
@@ -109,7 +113,7 @@ class Store:
     ) -> Store:
         """The store `name` of a client's folder; with `rules` it is made where there is none.
 
-        Raises StateError where its key is missing or not sealed by this vault.
+        Raises Absent where there is none to read, StateError where its key is missing or another vault's.
         """
         path, lock = _files(folder, name)
         if path.with_suffix(".wiping").exists():
@@ -120,7 +124,7 @@ class Store:
                     f"{lock} is missing, and {path.name} needs it: restore it, or wipe the store"
                 )
             if rules is None:
-                raise StateError(f"there are no readings of {name!r} here yet")
+                raise Absent(f"there are no readings of {name!r} here yet")
             vault.write(lock, os.urandom(KEY))
         return cls(path, vault.read(lock), vault, rules, quota, days)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import StateError
 from .model import Model
+from .strict import Strict
 
 ROWS = 256  # of a run that several requests share; what is larger runs by itself
 
@@ -94,7 +95,7 @@ class Batches(Generic[K, T, R]):
                 future.set_result(found)
 
 
-def together(model: Model, xs: Sequence[NDArray[np.float32]]) -> list[Answers | StateError]:
+def together(model: Model | Strict, xs: Sequence[NDArray[np.float32]]) -> list[Answers | StateError]:
     """The model's answers to each of xs (n, ...), as if it ran by itself, in as few runs as may be.
 
     A model that fails on one of them fails on that one alone.
@@ -107,7 +108,7 @@ def together(model: Model, xs: Sequence[NDArray[np.float32]]) -> list[Answers | 
     return [one for one in found if one is not None]
 
 
-def _groups(model: Model, xs: Sequence[NDArray[Any]]) -> list[list[int]]:
+def _groups(model: Model | Strict, xs: Sequence[NDArray[Any]]) -> list[list[int]]:
     """Places of xs that may share a run: rows of one shape, at most ROWS together."""
     groups: list[list[int]] = []
     open_: dict[tuple[int, ...], tuple[list[int], int]] = {}
@@ -121,7 +122,7 @@ def _groups(model: Model, xs: Sequence[NDArray[Any]]) -> list[list[int]]:
     return groups
 
 
-def _joined(model: Model, xs: Sequence[NDArray[np.float32]]) -> list[Answers] | None:
+def _joined(model: Model | Strict, xs: Sequence[NDArray[np.float32]]) -> list[Answers] | None:
     """Answers of one run over all rows, or None where they cannot be told apart again."""
     try:
         found = model.run(np.concatenate(xs))
@@ -134,7 +135,7 @@ def _joined(model: Model, xs: Sequence[NDArray[np.float32]]) -> list[Answers] | 
     return [{name: part[k] for name, part in parts.items()} for k in range(len(xs))]
 
 
-def _alone(model: Model, x: NDArray[np.float32]) -> Answers | StateError:
+def _alone(model: Model | Strict, x: NDArray[np.float32]) -> Answers | StateError:
     try:
         return model.run(x)
     except StateError as error:

@@ -1,145 +1,313 @@
-"""The models a site serves: the newest of each name, kept on disk, swapped without a gap.
+"""The models a site serves: a champion of each name, maybe a candidate on trial, swapped without a gap.
 
 A model comes with a signed manifest (privacy/models.py). What was accepted once is served again after a
-restart, whether or not the coordinator can be reached. On disk each name has a folder:
+restart, whether or not the coordinator can be reached. place.py says how it stands on disk, rollout.py when a
+candidate answers, becomes champion or is taken back, shadow.py how the two are compared.
 
-    <name>/signed.json      the manifest, written last: it names the model file by its SHA-256
-    <name>/<sha256>.onnx
+    served = shelf.pick(name, ticket)              who is to answer: the same for the same ticket
+    served, found = shelf.answer(served, rows)     its answer, or the champion's where a candidate broke
+    shelf.seen(served, ticket, rows)               for the comparison, which is beside: returns at once
+    shelf.feedback(name, ticket, labels)           the truth, whenever it comes
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from ..core.errors import AtollError, IntegrityError, MisuseError, StateError
-from ..wire.files import whole
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import AtollError, MisuseError, StateError
+from . import rollout
+from .evidence import Pair
 from .model import Model
+from .place import Place
+from .rollout import Line, Move
+from .row import NAME, Opened, Row, Slot, loaded, name_of, order_of, read, said, signed_for
+from .shadow import Copy, Shadow, worse
+from .strict import Strict
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-# (manifest, above) -> its fields, or ProtocolError where the signature will not do or the version is not
-# above `above`; that is None where it was accepted before and is read from this site's own disk.
-Opened: TypeAlias = Callable[[bytes, int | None], Mapping[str, Any]]
+NOTED = 64  # requests compared between two notes of the evidence on disk
+TICKETS = 4096  # requests whose labels may still come
 
 
 class Served(NamedTuple):
-    """One model in use. `newest`: the version that the next one must exceed."""
+    """One model in use. `trial`: it is no champion yet."""
 
     name: str
     version: int
-    model: Model
-    newest: int
+    model: Model | Strict
+    trial: bool = False
 
 
 class Shelf:
     """Models by name. `folder`: where they are kept, None for nowhere. `opened`: checks manifests.
 
     Reading what is on disk never fails as a whole: `problems` names each model that cannot be served,
-    with the reason.
+    with the reason. `moved`: called with (name, move, figures) after each change, in the thread that made it.
     """
 
-    def __init__(self, folder: str | Path | None = None, opened: Opened | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        opened: Opened | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._folder = None if folder is None else Path(folder)
         self._opened = opened
-        self._served: dict[str, Served] = {}
+        self._clock = clock
+        self._rows: dict[str, Row] = {}
+        self._change = threading.RLock()
+        self._shadow = Shadow(self._told)
+        self._pairs: OrderedDict[tuple[str, str], tuple[int, Pair]] = OrderedDict()
+        self.moved: list[Callable[[str, Move, Mapping[str, float]], None]] = []
         self.problems: dict[str, str] = {}
         for place in sorted(self._folder.iterdir()) if self._folder and self._folder.is_dir() else ():
             try:
-                self._served[place.name] = self._read(place)
+                if opened is None:
+                    raise MisuseError("a Shelf needs `opened` to read models from disk")
+                self._rows[place.name], problem = read(Place(place), opened, clock())
+                if problem:
+                    self.problems[place.name] = problem
             except (AtollError, OSError) as error:
-                self.problems[place.name] = f"{type(error).__name__}: {error}"
+                self.problems[place.name] = said(error)
 
     def __iter__(self) -> Iterator[Served]:
-        return iter(tuple(self._served.values()))
+        return iter([_champion(name, row) for name, row in self._rows.items()])
 
     def get(self, name: str = "") -> Served | None:
-        """The model of that name, or the only one there is; whoever holds it may go on using it."""
-        if not name and len(self._served) == 1:
-            return next(iter(self._served.values()), None)
-        return self._served.get(name)
+        """The champion of that name, or of the only one there is; whoever holds it may go on using it."""
+        found = self._find(name)
+        return None if found is None else _champion(*found)
 
-    def take(self, manifest: bytes, data: bytes) -> Served:
-        """Check a signed model, keep it on disk and serve it from now on, in place of the one before.
+    def pick(self, name: str, ticket: str) -> Served | None:
+        """Who is to answer the request with this ticket: the same while a stage lasts."""
+        found = self._find(name)
+        if found is None:
+            return None
+        name, row = found
+        trial, slot = row.line.candidate, row.candidate
+        if trial is None or slot is None or not rollout.gives(row.line, name, ticket):
+            return _champion(name, row)
+        return Served(name, trial.version, slot.strict, trial=True)
 
-        The old one answers until the new one is loaded. Raises ProtocolError for a signature or a
-        version that will not do, IntegrityError for other bytes, StateError for bytes that are no model
-        or where the disk is full; then the old one stays.
+    def line(self, name: str) -> Line | None:
+        """How far a name's roll-out is: a record of versions, orders and counts."""
+        row = self._rows.get(name)
+        return None if row is None else row.line
+
+    def seen(self, served: Served, ticket: str, rows: NDArray[np.float32]) -> None:
+        """These rows were answered. Where there is a candidate, both models are compared on a copy."""
+        row = self._rows.get(served.name)
+        if row is None or row.candidate is None or row.line.candidate is None or not len(rows):
+            return
+        pair = row.champion.strict, row.candidate.strict
+        version = row.line.candidate.version
+        self._shadow.offer(Copy(served.name, version, ticket, rows, *pair, given=served.trial))
+
+    def answer(self, served: Served, rows: NDArray[np.float32]) -> tuple[Served, dict[str, NDArray[Any]]]:
+        """Its answers to rows (n, ...), and whose they are: the champion's where a candidate breaks on them,
+        which takes the candidate back. Raises StateError where the champion cannot answer.
+        """
+        try:
+            return served, served.model.run(rows)
+        except StateError as error:
+            row = self._rows.get(served.name)
+            if row is None or not served.trial:
+                raise
+            found = row.champion.model.run(rows)
+            why = str(error)
+            self._step(served.name, lambda line: rollout.broke(line, served.version, why))
+            return _champion(served.name, row), found
+
+    def feedback(self, name: str, ticket: str, labels: Sequence[float]) -> bool:
+        """What is true of the rows of a request, in order. False where it was not compared, or long ago."""
+        found = self._find(name)
+        with self._change:
+            kept = None if found is None else self._pairs.pop((found[0], ticket), None)
+        if found is None or kept is None or not labels:
+            return False
+        version, pair = kept
+        rows = min(len(labels), len(pair.champion))
+        self._step(
+            found[0],
+            lambda line: rollout.labelled(line, version, worse(pair, labels), rows, self._clock()),
+        )
+        return True
+
+    def take(self, manifest: bytes, data: bytes | None = None) -> Served:
+        """Check a signed model, keep it on disk and begin its roll-out: what serves from now on.
+
+        `data`: None where `holds(manifest)`. Without an order in the manifest it serves at once, in place
+        of the one before, which answers until the new one is loaded. Raises ProtocolError for a signature,
+        version or order that will not do, IntegrityError for other bytes, StateError for bytes that are no
+        model or where the disk is full; then everything stays as it was.
         """
         if self._opened is None:
             raise MisuseError("a Shelf without `opened` trusts nobody's signature: use put(...)")
-        told = self._opened(manifest, None)  # only to know its name
-        old = self._served.get(_name(told))
-        fields = self._opened(manifest, 0 if old is None else old.newest)
-        fresh = _served(fields, data)
-        if self._folder is not None:
-            self._keep(self._folder / fresh.name, manifest, str(fields["sha256"]), data)
-        return self._serve(fresh)
+        name = name_of(self._opened(manifest, None))  # only to know its name
+        with self._change:
+            row = self._rows.get(name)
+            line = Line() if row is None else row.line
+            fields = self._opened(manifest, line.newest)
+            version, order = int(fields["version"]), order_of(fields)
+            takes_back = int(fields.get("takes_back", 0))
+            after, move = rollout.accepted(line, version, order, takes_back, self._clock())
+            trial = after.candidate
+            if version not in (after.champion, 0 if trial is None else trial.version):
+                slot, data = None, None  # it was taken back here before
+            else:
+                slot = self._slot(name, fields, manifest, data, row)
+            fresh = _placed(after, row, slot, version)
+            self._write(name, fresh, row, data, slot)
+            self._serve(name, fresh)
+        self._say(name, move, fresh.line)
+        return _champion(name, fresh)
+
+    def holds(self, manifest: bytes) -> bool:
+        """Whether the bytes of this model are here. Raises ProtocolError for a signature that will not do."""
+        if self._opened is None:
+            return False
+        fields = self._opened(manifest, None)
+        row = self._rows.get(name_of(fields))
+        return row is not None and fields["sha256"] in {slot.sha256 for slot in row.slots}
 
     def put(self, name: str, version: int, data: bytes) -> Served:
         """Serve a model of one's own, without a manifest; it is not kept. Raises StateError as `take`."""
         if not NAME.fullmatch(name):
             raise MisuseError(f"a model's name is lower-case letters, digits, dots and dashes, got {name!r}")
-        return self._serve(Served(name, version, Model(data, name), version))
+        model = Model(data, name)
+        row = Row(Line(version, version), Slot(model, Strict(model)))
+        self._serve(name, row)
+        return _champion(name, row)
 
-    def _serve(self, fresh: Served) -> Served:
-        self._served = {**self._served, fresh.name: fresh}
-        self.problems.pop(fresh.name, None)
-        return fresh
+    def settle(self) -> None:
+        """Wait until all requests that were taken for comparison have been compared."""
+        self._shadow.settle()
 
-    def _read(self, place: Path) -> Served:
-        if self._opened is None:
-            raise MisuseError("a Shelf needs `opened` to read models from disk")
-        fields = self._opened((place / "signed.json").read_bytes(), None)
-        if _name(fields) != place.name:
-            raise StateError(f"the folder {place.name!r} holds the model {_name(fields)!r}: move it back")
-        return _served(fields, (place / _file(str(fields["sha256"]))).read_bytes())
+    def close(self) -> None:
+        """End the comparison and note how far it is."""
+        self._shadow.close()
+        for name, row in self._rows.items():
+            if row.candidate is not None:
+                with self._change:
+                    self._change_line(name, row, rollout.ended(row.line), None)
 
-    def _keep(self, place: Path, manifest: bytes, digest: str, data: bytes) -> None:
-        model = place / _file(digest)
-        try:
-            for file, content in ((model, data), (place / "signed.json", manifest)):
-                with whole(file) as out:
-                    out.write(content)
-                _sync(place)
-        except OSError as error:
-            raise StateError(f"{place} cannot be written: {error.strerror}") from None
-        for other in place.glob("*.onnx"):
-            if other != model:
-                with suppress(OSError):
-                    other.unlink()
+    # -- changes ------------------------------------------------------------------------------
+
+    def _find(self, name: str) -> tuple[str, Row] | None:
+        rows = self._rows
+        if not name and len(rows) == 1:
+            return next(iter(rows.items()), None)
+        row = rows.get(name)
+        return None if row is None else (name, row)
+
+    def _told(self, copy: Copy, found: Pair | str) -> None:
+        """What the comparison of a request came to."""
+
+        def step(line: Line) -> tuple[Line, Move | None]:
+            if isinstance(found, str):
+                return rollout.broke(line, copy.version, found)
+            line = rollout.dropped(line, copy.version, self._shadow.dropped(copy.name))
+            return rollout.compared(line, copy.version, found, self._clock())
+
+        if not isinstance(found, str):
+            with self._change:
+                self._pairs[copy.name, copy.ticket] = copy.version, found
+                while len(self._pairs) > TICKETS:
+                    self._pairs.popitem(last=False)
+        self._step(copy.name, step)
+
+    def _step(self, name: str, step: Callable[[Line], tuple[Line, Move | None]]) -> None:
+        with self._change:
+            row = self._rows.get(name)
+            if row is None:
+                return
+            after, move = step(row.line)
+            move = self._change_line(name, row, after, move)
+        self._say(name, move, row.line)
+
+    def _change_line(self, name: str, row: Row, after: Line, move: Move | None) -> Move | None:
+        """On disk first, then in memory; the move, None where it was not made.
+
+        Where the disk takes nothing, a candidate does not go on, and goes back all the same.
+        """
+        fresh = row._replace(line=after)
+        if move is not None and move.stage == "served" and row.candidate is not None:
+            fresh = Row(after, row.candidate)
+        elif after.candidate is None:
+            fresh = fresh._replace(candidate=None)
+        if move is not None or _due(after):
+            try:
+                self._write(name, fresh, row, None, None)
+                self.problems.pop(name, None)
+            except StateError as error:
+                self.problems[name] = said(error)
+                if move is not None and move.stage != "back":
+                    return None
+        self._serve(name, fresh, clear=False)
+        return move
+
+    def _write(self, name: str, fresh: Row, row: Row | None, data: bytes | None, new: Slot | None) -> None:
+        if self._folder is None:
+            return
+        place = Place(self._folder / name)
+        if data is not None and new is not None:
+            place.add(new.sha256, data)
+        if row is None or fresh.champion.manifest != row.champion.manifest:
+            place.crown(fresh.champion.manifest)
+        place.note(fresh.line, b"" if fresh.candidate is None else fresh.candidate.manifest)
+        place.tidy(slot.sha256 for slot in fresh.slots)
+
+    def _serve(self, name: str, fresh: Row, *, clear: bool = True) -> None:
+        self._rows = {**self._rows, name: fresh}
+        if clear:
+            self.problems.pop(name, None)
+
+    def _say(self, name: str, move: Move | None, line: Line) -> None:
+        if move is not None:
+            figures = line.candidate.seen.figures() if line.candidate is not None else {}
+            for tell in self.moved:
+                tell(name, move, figures)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def _slot(
+        self, name: str, fields: Mapping[str, Any], manifest: bytes, data: bytes | None, row: Row | None
+    ) -> Slot:
+        """The model of a manifest: one that is loaded already, or one of these bytes."""
+        digest = str(fields["sha256"])
+        if data is not None:
+            signed_for(fields, data)
+        for slot in row.slots if row is not None else ():
+            if slot.sha256 == digest:
+                return slot._replace(manifest=manifest)
+        if data is None:
+            raise StateError(f"model {name} {fields['version']}: its bytes are not here yet")
+        return loaded(fields, manifest, data)
 
 
-def _served(fields: Mapping[str, Any], data: bytes) -> Served:
-    name, version = _name(fields), int(fields["version"])
-    if hashlib.sha256(data).hexdigest() != fields["sha256"]:
-        raise IntegrityError(f"model {name} {version}: the bytes are not those that were signed")
-    return Served(name, version, Model(data, name), max(version, int(fields.get("takes_back", 0))))
+def _placed(after: Line, row: Row | None, slot: Slot | None, version: int) -> Row:
+    """A name once a manifest for `version` was accepted; `slot`: its model, None for one taken back."""
+    if slot is None:
+        assert row is not None  # noqa: S101  it was here
+        return row._replace(line=after)
+    if row is None or version == after.champion:
+        return Row(after, slot)
+    return Row(after, row.champion, slot)
 
 
-def _name(fields: Mapping[str, Any]) -> str:
-    name = str(fields["name"])
-    if not NAME.fullmatch(name):
-        raise StateError("a model's name is lower-case letters, digits, dots and dashes")
-    return name
+def _champion(name: str, row: Row) -> Served:
+    return Served(name, row.line.champion, row.champion.model)
 
 
-def _file(digest: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise StateError("a manifest names its model by a SHA-256 in hex")
-    return f"{digest}.onnx"
-
-
-def _sync(folder: Path) -> None:
-    """A rename lasts only once the folder is on disk."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _due(line: Line) -> bool:
+    """Whether the evidence is to be noted now."""
+    trial = line.candidate
+    return trial is not None and (trial.seen.n + trial.seen.labelled) % NOTED == 0

@@ -1,7 +1,9 @@
 """Predictions where the data are: a small HTTP service over the models of a Shelf.
 
     POST /v1/predict   {"rows": [[1.0, 2.0]], "model": "name"}     "model" may be left out if there is one
-        200  {"predictions": {"label": [1], "probabilities": [[0.1, 0.9]]}, "model": {"name", "version"}}
+        200  {"predictions": {"label": [1], "probabilities": [[0.1, 0.9]]}, "model": {"name", "version"},
+              "ticket": "7f3a..."}
+    POST /v1/feedback  {"ticket": "7f3a...", "labels": [1]}        the truth, for models on trial
     GET  /v1/models    what is served
     GET  /healthz      200 once there is a model
 
@@ -17,9 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -38,6 +41,7 @@ SMALL = 64 << 10  # bytes of a request that may share a run with others
 WAITING = 64  # requests that may wait for a thread
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
+T = TypeVar("T")
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Seen: TypeAlias = Callable[[Served, NDArray[np.float32], Answers], None]
 
@@ -45,11 +49,27 @@ Seen: TypeAlias = Callable[[Served, NDArray[np.float32], Answers], None]
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     rows: msgspec.Raw
     model: str = ""
+    ticket: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+class _Truth(msgspec.Struct, forbid_unknown_fields=True):
+    ticket: str
+    labels: list[float]
+    model: str = ""
+
+
+class _Waiting(NamedTuple):
+    """A request: rows as they came, or a node's sealed ones."""
+
+    ticket: str
+    rows: msgspec.Raw | Question
 
 
 class _Unsure(NamedTuple):
     """Answers of which a larger model is to be asked about some `rows`."""
 
+    served: Served
+    ticket: str
     x: NDArray[np.float32]
     found: Answers
     rows: NDArray[np.intp]
@@ -88,6 +108,7 @@ def app(
     service.start(threads, batch)
     made = web.Application(middlewares=[service.guard], client_max_size=BODY)
     made.router.add_post("/v1/predict", service.predict)
+    made.router.add_post("/v1/feedback", service.feedback)
     made.router.add_get("/v1/models", service.models)
     made.router.add_get("/healthz", service.health)
     if above is not None:
@@ -141,9 +162,7 @@ class _Service:
 
     def start(self, threads: int, batch: int) -> None:
         """Have threads to run models in."""
-        self._batches: Batches[Served, msgspec.Raw | Question, bytes | _Unsure] = Batches(
-            self._run, threads, batch
-        )
+        self._batches: Batches[Served, _Waiting, bytes | _Unsure] = Batches(self._run, threads, batch)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -167,19 +186,12 @@ class _Service:
             raise _Refused(401, "this service wants its token: send Authorization: Bearer ...")
 
     async def predict(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            raise _Refused(415, "send rows as application/json")
-        body = await request.read()
-        try:
-            asked = msgspec.json.decode(body, type=_Asked)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise _Refused(
-                400, 'expected {"rows": [[...], ...]}, and "model" where there are several'
-            ) from None
-        served = self._pick(asked.model)
-        answer = await self._answer(served, asked.rows, len(body))
+        asked = await self._read(
+            request, _Asked, 'expected {"rows": [[...], ...]}, and "model" where there are several'
+        )
+        answer = await self._answer(asked.model, _Waiting(asked.ticket, asked.rows), len(bytes(asked.rows)))
         if isinstance(answer, _Unsure):
-            answer = await self._settled(served, answer)
+            answer = await self._settled(answer)
         return web.Response(body=answer, content_type="application/json")
 
     async def key(self, request: web.Request) -> web.Response:
@@ -196,17 +208,14 @@ class _Service:
             raise _Refused(409, str(error)) from None
         except DataError as error:
             raise _Refused(400, str(error)) from None
-        answer = await self._answer(self._pick(question.model), question, len(body))
+        answer = await self._answer(question.model, _Waiting("", question), len(body))
         return web.Response(body=answer, content_type="application/octet-stream")
 
-    def _pick(self, name: str) -> Served:
-        """The one place where a request is given its model."""
-        served = self._shelf.get(name)
+    async def _answer(self, name: str, asked: _Waiting, size: int) -> Any:
+        asked = asked._replace(ticket=asked.ticket or secrets.token_hex(8))
+        served = self._shelf.pick(name, asked.ticket)  # the one place where a request is given its model
         if served is None:
             raise self._unknown(name)
-        return served
-
-    async def _answer(self, served: Served, asked: msgspec.Raw | Question, size: int) -> Any:
         if self._batches.waiting >= WAITING:
             raise _Refused(503, "too many requests at once: come again")
         try:
@@ -216,14 +225,27 @@ class _Service:
         except StateError as error:
             raise _Refused(500, str(error)) from None
 
-    async def _settled(self, served: Served, unsure: _Unsure) -> bytes:
+    async def _settled(self, unsure: _Unsure) -> bytes:
         """The answer with what the larger model says, if it says so in time."""
         assert self._joint is not None  # noqa: S101  who is unsure has somebody to ask
         asked = await self._joint.ask(unsure.x[unsure.rows])
         both = None if asked is None else merged(unsure.found, unsure.rows, asked)
         if both is None:
-            return await asyncio.to_thread(_reply, served, unsure.found)
-        return await asyncio.to_thread(_reply, served, both, asked, unsure.rows)
+            return await asyncio.to_thread(_reply, unsure.served, unsure.ticket, unsure.found)
+        return await asyncio.to_thread(_reply, unsure.served, unsure.ticket, both, asked, unsure.rows)
+
+    async def feedback(self, request: web.Request) -> web.Response:
+        """The labels of rows that were asked before; they count where there is a model on trial."""
+        told = await self._read(request, _Truth, 'expected {"ticket": "...", "labels": [...]}')
+        return _json({"counted": self._shelf.feedback(told.model, told.ticket, told.labels)}, 200)
+
+    async def _read(self, request: web.Request, form: type[T], expected: str) -> T:
+        if request.content_type != "application/json":
+            raise _Refused(415, "send rows as application/json")
+        try:
+            return msgspec.json.decode(await request.read(), type=form)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _Refused(400, expected) from None
 
     def _unknown(self, name: str) -> _Refused:
         names = ", ".join(sorted(one.name for one in self._shelf))
@@ -248,24 +270,33 @@ class _Service:
         if self._joint is not None:
             await self._joint.close()
 
-    def _run(self, served: Served, asked: list[msgspec.Raw | Question]) -> list[bytes | _Unsure | Exception]:
+    def _run(self, served: Served, asked: list[_Waiting]) -> list[bytes | _Unsure | Exception]:
         """Each request's answer, or why there is none; a bad one is nobody else's affair."""
-        replies: list[Any] = [_rows(one, served, self._rows) for one in asked]
+        replies: list[Any] = [_rows(one.rows, served, self._rows) for one in asked]
         places = [at for at, x in enumerate(replies) if not isinstance(x, DataError)]
         xs = [replies[at] for at in places]
         for at, x, found in zip(places, xs, together(served.model, xs), strict=True):
-            replies[at] = found if isinstance(found, StateError) else self._said(served, asked[at], x, found)
+            replies[at] = self._said(served, asked[at], x, found)
         return replies
 
     def _said(
-        self, served: Served, asked: msgspec.Raw | Question, x: NDArray[np.float32], found: Answers
-    ) -> bytes | _Unsure:
+        self, served: Served, asked: _Waiting, x: NDArray[np.float32], found: Answers | StateError
+    ) -> bytes | _Unsure | StateError:
+        """A request's answer; the champion's, where a candidate broke on it."""
+        if isinstance(found, StateError):
+            try:
+                served, found = self._shelf.answer(served, x)
+            except StateError as error:
+                return error
+        self._shelf.seen(served, asked.ticket, x)
         if self._seen is not None:
             self._seen(served, x, found)
-        if isinstance(asked, Question):
-            return asked.sealed(pack({"name": served.name, "version": served.version}, found))
-        rows = self._joint.doubtful(found) if self._joint is not None else ()
-        return _Unsure(x, found, rows) if len(rows) else _reply(served, found)  # type: ignore[arg-type]
+        if isinstance(asked.rows, Question):
+            return asked.rows.sealed(pack({"name": served.name, "version": served.version}, found))
+        rows = self._joint.doubtful(found) if self._joint is not None else np.zeros(0, np.intp)
+        if len(rows):
+            return _Unsure(served, asked.ticket, x, found, rows)
+        return _reply(served, asked.ticket, found)
 
 
 def _rows(asked: msgspec.Raw | Question, served: Served, most: int) -> NDArray[np.float32] | DataError:
@@ -279,11 +310,16 @@ def _rows(asked: msgspec.Raw | Question, served: Served, most: int) -> NDArray[n
 
 
 def _reply(
-    served: Served, found: Answers, asked: Asked | None = None, rows: NDArray[np.intp] | None = None
+    served: Served,
+    ticket: str,
+    found: Answers,
+    asked: Asked | None = None,
+    rows: NDArray[np.intp] | None = None,
 ) -> bytes:
     told: dict[str, Any] = {
         "predictions": {name: values.tolist() for name, values in found.items()},
         "model": {"name": served.name, "version": served.version},
+        "ticket": ticket,
     }
     if asked is not None and rows is not None:
         told["above"] = {"model": asked.model, "rows": rows.tolist()}

@@ -17,8 +17,9 @@ import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -92,21 +93,27 @@ async def enrol(
 
 
 async def renew(
-    url: str, identity: Identity, *, proxy: str | None = None, ca: Path | None = None, now: float
+    url: str,
+    identity: Identity,
+    *,
+    proxy: str | None = None,
+    ca: Path | None = None,
+    user: tuple[str, str] | None = None,
+    now: float,
 ) -> Identity:
     """The same identity with a new certificate, saved where it was; `url`, `proxy` and errors as in `enrol`.
 
     The new certificate is for the same key, so an answer that is lost costs nothing. Behind a proxy that
-    ends TLS (…+sealed:// URLs) `ca` vouches for the proxy, as for the link; what we send is signed by our
-    key and not secret, and the answer must chain to our root.
+    ends TLS or a broker (…+sealed:// URLs) `ca` vouches for it and `user` is who we are there, as for the
+    link; what we send is signed by our key and not secret, and the answer must chain to our root.
     """
     me = identity.member
     csr = request(identity.key, me.federation, me.role, me.name, hosts_of(identity.chain))
     context = client_context(identity.roots)
     scheme, _, rest = url.partition("://")
-    if scheme.endswith("+sealed"):
+    if scheme.endswith("+sealed") and not scheme.startswith("mqtt"):
         url, context = f"https://{rest}", ssl.create_default_context(cafile=ca)
-    async with Caller(url, proxy) as caller:
+    async with _caller(url, me.name, proxy, ca, user) as caller:
         body = {"csr": csr.decode(), "chain": identity.chain.decode()}
         answer = await caller.post("/v1/renew", body, context)
     chain, _ = certified(answer)
@@ -115,6 +122,17 @@ async def renew(
         return identity.renewed(chain)
     except StateError as error:
         raise ProtocolError(f"{caller.url} answered with a certificate that does not fit: {error}") from None
+
+
+def _caller(
+    url: str, name: str, proxy: str | None, ca: Path | None, user: tuple[str, str] | None
+) -> AbstractAsyncContextManager[Calls]:
+    """What brings requests to `url`; `name`: whose topics are used at a broker."""
+    if url.startswith("mqtt"):
+        from .mqtt_link import Asker
+
+        return Asker(url, name, user, ca)
+    return Caller(url, proxy)
 
 
 def _pending(folder: Path) -> PrivateKey:
@@ -142,6 +160,18 @@ def _unverified() -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
+
+
+class Calls(Protocol):
+    """Requests to one server; `url`: it, for people. Raises what `enrol` does."""
+
+    url: str
+
+    async def get(self, path: str, context: ssl.SSLContext) -> bytes:
+        """The body of an answer 200."""
+
+    async def post(self, path: str, body: Mapping[str, str], context: ssl.SSLContext) -> dict[str, Any]:
+        """The JSON object of an answer 200."""
 
 
 class Caller:

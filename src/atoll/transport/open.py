@@ -37,16 +37,22 @@ def open_link(
     claim: Member | None = None,
     proxy: str | None = None,
     ca: Path | None = None,
+    user: tuple[str, str] | None = None,
 ) -> Link:
     """A link to the server at `url`: grpcs://, https://, https+poll:// or wss://host:port.
 
     https+sealed://, https+poll+sealed:// and wss+sealed:// are for a proxy that ends TLS: each call is
-    signed, and `ca` (PEM; None: the system's) vouches for the proxy.
+    signed, and `ca` (PEM; None: the system's) vouches for the proxy. mqtts+sealed://broker:8883/GATEWAY
+    goes by a broker, which `ca` vouches for, to a gateway; `user`: our name and password there.
     `proxy`: an HTTP proxy to go through, http://user:password@host:port; None: as the environment says.
     grpc://, http://, ws:// are plain text, to this machine only; `claim` is who we say we are there.
     Raises ConfigError for another URL.
     """
     scheme = url.partition("://")[0].partition("+")[0]
+    if scheme.startswith("mqtt"):
+        from .mqtt_link import mqtt_link
+
+        return mqtt_link(url, identity, user=user, ca=ca)
     authority(url)
     if scheme.startswith("grpc"):
         from .grpc import GrpcLink

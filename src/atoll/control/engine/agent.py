@@ -26,6 +26,7 @@ from .uplink import Uplink
 from .workplace import Here, Workplace
 
 if TYPE_CHECKING:
+    from ...sense.intake import Intake
     from .datasets import Held
 
 log = logging.getLogger("atoll.member")
@@ -58,6 +59,8 @@ class Agent:
             vault=vault,
         )
         self.serving: Any = None
+        self.intake: Intake | None = None
+        self._vault = vault
         self._spent: list[str] = []  # receipts of budgets that the parent has heard of
         self._about: Mapping[str, Any] = {}
 
@@ -68,7 +71,9 @@ class Agent:
     async def serve(self) -> None:
         """Join, then answer until told to stop."""
         try:
-            self._about = await self.workplace.about()
+            self._sense()
+            serves = {"serves": True} if self.settings.predict else {}
+            self._about = {**await self.workplace.about(), **serves}
             await self.uplink.join()
             self.uplink.on_open = self._opened
             if self.settings.predict:
@@ -81,6 +86,16 @@ class Agent:
             if self.serving is not None:
                 await self.serving.stop()
             await self.workplace.close()
+            if self.intake is not None:
+                await self.intake.stop()
+
+    def _sense(self) -> None:
+        """Take readings in, also while no server is reached."""
+        if self.settings.sources:
+            from .sensing import intake
+
+            self.intake = intake(self.settings, self._vault)
+            self.intake.start()
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other."""
@@ -92,10 +107,13 @@ class Agent:
             str(head.get("params", "")), lambda model, sound: work(model=model, to=to, sound=sound)
         )
         self._tell_spent()
+        self._about = await self.workplace.about()
 
     def _opened(self) -> None:
         self._spent = []
         self._tell_spent()
+        if self.serving is not None:
+            self.serving.report()
 
     def _tell_spent(self) -> None:
         """Give the parent what our ledgers say now, signed, to keep (privacy/receipt.py)."""

@@ -7,6 +7,7 @@
     classes = ["no", "yes"] where a site may not have rows of every class; else those it has
     budget = "heart-2026"   what all jobs may spend of its privacy (privacy/ledger.py); without, any job may
 
+or, for what its sources have stored, `source` in place of files (readings.py).
 Others learn of it: the number of rows, the shape of a row, the names of columns and classes.
 """
 
@@ -22,15 +23,19 @@ import numpy as np
 from ...core.errors import ConfigError, DataError
 from ...core.registry import nearest
 from ...data import Dataset, Examples, load_data, partition
+from ...data.contract import Contract
 from ...data.examples import gaps
+from ...privacy.vault import Vault
+from ..settings import Client
+from .readings import rows as readings
 
 _OWN = ("train", "test", "holdout", "classes", "budget")
 
 
 @dataclass(frozen=True)
 class Held:
-    """One data set of this site: training rows, test rows or None, the names of its classes, and the id of
-    its budget, "" for none.
+    """One data set of this site: training rows, test rows or None, the names of its classes, the id of its
+    budget, "" for none, and the contract that its rows keep, if they were taken in by one.
     """
 
     train: Examples
@@ -38,6 +43,7 @@ class Held:
     classes: tuple[str, ...]
     columns: tuple[str, ...]
     budget: str = ""
+    contract: Contract | None = None
 
     def about(self) -> dict[str, Any]:
         """What others may know: figures and names, no cell."""
@@ -73,7 +79,7 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
     """
     path = f"$.data.{name}"
     if not isinstance(table.get("train"), str):
-        raise ConfigError('name the training rows, as in train = "rows.csv"', f"{path}.train")
+        raise ConfigError('name the training rows, as in train = "rows.csv", or a source', f"{path}.train")
     options = {k: v for k, v in table.items() if k not in _OWN}
     try:
         pool = load_data(_place(table["train"], folder), **options)
@@ -99,6 +105,13 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
                 f'data set {name!r} has missing or infinite cells: add missing = "mean" (or "drop") to it'
             )
     return Held(train, test, classes, tuple(pool.features), _budget(table, path))
+
+
+def sensed(name: str, table: Mapping[str, Any], settings: Client, vault: Vault) -> Held:
+    """The data set `name` of a site as its sources have stored it now. Raises as `hold`."""
+    train, test, contract = readings(name, table, settings, vault)
+    columns = contract.features if train.names else ()
+    return Held(train, test, contract.classes, columns, _budget(table, f"$.data.{name}"), contract)
 
 
 def _budget(table: Mapping[str, Any], path: str) -> str:

@@ -1,7 +1,8 @@
 """A client's rows and what learns from them: trains what its policy allows, says no to the rest and why.
 
 What an algorithm keeps at the client (error feedback, control variates, a personal head) is on disk
-before the answer is, and is committed only once the next task says that the answer was used.
+before the answer is, and is committed only once the next task says that the answer was used. So is an
+update that waits for a sum, until its client has vouched for one.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import AtollError, PrivacyError, Refused, StateError
+from ...data.examples import gaps
 from ...learn.local import Held as State
 from ...learn.local import Local
+from ...learn.waiting import Waiting
 from ...learn.wrapped import Kept
 from ...privacy import dp
 from ...privacy.claim import Claim
@@ -24,17 +27,18 @@ from ...wire import checkpoint
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
 from ..settings import Client
-from .datasets import Held, hold, pick
+from .datasets import Held, hold, pick, sensed
 from .orders import Asked, Orders, write
 from .policy import Asked as Question
 from .policy import refusal
+from .readings import refusal as refusal_of
 from .safe import opened
 from .seats import coins, taken
 from .spent import spend
 from .work import Work, belongs
 
 log = logging.getLogger("atoll.client")
-RECORDS = (State, Kept)
+RECORDS = (State, Kept, Waiting)
 _TRAINED = declare("learning.trained")
 _KEPT = declare("learning.kept.before"), declare("learning.kept.after")
 
@@ -53,7 +57,7 @@ class Learning:
         self._folder = Path(settings.folder)
         self._vault = vault or opened(settings)
         self._held: dict[str, Held] = dict(held or {})
-        self._held |= {n: hold(n, t, self._folder) for n, t in settings.data.items()}
+        self._held |= {name: self._loaded(name) for name in settings.data}
         self._locals: dict[str, Local] = {}
         self._orders: Orders | None = None
         self._true = ""  # the run whose promise was looked at
@@ -77,19 +81,46 @@ class Learning:
         belongs(asked.task, client)
         self._allowed(asked)
         local = self._local(asked.work, client, roots)
+        waited = set(local.waiting)
         answer = local.answer(asked.task)
         hit(_TRAINED)
-        if asked.task.want == "fit":
+        if local.trains(asked.task) or waited != set(local.waiting):
             self._keep(asked.work, local)
         failed = answer.failed.get(client)
         if failed is not None:
             raise Refused(failed)
         write(asked, answer, to, most=asked.work.job.max_weight, vault=self._vault)
 
+    def _loaded(self, name: str) -> Held:
+        table = self._settings.data[name]
+        if "source" in table:
+            return sensed(name, table, self._settings, self._vault)
+        return hold(name, table, self._folder)
+
+    def _rows(self, work: Work) -> Held:
+        """The rows that a run learns from: those that were stored when it began, where readings come in.
+
+        Raises Refused where they are none of the job's contract, or there are none yet.
+        """
+        name = work.data
+        if work.run not in self._locals and "source" in self._settings.data.get(name, {}):
+            self._held[name] = self._loaded(name)
+        held = pick(self._held, name)
+        if work.run not in self._locals:
+            contract = work.file.contract
+            if contract is not None and (reason := refusal_of(held, contract)):
+                raise Refused(f"the data here do not keep the job's contract {contract.name!r}: {reason}")
+            if not len(held.train):
+                raise Refused(f"there are no rows of {name!r} here yet")
+            parts = filter(None, (held.train, held.test))
+            if work.pipeline is None and any(gaps(part) for part in parts):
+                raise Refused(f"rows of {name!r} have missing cells, and the job has no pipeline")
+        return held
+
     def _allowed(self, asked: Asked) -> None:
         """Raise Refused where this site's policy says no."""
         work, task = asked.work, asked.task
-        held = pick(self._held, work.data)
+        held = self._rows(work)
         table, clock = work.values["table"], time.localtime()
         question = Question(
             job=work.job.name,
@@ -162,17 +193,18 @@ class Learning:
                 try:
                     kept = checkpoint.load(self._vault.read(path), RECORDS)
                     local.committed, local.staged = dict(kept["committed"]), dict(kept["staged"])
+                    local.waiting = dict(kept.get("waiting", {}))
                 except StateError as error:
                     log.warning("%s: what this client kept for the run is lost: %s", work.run, error)
             self._locals = {work.run: local}
         return local
 
     def _keep(self, work: Work, local: Local) -> None:
-        if not local.committed and not local.staged:
-            return
-        state = {"committed": dict(local.committed), "staged": dict(local.staged)}
-        hit(_KEPT[0])
         path = self._state(work)
+        state = {name: dict(getattr(local, name)) for name in ("committed", "staged", "waiting")}
+        if not any(state.values()) and not path.exists():
+            return
+        hit(_KEPT[0])
         with whole(path) as file, self._vault.sealing(file, path) as sink:
             sink.write(checkpoint.dump(state, RECORDS))
         hit(_KEPT[1])

@@ -12,6 +12,7 @@ from typing import Any
 from ...privacy.keys import Current
 from ...privacy.vault import Vault
 from ...transport.link import Link
+from ..settings import Client, Edge
 
 
 def _store(url: str, folder: Path) -> Any:
@@ -44,10 +45,10 @@ def _api(*args: Any) -> Any:
     return Api(*args)
 
 
-def _link(current: Current, transport: Any, proxy: str, ca: Path | None) -> Callable[[str], Link]:
+def _link(current: Current, settings: Client | Edge) -> Callable[[str], Link]:
     from .ways import find_link
 
-    return find_link(current, transport, proxy, ca)
+    return find_link(current, settings)
 
 
 def _workplace(settings: Any, vault: Vault) -> Any:
@@ -66,5 +67,5 @@ class Outside:
     servers: Callable[..., Any] = _servers
     api: Callable[..., Any] = _api
     draw: Callable[[], Random | None] = lambda: None
-    link: Callable[[Current, Any, str, Path | None], Callable[[str], Link]] = _link
+    link: Callable[[Current, Client | Edge], Callable[[str], Link]] = _link
     workplace: Callable[[Any, Vault], Any] = _workplace

@@ -1,9 +1,10 @@
-"""A client's prediction service: the newest signed models, answering where the data are.
+"""A client's prediction service: signed models, rolled out as ordered, answering where the data are.
 
     folder/serving/   models accepted so far; served at once at the next start, coordinator or none
 
 A model comes as a letter from the coordinator (maybe through an edge) and a blob. Its manifest must be
-signed by a coordinator of this federation and be newer than what is served; anything else is refused.
+signed by a coordinator of this federation and be newer than what is served; anything else is refused. What
+becomes of each version goes up as a letter of figures, and again whenever there is a new connection.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from ...core.errors import AtollError, CodecError
 from ...privacy.keys import open_model
 from ...serve.models import Shelf
 from ...serve.predict import app
+from ...serve.rollout import Move, told
 from ..settings import Client, address
 from .parcels import read_frames
 from .uplink import Uplink
 
 log = logging.getLogger("atoll.client")
+TELL = 30.0  # seconds between two letters about a model on trial
 
 
 class Serving:
@@ -39,23 +43,55 @@ class Serving:
         self._runner: web.AppRunner | None = None
         self._turn = asyncio.Lock()
         self._shelf: Shelf | None = None
+        self._telling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Serve what was accepted before. Raises StateError where the address cannot be had."""
         shelf = self._shelf = await asyncio.to_thread(Shelf, self._folder, self._opened)
+        loop = asyncio.get_running_loop()
+        shelf.moved.append(lambda *told: _soon(loop, self._moved, *told))
         for name, problem in shelf.problems.items():
-            log.warning("model %s is not served: %s", name, problem)
+            log.warning("model %s: %s", name, problem)
         self._runner = web.AppRunner(app(shelf), access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         await web.TCPSite(self._runner, self._host, self._port).start()
+        self._telling = loop.create_task(self._tell())
 
     async def stop(self) -> None:
         """Answer what is under way, then close."""
+        if self._telling is not None:
+            self._telling.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._shelf is not None:
+            await asyncio.to_thread(self._shelf.close)
+
+    def report(self) -> None:
+        """Say how every model stands, to a parent that may not know."""
+        for served in self._shelf or ():
+            self._say(served.name, {})
+
+    async def _tell(self) -> None:
+        """Say now and then how far those on trial are."""
+        while True:
+            await asyncio.sleep(TELL)
+            for served in self._shelf or ():
+                line = None if self._shelf is None else self._shelf.line(served.name)
+                if line is not None and line.candidate is not None:
+                    self._say(served.name, line.candidate.seen.figures())
+
+    def _moved(self, name: str, move: Move, figures: Mapping[str, float]) -> None:
+        level = log.warning if move.stage == "back" else log.info
+        level("model %s version %d: %s %s", name, move.version, move.stage, move.reason)
+        self._say(name, figures)
+
+    def _say(self, name: str, figures: Mapping[str, float]) -> None:
+        line = None if self._shelf is None else self._shelf.line(name)
+        if line is not None:
+            self._uplink.send("serving", {"name": name, **told(line), "figures": dict(figures)})
 
     async def offered(self, head: Mapping[str, Any]) -> None:
-        """Fetch, check and serve a model, beside everything else; what will not do is said and left."""
+        """Fetch, check and roll out a model, beside everything else; what will not do is said and left."""
         async with self._turn:
             try:
                 await self._take(head)
@@ -64,23 +100,34 @@ class Serving:
                 self._uplink.send("log", {"level": "warning", "text": f"a model was not taken: {error}"})
 
     async def _take(self, head: Mapping[str, Any]) -> None:
-        assert self._shelf is not None  # noqa: S101  started
+        shelf = self._shelf
+        assert shelf is not None  # noqa: S101  started
         name, version, manifest = head.get("name"), head.get("version"), head.get("manifest")
         if not isinstance(manifest, bytes) or not isinstance(version, int):
             raise CodecError("expected a model's name, version and manifest")
-        held = self._shelf.get(str(name))
-        if held is not None and held.newest >= version:
+        nodes, number = head.get("nodes"), head.get("order")
+        if isinstance(nodes, list) and self._uplink.identity.member.name not in nodes:
+            return  # others are first
+        line = shelf.line(str(name))
+        if line is not None and (line.newest >= version if number is None else line.number >= number):
             return
-        path = await self._uplink.fetch(str(head.get("blob", "")))
-        message = await asyncio.to_thread(read_frames, path)
-        graph = message.arrays.get("onnx")
-        if message.kind != "model" or not isinstance(graph, np.ndarray):
-            raise CodecError("expected a message of kind 'model' with an ONNX graph")
-        served = await asyncio.to_thread(self._shelf.take, manifest, graph.tobytes())
-        self._uplink.send("serving", {"name": served.name, "version": served.version})
+        data = None
+        if not await asyncio.to_thread(shelf.holds, manifest):
+            path = await self._uplink.fetch(str(head.get("blob", "")))
+            message = await asyncio.to_thread(read_frames, path)
+            graph = message.arrays.get("onnx")
+            if message.kind != "model" or not isinstance(graph, np.ndarray):
+                raise CodecError("expected a message of kind 'model' with an ONNX graph")
+            data = graph.tobytes()
+        await asyncio.to_thread(shelf.take, manifest, data)
 
     def _opened(self, manifest: bytes, above: int | None) -> Mapping[str, Any]:
         roots = self._uplink.identity.roots
         if above is None:
             return open_model(manifest, roots, now=None)
         return open_model(manifest, roots, now=time.time(), above=above)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *values: Any) -> None:
+    with suppress(RuntimeError):  # it is closed: the next connection says how things stand
+        loop.call_soon_threadsafe(call, *values)

@@ -38,7 +38,7 @@ from ...privacy.vault import Vault
 from ...transport.dial import Dial, Patience
 from ...transport.frames import FrameFile, plain
 from ...wire.failpoint import declare, hit
-from ..settings import PLAIN, Client, Edge
+from ..settings import PLAIN, Client, Edge, authorities, login
 from .outside import Outside
 from .workplace import Spoiled
 
@@ -164,7 +164,7 @@ class Uplink:
         assert self.current is not None  # noqa: S101  see run
         self.dial = Dial(
             urls,
-            self.outside.link(self.current, self.settings.transport, self.settings.proxy, self._ca),
+            self.outside.link(self.current, self.settings),
             lambda: {"about": {"version": version("atoll-fl"), **self._about()}},
             on_letter=self._letter,
             on_open=self._opened,
@@ -219,18 +219,14 @@ class Uplink:
             if self.identity.renew_due(time.time()) and await self._renewed(urls) and self.dial is not None:
                 await self.dial.again()  # the connection that stands goes by the old one
 
-    @property
-    def _ca(self) -> Path | None:
-        return Path(self.settings.ca) if self.settings.ca else None
-
     async def _renewed(self, urls: tuple[str, ...]) -> bool:
         """Whether one of our parents gave us a new certificate."""
         from ...transport.enrol import renew
 
+        proxy, ca, user = self.settings.proxy or None, authorities(self.settings), login(self.settings)
         for url in urls:
             try:
-                proxy = self.settings.proxy or None
-                await renew(url, self.identity, proxy=proxy, ca=self._ca, now=time.time())
+                await renew(url, self.identity, proxy=proxy, ca=ca, user=user, now=time.time())
             except AtollError as error:
                 log.warning("the certificate was not renewed: %s", error)
             else:

@@ -23,7 +23,7 @@ from ...privacy.private import write_private
 from ...transport import link
 from ...transport.open import open_link
 from ...wire.plain import Bytes
-from ..settings import PLAIN, Transport, address
+from ..settings import PLAIN, Client, Edge, Transport, address, authorities, login
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -175,13 +175,12 @@ class Api:
             await self._task
 
 
-def find_link(
-    current: Current, transport: Transport, proxy: str, ca: Path | None = None
-) -> Callable[[str], link.Link]:
-    """How to make a link to a URL: as its scheme says, or for https:// as `transport` does.
+def find_link(current: Current, settings: Client | Edge) -> Callable[[str], link.Link]:
+    """How to make a link to a URL: as its scheme says, or for https:// as the settings' `transport` does.
 
     Over plain text, which links take to this machine only, we say who we are and nothing proves it.
     """
+    transport, proxy, ca, user = settings.transport, settings.proxy, authorities(settings), login(settings)
 
     def make(url: str) -> link.Link:
         scheme = urlsplit(url).scheme
@@ -189,7 +188,7 @@ def find_link(
             return open_link(url, None, claim=current().member)
         if scheme == "https" and transport != "https":
             return Found(url, current, transport, proxy)
-        return open_link(url, current(), proxy=proxy or None, ca=ca)
+        return open_link(url, current(), proxy=proxy or None, ca=ca, user=user)
 
     return make
 
