@@ -31,6 +31,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 from aiohttp import ClientError, ClientSession, TCPConnector
 
 import atoll as at
@@ -41,11 +42,13 @@ from atoll.serve.doubt import calibrate
 from atoll.serve.model import Model
 from atoll.serve.variants import score
 
+from .carry import cpu_seconds
 from .federation import Federation
 from .rows import Disagreement
 from .wire import Figure
 
 GOAL = 20.0  # milliseconds
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass
@@ -138,6 +141,42 @@ def served(folder: Path, rate: float, seconds: float) -> Load:
     finally:
         process.terminate()
         process.communicate()
+
+
+def batching(folder: Path, seconds: float = 4.0) -> Iterator[Figure]:
+    """What a request costs the service in CPU, of one caller and of 32 who ask again at once, by `--batch`.
+
+    CPU and not latency: it is the same on a busy machine.
+    """
+    rows = json.dumps({"rows": np.random.default_rng(0).random((1, 784)).tolist()}).encode()
+
+    async def crowd(url: str, callers: int) -> int:
+        end, done = time.perf_counter() + seconds, 0
+
+        async def one(session: ClientSession) -> None:
+            nonlocal done
+            while time.perf_counter() < end:
+                async with session.post(f"{url}/v1/predict", data=rows, headers=_JSON) as answer:
+                    await answer.read()
+                done += 1
+
+        async with ClientSession(connector=TCPConnector(limit=0)) as session:
+            await asyncio.gather(*(one(session) for _ in range(callers)))
+        return done
+
+    services = {most: _serving(folder / "digits.onnx", "--batch", str(most)) for most in (1, 32)}
+    try:
+        for callers in (1, 32):
+            for most, (process, url) in services.items():
+                watched = psutil.Process(process.pid)
+                before = cpu_seconds(watched)
+                done = asyncio.run(crowd(url, callers))
+                took = (cpu_seconds(watched) - before) / done
+                yield Figure(f"{callers} callers, --batch {most}: CPU of a request", took * 1e3, "ms")
+    finally:
+        for process, _ in services.values():
+            process.terminate()
+            process.communicate()
 
 
 def federated(folder: Path, rate: float, seconds: float) -> tuple[Load, Load]:
@@ -241,6 +280,7 @@ def _serving(model: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
 def figures(folder: Path, rate: float, seconds: float, models: Path | None) -> Iterator[Figure]:
     """Everything, in turn."""
     yield from served(folder, rate, seconds).figures("atoll serve, a swap a second")
+    yield from batching(folder)
     whole, away = federated(folder / "fed", rate, seconds)
     yield from whole.figures("a client's service, jobs and a lost coordinator")
     yield from away.figures("of these, while the coordinator was away")

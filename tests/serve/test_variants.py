@@ -16,7 +16,7 @@ from atoll.data.examples import Examples
 from atoll.serve import probe
 from atoll.serve.model import Model
 from atoll.serve.quantise import ROWS, chosen, quantise
-from atoll.serve.variants import Figures, architecture, guess, int8, pick, profile, score
+from atoll.serve.variants import Figures, agreed, architecture, guess, int8, pick, profile, score
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -116,6 +116,38 @@ def test_convolutions_with_their_norm_folded_in() -> None:
     assert "BatchNormalization" not in kinds
     few = score(Model(quantise(data, x[:200], bits=7)), held)
     assert 0.9 < few < 1.0
+
+
+def test_columns_of_very_different_sizes_are_scaled_before_they_become_integers(tmp_path: Path) -> None:
+    """The scaling is in the graph, as a fitted pipeline is; control: without it the model is ruined."""
+    rng, h = np.random.default_rng(2), onnx.helper
+    size = np.array([1e4, 1.0, 1e-2, 1.0], np.float32)
+    x = (rng.normal(size=(1500, 4)) * size).astype(np.float32)
+    w = rng.normal(size=(4, 3)).astype(np.float32)
+    value, tensor = h.make_tensor_value_info, onnx.numpy_helper.from_array
+
+    def model(nodes: list[Any], numbers: dict[str, Any]) -> bytes:
+        stored = [tensor(number, name) for name, number in numbers.items()]
+        graph = h.make_graph(nodes, "m", [value("x", 1, ["n", 4])], [value("out", 1, ["n", 3])], stored)
+        made = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+        return bytes(made.SerializeToString())
+
+    scaled = model(
+        [h.make_node("Mul", ["x", "s"], ["z"]), h.make_node("MatMul", ["z", "w"], ["out"])],
+        {"s": 1 / size, "w": w},
+    )
+    raw = model([h.make_node("MatMul", ["x", "w"], ["out"])], {"w": w / size[:, None]})
+    held = Examples(x, Model(scaled).run(x)["out"].argmax(axis=1))
+    assert score(Model(raw), held) > 0.999
+    assert score(Model(quantise(scaled, x)), held) > 0.97
+    assert score(Model(quantise(raw, x)), held) < 0.9
+
+
+def test_agreement_stands_in_for_labels(net: bytes, digits: Any) -> None:
+    held = agreed(net, digits.test.x)
+    assert score(Model(net), held) == 1.0
+    lost = 1 - score(Model(quantise(net, digits.train.x)), held)
+    assert 0 <= lost < 0.02
 
 
 def test_what_cannot_calibrate_is_said(net: bytes) -> None:

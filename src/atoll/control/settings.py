@@ -156,9 +156,11 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     `join`: URLs of an edge or the coordinator, the preferred first. `data`: by the name that jobs use,
     each a table of `train` (a file or a built-in name), `target`, and if wanted `test` or `holdout`.
-    `predict`: host:port of its prediction service, "" for none. `parts`: a Python file of this site's own
-    that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`: seconds without an
-    ask after which the process that learns ends; its memory is free, and the next ask starts another.
+    `predict`: host:port of its prediction service, "" for none. `int8`: the data set on whose rows models
+    are made 8-bit integers before they are served, "" to serve them as they come. `parts`: a Python file of
+    this site's own that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`:
+    seconds without an ask after which the process that learns ends; its memory is free, and the next ask
+    starts another.
     `store`: how what it keeps on disk is encrypted. `broker`: who it is there, where it joins by one;
     `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data set of
     `source = NAME` is what is stored of one.
@@ -177,6 +179,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sources: dict[str, Source] = {}
     policy: Policy = Policy()
     predict: str = ""
+    int8: str = ""
     parts: str = ""
     home: float = 60.0
     linger: float = 20.0

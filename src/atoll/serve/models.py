@@ -37,12 +37,13 @@ TICKETS = 4096  # requests whose labels may still come
 
 
 class Served(NamedTuple):
-    """One model in use. `trial`: it is no champion yet."""
+    """One model in use. `trial`: it is no champion yet. `light`: a variant that this node made of it."""
 
     name: str
     version: int
     model: Model | Strict
     trial: bool = False
+    light: bool = False
 
 
 class Shelf:
@@ -95,7 +96,7 @@ class Shelf:
         trial, slot = row.line.candidate, row.candidate
         if trial is None or slot is None or not rollout.gives(row.line, name, ticket):
             return _champion(name, row)
-        return Served(name, trial.version, slot.strict, trial=True)
+        return Served(name, trial.version, slot.strict, trial=True, light=slot.light)
 
     def line(self, name: str) -> Line | None:
         """How far a name's roll-out is: a record of versions, orders and counts."""
@@ -177,6 +178,31 @@ class Shelf:
         fields = self._opened(manifest, None)
         row = self._rows.get(name_of(fields))
         return row is not None and fields["sha256"] in {slot.sha256 for slot in row.slots}
+
+    def heavy(self, name: str) -> dict[str, Path]:
+        """The files, by SHA-256, of the models of a name that are served as they came, not as a variant."""
+        row = self._rows.get(name)
+        if row is None or self._folder is None:
+            return {}
+        place = Place(self._folder / name)
+        return {slot.sha256: place.path(slot.sha256) for slot in row.slots if not slot.light}
+
+    def lighten(self, name: str, sha256: str, data: bytes) -> bool:
+        """Serve a variant of a model in its place, from the next request on; False where that is gone.
+
+        The variant is this node's own and is not kept: the manifest goes on to name what it was made of.
+        Raises StateError for bytes that are no model.
+        """
+        model = Model(data, name)
+        with self._change:
+            row = self._rows.get(name)
+            if row is None or sha256 not in {slot.sha256 for slot in row.slots}:
+                return False
+
+            light = Slot(model, Strict(model), sha256=sha256, light=True)
+            slots = [light._replace(manifest=s.manifest) if s.sha256 == sha256 else s for s in row.slots]
+            self._serve(name, Row(row.line, *slots), clear=False)
+        return True
 
     def put(self, name: str, version: int, data: bytes) -> Served:
         """Serve a model of one's own, without a manifest; it is not kept. Raises StateError as `take`."""
@@ -304,7 +330,7 @@ def _placed(after: Line, row: Row | None, slot: Slot | None, version: int) -> Ro
 
 
 def _champion(name: str, row: Row) -> Served:
-    return Served(name, row.line.champion, row.champion.model)
+    return Served(name, row.line.champion, row.champion.model, light=row.champion.light)
 
 
 def _due(line: Line) -> bool:

@@ -58,9 +58,13 @@ class Place:
             raise StateError(f"{self.folder / _ROLLOUT} cannot be read: {error}") from None
         return kept.line, kept.candidate.encode()
 
+    def path(self, digest: str) -> Path:
+        """Where a model's bytes are."""
+        return self.folder / _file(digest)
+
     def model(self, digest: str) -> bytes:
         """A model's bytes. Raises OSError."""
-        return (self.folder / _file(digest)).read_bytes()
+        return self.path(digest).read_bytes()
 
     def add(self, digest: str, data: bytes) -> None:
         """Keep a model's bytes."""

@@ -256,6 +256,7 @@ class _Service:
     async def models(self, request: web.Request) -> web.Response:
         listed = [
             {"name": s.name, "version": s.version, "row": s.model.row, "answers": s.model.answers}
+            | ({"variant": "int8"} if s.light else {})
             for s in self._shelf
         ]
         more = {} if self._joint is None else {"joint": self._joint.counts}

@@ -7,6 +7,9 @@ are shown, r = scale (q - zero). The graph stays ordinary ONNX, with QuantizeLin
 around what runs in integers. Rows are run through the model here and stay here: what the new model holds of
 them is each activation's least and largest value, and it should stay at its site as its rows do.
 
+What stands before the first layer (a fitted scaling, an encoding) is left in float32: raw columns of very
+different sizes have no common scale.
+
 Some processors without VNNI saturate the sum of two 8-bit products, which `bits=7` for weights avoids.
 """
 
@@ -27,9 +30,10 @@ from .model import Model
 
 ROWS = 512  # that calibrate, spread over those given
 BATCH = 64
+LAYERS = ("Conv", "Gemm", "MatMul")
 # Where the work of a network is; what ends it (Softmax, ArgMax) keeps its digits.
 INTEGERS = (
-    *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Concat"),
+    *(*LAYERS, "Add", "Mul", "Relu", "Clip", "Concat"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose"),
 )
 
@@ -64,11 +68,13 @@ def quantise(data: bytes, rows: Any, bits: int = 8) -> bytes:
         plain.write_bytes(data)
         try:
             quant_pre_process(plain, ready, skip_symbolic_shape=True)
+            first = _before_layers(ready)
             quantize_static(
                 ready,
                 made,
                 Reader(),
                 op_types_to_quantize=list(INTEGERS),
+                nodes_to_exclude=first,
                 per_channel=True,
                 reduce_range=bits == 7,
             )
@@ -87,6 +93,22 @@ def chosen(rows: Any) -> NDArray[np.float32]:
     if not x.ndim or not len(x) or not np.isfinite(x).all():
         raise DataError("calibration needs rows of finite numbers: fill or drop others first")
     return np.ascontiguousarray(x[np.linspace(0, len(x) - 1, min(len(x), ROWS)).astype(int)])
+
+
+def _before_layers(path: Path) -> list[str]:
+    """The nodes that a row passes on its way to the first layers, by names that are written into the file."""
+    import onnx
+
+    model = onnx.load(path)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    raw, names = {i.name for i in model.graph.input} - stored, []
+    for at, node in enumerate(model.graph.node):  # in an order in which values come before their use
+        node.name = f"{node.op_type}_{at}"
+        if node.op_type not in LAYERS and raw.intersection(node.input):
+            raw.update(node.output)
+            names.append(node.name)
+    onnx.save(model, path)
+    return names
 
 
 def _batches(model: Model, x: NDArray[np.float32]) -> Iterator[dict[str, NDArray[np.float32]]]:

@@ -27,12 +27,13 @@ Opened: TypeAlias = Callable[[bytes, int | None], Mapping[str, Any]]
 
 
 class Slot(NamedTuple):
-    """A loaded model and what names it on disk."""
+    """A loaded model and what names it on disk. `light`: it is a variant that this node made of that."""
 
     model: Model
     strict: Strict
     manifest: bytes = b""
     sha256: str = ""
+    light: bool = False
 
 
 class Row(NamedTuple):

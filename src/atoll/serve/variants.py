@@ -12,6 +12,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,25 @@ class Figures(NamedTuple):
     p50: float
     p99: float
     memory: float
+
+
+def agreed(data: bytes, x: Any) -> Any:
+    """Rows `x` (n, ...) with what the model says of them, to hold against a variant where nothing else is
+    known: what it then loses is the share of rows of which the two say another class, or 1 - R².
+    """
+    model, rows = Model(data), np.ascontiguousarray(x, np.float32)
+    size = BATCH if model.many else 1
+    said = [guess(model.run(rows[at : at + size])) for at in range(0, len(rows), size)]
+    y: Any = np.concatenate(said) if said else np.empty(0)
+    if y.ndim > 1:
+        y = y.argmax(axis=1) if y.shape[1] > 1 else y.reshape(-1)
+    return SimpleNamespace(x=rows, y=y)
+
+
+def classes(data: bytes, x: Any) -> int:
+    """How many classes a model gives scores of; `x`: some rows. 1 where it gives one number or none."""
+    found = Model(data).run(np.ascontiguousarray(x, np.float32)).values()
+    return max((int(v.shape[1]) for v in found if v.ndim == 2), default=1)
 
 
 def int8(data: bytes, rows: Any, held: Any, most: float = INT8) -> bytes:

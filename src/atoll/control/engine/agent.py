@@ -41,6 +41,8 @@ class Agent:
     ) -> None:
         if not settings.data and not held:
             raise ConfigError("a client needs data: name a data set, as in [data.heart]", "$.data")
+        if settings.int8 and settings.int8 not in {*settings.data, *(held or ())}:
+            raise ConfigError(f"there is no data set {settings.int8!r} to calibrate on", "$.int8")
         if settings.policy.hours:
             inside(settings.policy.hours, 0)
         self.settings = settings
@@ -79,7 +81,7 @@ class Agent:
             if self.settings.predict:
                 from .serving import Serving
 
-                self.serving = Serving(self.settings, self.uplink)
+                self.serving = Serving(self.settings, self.uplink, self.workplace, self._vault)
                 await self.serving.start()
             await self.uplink.run()
         finally:

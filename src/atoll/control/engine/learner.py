@@ -80,7 +80,9 @@ def _learning(settings: Client, key: bytes) -> Learning:
 def _followed(learning: Learning, order: Order) -> Said:
     try:
         files = [Path(name) for name in order.files]
-        if order.head is None:
+        if order.calibrate:
+            learning.lighten(files[0], files[1], order.calibrate)
+        elif order.head is None:
             from ...transport.delta import restore
 
             restore(*files)

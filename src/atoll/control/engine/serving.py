@@ -2,6 +2,10 @@
 
     folder/serving/   models accepted so far; served at once at the next start, coordinator or none
 
+Where `settings.int8` names a data set, each is made 8-bit integers in the workplace, calibrated on its rows,
+and served so if hardly an answer changes; until then, and else, it is served as it came. What the rows leave
+in such a variant is not kept on disk.
+
 A model comes as a letter from the coordinator (maybe through an edge) and a blob. Its manifest must be
 signed by a coordinator of this federation and be newer than what is served; anything else is refused. What
 becomes of each version goes up as a letter of figures, and again whenever there is a new connection.
@@ -22,12 +26,14 @@ from aiohttp import web
 
 from ...core.errors import AtollError, CodecError
 from ...privacy.keys import open_model
+from ...privacy.vault import Vault
 from ...serve.models import Shelf
 from ...serve.predict import app
 from ...serve.rollout import Move, told
 from ..settings import Client, address
 from .parcels import read_frames
 from .uplink import Uplink
+from .workplace import Workplace
 
 log = logging.getLogger("atoll.client")
 TELL = 30.0  # seconds between two letters about a model on trial
@@ -36,7 +42,9 @@ TELL = 30.0  # seconds between two letters about a model on trial
 class Serving:
     """The service of one client, at `settings.predict`."""
 
-    def __init__(self, settings: Client, uplink: Uplink) -> None:
+    def __init__(self, settings: Client, uplink: Uplink, workplace: Workplace, vault: Vault) -> None:
+        self._int8, self._workplace, self._vault = settings.int8, workplace, vault
+        self._refused: set[str] = set()  # models that lose too much as integers
         self._host, self._port = address(settings.predict, "$.predict")
         self._folder = Path(settings.folder) / "serving"
         self._uplink = uplink
@@ -56,6 +64,8 @@ class Serving:
         await self._runner.setup()
         await web.TCPSite(self._runner, self._host, self._port).start()
         self._telling = loop.create_task(self._tell())
+        for served in shelf:
+            self._uplink.beside(self._lighten(served.name))
 
     async def stop(self) -> None:
         """Answer what is under way, then close."""
@@ -119,7 +129,26 @@ class Serving:
             if message.kind != "model" or not isinstance(graph, np.ndarray):
                 raise CodecError("expected a message of kind 'model' with an ONNX graph")
             data = graph.tobytes()
-        await asyncio.to_thread(shelf.take, manifest, data)
+        served = await asyncio.to_thread(shelf.take, manifest, data)
+        self._uplink.beside(self._lighten(served.name))
+
+    async def _lighten(self, name: str) -> None:
+        """Serve the models of a name as integers, where that is wanted and they lose little."""
+        shelf = self._shelf
+        for sha256, path in shelf.heavy(name).items() if shelf is not None and self._int8 else ():
+            if sha256 in self._refused:
+                continue
+            made = self._folder.parent / f".{sha256[:16]}.int8"
+            try:
+                await self._workplace.lighten(path, made, self._int8)
+                data = await asyncio.to_thread(self._vault.read, made)
+                if await asyncio.to_thread(shelf.lighten, name, sha256, data):  # type: ignore[union-attr]
+                    log.info("model %s is served in integers", name)
+            except AtollError as error:
+                self._refused.add(sha256)
+                log.warning("model %s is served as it came: %s", name, error)
+            finally:
+                made.unlink(missing_ok=True)
 
     def _opened(self, manifest: bytes, above: int | None) -> Mapping[str, Any]:
         roots = self._uplink.identity.roots

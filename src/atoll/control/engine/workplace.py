@@ -55,7 +55,7 @@ class Begin(msgspec.Struct):
 
 class Order(msgspec.Struct, omit_defaults=True):
     """Answer `head` with the model in files[0] into files[1]; without a head, make files[2] of files[0] and
-    the delta files[1].
+    the delta files[1]. `calibrate`: instead, make files[1] of the ONNX file files[0], on this data set.
     """
 
     files: list[str]
@@ -63,6 +63,7 @@ class Order(msgspec.Struct, omit_defaults=True):
     sound: bool = False
     roots: bytes = b""
     federation: str = ""
+    calibrate: str = ""
 
 
 class Said(msgspec.Struct, omit_defaults=True):
@@ -86,6 +87,9 @@ class Workplace(Protocol):
 
     async def restore(self, old: Path, delta: Path, to: Path) -> None:
         """Make a blob of the one before and a delta (transport/delta.py)."""
+
+    async def lighten(self, graph: Path, to: Path, data: str) -> None:
+        """Write an ONNX file in 8-bit integers, sealed, calibrated on the rows of a data set."""
 
     async def close(self) -> None:
         """End what runs."""
@@ -117,6 +121,11 @@ class Here:
         from ...transport.delta import restore
 
         await asyncio.to_thread(restore, old, delta, to)
+
+    async def lighten(self, graph: Path, to: Path, data: str) -> None:
+        """See Workplace."""
+        async with self._turn:
+            await asyncio.to_thread(self._learning.lighten, graph, to, data)
 
     async def close(self) -> None:
         """Nothing to end: a thread ends with its work."""
@@ -156,6 +165,10 @@ class Apart:
     async def restore(self, old: Path, delta: Path, to: Path) -> None:
         """See Workplace."""
         await self._ask(Order(_names(old, delta, to)))
+
+    async def lighten(self, graph: Path, to: Path, data: str) -> None:
+        """See Workplace."""
+        await self._ask(Order(_names(graph, to), calibrate=data))
 
     async def close(self) -> None:
         """End the process, whatever it does."""
