@@ -217,13 +217,21 @@ def _node_list(args: argparse.Namespace, say: Say) -> int:
 
 def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
     marks = [mark for mark in ("drained", "quarantined") if r[mark]]
-    state = ", ".join(map(say, [r["state"], *marks]))
+    state = ", ".join([*map(say, [r["state"], *marks]), *_held(r["info"].get("power"), say)])
     kind = r["transport"] + (f", {say('sealed')}" if r["live"].get("sealed") else "")
     way = [r["parent"], kind, r["address"], r["version"]]
     doing = say(r["live"]["phase"]) if r["live"].get("phase") else "–"
     score = "–" if r["score"] is None else f"{r['score']:.2f}"
     shown = [state, doing, score, *(text or "–" for text in way)]
     return [r["name"], say(r["role"]), *shown, when(r["last_seen"])]
+
+
+def _held(power: Any, say: Say) -> list[str]:
+    """What a member says of why it holds back, and until when."""
+    if not isinstance(power, dict) or not power.get("held"):
+        return []
+    until = f" ({say('until')} {when(power['until'])})" if power.get("until") else ""
+    return [f"{say('holds back')}: {printable(str(power['held']))}{until}"]
 
 
 def _node_drain(args: argparse.Namespace, say: Say) -> int:

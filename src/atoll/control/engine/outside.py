@@ -12,6 +12,7 @@ from typing import Any
 from ...privacy.keys import Current
 from ...privacy.vault import Vault
 from ...transport.link import Link
+from .sensors import Sensors
 
 
 def _store(url: str, folder: Path) -> Any:
@@ -58,7 +59,9 @@ def _workplace(settings: Any, vault: Vault) -> Any:
 
 @dataclass(frozen=True)
 class Outside:
-    """How each is made. A client needs link and workplace alone, and loads nothing of the others."""
+    """How each is made. A client needs link, workplace and sensors alone, and loads nothing of the
+    others. `clock`: Unix seconds.
+    """
 
     store: Callable[[str, Path], Any] = _store
     authority: Callable[[Any, Any], Any] = _authority
@@ -68,3 +71,5 @@ class Outside:
     draw: Callable[[], Random | None] = lambda: None
     link: Callable[[Current, Any, str, Path | None], Callable[[str], Link]] = _link
     workplace: Callable[[Any, Vault], Any] = _workplace
+    sensors: Callable[[str], Any] = Sensors
+    clock: Callable[[], float] = time.time
