@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .adapt.onnx import Plan, run_plan
+from .adapt.plan import Plan
+from .adapt.plan_learner import plan_learner
 from .adapt.sklearn import sklearn_learner
 from .adapt.torch import torch_learner
 from .attack import Attack, poison
@@ -264,6 +265,7 @@ __all__ = [
     "partition",
     "parts",
     "plain_sum",
+    "plan_learner",
     "poison",
     "poisson",
     "pooled",
@@ -278,7 +280,6 @@ __all__ = [
     "run_client",
     "run_coordinator",
     "run_edge",
-    "run_plan",
     "sample",
     "scaffold",
     "scores",
