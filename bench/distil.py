@@ -5,8 +5,8 @@ the labels alone and by distillation, from the same first weights and in the sam
 every variant measured here one row at a time. `--keep` leaves the ONNX files there; a teacher that is there
 already is used again.
 
-The gradient of the distilled loss is up to alpha T + 1 - alpha times as steep as that of the labels: both kinds
-of students clip it.
+The gradient of the distilled loss is up to alpha T + 1 - alpha times as steep as that of the labels: both
+kinds of students clip it.
 """
 
 from __future__ import annotations

@@ -181,9 +181,9 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     this site's own that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`:
     seconds without an ask after which the process that learns ends; its memory is free, and the next ask
     starts another.
-    `power`: when it holds back. `store`: how what it keeps on disk is encrypted. `broker`: who it is there, where it joins by one;
-    `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data set of
-    `source = NAME` is what is stored of one.
+    `power`: when it holds back. `store`: how what it keeps on disk is encrypted. `broker`: who it is there,
+    where it joins by one; `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data
+    set of `source = NAME` is what is stored of one.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
