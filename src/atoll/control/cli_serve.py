@@ -36,6 +36,12 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     text = "a file that says which edges there are and who stands under whom"
     c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
     _transport(c, say, "grpc")
+    text = "engines that report to six nodes: learn, serve, notice, renew, take back"
+    c = command("demo-edge", _demo_edge, text)
+    c.add_argument("--folder", type=Path, default=Path("edge"), metavar="DIR", help=say("its folder"))
+    c.add_argument(
+        "--generated", action="store_true", default=None, help=say("made engines, also where FD001 is")
+    )
     c = command("coordinator", _coordinator, "run a coordinator")
     _server(c, say)
     c.add_argument("--api", metavar="HOST:PORT", help=say("where operators reach it"))
@@ -150,6 +156,12 @@ def _settings(args: argparse.Namespace, kind: Any, keys: tuple[str, ...]) -> Any
 
 _SERVER = ("folder", "name", "listen", "grpc", "names")
 _MEMBER = ("join", "token", "proxy", "transport")
+
+
+def _demo_edge(args: argparse.Namespace, say: Say) -> int:
+    from . import demo_edge
+
+    return demo_edge.run(args.folder, say, generated=args.generated)
 
 
 def _coordinator(args: argparse.Namespace, say: Say) -> int:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..core.errors import ConfigError, StateError
 from ..data import Sites
@@ -38,14 +38,23 @@ FEDERATION = "local"
 HUB = "coordinator"
 WAIT = 90.0  # seconds until everybody must be there
 _NAME = re.compile(r"[^a-z0-9._-]+")
+Own: TypeAlias = Callable[[Path], Mapping[str, Any]]
 
 
 def start(
-    folder: Path, job: Path, *, above: Mapping[str, str], transport: str, tell: Callable[[str], None]
+    folder: Path,
+    job: Path,
+    *,
+    above: Mapping[str, str],
+    transport: str,
+    tell: Callable[[str], None],
+    own: Own | None = None,
 ) -> dict[str, Any]:
     """Start a federation in `folder` for the data of `job`; what runs and where.
 
     `above`: each member's parent, "" for the coordinator; whoever has nobody below it is a client.
+    `own(place)`: puts a client's files into its folder and returns its settings; without, it gets its part of
+    the job's data.
     Raises StateError if one runs there already or does not come up, ConfigError where there is no client.
     """
     if running(folder):
@@ -55,10 +64,11 @@ def start(
         names = [name for name in above if above[name] and name not in above.values()]
         if not names:
             raise ConfigError("a federation needs at least one client")
-        _deal(read(job, [f"data.clients={len(names)}"]), folder / "clients", names)
+        if own is None:
+            own = _deal(read(job, [f"data.clients={len(names)}"]), folder / "clients", names)
         write(folder / "job.toml", job.read_bytes())
         with reserved(doors_of(above)) as ports:
-            return _started(folder, _lay(folder, above, names, transport, ports), names, tell)
+            return _started(folder, _lay(folder, above, names, transport, ports, own), names, tell)
     laid = json.loads((folder / "ports.json").read_text("utf-8"))
     return _started(folder, laid, sorted(p.name for p in (folder / "clients").iterdir()), tell)
 
@@ -139,8 +149,8 @@ def running(folder: Path) -> dict[str, Any]:
 # -- what each member finds in its folder ----------------------------------------------------
 
 
-def _deal(file: JobFile, folder: Path, names: Sequence[str]) -> None:
-    """Each client's rows as CSV files in its folder, as a site would have them."""
+def _deal(file: JobFile, folder: Path, names: Sequence[str]) -> Own:
+    """Each client's rows as CSV files in its folder, as a site would have them, and its settings for them."""
     sites = file.sites()
     for k, name in enumerate(sorted(names)):
         _rows(folder / name / "train.csv", sites, sites[k])
@@ -148,6 +158,12 @@ def _deal(file: JobFile, folder: Path, names: Sequence[str]) -> None:
             _rows(folder / name / "test.csv", sites, sites.tests[k])
     about = {"name": file.data["name"], "classes": list(sites.classes)}
     write(folder.parent / "data.json", json.dumps(about).encode())
+    table: dict[str, Any] = {"train": "train.csv", "target": "label"}
+    if sites.classes:
+        table |= {"task": "classes", "classes": list(sites.classes)}
+    if sites.tests:
+        table["test"] = "test.csv"
+    return lambda place: {"data": {str(file.data["name"]): table}}
 
 
 def _rows(path: Path, sites: Sites, rows: Examples) -> None:
@@ -164,7 +180,12 @@ def _rows(path: Path, sites: Sites, rows: Examples) -> None:
 
 
 def _lay(
-    folder: Path, above: Mapping[str, str], clients: Sequence[str], transport: str, free: Sequence[int]
+    folder: Path,
+    above: Mapping[str, str],
+    clients: Sequence[str],
+    transport: str,
+    free: Sequence[int],
+    own: Own,
 ) -> dict[str, Any]:
     """Ports, of `free`, tokens and settings of every member, before any of them runs."""
     from .engine.founding import found_authority
@@ -200,19 +221,10 @@ def _lay(
             _toml(folder / "edges" / name / "edge.toml", {**server(name), **member(name, "edge")})
         for name in clients:
             predict = f"127.0.0.1:{ports[name][0]}"
-            _client(folder / "clients" / name, {**member(name, "client"), "predict": predict}, folder)
+            place = folder / "clients" / name
+            _toml(place / "client.toml", {**member(name, "client"), "predict": predict, **own(place)})
     write_private(folder / "ports.json", json.dumps(laid, indent=1).encode())
     return laid
-
-
-def _client(place: Path, member: Mapping[str, Any], folder: Path) -> None:
-    data = json.loads((folder / "data.json").read_text("utf-8"))
-    table: dict[str, Any] = {"train": "train.csv", "target": "label"}
-    if data["classes"]:
-        table |= {"task": "classes", "classes": data["classes"]}
-    if (place / "test.csv").exists():
-        table["test"] = "test.csv"
-    _toml(place / "client.toml", {**member, "data": {data["name"]: table}})
 
 
 def _toml(path: Path, values: Mapping[str, Any]) -> None:

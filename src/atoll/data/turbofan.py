@@ -63,7 +63,7 @@ def lives(*, engines: int = 100, seed: int = 0, generated: bool | None = None) -
     `generated`: False for FD001, True for the generator, None for FD001 where `$ATOLL_DATA/cmapss_fd001` is.
     Raises DataError where FD001 is asked for and not there.
     """
-    folder = _folder() if not generated else None
+    folder = where() if not generated else None
     if folder is None:
         if generated is False:
             raise DataError(f"put {TRAIN} of NASA's C-MAPSS into $ATOLL_DATA/{FOLDER}, or generated=True")
@@ -92,7 +92,7 @@ def engines(
     """
     if window < 1 or cap < 1 or engines < 1:
         raise ConfigError(f"window, cap and engines are at least 1, got {window}, {cap}, {engines}")
-    folder = _folder() if not generated else None
+    folder = where() if not generated else None
     train = lives(engines=engines, generated=generated)
     test = _cut(engines) if folder is None else _tests(folder)
     parts = [(life.unit, _windows(life.sensors, window), life.remaining[window - 1 :]) for life in train]
@@ -175,7 +175,7 @@ def _read(path: Path) -> Sequence[tuple[int, NDArray[np.float64]]]:
     ]
 
 
-def _folder(env: Mapping[str, Any] = os.environ) -> Path | None:
+def where(env: Mapping[str, Any] = os.environ) -> Path | None:
     """Where FD001 lies, None where it does not."""
     own, cache = folders(env)
     places = [p / FOLDER for p in (own, cache) if p is not None]

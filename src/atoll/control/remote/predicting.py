@@ -53,11 +53,30 @@ def _number(row: Sequence[str], k: int, head: Sequence[str], line: int) -> float
     return value
 
 
-def ask(url: str, rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """{predictions, model} of the prediction service at `url`.
+def ask(url: str, rows: Sequence[Sequence[float]], ticket: str = "") -> dict[str, Any]:
+    """{predictions, model} of the prediction service at `url`. `ticket`: by which `tell` names them.
 
     Raises Gone where nobody answers, Refused with its reason where it refuses the rows.
     """
+    found: list[Any] = []
+    model: Any = None
+    more = {"ticket": ticket} if ticket else {}
+    for batch in _batches(rows):
+        values = _post(url, "/v1/predict", {"rows": batch, **more})
+        try:
+            found += _first(values["predictions"])
+        except (KeyError, TypeError):
+            raise Gone(f"no prediction service answers at {url}") from None
+        model = values.get("model")
+    return {"predictions": found, "model": model}
+
+
+def tell(url: str, ticket: str, labels: Sequence[float]) -> bool:
+    """The truth of rows asked about; whether it counted, for a model on trial. Raises as `ask`."""
+    return bool(_post(url, "/v1/feedback", {"ticket": ticket, "labels": list(labels)}).get("counted"))
+
+
+def _post(url: str, path: str, body: Any) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
@@ -67,23 +86,17 @@ def ask(url: str, rows: Sequence[Sequence[float]]) -> dict[str, Any]:
         raise ConfigError(f"{url} would send rows in the clear: predict at the site itself, or over https://")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=TIMEOUT)
-    found: list[Any] = []
-    model: Any = None
     try:
-        for batch in _batches(rows):
-            connection.request("POST", "/v1/predict", json.dumps({"rows": batch}), _JSON)
-            answer = connection.getresponse()
-            body = answer.read(MOST)
-            if answer.status != 200:
-                raise Refused(_reason(body, answer.status))
-            values = json.loads(body)
-            found += _first(values["predictions"])
-            model = values.get("model")
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        connection.request("POST", path, json.dumps(body), _JSON)
+        answer = connection.getresponse()
+        text = answer.read(MOST)
+        if answer.status != 200:
+            raise Refused(_reason(text, answer.status))
+        return dict(json.loads(text))
+    except (OSError, http.client.HTTPException, ValueError, TypeError) as error:
         raise Gone(f"no prediction service answers at {url}: {error}; see `predict` in client.toml") from None
     finally:
         connection.close()
-    return {"predictions": found, "model": model}
 
 
 def _first(predictions: Any) -> list[Any]:
