@@ -153,6 +153,23 @@ def test_what_answers_nothing_finite_is_never_tried(site: Site, tmp_path: Path) 
         with pytest.raises(StateError, match="answers no plain row with finite numbers"):
             site.take(2, line(tmp_path, float("nan")), order)
     assert site.talk(3) == [1, 1, 1]
+    assert site.moves == [(1, "served"), (2, "back")]  # whoever ordered it hears so
+    found = site.open().line("m")
+    assert found is not None and (found.champion, found.number) == (1, 1) and "no plain row" in found.back[2]
+
+
+def test_what_reads_other_rows_is_refused_before_anybody_asks_it(site: Site, tmp_path: Path) -> None:
+    site.take(1, line(tmp_path, 1.0))
+    learner = linear(3, 1)
+    params = learner.init(np.random.default_rng(0)).map(lambda b: b * 0 + 1.0)
+    learner.export(params, tmp_path / "wide.onnx", np.zeros((1, 3)))
+    wide = (tmp_path / "wide.onnx").read_bytes()
+    for order in (TRY, {"stage": "all"}):
+        with pytest.raises(StateError, match=r"rows of shape \[3\], and those of version 1 have \[2\]"):
+            site.take(1 + site.number + 1, wide, order)
+    assert site.talk(20) == [1] * 20
+    site.take(9, wide)  # control: for all at once, as who signs it wants it
+    assert site.shelf.get("m").model.row == (3,)  # type: ignore[union-attr]
 
 
 def test_a_model_that_breaks_on_some_rows_is_answered_for_and_taken_back(site: Site, tmp_path: Path) -> None:

@@ -97,18 +97,22 @@ class Evidence(msgspec.Struct, frozen=True):
             m2=self.m2 + gap * (first - mean),
             times=_counted(self.times, *map(_class, pair.took)),
         )
-        wide = APART * here.deviation
+        if pair.labels or n > FEW // 4:  # before, nobody knows how far numbers are apart
+            here = here._differing(pair, gates.disagreement or 0.0)
+        return here if gates.latency is None else here.timed(pair.took, gates.latency)
+
+    def _differing(self, pair: Pair, limit: float) -> Evidence:
+        wide = APART * self.deviation
         apart = [
             (a != b) if pair.labels else abs(a - b) > wide
             for a, b in zip(pair.champion, pair.candidate, strict=True)
         ]
-        kept = msgspec.structs.replace(
-            here, differs=self.differs.bet(sum(apart) / len(apart), gates.disagreement or 0.0)
+        classes = (self.of(pair.champion[0], pair.labels), self.of(pair.candidate[0], pair.labels))
+        return msgspec.structs.replace(
+            self,
+            differs=self.differs.bet(sum(apart) / len(apart), limit),
+            answers=_counted(self.answers, *classes),
         )
-        if pair.labels or n > FEW // 4:  # before, nobody knows how far numbers are apart
-            classes = (here.of(pair.champion[0], pair.labels), here.of(pair.candidate[0], pair.labels))
-            kept = msgspec.structs.replace(kept, answers=_counted(self.answers, *classes))
-        return kept if gates.latency is None else kept.timed(pair.took, gates.latency)
 
     def timed(self, took: tuple[float, float], limit: float) -> Evidence:
         """Whether the candidate took longer than it may, at the median and beyond the 99th percentile."""

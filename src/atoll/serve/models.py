@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import AtollError, MisuseError, StateError
+from ..privacy.orders import Order
 from . import rollout
 from .evidence import Pair
 from .model import Model
@@ -148,7 +149,8 @@ class Shelf:
         `data`: None where `holds(manifest)`. Without an order in the manifest it serves at once, in place
         of the one before, which answers until the new one is loaded. Raises ProtocolError for a signature,
         version or order that will not do, IntegrityError for other bytes, StateError for bytes that are no
-        model or where the disk is full; then everything stays as it was.
+        model or where the disk is full; then everything stays as it was, but that an ordered version which is
+        no model for here counts as taken back.
         """
         if self._opened is None:
             raise MisuseError("a Shelf without `opened` trusts nobody's signature: use put(...)")
@@ -164,12 +166,25 @@ class Shelf:
             if version not in (after.champion, 0 if trial is None else trial.version):
                 slot, data = None, None  # it was taken back here before
             else:
-                slot = self._slot(name, fields, manifest, data, row)
+                try:
+                    slot = self._slot(name, fields, manifest, data, row)
+                except StateError as error:
+                    if row is not None and order is not None and data is not None:
+                        self._refuse(name, row, version, order, str(error))
+                    raise
             fresh = _placed(after, row, slot, version)
             self._write(name, fresh, row, data, slot)
             self._serve(name, fresh)
         self._say(name, move, fresh.line)
         return _champion(name, fresh)
+
+    def _refuse(self, name: str, row: Row, version: int, order: Order, reason: str) -> None:
+        """What was ordered is no model for here: whoever ordered it hears so."""
+        after, move = rollout.refused(row.line, version, order, reason)
+        fresh = row._replace(line=after, candidate=None if after.candidate is None else row.candidate)
+        self._write(name, fresh, row, None, None)
+        self._serve(name, fresh)
+        self._say(name, move, row.line)
 
     def holds(self, manifest: bytes) -> bool:
         """Whether the bytes of this model are here. Raises ProtocolError for a signature that will not do."""
@@ -316,7 +331,11 @@ class Shelf:
                 return slot._replace(manifest=manifest)
         if data is None:
             raise StateError(f"model {name} {fields['version']}: its bytes are not here yet")
-        return loaded(fields, manifest, data)
+        fresh = loaded(fields, manifest, data)
+        if row is not None and "order" in fields and fresh.model.row != row.champion.model.row:
+            shapes = f"{list(fresh.model.row)}, and those of version {row.line.champion}"
+            raise StateError(f"{name} reads rows of shape {shapes} have {list(row.champion.model.row)}")
+        return fresh
 
 
 def _placed(after: Line, row: Row | None, slot: Slot | None, version: int) -> Row:

@@ -135,6 +135,15 @@ def broke(line: Line, version: int, reason: str) -> tuple[Line, Move | None]:
     return (line, None) if trial is None or trial.version != version else _back(line, reason)
 
 
+def refused(line: Line, version: int, order: Order, reason: str) -> tuple[Line, Move]:
+    """An ordered model cannot be used here: it is as if it had been tried and taken back."""
+    trial = line.candidate
+    kept = None if trial is not None and trial.version == version else trial
+    back = _few({**line.back, version: reason})
+    line = Line(line.champion, max(line.newest, version), order.number, kept, back)
+    return line, Move(version, "back", reason)
+
+
 def started(line: Line, now: float) -> tuple[Line, Move | None]:
     """The process begins anew: whoever is not confirmed answers at most its share again."""
     trial = line.candidate
