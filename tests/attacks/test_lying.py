@@ -23,6 +23,7 @@ from atoll.core.update import Update
 from atoll.data import Dataset, Examples, iid, partition
 from atoll.job import Job, Tree
 from atoll.learn.algorithm import fedavg, fedavgm
+from atoll.learn.buffered import fedbuff
 from atoll.learn.defend import recommended, robust
 from atoll.learn.dense import softmax
 from atoll.learn.encrypted import encrypted_sum
@@ -120,6 +121,16 @@ def test_under_masks_liars_neither_clip_nor_add_noise() -> None:
     assert abs(signed(lying._integers(7, Reply(like), scale, Rng.of(0), noise), 32)).max() < 2**31
     weighed = Scale(32, 4.0, 2, 10.0)
     np.testing.assert_allclose(said(7, 3.0, 5.0, weighed), 15.0, rtol=1e-6)
+
+
+def test_a_liar_waits_for_its_buffer_like_anybody() -> None:
+    """Sign-flippers in secure buffers do what they do in the open, and no model is left of larger lies."""
+    buffers = job(12, algorithm=fedbuff(size=6, concurrency=12))
+    hidden = buffers.replace(exchange=secure_sum(largest=1024.0))
+    flip = [simulate(poison(j, LIARS, attacks.sign_flip()), sites(), SEED) for j in (buffers, hidden)]
+    np.testing.assert_allclose(flip[1].params.buffer, flip[0].params.buffer, atol=1e-4)
+    clean = simulate(hidden, sites(), SEED).metrics["accuracy"]
+    assert simulate(poison(hidden, LIARS, attacks.foe()), sites(), SEED).metrics["accuracy"] < 0.5 * clean
 
 
 def test_a_liar_speaks_for_its_bucket() -> None:

@@ -43,7 +43,9 @@ _NO_MODEL = Update.of({})
 
 
 class Waiting(NamedTuple):
-    """An update that waits at its client, learnt from the model of round `version`."""
+    """An update that waits at its client, learnt from the model of step `version`; of `weight` 1, or 0 where
+    it was learnt from nothing.
+    """
 
     version: int
     update: Update
@@ -112,7 +114,7 @@ def keep(local: Local, task: Task, answer: Answer) -> Answer:
         except AtollError as error:
             failed[client] = reason(error)
             continue
-        local.waiting[client] = Waiting(task.round, reply.update, reply.weight)
+        local.waiting[client] = Waiting(task.round, reply.update, float(reply.weight > 0))
         ready.append((client, Reply(Update(NOTHING, np.empty(0, np.uint64), bits=bits))))
     return Answer(tuple(c for c, _ in ready), None, failed, 0, tuple(ready))
 
