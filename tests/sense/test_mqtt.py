@@ -221,7 +221,7 @@ def test_a_password_is_read_from_a_file(tmp_path) -> None:
     if not tool.exists():
         pytest.skip("mosquitto_passwd is not installed")
     subprocess.run([tool, "-b", "-c", file, "node", "word"], check=True, capture_output=True)
-    lines = ["allow_anonymous false", f"password_file {file}"]
+    lines = ["allow_anonymous false", "autosave_on_changes true", f"password_file {file}"]
     with brokers.running(tmp_path / "broker", lines) as broker:
         (tmp_path / "right").write_text("word\n")
         (tmp_path / "wrong").write_text("words\n")
