@@ -35,6 +35,7 @@ from atoll.sense.store import Store
 
 from .carry import cpu_seconds
 
+_STILL = 20  # seconds without a new reading after which none is expected
 LAST = 5  # seconds that sensors send again
 COLUMNS = ("heat", "load", "speed")
 
@@ -87,11 +88,12 @@ def measure(folder: Path, sensors: int, seconds: int) -> dict[str, float]:
                     _line(node)
             done = crowd.poll() is not None
         sent = int(_line(crowd))
-        took = time.perf_counter() - began
-        last = -1
-        while (stored := _stored(folder)) != last and stored < sent:  # what is still on its way
+        last, still = -1, 0
+        while (stored := _stored(folder)) < sent and still < _STILL:  # what is still on its way
+            still = still + 1 if stored == last else 0
             last = stored
-            time.sleep(3.0)
+            time.sleep(1.0)
+        took = time.perf_counter() - began
         cpu += cpu_seconds(process)
     ids = _ids(folder)
     with _store(folder) as store:
@@ -169,7 +171,7 @@ async def _sensors(port: int, count: int, seconds: int) -> None:  # noqa: C901  
         top = 2 + int.from_bytes(body[:2], "big")
         packet = head + body[:top] + number.to_bytes(2, "big") + body[top:]
         waiting.append((number, body))
-        if link is not None:
+        if link is not None and not link[1].is_closing():
             link[1].write(packet)
 
     async def acknowledged() -> None:
