@@ -45,3 +45,12 @@ def test_every_file_of_a_run_stands_on_its_page() -> None:
     in_code = set(re.findall(r"(?m)^    ([\w./]+)  ", folder.__doc__ or ""))
     assert len(in_code) > 6
     assert in_code <= listed
+
+
+def test_every_key_of_a_source_stands_on_its_page() -> None:
+    from atoll.sense import source
+
+    said = set(re.findall(r"`([\w.]+)`", page("client")))
+    for kind in (source.Source, source.Folder, source.Sql, source.Push, source.Mqtt, source.Span):
+        keys = set(kind.__struct_fields__) - {"window", "folder", "sql", "push", "mqtt"}  # tables
+        assert {key for key in keys if not {key, f"window.{key}"} & said} == set()

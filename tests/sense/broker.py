@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PLACES = ("/usr/sbin", "/usr/local/sbin")
+OPEN = ("allow_anonymous true", "autosave_on_changes true")  # each change is on its disk: slow, for few
 QUEUED = "max_queued_messages 0\nmax_inflight_messages 0\n"  # all that a node misses is kept for it
 
 
@@ -33,14 +34,14 @@ def missing() -> str:
 class Broker:
     """One broker on a port of its own. `lines`: of its settings, besides."""
 
-    def __init__(self, folder: Path, lines: Sequence[str] = ("allow_anonymous true",)) -> None:
+    def __init__(self, folder: Path, lines: Sequence[str] = OPEN) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         self.folder = folder
         self.process: subprocess.Popen[bytes] | None = None
         text = f"listener {self.port} 127.0.0.1\npersistence true\npersistence_location {folder}/\n{QUEUED}"
-        text += "autosave_interval 1\nautosave_on_changes true\n"
+        text += "autosave_interval 1\n"
         (folder / "mosquitto.conf").write_text(text + "\n".join(lines) + "\n")
 
     def start(self) -> None:
@@ -64,7 +65,7 @@ class Broker:
 
 
 @contextmanager
-def running(folder: Path, lines: Sequence[str] = ("allow_anonymous true",)) -> Iterator[Broker]:
+def running(folder: Path, lines: Sequence[str] = OPEN) -> Iterator[Broker]:
     """A broker for the block."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o777)

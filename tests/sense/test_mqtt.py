@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from atoll.core.errors import ConfigError
+from atoll.core.errors import ConfigError, StateError
+from atoll.privacy.keys import Authority, key_pem
 from atoll.sense.intake import Feed, Intake
 from atoll.sense.mqtt import devices, listen
 from atoll.sense.source import Mqtt
@@ -21,6 +23,7 @@ from atoll.sense.store import Store
 from atoll.wire import failpoint
 from tests.sense import broker as brokers
 from tests.sense.plant import NOW, rules, vault
+from tests.wire.pki import member
 
 needs_broker = pytest.mark.skipif(bool(brokers.missing()), reason=brokers.missing() or "there is one")
 TOPIC = "plant/{source}/data"
@@ -56,16 +59,18 @@ def word(file: str) -> dict[str, str]:
 class Devices:
     """What the presses say, at QoS 1; `send` returns once the broker has it."""
 
-    def __init__(self, port: int, user: str = "", word: str = "") -> None:
+    def __init__(self, port: int, user: str = "", word: str = "", ca: str = "") -> None:
         from paho.mqtt import client as paho
         from paho.mqtt.enums import CallbackAPIVersion
 
         self.client = paho.Client(CallbackAPIVersion.VERSION2)
         if user:
             self.client.username_pw_set(user, word)
+        if ca:
+            self.client.tls_set(ca)
         here = threading.Event()
         self.client.on_connect = lambda *_: here.set()
-        self.client.connect("127.0.0.1", port)
+        self.client.connect("localhost" if ca else "127.0.0.1", port)
         self.client.loop_start()
         assert here.wait(30)
 
@@ -221,7 +226,7 @@ def test_a_password_is_read_from_a_file(tmp_path) -> None:
     if not tool.exists():
         pytest.skip("mosquitto_passwd is not installed")
     subprocess.run([tool, "-b", "-c", file, "node", "word"], check=True, capture_output=True)
-    lines = ["allow_anonymous false", f"password_file {file}"]
+    lines = ["allow_anonymous false", "autosave_on_changes true", f"password_file {file}"]
     with brokers.running(tmp_path / "broker", lines) as broker:
         (tmp_path / "right").write_text("word\n")
         (tmp_path / "wrong").write_text("words\n")
@@ -262,3 +267,30 @@ def test_wrong_settings_are_told(tmp_path) -> None:
     ):
         with pytest.raises(ConfigError, match=words), suppress(ImportError):
             asyncio.run(listen(said, tmp_path, None, "n"))
+
+
+@needs_broker
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho leaves a refused socket
+def test_messages_come_over_tls_from_a_broker_that_is_known(tmp_path) -> None:
+    authority = Authority.new("plant", now=time.time())
+    hub = member(authority, "coordinator", "broker", hosts=("127.0.0.1", "localhost"))
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    (folder / "key.pem").write_bytes(key_pem(hub.key))
+    (folder / "chain.pem").write_bytes(hub.chain)
+    (folder / "ca.pem").write_bytes(authority.root)
+    lines = [*brokers.OPEN, f"certfile {folder}/chain.pem", f"keyfile {folder}/key.pem"]
+    with brokers.running(folder, lines) as broker:
+        over = {"url": f"mqtts://localhost:{broker.port}"}
+
+        async def main() -> None:
+            with pytest.raises(StateError, match=r"cannot be reached: .*certificate verify failed"):
+                await listen(settings(broker, **over), tmp_path, None, "n")
+            async with node(tmp_path, settings(broker, **over, ca="broker/ca.pem")) as feed:
+                await until(lambda: _known(tmp_path))
+                many = await asyncio.to_thread(Devices, broker.port, ca=str(folder / "ca.pem"))
+                await asyncio.to_thread(many.send, *(says(i) for i in range(100)))
+                await until(lambda: feed.counts()["stored"] == 100)
+                await asyncio.to_thread(many.close)
+
+        asyncio.run(main())

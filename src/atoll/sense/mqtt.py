@@ -63,6 +63,7 @@ async def listen(settings: Mqtt, folder: Path, feed: Feed, session: str) -> None
             lot = [await link.inbox.get()]
             while not link.inbox.empty():
                 lot.append(link.inbox.get_nowait())
+            link.resume()
             messages = [m for m in lot if not isinstance(m, StateError)]
             if messages:
                 await stored(feed, [r for m in messages for r in _read(m, device, feed, settings)])
@@ -129,6 +130,7 @@ class _Link:
         self._loop = asyncio.get_running_loop()
         self._socket: Any = None
         self._timer: asyncio.TimerHandle | None = None
+        self._held = False
         client.on_message, client.on_connect, client.on_disconnect = self._message, self._joined, self._parted
 
     async def connect(self, url: Any) -> None:
@@ -155,6 +157,13 @@ class _Link:
         if self.client.want_write():
             self.client.loop_write()
         self._tick()
+
+    def resume(self) -> None:
+        """Read on, where a full inbox has stopped it."""
+        if self._held and self._socket is not None:
+            self._held = False
+            self._loop.add_reader(self._socket, self._read)
+            self._read()
 
     def close(self) -> None:
         """End it; what is not acknowledged is sent again to the next."""
@@ -185,6 +194,10 @@ class _Link:
         """All that is there: paho reads one packet at a time."""
         more = True
         while more and self._socket is not None:
+            if self.inbox.qsize() >= UNACKNOWLEDGED:  # brokers may send more than was asked for: TCP holds it
+                self._loop.remove_reader(self._socket)
+                self._held = True
+                return
             before = self._came
             self.client.loop_read()
             pending = getattr(self._socket, "pending", None)  # TLS: bytes that no selector sees
