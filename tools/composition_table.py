@@ -9,6 +9,7 @@ committed one and runs every pair it allows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from atoll.core.compose import check, table
 from atoll.core.errors import CompositionError
 from atoll.core.transform import Transform, chain
 from atoll.learn.algorithm import Algorithm
+from atoll.learn.buffered import fedasync, fedbuff
 from atoll.learn.compress import randomk, sign, topk
+from atoll.learn.cyclic import cyclic
 from atoll.learn.defend import momentum
 from atoll.learn.feddyn import settle
 from atoll.learn.fednova import nova
+from atoll.learn.gossip import gossip
+from atoll.learn.hierarchical import hierarchical
 from atoll.learn.personal import stay
 from atoll.learn.quantise import int2, int8
 from atoll.learn.ring import ring
@@ -31,6 +36,7 @@ from atoll.learn.rotate import rotate
 from atoll.learn.secure import secure_sum
 from atoll.learn.server import adam, mean, sgd
 from atoll.learn.thin import thin
+from atoll.privacy import dp
 from atoll.privacy.dp import clip, gaussian
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "composition.md"
@@ -56,6 +62,14 @@ RULES: Mapping[str, Any] = {
     "`Sum()`": Sum(),
     "`Gather(rule)`": Gather(lambda U: np.median(U, axis=0)),
     "`Buckets(k, rule)`": Buckets(2, lambda U: np.median(U, axis=0)),
+}
+OWN: Mapping[str, Algorithm] = {
+    "`fedbuff()`": fedbuff(),
+    "`fedasync()`": fedasync(),
+    "`hierarchical()`": hierarchical(),
+    "`hierarchical(asynchronous=True)`": hierarchical(asynchronous=True),
+    "`cyclic()`": cyclic(),
+    "`gossip()`": gossip(),
 }
 
 HEAD = """\
@@ -99,6 +113,16 @@ clients then add. Compact updates stay what they are in the sum, but under masks
 | part | with a mean | beside noise |
 |---|---|---|
 """
+ROUNDS = """
+## Algorithms with rounds of their own
+
+Whether they run under a secure sum, and there beside noise of the clients. For a buffer updates wait at their
+clients until enough are ready; then one sum is made of them. Beside noise the cohort is `everyone()`, and the
+clip does not follow the updates.
+
+| algorithm | with a secure sum | beside noise |
+|---|---|---|
+"""
 RULED = """
 ## Rules and exchanges
 
@@ -113,7 +137,20 @@ sum; and whether a chain that ends in a `ring` may feed it.
 def page() -> str:
     """The whole page."""
     parts = "".join(f"| `{part}` | {what} |\n" for part, what in PARTS)
-    return HEAD + parts + PAIRS + _pairs() + NOISY + _noisy() + SUMMED + _summed() + RULED + _rules()
+    return (
+        HEAD
+        + parts
+        + PAIRS
+        + _pairs()
+        + NOISY
+        + _noisy()
+        + SUMMED
+        + _summed()
+        + ROUNDS
+        + _own()
+        + RULED
+        + _rules()
+    )
 
 
 def private(part: Transform, place: int) -> Transform:
@@ -138,6 +175,22 @@ def summed(algorithm: Transform) -> str:
     except CompositionError as error:
         return str(error)
     return "✓"
+
+
+def _own() -> str:
+    lines = ""
+    for name, algorithm in OWN.items():
+        verdicts = []
+        for noise in (False, True):
+            try:
+                made = replace(algorithm, exchange=secure_sum())
+                chained = dp.private(made.chain, 1.0, 1.0, mean(over=10)) if noise else made.chain
+                replace(made, chain=chained, weigh="equal")
+                verdicts.append("✓")
+            except CompositionError as error:
+                verdicts.append("–" if noise else str(error))
+        lines += f"| {name} | {' | '.join(verdicts)} |\n"
+    return lines
 
 
 def _summed() -> str:

@@ -55,6 +55,8 @@ from .data import (
     shards,
     similarity,
 )
+from .data.contract import Contract
+from .data.pipeline import Pipeline
 from .job import Job, flat, tree
 from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
 from .learn.buffered import fedasync, fedbuff
@@ -105,7 +107,7 @@ from .learn.thin import thin
 from .privacy.dp import clip, gaussian
 from .run import Run, simulate
 from .simulate.faults import Crash, Partition, World, constant, exponential, lognormal, uniform
-from .statistics import Statistics, classes, standardise, statistics
+from .statistics import Statistics, classes, fit_pipeline, standardise, statistics
 
 if TYPE_CHECKING:
     from .control.engine.members import run_client, run_coordinator, run_edge
@@ -141,6 +143,7 @@ __all__ = [
     "ConfigError",
     "Confusion",
     "Context",
+    "Contract",
     "Contribution",
     "Count",
     "Crash",
@@ -176,6 +179,7 @@ __all__ = [
     "Partition",
     "Partitioner",
     "PeerError",
+    "Pipeline",
     "Plan",
     "Policy",
     "PrivacyError",
@@ -234,6 +238,7 @@ __all__ = [
     "fedsgd",
     "fedyogi",
     "fine_tune",
+    "fit_pipeline",
     "flat",
     "fltrust",
     "gaussian",

@@ -178,7 +178,7 @@ def test_nodes(atoll, far) -> None:
     far.store.node_seen("north", "client", {"parent": "plant"})
     far.live["north"] = {"phase": "training"}
     said = atoll("node", "list")
-    assert re.search(r"plant +edge +online +– +– +– +grpc +10\.0\.0\.7", said.out)
+    assert re.search(r"plant +edge +online +– +– +– +– +grpc +10\.0\.0\.7", said.out)
     assert re.search(r"north +client +online +training +– +plant", said.out)
     assert atoll("node", "drain", "north").out == "north gets no new work\n"
     assert "online, drained" in atoll("node", "list").out

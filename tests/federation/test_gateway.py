@@ -1,6 +1,7 @@
 """Members that reach a broker only, beside others over gRPC: real processes, whatever dies."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from atoll.control.config import dump
+from atoll.control.remote.doctor_member import doors
 from tests.federation.processes import JOB, Federation, Nursery
 from tests.federation.test_processes import gathered, whole
 from tests.wire.mosquitto import Mosquitto, missing
@@ -50,14 +52,12 @@ class Gated(Federation):
 
 @contextmanager
 def gated(folder: Path, nursery: Nursery) -> Iterator[tuple[Gated, Mosquitto]]:
-    """Everybody there, enrolled past the broker and then by it."""
+    """Everybody there; two of them enrolled by the broker and know no other way."""
     with Mosquitto(folder / "broker") as broker, Gated(folder / "fed", broker, nursery) as fed:
-        fed.start_all()
-        gathered(fed)
-        fed.stop(*BY_BROKER)
         for name in BY_BROKER:
             fed.set(name, join=[fed.url])
-            fed.start(name)
+        fed.start_all()
+        gathered(fed)
         fed.until(lambda: sealed(fed) == set(BY_BROKER), what="them to be shown as sealed")
         yield fed, broker
 
@@ -66,7 +66,10 @@ def sealed(fed: Federation) -> set[str]:
     return {n["name"] for n in fed.connect().nodes() if n["online"] and n["live"].get("sealed")}
 
 
-def test_two_by_a_broker_and_two_by_grpc_whatever_dies(tmp_path: Path, nursery: Nursery) -> None:
+def test_two_by_a_broker_and_two_by_grpc_whatever_dies(
+    tmp_path: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atoll.transport.mqtt_link.STATE", 1.0)  # the doctor's, in this process
     job: Any = {**FOUR, "rounds": 6}
     with gated(tmp_path, nursery) as (fed, broker):
         fed.job = job
@@ -78,5 +81,21 @@ def test_two_by_a_broker_and_two_by_grpc_whatever_dies(tmp_path: Path, nursery: 
         broker.kill()
         broker.start()
         fed.finished(run)
+        looked(fed, broker)
         fed.stop(*fed.names)
         whole(fed, run, rounds=6)
+
+
+def looked(fed: Gated, broker: Mosquitto) -> None:
+    """What the doctor says beside a member, as one thing after the other goes."""
+
+    def levels() -> dict[str, str]:
+        found = doors(fed.place("client-1"), 10.0, time.time)
+        return {f.what: f.level for f in found if f.remedy or f.level == "ok"}
+
+    well = {"name": "ok", "way": "ok", "broker": "ok", "gateway": "ok"}
+    assert levels() == {**well, "root": "ok", "certificate": "ok"}
+    fed.kill("gateway")
+    assert levels() == {**well, "gateway": "bad"}
+    broker.kill()
+    assert levels() == {"name": "ok", "way": "bad"}

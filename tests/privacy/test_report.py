@@ -25,7 +25,7 @@ def authority() -> Authority:
 
 
 def values(**promise):
-    job = at.Job(Quadratic(), rounds=3, sites=False)
+    job = at.Job(Quadratic(), promise.pop("algorithm", at.fedavg()), rounds=3, sites=False)
     if promise:
         job = job.private(**promise)
     plan = job.epsilon() if promise else None
@@ -38,6 +38,7 @@ def values(**promise):
         rounds=3,
         ended=NOW + 60,
         crypto=job.crypto if job.exchange.shows == "sum" else "",
+        buffers=job.trained.buffer is not None,
     )
 
 
@@ -52,6 +53,9 @@ def test_it_says_what_was_promised_and_who_saw_what() -> None:
     assert "by the clients" in spread["promise"]["mechanism"]
     assert "sums of updates only" in spread["seen"]
     assert "semi-honest" in spread["trust"]
+    assert "neighbours" not in spread["promise"]
+    buffers = values(algorithm=at.fedbuff(), epsilon=2.0, delta=1e-3, clip=1.0, exchange=at.secure_sum())
+    assert "updates are zeros" in buffers["promise"]["neighbours"]
     assert plain["crypto"] == "TLS 1.3 between members, nothing else"
     assert spread["crypto"].startswith("intl (SHA-256, AES-256")
 

@@ -53,7 +53,11 @@ class Mosquitto:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         lines = [f"listener {self.port} 127.0.0.1", "persistence false", f"log_dest file {folder / 'log'}"]
-        lines += ["max_packet_size 131072", f"allow_anonymous {'false' if users else 'true'}"]
+        lines += [
+            "max_packet_size 131072",
+            "set_tcp_nodelay true",
+            f"allow_anonymous {'false' if users else 'true'}",
+        ]
         if users:
             lines.append(f"password_file {folder / 'passwords'}")
             self._passwords()

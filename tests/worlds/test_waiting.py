@@ -103,6 +103,15 @@ def test_a_stale_update_weighs_what_the_paper_says() -> None:
     assert run.params["w"][0] == pytest.approx(1 + 2**-0.5 + 5 * (2**-0.5 + 3**-0.5) / 2, abs=1e-6)
 
 
+def test_too_old_updates_are_dropped_as_in_the_open() -> None:
+    job = JOB.replace(algorithm=at.fedbuff(size=2, concurrency=8, max_staleness=1))
+    plain, secure = (at.simulate(j, SITES, seed=3) for j in (job, job.replace(exchange=at.secure_sum())))
+    dropped = [[r["dropped"] for r in run.history[1:]] for run in (plain, secure)]
+    assert dropped[0] == dropped[1]
+    assert sum(dropped[0]) > 0
+    np.testing.assert_allclose(secure.params.buffer, plain.params.buffer, atol=1e-6)
+
+
 def test_who_is_ready_stays_so_when_too_few_are_left() -> None:
     """Half a buffer dies as its sum begins: the other half is not trained again."""
     fits: list[int] = []
@@ -334,7 +343,7 @@ def test_what_nobody_accounts_is_refused(values: Any, promise: Any, why: str) ->
     [
         (at.fedbuff(size=3), at.secure_sum(least=4), r"a sum is of 4 at least: use fedbuff\(size=10\)"),
         (at.fedasync(), at.secure_sum(), r"a sum is of 2 at least: use fedbuff\(size=10\)"),
-        (at.hierarchical(asynchronous=True), at.secure_sum(), "rounds of its own.*or fedbuff"),
+        (at.hierarchical(asynchronous=True), at.secure_sum(), r"rounds of its own.*or fedbuff\(\)"),
         (
             replace(at.fedbuff(size=4), rule=at.Buckets(2, at.median())),
             at.secure_sum(),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .cli_ops import connected, printable, show, when
-from .table import number, table
+from .table import table
 
 Say = Callable[[str], str]
 _GATES = ("error", "disagreement", "latency", "drift")
@@ -94,7 +94,7 @@ def members(stages: dict[str, Any], say: Say) -> None:
 
 
 def _member(row: dict[str, Any], say: Say) -> list[str]:
-    figures = "  ".join(f"{say(key)} {number(value)}" for key, value in row["figures"].items())
+    figures = "  ".join(f"{say(key)} {value:g}" for key, value in row["figures"].items())
     trial = str(row["trial"]) if row["trial"] else "–"
     reason = printable(row["reason"]) or "–"
     return [row["node"], str(row["version"]), trial, say(row["stage"]), figures or "–", reason]

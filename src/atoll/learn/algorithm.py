@@ -164,13 +164,13 @@ class Algorithm:
         if self.buffer is None:
             raise CompositionError(
                 f"{self.name} has rounds of its own, in which single updates are seen: use an algorithm of"
-                " synchronous rounds, as fedavg or fedadam, or fedbuff"
+                " synchronous rounds, as fedavg or fedadam, or fedbuff()"
             )
         least = max(2, getattr(self.exchange, "least", 2))
         if self.buffer.size < least:
             raise CompositionError(
-                f"{self.name} steps with every {self.buffer.size} updates, and a sum is of {least} at least:"
-                f" use fedbuff(size={max(least, 10)})"
+                f"a buffer of {self.name} holds {self.buffer.size}, and a sum is of {least} at least: use"
+                f" fedbuff(size={max(least, 10)})"
             )
         if not isinstance(self.rule, Sum):
             raise CompositionError(

@@ -14,8 +14,9 @@ by `size` however many stayed.
 An update is spent once its client has vouched for a list that it is in, whether the sum was opened or not: so
 no update is in two sums. A client works out its own update's age, as everybody could.
 
-Masks made before it is known whom they must cancel with (So, Ali, Güler, Avestimehr 2021, "Secure aggregation
-for buffered asynchronous federated learning") need other masks, and cost more the more may be in flight.
+So, Ali, Güler, Avestimehr 2021, "Secure aggregation for buffered asynchronous federated learning", mask
+before it is known who is in the sum, by masks that cancel out across rounds: another scheme, where waiting
+needs none.
 """
 
 from __future__ import annotations

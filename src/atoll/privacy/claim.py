@@ -4,7 +4,8 @@
     claim.sigma                 the noise multiplier that the promise needs
 
 The neighbours of `unit` "client" are two federations, one of which has one client more; of "example", two of
-which one has one row more, at whichever site.
+which one has one row more, at whichever site. Where updates come without rounds, in buffers, they do the same
+at the same times, and in one of them one client's updates are zeros.
 """
 
 from __future__ import annotations

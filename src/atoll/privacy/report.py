@@ -24,6 +24,7 @@ SEES = {
 }
 OPEN = "TLS 1.3 between members, nothing else"
 TRUST = "semi-honest coordinator: it follows the protocol. It enrols members itself, so it could invent some"
+BUFFERS = "one client's updates are zeros; that it was at work, and when, is not hidden"
 NOISE = {
     "central": "Gaussian noise by the coordinator, which is trusted with sums without noise",
     "local": "Gaussian noise by each client, on its own update",
@@ -42,10 +43,12 @@ def report(
     ended: float,
     label: str = "",
     crypto: str = "",
+    buffers: bool = False,
 ) -> dict[str, Any]:
     """The page's values. `shows`: what the exchange shows, "each" or "sum"; `plan`: the claim's cost over all
     rounds it was made for; `rounds`: how many there were; `ended`: Unix seconds; `label`: what the exchange
-    says of itself; `crypto`: the suite that hid updates, "" where only TLS did.
+    says of itself; `crypto`: the suite that hid updates, "" where only TLS did; `buffers`: whether updates
+    came without rounds.
     """
     noisy = ", each with its own noise" if claim is not None and claim.noise == "local" else ""
     made: dict[str, Any] = {
@@ -63,6 +66,7 @@ def report(
     if claim is not None and plan is not None:
         made["promise"] = {
             "unit": claim.unit,
+            **({"neighbours": BUFFERS} if buffers else {}),
             "mechanism": NOISE[claim.noise],
             "epsilon": plan.epsilon,
             "epsilon of who knows who took part": plan.known,

@@ -2,6 +2,7 @@
 
     GET  /v1/root                     the pinned root, PEM; over TLS that proves nothing yet
     POST /v1/enrol {secret, csr}      over TLS that leads to that root ──► {chain, urls}
+                                      through others' hands, the secret under seal: letterbox.py
     POST /v1/renew {csr, chain}       the same key asks again          ──► {chain, urls}
 
 The token's secret (hexadecimal) leaves only after the server has proved itself by the root whose
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import ssl
 from base64 import b64encode
@@ -39,6 +41,7 @@ from ..privacy.keys import (
 )
 from ..privacy.private import write_private
 from ..privacy.token import Token
+from .letterbox import sealed
 from .tls import client_context
 
 LONGEST = 256 * 1024  # bytes of an answer
@@ -55,17 +58,21 @@ async def enrol(
     name: str = "",
     hosts: Sequence[str] = (),
     proxy: str | None = None,
+    ca: Path | None = None,
+    user: tuple[str, str] | None = None,
     now: float,
 ) -> Identity:
     """Join by a token; the identity, saved in `folder`. Its role and name are those the token was made for.
 
     `role`, `name`: what is expected, "" for anything. `hosts`: where others will dial an edge.
-    `proxy`: http://user:password@host:port; None for the environment's, "" for none. Raises
+    `proxy`: http://user:password@host:port; None for the environment's, "" for none. Behind a proxy that
+    ends TLS or a broker (…+sealed:// URLs) `ca` vouches for it and `user` is who we are there. Raises
     PrivacyError for a server that is not the token's federation (nothing was sent), Refused with
     its reason, Gone where it cannot be reached, ProtocolError for nonsense; all but Gone for good.
     """
-    async with Caller(url, proxy) as caller:
-        root = await caller.get("/v1/root", _unverified())
+    through = url.partition("://")[0].endswith("+sealed")
+    async with _caller(url, user[0] if user and user[0] else name or "new", proxy, ca, user) as caller:
+        root = await caller.get("/v1/root", _between(ca) if through else _unverified())
         try:
             same = fingerprint(root) == token.fingerprint
         except ProtocolError:
@@ -77,8 +84,13 @@ async def enrol(
             )
         key = _pending(folder)
         csr = request(key, "any", role or "client", name or "any", hosts)  # the names are the token's
+        context = _between(ca) if through else client_context(root)
         body = {"secret": token.secret.hex(), "csr": csr.decode()}
-        answer = await caller.post("/v1/enrol", body, client_context(root))
+        if through:
+            nonce = secrets.token_hex(16)
+            shown = await caller.post("/v1/enrol/key", {"nonce": nonce}, context)
+            body = sealed(shown, nonce, root, token.secret, csr, now=now)
+        answer = await caller.post("/v1/enrol", body, context)
     chain, urls = certified(answer)
     try:
         made = Identity(key, chain, root, urls or (caller.url,))
@@ -109,10 +121,8 @@ async def renew(
     """
     me = identity.member
     csr = request(identity.key, me.federation, me.role, me.name, hosts_of(identity.chain))
-    context = client_context(identity.roots)
-    scheme, _, rest = url.partition("://")
-    if scheme.endswith("+sealed") and not scheme.startswith("mqtt"):
-        url, context = f"https://{rest}", ssl.create_default_context(cafile=ca)
+    through = url.partition("://")[0].endswith("+sealed")
+    context = _between(ca) if through else client_context(identity.roots)
     async with _caller(url, me.name, proxy, ca, user) as caller:
         body = {"csr": csr.decode(), "chain": identity.chain.decode()}
         answer = await caller.post("/v1/renew", body, context)
@@ -132,7 +142,13 @@ def _caller(
         from .mqtt_link import Asker
 
         return Asker(url, name, user, ca)
-    return Caller(url, proxy)
+    scheme, _, rest = url.partition("://")
+    return Caller(f"https://{rest}" if scheme.endswith("+sealed") else url, proxy)
+
+
+def _between(ca: Path | None) -> ssl.SSLContext:
+    """To a proxy that ends TLS: whom it answers for is proved by other means."""
+    return ssl.create_default_context(cafile=ca)
 
 
 def _pending(folder: Path) -> PrivateKey:

@@ -1,7 +1,8 @@
 """The three doors of enrolment as routes of an aiohttp server: enrol.py is the other side.
 
 Nobody needs a certificate to come here, so each body is short, and what it asks is checked by the
-token's secret or by the key of the certificate that is to be renewed. A coordinator answers itself;
+token's secret, under seal where it comes through others' hands (letterbox.py), or by the key of the
+certificate that is to be renewed. A coordinator answers itself;
 an edge, which certifies nobody, passes the request on to its parent for those that reach only it. For a
 renewal it is not trusted; of an enrolment it sees the token, as the coordinator does.
 """
@@ -11,15 +12,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from ..core.errors import AtollError, ConfigError, ProtocolError, Refused
 from ..privacy.keys import Identity, Member, proven
 from .enrol import Caller, certified
+from .letterbox import Letterbox
 from .tls import client_context, https_member
 
 LONGEST = 64 * 1024  # bytes of a body
@@ -42,17 +44,24 @@ class Registry(Protocol):
 
 Call = Callable[[Callable[[], bytes]], Awaitable[bytes]]
 Answer = Callable[[web.Request], Awaitable[web.Response]]
+Asking = Callable[[web.Request], Awaitable[Mapping[str, Any]]]
 
 
 def routes(
-    registry: Registry, *, urls: Sequence[str], clock: Callable[[], float], call: Call = asyncio.to_thread
+    registry: Registry,
+    *,
+    urls: Sequence[str],
+    clock: Callable[[], float],
+    call: Call = asyncio.to_thread,
+    identity: Callable[[], Identity] | None = None,
 ) -> list[web.RouteDef]:
     """GET /v1/root, POST /v1/enrol and /v1/renew, for `app.add_routes`.
 
     `urls`: where members will dial; `clock`: Unix seconds; `call(function)` awaits the registry's
-    methods, in the thread where its store may be used.
+    methods, in the thread where its store may be used. `identity`: the server's own; without it no
+    secret comes under seal.
     """
-    return _doors(_Coordinator(registry, clock, call), urls)
+    return _doors(_Coordinator(registry, clock, call), urls, identity)
 
 
 def passed_on(
@@ -63,24 +72,43 @@ def passed_on(
     proxy: str | None = None,
 ) -> list[web.RouteDef]:
     """The same routes at an edge. `parent()`: https://host:port to ask; `identity()`: the edge's own."""
-    return _doors(_Edge(parent, identity, proxy), urls)
+    return _doors(_Edge(parent, identity, proxy), urls, identity)
 
 
 class _Behind(Protocol):
     @property
     def root(self) -> bytes: ...
-    async def enrol(self, asked: web.Request) -> bytes: ...
+    async def enrol(self, secret: str, csr: str) -> bytes: ...
     async def renew(self, asked: web.Request) -> bytes: ...
 
 
-def _doors(behind: _Behind, urls: Sequence[str]) -> list[web.RouteDef]:
+def _doors(
+    behind: _Behind, urls: Sequence[str], identity: Callable[[], Identity] | None
+) -> list[web.RouteDef]:
+    box = None if identity is None else Letterbox(identity)
+
+    async def enrol(asked: web.Request) -> bytes:
+        body = await _body(asked, "csr")
+        secret = body.get("secret")
+        if box is not None and secret is None:
+            secret = box.opened(body).hex()
+        if not isinstance(secret, str):
+            raise ProtocolError("expected JSON with secret and csr, as text")
+        return await behind.enrol(secret, body["csr"])
+
+    async def shown(asked: web.Request) -> Mapping[str, str]:
+        if box is None:
+            raise ProtocolError("this server opens nothing that is sealed: it has no identity")
+        return box.shown(await _body(asked, "nonce"))
+
     async def root(_: web.Request) -> web.Response:
         return web.Response(body=behind.root, content_type="application/x-pem-file")
 
     return [
         web.get("/v1/root", root),
-        web.post("/v1/enrol", _answered(behind.enrol, list(urls))),
-        web.post("/v1/renew", _answered(behind.renew, list(urls))),
+        web.post("/v1/enrol/key", _answered(shown)),
+        web.post("/v1/enrol", _answered(_chained(enrol, urls))),
+        web.post("/v1/renew", _answered(_chained(behind.renew, urls))),
     ]
 
 
@@ -94,13 +122,12 @@ class _Coordinator:
     def root(self) -> bytes:
         return self.registry.root
 
-    async def enrol(self, asked: web.Request) -> bytes:
-        body = await _body(asked, "secret", "csr")
+    async def enrol(self, secret: str, csr: str) -> bytes:
         try:
-            secret = bytes.fromhex(body["secret"])
+            known = bytes.fromhex(secret)
         except ValueError:
             raise ProtocolError("the secret is 64 hexadecimal digits") from None
-        return await self.call(lambda: self.registry.enrol(secret, body["csr"].encode(), now=self.clock()))
+        return await self.call(lambda: self.registry.enrol(known, csr.encode(), now=self.clock()))
 
     async def renew(self, asked: web.Request) -> bytes:
         body = await _body(asked, "csr", "chain")
@@ -123,23 +150,33 @@ class _Edge:
     def root(self) -> bytes:
         return self.identity().roots
 
-    async def enrol(self, asked: web.Request) -> bytes:
-        return await self._pass("/v1/enrol", await _body(asked, "secret", "csr"))
+    async def enrol(self, secret: str, csr: str) -> bytes:
+        return await self._pass("/v1/enrol", {"secret": secret, "csr": csr})
 
     async def renew(self, asked: web.Request) -> bytes:
-        return await self._pass("/v1/renew", await _body(asked, "csr", "chain"))
+        body = await _body(asked, "csr", "chain")
+        return await self._pass("/v1/renew", {"csr": body["csr"], "chain": body["chain"]})
 
     async def _pass(self, path: str, body: dict[str, str]) -> bytes:
         async with Caller(self.parent(), self.proxy) as caller:
             return certified(await caller.post(path, body, client_context(self.root)))[0]
 
 
-def _answered(asking: Callable[[web.Request], Awaitable[bytes]], urls: list[str]) -> Answer:
-    """A handler that answers with the chain, or with the error in its own words."""
+def _chained(asking: Callable[[web.Request], Awaitable[bytes]], urls: Sequence[str]) -> Asking:
+    """What is answered to who gets a certificate."""
+
+    async def answer(asked: web.Request) -> Mapping[str, Any]:
+        return {"chain": (await asking(asked)).decode(), "urls": list(urls)}
+
+    return answer
+
+
+def _answered(asking: Asking) -> Answer:
+    """A handler that answers with this, or with the error in its own words."""
 
     async def answer(asked: web.Request) -> web.Response:
         try:
-            chain = await asking(asked)
+            found = await asking(asked)
         except AtollError as error:
             _log.warning("%s from %s: %s", asked.path, asked.remote, error)
             status = 503  # ours, and it may pass
@@ -148,13 +185,13 @@ def _answered(asking: Callable[[web.Request], Awaitable[bytes]], urls: list[str]
             elif isinstance(error, Refused):
                 status = 403
             return web.json_response({"error": str(error)}, status=status)
-        return web.json_response({"chain": chain.decode(), "urls": urls})
+        return web.json_response(found)
 
     return answer
 
 
 async def _body(asked: web.Request, *names: str) -> dict[str, str]:
-    """The body's texts of these names. Raises ProtocolError for anything else, or more than LONGEST bytes."""
+    """The body's texts, these among them. Raises ProtocolError for others, or more than LONGEST bytes."""
     if asked.content_length is None or asked.content_length > LONGEST:
         raise ProtocolError(f"expected a body of at most {LONGEST} bytes, and its length ahead of it")
     data = await asked.read()
@@ -164,4 +201,4 @@ async def _body(asked: web.Request, *names: str) -> dict[str, str]:
         body = None
     if not isinstance(body, dict) or not all(isinstance(body.get(name), str) for name in names):
         raise ProtocolError(f"expected JSON with {' and '.join(names)}, as text")
-    return {name: body[name] for name in names}
+    return {name: text for name, text in body.items() if isinstance(text, str)}

@@ -42,7 +42,7 @@ _NAMES = r"[A-Za-z0-9._-]{1,200}"
 _CALLS = re.compile(  # what a member may ask for, and nothing else
     rf"GET /v1/|POST /v1/seal|POST /v1/session|(?:HEAD|PUT) /v1/uploads/{_NAMES}"
     rf"|GET /v1/blobs/{_NAMES}\?from=\d{{1,10}}&have=[0-9a-f,]{{0,1039}}"
-    r"|GET /v1/root|POST /v1/renew"
+    r"|GET /v1/root|POST /v1/(?:enrol|enrol/key|renew)"
 )
 _UP = frozenset(
     {"atoll-session", "atoll-mode", "atoll-connection", "atoll-open", "atoll-start", "atoll-seal"}

@@ -37,7 +37,7 @@ from .mqtt import (
     topic_name,
 )
 
-STATE = 10.0  # seconds until a gateway that is there has been heard of
+STATE = 5.0  # seconds until a gateway that is there has been heard of
 
 
 def mqtt_link(

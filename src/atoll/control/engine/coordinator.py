@@ -363,6 +363,7 @@ class Coordinator:
             ended=time.time(),
             label=getattr(job.exchange, "label", ""),
             crypto=job.crypto if job.exchange.shows == "sum" else "",
+            buffers=job.trained.buffer is not None,
         )
         signed = sign_report(mine.key, mine.chain, values)
         await self.host.durable(lambda: self.store.run_reported(run, signed))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,7 +85,7 @@ def _sign(store: Store, identity: Identity, order: Mapping[str, Any]) -> bytes:
     kept = {key: plain[key] for key in ("federation", "run", "name", "version", "sha256")}
     newest = max(m["version"] for m in store.models(order["name"]))
     back = {"takes_back": newest} if order["kind"] == "rollback" else {}
-    signed = {**kept, **back, "created": time.time(), "order": waves.order_of(order)}
+    signed = {**kept, **back, "created": store.clock(), "order": waves.order_of(order)}
     return sign_model(identity.key, identity.chain, signed)
 
 

@@ -130,6 +130,8 @@ class Uplink:
                     name=self.settings.name,
                     hosts=self.settings.names if isinstance(self.settings, Edge) else (),
                     proxy=self.settings.proxy or None,
+                    ca=authorities(self.settings),
+                    user=login(self.settings),
                     now=time.time(),
                 )
             except Gone as error:

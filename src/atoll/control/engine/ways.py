@@ -89,7 +89,9 @@ class Servers:
         from ...transport import entry
 
         if self.registrar is not None:
-            doors = entry.routes(self.registrar, urls=(), clock=time.time, call=self.host.durable)
+            doors = entry.routes(
+                self.registrar, urls=(), clock=time.time, call=self.host.durable, identity=self.current
+            )
         else:
             doors = entry.passed_on(self._parent, self.current, urls=(), proxy=self.settings.proxy or None)
         extra: dict[tuple[str, str], Any] = {}

@@ -13,6 +13,7 @@ from ...core.errors import AtollError, ConfigError
 from ...privacy.token import Token
 from ..pinning import blind, fingerprint
 from ..settings import Client, Edge, read
+from .doctor_broker import by_broker
 from .doctor_network import Far, clocks, reach, way
 from .finding import Finding, span
 
@@ -34,6 +35,9 @@ def doors(folder: Path, timeout: float, clock: Callable[[], float]) -> Iterator[
     transport = settings.transport if settings else ""
     pins = _pins(identity, settings.token if settings else "")
     for url in urls:
+        if url.startswith("mqtt"):
+            yield from by_broker(url, settings, identity, pins, timeout)
+            continue
         far = yield from reach(url, proxy, timeout)
         if far is not None:
             yield from _door(far, identity, pins, transport, clock)

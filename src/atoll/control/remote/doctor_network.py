@@ -50,9 +50,9 @@ def reach(url: str, proxy: str, timeout: float) -> Generator[Finding, None, Far 
     far = Far(host, parts.port or (443 if secure else 80), _proxy(host, parts.scheme, proxy), timeout, secure)
     yield _proxied(host, far.proxy)
     first = far.proxy[:2] if far.proxy else (host, far.port)
-    known = _name(first[0])
-    yield known
-    if known.level == "bad":
+    named = known(first[0])
+    yield named
+    if named.level == "bad":
         return None
     there = way(first, timeout)
     yield there
@@ -78,7 +78,8 @@ def _proxied(host: str, proxy: tuple[str, int, dict[str, str]] | None) -> Findin
     return Finding("proxy", "ok", f"directly: {why}")
 
 
-def _name(host: str) -> Finding:
+def known(host: str) -> Finding:
+    """Whether this machine can find the name."""
     try:
         found = sorted({str(a[4][0]) for a in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
     except OSError as error:
