@@ -149,6 +149,7 @@ class Joint:
             return None
         except (AtollError, ClientError, OSError, ValueError):
             self._failed("failed", len(x))
+            await self.close()  # the next connection shows the certificate as it is then
             return None
         with self._lock:
             self._pause = PAUSE
@@ -156,9 +157,10 @@ class Joint:
         return found
 
     async def close(self) -> None:
-        """End the connection."""
-        if self._session is not None:
-            await self._session.close()
+        """End the connection; the next ask opens another."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def _failed(self, how: str, rows: int) -> None:
         with self._lock:
@@ -167,15 +169,14 @@ class Joint:
             self._pause = min(2 * self._pause, LONGEST)
 
     async def _ask(self, x: NDArray[np.float32]) -> Asked:
-        if self._session is None:
-            self._session = _session(self.settings, self._token)
+        session = self._session = self._session or _session(self.settings, self._token)
         if self._now() > self._key[1]:
-            await self._meet(self._session)
+            await self._meet(session)
         if self._head is not None:
             (x,) = (await asyncio.to_thread(self._head.run, x)).values()
         rows = {"model": self.settings.model, "shape": x.shape, "rows": np.ascontiguousarray(x).tobytes()}
         body, back = seal(self._key[0], msgspec.msgpack.encode(rows), PURPOSE, self._random, self._suite)
-        async with self._session.post(f"{self.settings.above}/v1/joint", data=body) as answer:
+        async with session.post(f"{self.settings.above}/v1/joint", data=body) as answer:
             found = await answer.content.read(MOST)
             while len(found) < MOST and (more := await answer.content.read(MOST - len(found))):
                 found += more
