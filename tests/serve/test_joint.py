@@ -22,7 +22,8 @@ from atoll.privacy.sealed import seal
 from atoll.serve.above import GRACE, LIFE, Above
 from atoll.serve.cut import cut
 from atoll.serve.doubt import calibrate, doubt
-from atoll.serve.joint import PURPOSE, SPARE, Asked, Joint, Settings, merged, pack, unpack
+from atoll.serve.egress import Settings
+from atoll.serve.joint import PURPOSE, SPARE, Asked, Joint, merged, pack, unpack
 from atoll.serve.model import Model
 from atoll.serve.service import trust
 
@@ -385,7 +386,6 @@ def test_answers_are_packed_and_merged_or_refused() -> None:
         ({"share": 0.0}, "share is in"),
         ({"limit": 0.0}, "limit is above 0"),
         ({"send": "sample"}, "above is the URL"),
-        ({"send": "sample", "above": "https://edge:1"}, "nothing leaves to a stranger"),
         ({"send": "features", "above": "https://edge:1", "roots": "r"}, "head is an ONNX file"),
         ({"head": "h.onnx"}, "head is an ONNX file"),
     ],
@@ -393,6 +393,11 @@ def test_answers_are_packed_and_merged_or_refused() -> None:
 def test_settings_that_do_not_fit(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Settings(**values)
+
+
+def test_nothing_leaves_to_a_stranger() -> None:
+    with pytest.raises(ConfigError, match="nothing leaves to a stranger"):
+        Joint(Settings(send="sample", above="https://edge:1"))
 
 
 def test_by_command(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

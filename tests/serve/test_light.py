@@ -1,4 +1,4 @@
-"""A variant that a node made of a signed model serves in its place, on trial and as champion, and is not kept."""
+"""A variant that a node made of a signed model serves in its place, on trial or champion; it is not kept."""
 
 from __future__ import annotations
 

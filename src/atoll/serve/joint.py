@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,57 +31,17 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 from numpy.typing import NDArray
 
 from ..core.errors import AtollError, ConfigError, DataError, Gone, ProtocolError, Refused
-from ..privacy.hazmat.suite import Crypto, suite_of
+from ..privacy.hazmat.suite import suite_of
 from ..privacy.sealed import published, seal
 from .batch import Answers
 from .doubt import doubt
+from .egress import Settings
 from .model import Model
 
 PURPOSE = "atoll joint 1"
 MOST = 16 << 20  # bytes of an answer
 SPARE = 10  # rows that may go up before the share is counted
 PAUSE, LONGEST = 1.0, 60.0  # seconds that nobody is asked after a failure; doubled at each further one
-FILES = ("roots", "ca", "certificate", "key", "token_file", "head")  # of Settings: paths
-
-
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What may leave a node, to whom, and when. Files are paths.
-
-    `send`: "nothing", "features" or "sample". `above`: the upstream service's URL, https but on this machine.
-    `roots`: PEM of the federation's roots, which the upstream's key must lead to. `ca`: PEM that vouches for
-    its TLS, `roots` without. `certificate`, `key`: what this node shows, `token_file`: what it brings.
-    `threshold`: doubt from which a row goes up, in [0, 1], see `calibrate`; `measure`: "margin" or
-    "entropy". `share`: the most of all rows that may go up. `limit`: seconds until the local answer stands.
-    `model`: what the larger one is called there. `head`: an ONNX file, the larger model's first layers, for
-    "features". `crypto`: the suite.
-    """
-
-    send: Literal["nothing", "features", "sample"] = "nothing"
-    above: str = ""
-    roots: str = ""
-    ca: str = ""
-    certificate: str = ""
-    key: str = ""
-    token_file: str = ""
-    threshold: float = 1.0
-    measure: Literal["margin", "entropy"] = "margin"
-    share: float = 0.15
-    limit: float = 0.5
-    model: str = ""
-    head: str = ""
-    crypto: Crypto = "intl"
-
-    def __post_init__(self) -> None:
-        for name, right, wanted in (
-            ("threshold", 0 <= self.threshold <= 1, "in [0, 1]"),
-            ("share", 0 < self.share <= 1, "in (0, 1]"),
-            ("limit", self.limit > 0, "above 0 seconds"),
-            ("above", self.send == "nothing" or bool(self.above), "the URL of an upstream service"),
-            ("roots", self.send == "nothing" or bool(self.roots), "a PEM file: nothing leaves to a stranger"),
-            ("head", (self.send == "features") == bool(self.head), 'an ONNX file where send = "features"'),
-        ):
-            if not right:
-                raise ValueError(f"{name} is {wanted}")
 
 
 class Asked(NamedTuple):
@@ -106,6 +66,8 @@ class Joint:
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
+        if settings.send != "nothing" and not settings.roots:
+            raise ConfigError("roots is a PEM file of the federation's roots: nothing leaves to a stranger")
         self.settings = settings
         self._clock, self._now, self._random = clock, now, random
         self._suite = suite_of(settings.crypto)
