@@ -51,6 +51,7 @@ faults: $(DEV) ## break whole federations in every way we know; hours
 
 nightly: $(DEV) ## ten thousand seeds of the deterministic world, every combination of parts
 	$(BIN)/python -m tests.worlds.product
+	$(BIN)/python -m tests.worlds.moves 10000
 	$(BIN)/python -m bench faults --only worlds --worlds 10000 --cores $(WORKERS)
 
 docs: $(DOCS) ## build the documentation into site/

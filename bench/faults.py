@@ -223,17 +223,28 @@ def power(size: Size) -> Iterator[Row]:
 
 def worlds(size: Size) -> Iterator[Row]:
     """The deterministic world: deaths, partitions, losses and repetitions by one number."""
+    yield _played(size, "faults", "seeds of the deterministic world")
+
+
+def weather(size: Size) -> Iterator[Row]:
+    """The same with batteries, temperatures and links that change: who holds back is not asked."""
+    yield _played(size, "weather", "seeds of worlds with weather")
+
+
+def _played(size: Size, kind: str, name: str) -> Row:
     from tests.federation.nightly import play
 
     each = 50
     blocks = [range(a, min(a + each, size.worlds)) for a in range(0, size.worlds, each)]
-    row = Row("seeds of the deterministic world", size.worlds)
+    row = Row(name, size.worlds)
     with ProcessPoolExecutor(size.cores, mp_context=get_context("spawn")) as pool:
-        for found in pool.map(play, [b.start for b in blocks], [b.stop for b in blocks]):
+        for found in pool.map(
+            play, [b.start for b in blocks], [b.stop for b in blocks], [kind] * len(blocks)
+        ):
             for seed, wrong in found:
                 print(f"  world {seed}: {wrong}", file=sys.stderr)
                 row.broken.append(f"world {seed}: {wrong}")
-    yield row
+    return row
 
 
 SUITES: dict[str, Suite] = {
@@ -246,6 +257,7 @@ SUITES: dict[str, Suite] = {
     "disks": disks,
     "power": power,
     "worlds": worlds,
+    "worlds with weather": weather,
 }
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .adapt.onnx import Plan, run_plan
+from .adapt.plan import Plan
+from .adapt.plan_learner import plan_learner
 from .adapt.sklearn import sklearn_learner
 from .adapt.torch import torch_learner
 from .attack import Attack, poison
@@ -274,6 +275,7 @@ __all__ = [
     "partition",
     "parts",
     "plain_sum",
+    "plan_learner",
     "poison",
     "poisson",
     "pooled",
@@ -288,7 +290,6 @@ __all__ = [
     "run_client",
     "run_coordinator",
     "run_edge",
-    "run_plan",
     "sample",
     "scaffold",
     "scores",

@@ -7,10 +7,18 @@ import tempfile
 from pathlib import Path
 
 from tests.federation.faults import troubled
+from tests.federation.weather import weathered
 from tests.federation.world import run
 
 
-def play(first: int, end: int) -> list[tuple[int, list[str]]]:
+async def _weathered(folder: Path, seed: int) -> list[str]:
+    return (await weathered(folder, seed))[0]
+
+
+KINDS = {"faults": troubled, "weather": _weathered}
+
+
+def play(first: int, end: int, kind: str = "faults") -> list[tuple[int, list[str]]]:
     """The worlds of these seeds: those that broke something, and what."""
     logging.disable(logging.CRITICAL)
     memory = Path("/dev/shm")  # noqa: S108  a folder of our own in it
@@ -18,7 +26,7 @@ def play(first: int, end: int) -> list[tuple[int, list[str]]]:
     for seed in range(first, end):
         with tempfile.TemporaryDirectory(dir=memory if memory.exists() else None) as folder:
             try:
-                wrong = run(troubled(Path(folder), seed))
+                wrong = run(KINDS[kind](Path(folder), seed))
             except Exception as error:  # noqa: BLE001  it is what we look for
                 wrong = [f"{type(error).__name__}: {error}"]
         if wrong:

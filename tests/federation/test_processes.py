@@ -78,6 +78,24 @@ def test_one_of_each_role_is_killed_and_the_model_is_the_same(tmp_path: Path, nu
         whole(fed, run)
 
 
+def test_a_client_that_goes_to_another_edge_in_a_round_counts_once(tmp_path: Path, nursery: Nursery) -> None:
+    """It has trained and is about to answer one edge when it turns up under the other; both live on."""
+    with Federation(tmp_path, nursery=nursery, edges=2) as fed:
+        for name in fed.names:
+            fed.start(name, failpoints="uplink.kept.after:2:kill" if name == "client-1" else "")
+        gathered(fed)
+        run = fed.submit()
+        fed.until(lambda: fed.dead("client-1"), what="client-1 to go")
+        here, there = fed.read("client-1")["join"][:2]
+        fed.set("client-1", join=[there, here])
+        fed.start("client-1")
+        fed.finished(run)
+        shown = {row["name"]: row["parent"] for row in fed.connect().nodes()}
+        fed.stop(*fed.names)
+        whole(fed, run)
+    assert shown["client-1"] == "edge-b"
+
+
 @pytest.mark.parametrize("transport", ["grpc", "https", "websocket"])
 def test_the_same_job_in_three_ways_of_talking(tmp_path: Path, nursery: Nursery, transport: str) -> None:
     with Federation(tmp_path, nursery=nursery, transport=transport) as fed:

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(
 CANARY = {"shadow": 0, "canary": 0.5, "first": 1.0}
 WATCHED = {"error": 0.02, "disagreement": 0.3, "latency": None, "drift": None, "least": 40}
 BLIND = {"error": None, "disagreement": None, "latency": None, "drift": None, "least": 40}
+STAGED = {"shadow": 20, "canary": 0.5, "first": 0.3, "gates": {"least": 20, "latency": 1000.0}}
 
 
 class Traffic(threading.Thread):
@@ -118,7 +119,7 @@ def spoiled(fed: Federation) -> int:
         )
 
 
-def stages(fed: Federation, hub: Any) -> dict[str, tuple[int, int, str]]:
+def stages(hub: Any) -> dict[str, tuple[int, int, str]]:
     return {s["node"]: (s["version"], s["trial"], s["stage"]) for s in hub.stages("wine")["nodes"]}
 
 
@@ -128,10 +129,10 @@ def test_a_bad_model_is_taken_back_everywhere_and_without_gates_it_becomes_champ
         run = fed.submit()
         fed.finished(run)
         with fed.connect() as hub:
-            assert stages(fed, hub) == {}  # it is held
+            assert stages(hub) == {}  # it is held
             hub.rollout("wine", 1, shadow=0, canary=0.0)
             everybody = dict.fromkeys(fed.clients, (1, 0, "served"))
-            fed.until(lambda: stages(fed, hub) == everybody, what="the first version")
+            fed.until(lambda: stages(hub) == everybody, what="the first version")
             fed.until(lambda: hub.stages("wine")["serves"] == 1, what="the first version for all")
         fed.stop("coordinator")
         assert spoiled(fed) == 2
@@ -144,7 +145,7 @@ def test_a_bad_model_is_taken_back_everywhere_and_without_gates_it_becomes_champ
             with fed.connect() as hub:
                 fed.until(
                     lambda: (
-                        {s[0] for s in stages(fed, hub).values()} == {1}
+                        {s[0] for s in stages(hub).values()} == {1}
                         and hub.stages("wine")["orders"][0]["kind"] == "rollback"
                         and not hub.stages("wine")["trial"]
                         and all(s["number"] == 4 for s in hub.stages("wine")["nodes"])
@@ -160,9 +161,13 @@ def test_a_bad_model_is_taken_back_everywhere_and_without_gates_it_becomes_champ
                 begun = [len(s.answered) for s in streams]
                 hub.rollout("wine", 2, **CANARY, gates=BLIND, reason="control: nobody looks")
                 fed.until(lambda: hub.stages("wine")["serves"] == 2, what="the bad model for all")
-                assert {s[0] for s in stages(fed, hub).values()} == {2}
+                assert {s[0] for s in stages(hub).values()} == {2}
                 hub.rollback("wine", 1, reason="it was a test")
                 everybody = dict.fromkeys(fed.clients, (1, 2, "back"))
-                fed.until(lambda: stages(fed, hub) == everybody, what="back by order")
+                fed.until(lambda: stages(hub) == everybody, what="back by order")
+                fed.finished(hub.submit({**JOB, "rollout": STAGED}, seed=6).id)
+                everybody = dict.fromkeys(fed.clients, (3, 0, "served"))
+                fed.until(lambda: stages(hub) == everybody, what="the next run's model, by itself")
+                fed.until(lambda: hub.stages("wine")["serves"] == 3, what="it is for all")
         assert [s.failed for s in streams] == [[]] * len(streams)
         assert all(len(s.answered) > n > 0 for s, n in zip(streams, begun, strict=True))

@@ -27,9 +27,10 @@ from atoll.control.engine.coordinator import Coordinator
 from atoll.control.engine.edge import EdgeNode
 from atoll.control.engine.outside import Outside
 from atoll.control.engine.pki import Registrar
+from atoll.control.engine.sensors import Sensors
 from atoll.control.engine.workplace import Here
 from atoll.control.gate.gate_worker import Case, look
-from atoll.control.settings import Client, Edge, Server
+from atoll.control.settings import Client, Edge, Power, Server
 from atoll.control.store import Store
 from atoll.control.topology import doors
 from atoll.control.up import _rows, plain
@@ -285,6 +286,9 @@ class World:
         self.lives = 0
         self.patience = {"patience": 20.0, "edge_patience": 6.0}
         self.look = 0.5  # virtual seconds
+        self.power: dict[str, Power] = {}  # of clients that hold back now and then
+        self.sensors: dict[str, Any] = {}
+        self.workplace: Any = Here
         self._watch: list[Callable[[str], None]] = []
 
     # -- processes ----------------------------------------------------------------------------
@@ -341,7 +345,9 @@ class World:
             api=lambda *args: None,
             draw=lambda: random.Random(f"{self.seed} {self.lives}"),
             link=lambda current, settings: lambda url: self.net.link(process, current, url),
-            workplace=Here,
+            workplace=self.workplace,
+            sensors=lambda link: self.sensors.get(name) or Sensors(link),
+            clock=lambda: 1.8e9 + asyncio.get_running_loop().time(),
         )
         place = self.folder / name
         patience = self.patience
@@ -352,7 +358,8 @@ class World:
         if name in self.edges:
             return EdgeNode(Edge(folder=str(place), name=name, join=join, home=5.0, **patience), outside)
         held = {"rows": {"train": "train.csv", "test": "test.csv", "target": "label", "task": "classes"}}
-        settings = Client(folder=str(place), name=name, join=join, data=held, home=5.0)
+        power = self.power.get(name, Power())
+        settings = Client(folder=str(place), name=name, join=join, data=held, home=5.0, power=power)
         return Agent(settings, outside)
 
     def _store(self, process: Process, folder: Path) -> Store:

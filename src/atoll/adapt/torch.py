@@ -32,7 +32,7 @@ from ..core.registry import nearest
 from ..core.update import Update
 
 if TYPE_CHECKING:
-    from .onnx import Plan
+    from .plan import Plan
     from .torch_net import Net
     from .torch_optim import Rule
 
@@ -198,11 +198,19 @@ class TorchLearner:
         last_linear(self.net.module)
         return replace(self, moon=(float(mu), float(temperature)))
 
-    def plan(self, example: tuple[int, ...], batch_size: int) -> Plan:
-        """The training step as an ONNX graph for rows of shape `example`; see `torch_plan`."""
+    def plan(self, row: tuple[int, ...], batch_size: int | None = None, seed: int = 0) -> Plan:
+        """This learner as a plan for rows of shape `row`: how it learns, for devices without PyTorch.
+
+        `batch_size`: rows of a step, None for the learner's own. `seed`: of the first values, where the
+        module draws them. It has learnt beside this learner before it is given away. Raises ConfigError,
+        with the operators' names, for what has no ONNX form.
+        """
         from . import torch_plan
 
-        return torch_plan.export_step(self, example, batch_size)
+        batch = batch_size or self.batch_size
+        if batch is None:
+            raise ConfigError("a plan takes batches of one size: set batch_size", "$.learner.batch_size")
+        return torch_plan.export_plan(self, tuple(row), batch, seed)
 
     def export(self, params: Mapping[str, Any], path: str | Path, example: Any) -> None:
         """Write the model as ONNX, checked against PyTorch on `example` (n, ...) to 1e-4."""
@@ -262,8 +270,8 @@ def torch_learner(
 
 def _check(a: TorchLearner) -> None:
     from .torch_loss import loss_of
-    from .torch_optim import factor
     from .torch_vmap import refusal
+    from .visits import factor
 
     for kind, name, known in (("optimizer", a.optimizer, OPTIMIZERS), ("engine", a.engine, ENGINES)):
         if name not in known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,12 @@ from ..core.errors import ConfigError
 from ..core.message import Contribution, FitContext
 from ..core.rng import shuffles
 from ..core.update import Update
-from .torch_loss import features, hits, labels, loaded, loss_of, rows_of
+from .rows import features, labels, rows_of
+from .torch_loss import hits, loaded, loss_of
 from .torch_moon import Contrast
 from .torch_net import Work, one_thread
-from .torch_optim import Stepper, factor
+from .torch_optim import Stepper
+from .visits import batches, factor, step_count
 
 if TYPE_CHECKING:
     from .torch import TorchLearner
@@ -42,20 +43,7 @@ def checked(learner: TorchLearner, work: Work, data: Any) -> Rows:
     if not len(x):
         return Rows(x, y)
     x = features(x, work.net.numpy_dtype)
-    return Rows(x, labels(learner.loss, y, work.output(x), work.net.numpy_dtype))
-
-
-def batches(n: int, size: int | None, epochs: int) -> Iterator[tuple[int, slice]]:
-    """(epoch, rows) of every step; the last short batch is kept."""
-    width = min(size or n, n)
-    for epoch in range(epochs):
-        for start in range(0, n, width):
-            yield epoch, slice(start, min(start + width, n))
-
-
-def step_count(n: int, size: int | None, epochs: int) -> int:
-    """How many local steps `batches` makes."""
-    return epochs * -(-n // min(size or n, n)) if n else 0
+    return Rows(x, labels(learner.loss, y, tuple(work.output(x).shape[1:]), work.net.numpy_dtype))
 
 
 def fit(learner: TorchLearner, work: Work, params: Update, data: Any, ctx: FitContext) -> Contribution:

@@ -1,7 +1,4 @@
-"""Losses by name, labels made to fit them, and the checks of a client's data.
-
-Messages name columns and shapes, never a cell or a label.
-"""
+"""Losses by name, and rows in PyTorch's own memory."""
 
 from __future__ import annotations
 
@@ -13,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import ConfigError
 from ..core.registry import nearest
+from .rows import CLASSES
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -26,7 +24,6 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.huber_loss,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
 }
-CLASSES = frozenset({"cross_entropy", "nll"})  # losses whose labels are class numbers
 
 
 def loss_of(loss: str | Loss) -> Loss:
@@ -63,64 +60,6 @@ def hits(loss: str | Loss, out: Tensor, y: Tensor) -> Tensor | None:
     if not classes or out.dim() < 2 or out.shape[1] < 2:
         return None
     return (out.argmax(1) == y).float().mean() * len(y)
-
-
-def rows_of(data: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A client's `x` (n, ...) and `y` (n, ...). Raises DataError for wrong lengths, NaN or text."""
-    x, y = np.asarray(data.x), np.asarray(data.y)
-    for name, part in (("x", x), ("y", y)):
-        if part.dtype.kind not in "fiub":
-            raise DataError(f"{name} must hold numbers, got dtype {part.dtype}: encode it first")
-        if part.ndim == 0:
-            raise DataError(f"{name} must have one row per example, got a single number")
-        if part.dtype.kind == "f" and not np.isfinite(part).all():
-            raise DataError(
-                f"{name} has {int((~np.isfinite(part)).sum())} NaN or infinite cells: fill or drop them"
-            )
-    if len(x) != len(y):
-        raise DataError(f"x and y must have as many rows as each other, got {len(x)} and {len(y)}")
-    return x, y
-
-
-def features(x: np.ndarray[Any, Any], dtype: Any) -> np.ndarray[Any, Any]:
-    """`x` in what the module takes: int64 for 32 and 64-bit integers (tokens), else `dtype`."""
-    tokens = x.dtype.kind in "iu" and x.dtype.itemsize >= 4
-    return x.astype(np.int64 if tokens else dtype, copy=False)
-
-
-def labels(loss: str | Loss, y: np.ndarray[Any, Any], out: Tensor, dtype: Any) -> np.ndarray[Any, Any]:
-    """`y` as the loss wants it for outputs like `out` (1, ...). Raises DataError where it cannot fit."""
-    if callable(loss):
-        return y.astype(dtype if y.dtype.kind == "f" else np.int64, copy=False)
-    if loss in CLASSES:
-        return _classes(y, out)
-    y = y.astype(dtype, copy=False)
-    if y.ndim == out.dim() - 1 and out.shape[-1] == 1:
-        y = y[..., None]
-    if y.shape[1:] != tuple(out.shape[1:]):
-        raise DataError(f"{loss} needs y shaped like the output, (n, {_dims(out)}), got (n, {_dims(y)})")
-    if loss == "bce_with_logits" and len(y) and not (y.min() >= 0 and y.max() <= 1):
-        raise DataError("bce_with_logits needs labels between 0 and 1")
-    return y
-
-
-def _classes(y: np.ndarray[Any, Any], out: Tensor) -> np.ndarray[Any, Any]:
-    whole = y.astype(np.int64, copy=False)
-    if out.dim() < 2:
-        raise ConfigError(f"class labels need an output (n, classes), the module gives (n, {_dims(out)})")
-    if y.dtype.kind == "f" and not np.array_equal(whole, y):
-        raise DataError("class labels must be whole numbers from 0; for real targets use loss='mse'")
-    if whole.shape[1:] != tuple(out.shape[2:]):
-        raise DataError(f"class labels must be shaped (n, {_dims(out[0])[1:]}), got (n, {_dims(y)})")
-    if len(whole) and not (whole.min() >= 0 and whole.max() < out.shape[1]):
-        raise DataError(
-            f"class labels must lie in 0..{out.shape[1] - 1}: the module has {out.shape[1]} outputs"
-        )
-    return whole
-
-
-def _dims(array: Any) -> str:
-    return ", ".join(str(d) for d in array.shape[1:])
 
 
 def loaded(array: np.ndarray[Any, Any], order: np.ndarray[Any, Any], device: Any) -> Tensor:

@@ -10,13 +10,11 @@ AdamW: Loshchilov, Hutter (2019), alg. 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from ..core.errors import ConfigError
 
 EPS = 1e-8  # Adam's, as in torch.optim
 
@@ -36,19 +34,6 @@ class Rule:
     def bare(self) -> bool:
         """Whether a step is `w -= lr * (g + weight_decay * w)`, which needs no stored gradient."""
         return self.name == "sgd" and not self.momentum and self.clip is None
-
-
-def factor(schedule: str | Callable[[int], float] | None, step: int, steps: int) -> float:
-    """What multiplies the rate at local step `step` (from 0) of `steps`."""
-    if schedule is None:
-        return 1.0
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * step / steps))
-    if schedule == "step":
-        return float(0.1 ** (3 * step // steps))
-    if callable(schedule):
-        return float(schedule(step))
-    raise ConfigError(f"no schedule is called {schedule!r}: choose 'cosine', 'step' or a function")
 
 
 class Stepper:

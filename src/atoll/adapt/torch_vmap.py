@@ -24,10 +24,11 @@ from ..core.rng import shuffles
 from ..core.update import Update
 from . import torch_loop
 from .torch_lean import IMAGE, PLAIN
-from .torch_loop import Rows, batches, difference, step_count
+from .torch_loop import Rows, difference
 from .torch_loss import loss_of, row_losses
 from .torch_net import Work, one_thread
-from .torch_optim import Stepper, factor
+from .torch_optim import Stepper
+from .visits import batches, factor, step_count
 
 if TYPE_CHECKING:
     from .torch import TorchLearner

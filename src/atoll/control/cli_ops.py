@@ -218,7 +218,7 @@ def _node_list(args: argparse.Namespace, say: Say) -> int:
 
 def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
     marks = [mark for mark in ("drained", "quarantined") if r[mark]]
-    state = ", ".join(map(say, [r["state"], *marks]))
+    state = ", ".join([*map(say, [r["state"], *marks]), *_held(r["info"].get("power"), say)])
     kind = r["transport"] + (f", {say('sealed')}" if r["live"].get("sealed") else "")
     way = [r["parent"], kind, r["address"], r["version"]]
     doing = say(r["live"]["phase"]) if r["live"].get("phase") else "–"
@@ -231,6 +231,14 @@ def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
 def served(m: dict[str, Any], say: Say) -> str:
     """A member's version of a model, and the one on trial."""
     return f"{m['version']}" + (f" ({m['trial']} {say(m['stage'])})" if m["trial"] else "")
+
+
+def _held(power: Any, say: Say) -> list[str]:
+    """What a member says of why it holds back, and until when."""
+    if not isinstance(power, dict) or not power.get("held"):
+        return []
+    until = f" ({say('until')} {when(power['until'])})" if power.get("until") else ""
+    return [f"{say('holds back')}: {printable(str(power['held']))}{until}"]
 
 
 def _node_drain(args: argparse.Namespace, say: Say) -> int:

@@ -46,6 +46,26 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crypto: tuple[Crypto, ...] = ("intl", "gm")
 
 
+class Power(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a client holds back, to spare its battery, its link or itself; it says so, and is not asked.
+
+    `mains`: it works on mains only. `battery`: smallest charge from 0 to 1 while it is not on mains.
+    `temperature`: °C of the hottest sensor, None for any. `metered_bytes`: bytes a day over a metered link, 0
+    for none, None for any; `link`: whether it is metered, "auto" asks NetworkManager. `duty`: share of the
+    time it may work; it rests after each task. `every`: seconds between two looks. `watts`: what the machine
+    draws at work, for an estimate of energy where nothing measures it.
+    """
+
+    mains: bool = False
+    battery: float = 0.0
+    temperature: float | None = None
+    metered_bytes: int | None = None
+    link: Literal["auto", "metered", "free"] = "auto"
+    duty: float = 1.0
+    every: float = 30.0
+    watts: float = 0.0
+
+
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a client's own files are encrypted. `crypto`: the suite of new ones. `key_file`, `key_command`:
     where the key is that they are sealed by, or what prints it; without, see control/engine/safe.py.
@@ -163,9 +183,9 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     a Python file of this site's own that registers learners, rules or transforms. `home`, `ca`: as for an
     edge. `linger`: seconds without an ask after which the process that learns ends; its memory is free, and
     the next ask starts another.
-    `store`: how what it keeps on disk is encrypted. `broker`: who it is there, where it joins by one;
-    `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data set of
-    `source = NAME` is what is stored of one.
+    `power`: when it holds back. `store`: how what it keeps on disk is encrypted. `broker`: who it is there,
+    where it joins by one; `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data
+    set of `source = NAME` is what is stored of one.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -180,6 +200,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     data: dict[str, dict[str, Any]] = {}
     sources: dict[str, Source] = {}
     policy: Policy = Policy()
+    power: Power = Power()
     predict: str = ""
     int8: str = ""
     joint: egress.Settings = egress.Settings()

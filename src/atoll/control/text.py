@@ -286,6 +286,7 @@ ZH = {
     "failed": "失败",
     "online": "在线",
     "away": "离线",
+    "holds back": "暂不参与",
     "drained": "不接新任务",
     "quarantined": "已隔离",
     "suspect": "可疑",

@@ -34,6 +34,7 @@ from .select import Choice, Cohort, Everyone
 from .stop import Stop
 
 PATIENCE = 3  # empty rounds in a row that a run survives
+PAUSE = 1.0  # seconds between two looks while too few clients may be asked
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,7 @@ def left_out(plan: Plan, now: Progress) -> tuple[int, ...]:
 
 async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ...]:
     """This round's cohort, of all clients but those that are left out."""
+    held = () if plan.algorithm.private else await enough(p, plan, now)
 
     async def losses(clients: Sequence[int]) -> dict[int, float]:
         task = replace(_task(now, key, tuple(clients)), want="evaluate")
@@ -242,12 +244,31 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
     stream = key.at("cohort")
     if plan.algorithm.private:  # the job's seed is everybody's
         stream = dp.cohort_stream(plan.secret, now.round)
-    out = left_out(plan, now)
+    out = {*left_out(plan, now), *held}
     clients, sizes = plan.clients, plan.sizes
     if out:
         sizes = sizes and [n for c, n in zip(clients, sizes, strict=True) if c not in out]
         clients = tuple(c for c in clients if c not in out)
     return await plan.cohort.pick(Choice(clients, sizes, stream, losses))
+
+
+def held(plan: Plan) -> frozenset[int]:
+    """Clients that hold back by their own policy (a battery, a metered link): a mapping of children that
+    changes may know some. They are not asked.
+    """
+    return frozenset(getattr(plan.children, "held", tuple)())
+
+
+async def enough(p: Party, plan: Plan, now: Progress) -> frozenset[int]:
+    """Who holds back, once there are others enough for a cohort. A promise of privacy counts on draws from
+    all: there they are drawn as well, and missing.
+    """
+    others = set(plan.clients).difference(left_out(plan, now))
+    size = getattr(plan.cohort, "size", lambda n: 1)
+    need = min(size(len(others)), len(others))
+    while len(others.difference(out := held(plan))) < need:
+        await p.sleep(PAUSE)
+    return out
 
 
 def apply(
@@ -303,7 +324,7 @@ async def evaluate(p: Party, plan: Plan, now: Progress) -> dict[str, Any]:
         central = await p.work(lambda: test(now.params))
     merged: Mapping[str, Any] = {}
     if plan.sites:
-        out = left_out(plan, now)
+        out = {*left_out(plan, now), *held(plan)}
         clients = tuple(c for c in plan.clients if c not in out)
         task = replace(_task(now, p.key.at("evaluate"), clients), want="evaluate")
         answer = await plan.relay(p, task, TABLE)

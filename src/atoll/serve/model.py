@@ -6,13 +6,13 @@ the network read local ones. Such a model is refused before ONNX Runtime sees it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, StateError
+from ..wire.proto import fields
 
 # Messages and fields of onnx.proto that lead to tensors: message -> field -> the message it holds.
 _TENSORS: dict[str, dict[int, str]] = {
@@ -81,43 +81,10 @@ def _closed(data: bytes, name: str) -> None:
         message, part = todo.pop()
         inside = _TENSORS.get(message, {})
         try:
-            for field, value in _fields(part):
+            for field, value in fields(part):
                 if message == "Tensor" and field in _EXTERNAL and value not in (0, None):
                     raise StateError(f"{name} keeps numbers in other files: export it as one file")
                 if field in inside and isinstance(value, memoryview):
                     todo.append((inside[field], value))
         except (IndexError, ValueError):
             raise StateError(f"{name} is not an ONNX model: its bytes end where more should follow") from None
-
-
-def _fields(part: memoryview) -> Iterator[tuple[int, int | memoryview | None]]:
-    """Field numbers and values of one protobuf message: a number, bytes, or None for a fixed-size one."""
-    at = 0
-    while at < len(part):
-        tag, at = _varint(part, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(part, at)
-            yield tag >> 3, value
-        elif kind == 2:
-            size, at = _varint(part, at)
-            if size > len(part) - at:
-                raise ValueError
-            yield tag >> 3, part[at : at + size]
-            at += size
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-            yield tag >> 3, None
-        else:
-            raise ValueError
-
-
-def _varint(part: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = part[at]
-        value |= (byte & 127) << shift
-        at += 1
-        if byte < 128:
-            return value, at
-    raise ValueError

@@ -22,6 +22,7 @@ from .outside import Outside
 from .policy import inside
 from .safe import opened
 from .spent import told
+from .upkeep import Upkeep
 from .uplink import Uplink
 from .workplace import Here, Workplace
 
@@ -60,6 +61,13 @@ class Agent:
             restore=self.workplace.restore,
             vault=vault,
         )
+        self.upkeep = Upkeep(
+            settings.power,
+            Path(settings.folder),
+            outside.sensors(settings.power.link),
+            outside.clock,
+            lambda values: self.uplink.send("power", values),
+        )
         self.serving: Any = None
         self.intake: Intake | None = None
         self._vault = vault
@@ -68,14 +76,19 @@ class Agent:
 
     def about(self) -> Mapping[str, Any]:
         """What the federation may know of this site: figures and names."""
-        return self._about
+        if not self.upkeep.needed:
+            return self._about
+        return {**self._about, "power": self.upkeep.about(), "busy": self.uplink.asks}
 
     async def serve(self) -> None:
         """Join, then answer until told to stop."""
+        looking: asyncio.Task[None] | None = None
         try:
             self._sense()
-            serves = {"serves": True} if self.settings.predict else {}
-            self._about = {**await self.workplace.about(), **serves}
+            await self._described()
+            if self.upkeep.needed:
+                await self.upkeep.look()
+                looking = asyncio.get_running_loop().create_task(self.upkeep.run())
             await self.uplink.join()
             self.uplink.on_open = self._opened
             if self.settings.predict:
@@ -85,6 +98,8 @@ class Agent:
                 await self.serving.start()
             await self.uplink.run()
         finally:
+            if looking is not None:
+                looking.cancel()
             if self.serving is not None:
                 await self.serving.stop()
             await self.workplace.close()
@@ -100,16 +115,29 @@ class Agent:
             self.intake.start()
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
-        """Have the workplace train or evaluate, one ask after the other."""
+        """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""
+        await self.upkeep.during(partial(self._answered, head, to))
+        self._tell_spent()
+        await self._described()
+
+    async def _described(self) -> None:
+        """Have it said anew what there is here: readings may have come."""
+        serves = {"serves": True} if self.settings.predict else {}
+        self._about = {**await self.workplace.about(), **serves}
+
+    async def _answered(self, head: Mapping[str, Any], to: Path) -> None:
         identity = self.uplink.identity
         work = partial(
             self.workplace.answer, head, roots=identity.roots, federation=identity.member.federation
         )
-        await self.uplink.using(
-            str(head.get("params", "")), lambda model, sound: work(model=model, to=to, sound=sound)
-        )
-        self._tell_spent()
-        self._about = await self.workplace.about()
+
+        async def use(model: Path, sound: bool) -> None:  # noqa: FBT001  see `using`
+            if sound:  # it was fetched
+                self.upkeep.carried(await _size(model))
+            await work(model=model, to=to, sound=sound)
+
+        await self.uplink.using(str(head.get("params", "")), use)
+        self.upkeep.carried(await _size(to))
 
     def _opened(self) -> None:
         self._spent = []
@@ -141,6 +169,10 @@ class Agent:
         else:
             log.warning("an administrator has reinstated this member: it is asked again")
             note.unlink(missing_ok=True)
+
+
+async def _size(path: Path) -> int:
+    return (await asyncio.to_thread(path.stat)).st_size
 
 
 def _leave(note: Path, text: str) -> None:

@@ -30,6 +30,12 @@ class Seen:
         return bool(self.ways)
 
     @property
+    def held(self) -> str:
+        """Why it holds back by its own policy (power.py), "" where it does not: nobody asks it then."""
+        power = self.about.get("power")
+        return str(power.get("held", "")) if isinstance(power, Mapping) else ""
+
+    @property
     def parent(self) -> str:
         """The member right above it, "" where that is us."""
         return str(self.about.get("parent") or ("" if self.via == self.name else self.via))
@@ -83,6 +89,19 @@ class Fleet:
             (n, via) for n, via in before.items() if self.clients[n].present and self.clients[n].via != via
         ]
 
+    def told(self, name: str, power: Mapping[str, Any]) -> bool:
+        """A member of ours says whether it holds back; whether it is one."""
+        seen = self.clients.get(name)
+        if seen is None or name not in seen.ways:
+            return False
+        seen.about = {**seen.about, "power": dict(power)}
+        return True
+
+    def held(self, names: Iterable[str]) -> list[str]:
+        """Which of these clients are here and hold back."""
+        here = ((name, self.clients.get(name)) for name in names)
+        return [name for name, seen in here if seen is not None and seen.present and seen.held]
+
     def remembered(self, name: str, via: str, about: Mapping[str, Any]) -> None:
         """A client known from before this process began."""
         self.clients.setdefault(name, Seen(name, dict(about), {}, via or name))
@@ -90,11 +109,13 @@ class Fleet:
     def homes(self, roster: Mapping[str, int], *, here: bool = False) -> dict[str, list[int]]:
         """Through whom the clients of a roster (name -> id) are reached: member of ours -> ids.
 
-        `here`: only those who can be reached now; else where they were last.
+        `here`: only those who can be reached now; else where they were last. Who holds back is not there.
         """
         found: dict[str, list[int]] = {}
         for name, client in sorted(roster.items(), key=lambda item: item[1]):
             seen = self.clients.get(name)
+            if seen is not None and seen.held:
+                continue
             if not here or (seen is not None and seen.present):
                 found.setdefault(name if seen is None else seen.via, []).append(client)
         return found

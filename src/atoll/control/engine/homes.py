@@ -21,6 +21,16 @@ class Homes(Mapping[str, Sequence[int]]):
         self._roster = dict(roster)
         self.drive: Drive | None = None
         self._again = False
+        self._held: list[int] = []  # as last said
+
+    def held(self) -> list[int]:
+        """Clients that hold back by their own policy: nobody chooses them."""
+        recorded = self._recorded()
+        if recorded is None:
+            self._held = sorted(self._roster[name] for name in self._fleet.held(self._roster))
+        else:
+            self._held = list(map(int, recorded.get("held", ())))
+        return self._held
 
     def now(self) -> dict[str, list[int]]:
         """The mapping as it is for the next request."""
@@ -38,7 +48,8 @@ class Homes(Mapping[str, Sequence[int]]):
 
     def context(self) -> dict[str, Any]:
         """What the journal keeps with each request."""
-        return {"homes": self._fleet.homes(self._roster, here=self._again), "again": self._again}
+        homes = self._fleet.homes(self._roster, here=self._again)
+        return {"homes": homes, "again": self._again, **({"held": self._held} if self._held else {})}
 
     def _recorded(self) -> Mapping[str, Any] | None:
         return None if self.drive is None else self.drive.recorded()

@@ -23,6 +23,7 @@ from ..store.store import Store
 from .asks import Asks, Sent
 from .errands import Errands
 from .fleet import Fleet
+from .power import HELD
 from .receipts import Receipts
 
 MOVED = f"{LOST}it moved to another parent"
@@ -144,7 +145,7 @@ class Host(Errands):
             "version": str(about.get("version", "")),
             "address": str(way.get("address", "")),
         }
-        kept = {k: v for k, v in about.items() if k not in ("below", "version")}
+        kept = {k: v for k, v in about.items() if k not in ("below", "busy", "version")}
         await self.durable(
             lambda: self.store.node_seen(
                 name, role, {**kept, **live, "transport": str(way.get("transport", ""))}
@@ -178,13 +179,22 @@ class Host(Errands):
         asked = {c for _, sent in self.asks.of(name) for c in sent.letters[name].get("names", ())}
         self._found([name, *sorted(asked)])
         for ask, sent in self.asks.of(name):
-            self.asks.say(ask, sent, name)
+            if ask in about.get("busy", ()) or not self._holds_back(sent, name):
+                self.asks.say(ask, sent, name)
         self._say_standing([name, *about.get("below", {})])
         if self._standing is None and name in self._heard:  # who is above us takes it for the one that left
             self.tell_standing({name: self._heard[name]})
         for letter in self.asks.models.values():
             self.service.send(name, "model", letter)
         self.changed.set()
+
+    def _holds_back(self, sent: Sent, name: str) -> bool:
+        """Whether a member holds back by its own policy: then this is not asked of it."""
+        seen = self.fleet.clients.get(name)
+        if seen is None or not seen.held:
+            return False
+        self.spawn(sent.drive.failed(sent.request, name, f"{HELD}{seen.held}"))
+        return True
 
     def _found(self, clients: Iterable[str]) -> None:
         """Clients are here, while edges that were away meanwhile may still be asked for them."""
@@ -235,6 +245,8 @@ class Host(Errands):
                 await self.log("", name, "warning", str(head.get("reason", "")))
             case "spent":
                 await self._spent(name, head.get("receipts"))
+            case "power":
+                await self._power(name, head)
             case "live":
                 self._told(name, head.get("members"))
             case "log":
@@ -258,6 +270,12 @@ class Host(Errands):
         elsewhere = seen is not None and seen.present and seen.via != name
         if member == name or (self.roles.get(name) == "edge" and not elsewhere):
             await self.on_serving(member, head)
+
+    async def _power(self, name: str, head: Mapping[str, Any]) -> None:
+        """A client says that it holds back, or does so no more."""
+        if self.roles.get(name) == "client" and self.fleet.told(name, _power(head)):
+            await self._remember(name, "client", self.fleet.clients[name].about)
+            self.changed.set()
 
     def _told(self, edge: str, members: Any) -> None:
         """What an edge says that the members below it do at this moment."""
@@ -347,6 +365,8 @@ class Host(Errands):
 
     def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
         """An ask goes out to a member, now or when it comes; one that went elsewhere is not waited for."""
+        if self._holds_back(sent, peer):
+            return
         kept = self.asks.put(ask, sent, peer, letter, asked)
         if peer in self._elsewhere and not self._here(peer):
             self.spawn(kept.drive.failed(kept.request, peer, MOVED))
@@ -384,4 +404,16 @@ def _about(hello: Mapping[str, Any]) -> dict[str, Any]:
     about = hello.get("about", {})
     if not isinstance(about, Mapping):
         raise Refused("a hello tells about its member in a table")
+    if "power" in about:
+        busy = about.get("busy")
+        busy = list(map(str, busy)) if isinstance(busy, (list, tuple)) else []
+        return {**about, "power": _power(about["power"]), "busy": busy}
     return dict(about)
+
+
+def _power(said: Any) -> dict[str, Any]:
+    """What a client says of its power, as far as it is what it should be."""
+    said = said if isinstance(said, Mapping) else {}
+    until, joules = (v if isinstance(v := said.get(k), (int, float)) else 0.0 for k in ("until", "joules"))
+    told = {"held": str(said.get("held", ""))[:200], "until": float(until)}
+    return {**told, "joules": float(joules), "source": str(said.get("source", ""))[:20]} if joules else told

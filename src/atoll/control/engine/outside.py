@@ -13,6 +13,7 @@ from ...privacy.keys import Current
 from ...privacy.vault import Vault
 from ...transport.link import Link
 from ..settings import Client, Edge
+from .sensors import Sensors
 
 
 def _store(url: str, folder: Path) -> Any:
@@ -59,7 +60,9 @@ def _workplace(settings: Any, vault: Vault) -> Any:
 
 @dataclass(frozen=True)
 class Outside:
-    """How each is made. A client needs link and workplace alone, and loads nothing of the others."""
+    """How each is made. A client needs link, workplace and sensors alone, and loads nothing of the
+    others. `clock`: Unix seconds.
+    """
 
     store: Callable[[str, Path], Any] = _store
     authority: Callable[[Any, Any], Any] = _authority
@@ -69,3 +72,5 @@ class Outside:
     draw: Callable[[], Random | None] = lambda: None
     link: Callable[[Current, Client | Edge], Callable[[str], Link]] = _link
     workplace: Callable[[Any, Vault], Any] = _workplace
+    sensors: Callable[[str], Any] = Sensors
+    clock: Callable[[], float] = time.time

@@ -186,6 +186,11 @@ class Uplink:
             return False
         return True
 
+    @property
+    def asks(self) -> list[str]:
+        """What we are at now."""
+        return list(self._asks)
+
     def busy(self, ask: str) -> bool:
         """Whether we are at this ask now."""
         return ask in self._asks

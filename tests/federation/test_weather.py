@@ -1,0 +1,49 @@
+"""Who holds back by its own policy is not asked and does not work (weather.py)."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import pytest
+
+from atoll.control.engine.fleet import Seen
+from atoll.control.engine.upkeep import Upkeep
+from tests.federation.weather import weathered
+from tests.federation.world import run
+
+SEEDS = 18  # `make nightly` plays ten thousand
+FOUND = (77, 124, 132)  # seeds that showed something once
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_showed_something_once_holds(tmp_path, seed) -> None:
+    assert run(weathered(tmp_path, seed))[0] == []
+
+
+def test_control_who_is_asked_all_the_same_is_seen(tmp_path) -> None:
+    with patch.object(Seen, "held", ""):
+        wrong = [text for seed in range(3) for text in run(weathered(tmp_path / str(seed), seed))[0]]
+    assert any("was asked for" in text for text in wrong)
+    assert not any("worked" in text for text in wrong), "it refuses by itself"
+
+
+def test_control_who_works_all_the_same_is_seen(tmp_path) -> None:
+    async def careless(self, work):
+        return await work()
+
+    with patch.object(Upkeep, "during", careless):
+        wrong = [text for seed in range(3) for text in run(weathered(tmp_path / str(seed), seed))[0]]
+    assert any("against its policy" in text for text in wrong)
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_who_holds_back_is_not_asked_and_does_not_work(tmp_path, block) -> None:
+    found, notices, work = {}, 0, 0
+    for seed in range(block * SEEDS // 3, (block + 1) * SEEDS // 3):
+        wrong, seer = run(weathered(tmp_path / str(seed), seed))
+        notices += seer.notices
+        work += sum(map(len, seer.work.values()))
+        if wrong:
+            found[seed] = wrong
+    assert found == {}
+    assert notices > 20 and work > 50  # control: they do hold back, and do work
