@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 import atoll as at
+from atoll.learn.dense import softmax
+from atoll.serve.above import Above
+from atoll.serve.joint import SPARE
 from tests.federation.processes import JOB, Federation
 
 pytest.importorskip("onnx")
@@ -35,11 +39,22 @@ def asked(fed: Federation, name: str, path: str, body: object = None) -> dict:
         return dict(json.loads(answer.read()))
 
 
+def larger(folder: Path) -> Path:
+    """A model that says 0.1 of every class: its answers are known."""
+    learner = softmax(features=64, outputs=10)
+    learner.export(learner.init(np.random.default_rng(0)), folder / "larger.onnx", np.zeros((2, 64)))
+    return folder / "larger.onnx"
+
+
 def test_a_client_serves_in_integers_what_others_serve_as_it_came(tmp_path: Path) -> None:
     rows = at.load_data("digits").train.x[:300].tolist()
-    with Federation(tmp_path, DIGITS, edges=0) as fed:
+    with Federation(tmp_path, DIGITS, edges=0) as fed, ExitStack() as stack:
         light, plain = fed.clients
         fed.set(light, int8=next(iter(fed.read(light)["data"])))
+        above = Above.open(fed.place("coordinator") / "pki" / "identity")
+        server = stack.enter_context(closing(at.serve(larger(tmp_path), port=0, above=above)))
+        often = {"threshold": 0.0, "share": 0.5, "limit": 9.0}
+        fed.set(plain, joint={"send": "sample", "above": server.url, **often})
         fed.start_all()
         fed.finished(fed.submit())
 
@@ -54,7 +69,12 @@ def test_a_client_serves_in_integers_what_others_serve_as_it_came(tmp_path: Path
         assert "variant" not in listed(plain)[0]
         a, b = (asked(fed, client, "/v1/predict", {"rows": rows}) for client in (light, plain))
         assert a["model"] == b["model"]
+        assert b["above"]["model"]["name"] == "larger" and len(b["above"]["rows"]) == 0.5 * 300 + SPARE
+        assert "above" not in a
+        kept = np.setdiff1d(np.arange(300), b["above"]["rows"])
         p, q = (np.asarray(found["predictions"]["probabilities"]) for found in (a, b))
+        np.testing.assert_allclose(q[b["above"]["rows"]], 0.1, atol=1e-6)
+        p, q = p[kept], q[kept]
         assert 0 < np.abs(p - q).max() < 0.1
         assert np.mean(p.argmax(axis=1) == q.argmax(axis=1)) > 0.98
         fed.stop(light)

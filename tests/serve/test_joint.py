@@ -22,7 +22,8 @@ from atoll.privacy.sealed import seal
 from atoll.serve.above import GRACE, LIFE, Above
 from atoll.serve.cut import cut
 from atoll.serve.doubt import calibrate, doubt
-from atoll.serve.joint import PURPOSE, SPARE, Asked, Joint, Settings, merged, pack, unpack
+from atoll.serve.egress import Settings
+from atoll.serve.joint import PURPOSE, SPARE, Asked, Joint, merged, pack, unpack
 from atoll.serve.model import Model
 from atoll.serve.service import trust
 
@@ -233,7 +234,7 @@ def test_a_key_that_was_renewed_costs_one_answer(made: Path) -> None:
 def test_keys_live_a_day_and_are_read_for_an_hour_more(made: Path) -> None:
     now = [1.8e9]
     identity = Identity.open(made / "plant")
-    above = Above(identity.key, identity.chain, now=lambda: now[0])
+    above = Above(lambda: (identity.key, identity.chain), now=lambda: now[0])
     from base64 import b64decode
 
     def public() -> bytes:
@@ -266,6 +267,38 @@ def test_over_mutual_tls_with_a_token(made: Path) -> None:
         answer(made, above.url, token_file=str(made / "token"))  # without a certificate
         with pytest.raises(ConfigError, match="in the clear"):
             asyncio.run(Joint(settings(made, "http://192.0.2.1:80"))._ask(X[:1]))
+
+
+def test_certificates_may_be_renewed_while_both_run(made: Path, tmp_path: Path) -> None:
+    """The upstream's ends; the one that replaced its file is shown to who connects next, and signs keys."""
+    now, authority = time.time(), Authority.new("works", now=time.time())
+    (tmp_path / "root.pem").write_bytes(authority.root)
+    key = new_key()
+
+    def certified(hours: float) -> Identity:
+        csr = request(key, "works", "edge", "plant")
+        made = authority.sign(csr, role="edge", name="plant", now=now, hosts=("127.0.0.1",), hours=hours)
+        return Identity(key, made, authority.root)
+
+    folder = certified(1).save(tmp_path / "edge").folder
+    assert folder is not None
+    above = Above.open(folder)
+    tls = trust(folder / "cert.pem", folder / "key.pem")
+    clock = [0.0]
+    with at.serve(made / "large.onnx", port=0, tls=tls, above=above) as server:
+        more = {"roots": str(tmp_path / "root.pem"), "limit": 5.0, "threshold": 0.0}
+        service, counts = node(made, server.url, clock=lambda: clock[0], now=lambda: now + clock[0], **more)
+        with service:
+            service.predict(X[:1])
+            assert counts["answered"] == 1
+            clock[0] = 26 * 3600.0  # its key and its certificate are over
+            service.predict(X[:1])
+            assert counts["failed"] == 1
+            certified(100).save(folder)
+            above._now = lambda: now + clock[0]
+            clock[0] += 100.0
+            service.predict(X[:1])
+            assert (counts["answered"], counts["failed"]) == (2, 1)
 
 
 def test_features_leave_instead_of_rows(made: Path) -> None:
@@ -353,7 +386,6 @@ def test_answers_are_packed_and_merged_or_refused() -> None:
         ({"share": 0.0}, "share is in"),
         ({"limit": 0.0}, "limit is above 0"),
         ({"send": "sample"}, "above is the URL"),
-        ({"send": "sample", "above": "https://edge:1"}, "nothing leaves to a stranger"),
         ({"send": "features", "above": "https://edge:1", "roots": "r"}, "head is an ONNX file"),
         ({"head": "h.onnx"}, "head is an ONNX file"),
     ],
@@ -361,6 +393,11 @@ def test_answers_are_packed_and_merged_or_refused() -> None:
 def test_settings_that_do_not_fit(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Settings(**values)
+
+
+def test_nothing_leaves_to_a_stranger() -> None:
+    with pytest.raises(ConfigError, match="nothing leaves to a stranger"):
+        Joint(Settings(send="sample", above="https://edge:1"))
 
 
 def test_by_command(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

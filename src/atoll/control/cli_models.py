@@ -188,7 +188,8 @@ def _joint(path: Path) -> Any:
     import tomllib
 
     from ..core.errors import ConfigError
-    from ..serve.joint import FILES, Joint, Settings
+    from ..serve.egress import FILES, Settings
+    from ..serve.joint import Joint
     from .settings import make
 
     try:

@@ -17,6 +17,7 @@ from ..core.registry import nearest
 from ..privacy.hazmat.suite import Crypto
 from ..privacy.orders import Gates
 from ..sense.source import Source
+from ..serve import egress
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
@@ -177,10 +178,11 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `join`: URLs of an edge or the coordinator, the preferred first. `data`: by the name that jobs use,
     each a table of `train` (a file or a built-in name), `target`, and if wanted `test` or `holdout`.
     `predict`: host:port of its prediction service, "" for none. `int8`: the data set on whose rows models
-    are made 8-bit integers before they are served, "" to serve them as they come. `parts`: a Python file of
-    this site's own that registers learners, rules or transforms. `home`, `ca`: as for an edge. `linger`:
-    seconds without an ask after which the process that learns ends; its memory is free, and the next ask
-    starts another.
+    are made 8-bit integers before they are served, "" to serve them as they come. `joint`: the larger model
+    that the service asks about rows it is unsure of, and what may leave for that (serve/egress.py). `parts`:
+    a Python file of this site's own that registers learners, rules or transforms. `home`, `ca`: as for an
+    edge. `linger`: seconds without an ask after which the process that learns ends; its memory is free, and
+    the next ask starts another.
     `power`: when it holds back. `store`: how what it keeps on disk is encrypted. `broker`: who it is there,
     where it joins by one; `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data
     set of `source = NAME` is what is stored of one.
@@ -201,6 +203,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     power: Power = Power()
     predict: str = ""
     int8: str = ""
+    joint: egress.Settings = egress.Settings()
     parts: str = ""
     home: float = 60.0
     linger: float = 20.0
@@ -238,6 +241,9 @@ def read(path: Path, kind: type[S], **over: Any) -> S:
     for key in _PATHS:
         if isinstance(table.get(key), str) and table[key]:
             table[key] = str(path.parent / table[key])
+    for key in egress.FILES:
+        if isinstance(table.get("joint"), dict) and table["joint"].get(key):
+            table["joint"][key] = str(path.parent / str(table["joint"][key]))
     if isinstance(table.get("store"), dict) and (file := table["store"].get("key_file")):
         table["store"]["key_file"] = str(path.parent / str(file))
     return make(kind, {**table, **{k: v for k, v in over.items() if v is not None}}, str(path))

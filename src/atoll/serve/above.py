@@ -50,37 +50,46 @@ class _Rows(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Above:
-    """The keys of one server. `key`, `chain`: its certificate's. Clocks in Unix seconds, real entropy."""
+    """The keys of one server. `identity()`: its certificate's key and chain, as they are by now, for they are
+    renewed. Clocks in Unix seconds, real entropy.
+    """
 
     def __init__(
         self,
-        key: PrivateKey,
-        chain: bytes,
+        identity: Callable[[], tuple[PrivateKey, bytes]],
         *,
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        self._key, self._chain, self._now, self._random = key, chain, now, random
+        self._identity, self._now, self._random = identity, now, random
         self._privates: list[tuple[bytes, float]] = []  # newest first, until when they are published
 
     @classmethod
     def open(cls, folder: Path) -> Above:
         """By key.pem and cert.pem of a member's identity. Raises ConfigError where there is none."""
-        try:
-            key, chain = load_key((folder / "key.pem").read_bytes()), (folder / "cert.pem").read_bytes()
-            member_of(chain)
-        except (OSError, StateError, ProtocolError) as error:
-            raise ConfigError(f"{folder} holds no identity of a member: {error}") from None
-        return cls(key, chain)
+
+        def identity() -> tuple[PrivateKey, bytes]:
+            try:
+                key, chain = load_key((folder / "key.pem").read_bytes()), (folder / "cert.pem").read_bytes()
+                member_of(chain)
+            except (OSError, StateError, ProtocolError) as error:
+                raise ConfigError(f"{folder} holds no identity of a member: {error}") from None
+            return key, chain
+
+        identity()
+        return cls(identity)
 
     def key(self) -> bytes:
-        """What `/v1/key` answers; a new key when half of the life of the last one is over."""
+        """What `/v1/key` answers; a new key when half of the life of the last one is over.
+
+        Raises ConfigError where the identity cannot be read any more.
+        """
         now = self._now()
         self._privates = [(private, until) for private, until in self._privates if until + GRACE > now]
         if not self._privates or self._privates[0][1] - now < LIFE / 2:
             self._privates.insert(0, (self._random(pairs.KEY), now + LIFE))
         private, until = self._privates[0]
-        return publish(self._key, self._chain, pairs.public(private), until)
+        return publish(*self._identity(), pairs.public(private), until)
 
     def read(self, message: bytes, most: int) -> Question:
         """A node's question of at most `most` rows.

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,57 +31,17 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 from numpy.typing import NDArray
 
 from ..core.errors import AtollError, ConfigError, DataError, Gone, ProtocolError, Refused
-from ..privacy.hazmat.suite import Crypto, suite_of
+from ..privacy.hazmat.suite import suite_of
 from ..privacy.sealed import published, seal
 from .batch import Answers
 from .doubt import doubt
+from .egress import Settings
 from .model import Model
 
 PURPOSE = "atoll joint 1"
 MOST = 16 << 20  # bytes of an answer
 SPARE = 10  # rows that may go up before the share is counted
 PAUSE, LONGEST = 1.0, 60.0  # seconds that nobody is asked after a failure; doubled at each further one
-FILES = ("roots", "ca", "certificate", "key", "token_file", "head")  # of Settings: paths
-
-
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What may leave a node, to whom, and when. Files are paths.
-
-    `send`: "nothing", "features" or "sample". `above`: the upstream service's URL, https but on this machine.
-    `roots`: PEM of the federation's roots, which the upstream's key must lead to. `ca`: PEM that vouches for
-    its TLS, `roots` without. `certificate`, `key`: what this node shows, `token_file`: what it brings.
-    `threshold`: doubt from which a row goes up, in [0, 1], see `calibrate`; `measure`: "margin" or
-    "entropy". `share`: the most of all rows that may go up. `limit`: seconds until the local answer stands.
-    `model`: what the larger one is called there. `head`: an ONNX file, the larger model's first layers, for
-    "features". `crypto`: the suite.
-    """
-
-    send: Literal["nothing", "features", "sample"] = "nothing"
-    above: str = ""
-    roots: str = ""
-    ca: str = ""
-    certificate: str = ""
-    key: str = ""
-    token_file: str = ""
-    threshold: float = 1.0
-    measure: Literal["margin", "entropy"] = "margin"
-    share: float = 0.15
-    limit: float = 0.5
-    model: str = ""
-    head: str = ""
-    crypto: Crypto = "intl"
-
-    def __post_init__(self) -> None:
-        for name, right, wanted in (
-            ("threshold", 0 <= self.threshold <= 1, "in [0, 1]"),
-            ("share", 0 < self.share <= 1, "in (0, 1]"),
-            ("limit", self.limit > 0, "above 0 seconds"),
-            ("above", self.send == "nothing" or bool(self.above), "the URL of an upstream service"),
-            ("roots", self.send == "nothing" or bool(self.roots), "a PEM file: nothing leaves to a stranger"),
-            ("head", (self.send == "features") == bool(self.head), 'an ONNX file where send = "features"'),
-        ):
-            if not right:
-                raise ValueError(f"{name} is {wanted}")
 
 
 class Asked(NamedTuple):
@@ -106,6 +66,8 @@ class Joint:
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
+        if settings.send != "nothing" and not settings.roots:
+            raise ConfigError("roots is a PEM file of the federation's roots: nothing leaves to a stranger")
         self.settings = settings
         self._clock, self._now, self._random = clock, now, random
         self._suite = suite_of(settings.crypto)
@@ -149,6 +111,7 @@ class Joint:
             return None
         except (AtollError, ClientError, OSError, ValueError):
             self._failed("failed", len(x))
+            await self.close()  # the next connection shows the certificate as it is then
             return None
         with self._lock:
             self._pause = PAUSE
@@ -156,9 +119,10 @@ class Joint:
         return found
 
     async def close(self) -> None:
-        """End the connection."""
-        if self._session is not None:
-            await self._session.close()
+        """End the connection; the next ask opens another."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def _failed(self, how: str, rows: int) -> None:
         with self._lock:
@@ -167,15 +131,14 @@ class Joint:
             self._pause = min(2 * self._pause, LONGEST)
 
     async def _ask(self, x: NDArray[np.float32]) -> Asked:
-        if self._session is None:
-            self._session = _session(self.settings, self._token)
+        session = self._session = self._session or _session(self.settings, self._token)
         if self._now() > self._key[1]:
-            await self._meet(self._session)
+            await self._meet(session)
         if self._head is not None:
             (x,) = (await asyncio.to_thread(self._head.run, x)).values()
         rows = {"model": self.settings.model, "shape": x.shape, "rows": np.ascontiguousarray(x).tobytes()}
         body, back = seal(self._key[0], msgspec.msgpack.encode(rows), PURPOSE, self._random, self._suite)
-        async with self._session.post(f"{self.settings.above}/v1/joint", data=body) as answer:
+        async with session.post(f"{self.settings.above}/v1/joint", data=body) as answer:
             found = await answer.content.read(MOST)
             while len(found) < MOST and (more := await answer.content.read(MOST - len(found))):
                 found += more

@@ -196,7 +196,10 @@ class _Service:
 
     async def key(self, request: web.Request) -> web.Response:
         assert self._above is not None  # noqa: S101  there is a route
-        return web.Response(body=self._above.key(), content_type="application/json")
+        try:
+            return web.Response(body=self._above.key(), content_type="application/json")
+        except ConfigError:
+            raise _Refused(503, "this server has no identity at the moment: come again") from None
 
     async def answer(self, request: web.Request) -> web.Response:
         """A node's sealed rows."""

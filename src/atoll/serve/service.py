@@ -15,6 +15,7 @@ import ssl
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.error import HTTPError
@@ -177,7 +178,8 @@ def called(path: Path) -> str:
 def trust(certificate: Path, key: Path, clients: Path | None = None) -> ssl.SSLContext:
     """TLS 1.3 for a service. `clients`: the authorities whose certificates callers must bring, None for any.
 
-    Raises ConfigError for files that are none.
+    A renewed certificate is used once one more connection has been made. Raises ConfigError for files that
+    are none.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -188,6 +190,16 @@ def trust(certificate: Path, key: Path, clients: Path | None = None) -> ssl.SSLC
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"expected a certificate chain and its key in PEM files: {error}") from None
+    loaded = _stamp(certificate)
+
+    def renewed(_: object, __: object, ___: object) -> None:  # OpenSSL calls it in every handshake
+        nonlocal loaded
+        if (now := _stamp(certificate)) not in (loaded, None):
+            loaded = now
+            with suppress(OSError, ssl.SSLError):  # half written: the old one is good for a while
+                context.load_cert_chain(certificate, key)
+
+    context.sni_callback = renewed
     return context
 
 
