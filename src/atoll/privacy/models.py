@@ -41,8 +41,10 @@ class _Signed(msgspec.Struct, forbid_unknown_fields=True):
     signature: str
 
 
-def sign_model(key: PrivateKey, chain: bytes, manifest: Mapping[str, Any]) -> bytes:
-    """The signed manifest as JSON, at most 128 KiB.
+def sign_model(
+    key: PrivateKey, chain: bytes, manifest: Mapping[str, Any], *, purpose: str = _PURPOSE
+) -> bytes:
+    """The signed manifest as JSON, at most 128 KiB; `purpose`: what else it may be good for than a model.
 
     `manifest`: federation, run, name: text; version: from 1; sha256: 64 hex digits; created: Unix seconds;
     takes_back: only in a roll-back order, the newest version it takes back. Raises MisuseError.
@@ -53,11 +55,13 @@ def sign_model(key: PrivateKey, chain: bytes, manifest: Mapping[str, Any]) -> by
         raise MisuseError(f"this is no model manifest: {error}") from None
     if checked.federation != member_of(chain).federation:
         raise MisuseError("the manifest names another federation than the certificate that signs it")
-    signature = sign(key, _canonical(checked), purpose=_PURPOSE)
+    signature = sign(key, _canonical(checked), purpose=purpose)
     return msgspec.json.encode(_Signed(checked, chain.decode(), b64encode(signature).decode()))
 
 
-def open_model(data: bytes, roots: bytes, *, now: float | None, above: int = 0) -> dict[str, Any]:
+def open_model(
+    data: bytes, roots: bytes, *, now: float | None, above: int = 0, purpose: str = _PURPOSE
+) -> dict[str, Any]:
     """The manifest, signed by a coordinator of its federation and newer than version `above`.
 
     `now`: Unix seconds; None to judge the certificate by the manifest's own date, for a model that was
@@ -72,7 +76,7 @@ def open_model(data: bytes, roots: bytes, *, now: float | None, above: int = 0) 
         raise ProtocolError(f"this is no signed model: {error}") from None
     manifest = signed.manifest
     when = manifest.created if now is None else now
-    signer = verify(signed.chain.encode(), roots, _canonical(manifest), signature, now=when, purpose=_PURPOSE)
+    signer = verify(signed.chain.encode(), roots, _canonical(manifest), signature, now=when, purpose=purpose)
     if signer.role != "coordinator" or signer.federation != manifest.federation:
         raise ProtocolError(f"{signer.uri} may not sign models of {manifest.federation}: a coordinator does")
     if not (manifest.version > above or above <= manifest.takes_back):

@@ -85,6 +85,8 @@ class Agent:
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other."""
         identity = self.uplink.identity
+        if head.get("plan"):
+            await self.uplink.fetch(str(head["plan"]))
         work = partial(
             self.workplace.answer, head, roots=identity.roots, federation=identity.member.federation
         )
