@@ -230,9 +230,12 @@ def plan_learner(
 
 @part("learner", "plan")
 def _named(
-    file: str = "", sha256: str = "", lr: float | None = None, epochs: int | None = None
+    file: str = "", sha256: str = "", blob: str = "", lr: float | None = None, epochs: int | None = None
 ) -> PlanLearner:
-    """A network exported from PyTorch, which learns by ONNX Runtime; `sha256` names one that travels."""
+    """A network exported from PyTorch, which learns by ONNX Runtime: a plan's `file`.
+
+    In a job that travels `sha256` names the plan, and `blob` the coordinator's copy of it.
+    """
     if file:
         return plan_learner(file, lr, epochs)
     if len(sha256) != 64:

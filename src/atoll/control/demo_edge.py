@@ -201,11 +201,7 @@ def _window(demo: _Demo, *, exchanged: bool) -> None:
 
 def _events(demo: _Demo, kind: str) -> set[str]:
     """The nodes that have told such an event."""
-    return {
-        str(e["node"])
-        for e in demo.fed.events()[0]
-        if e["kind"] == f"watch.{kind}"
-    }
+    return {str(e["node"]) for e in demo.fed.events()[0] if e["kind"] == f"watch.{kind}"}
 
 
 def _version(demo: _Demo, node: str) -> int:

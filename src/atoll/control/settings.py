@@ -32,6 +32,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     members a round may have. `max_rows`: rows one round may train on. `max_rounds`: rounds of one run.
     `hours`: "22:00-06:00", local time, "" for always. `max_epsilon`: privacy loss in all, None for any.
     `secure_sum`: only jobs that show nobody a single update. `crypto`: the suites that may hide them.
+    `plans`: whether networks may learn here that others have written, as signed graphs; `plan_mb`: memory
+    that one may take, in MiB; `plan_seconds`: what one step of it may take.
     """
 
     jobs: tuple[str, ...] = ("*",)
@@ -44,6 +46,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_epsilon: float | None = None
     secure_sum: bool = False
     crypto: tuple[Crypto, ...] = ("intl", "gm")
+    plans: bool = False
+    plan_mb: int = 512
+    plan_seconds: float = 60.0
 
 
 class Power(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -29,6 +29,7 @@ STATUS: tuple[tuple[type[errors.AtollError], int], ...] = (
     (errors.DataError, 422),
     (errors.MisuseError, 400),
     (errors.PrivacyError, 403),
+    (errors.ProtocolError, 422),
     (errors.Refused, 403),
     (errors.StateError, 503),
 )

@@ -45,6 +45,7 @@ POLICY: Mapping[tuple[str, str], str] = {
     ("GET", "/v1/models/{name}/{version}"): VIEWER,
     ("GET", "/v1/rollouts/{name}"): VIEWER,
     # to work
+    ("POST", "/v1/plans"): OPERATOR,
     ("POST", "/v1/runs"): OPERATOR,
     ("POST", "/v1/runs/{run}/stop"): OPERATOR,
     ("GET", "/v1/runs/{run}/logs"): OPERATOR,  # a traceback shows paths of a site

@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import select
 
+from ...adapt.plan import Plan
+from ...adapt.plan_table import planned, travels
 from ...core.errors import ConfigError
 from ...learn.stop import main_metric
 from .. import config
@@ -55,7 +57,14 @@ def _file(table: Mapping[str, Any]) -> config.JobFile:
     fits(table)
     if "world" in table:
         raise ConfigError("real machines have no simulated world: leave [world] out", "$.world")
+    travels(table)
     return config.parse(table)
+
+
+def keep_plan(store: Store, data: bytes) -> Row:
+    """Keep a plan that a job is about to name: its sha256 and blob. Raises ProtocolError for another file."""
+    plan = Plan.read(data)
+    return {"sha256": plan.sha256, "blob": store.blobs.put(data)}
 
 
 def submit(store: Store, table: Mapping[str, Any], seed: int | None, actor: str) -> Row:
@@ -67,7 +76,14 @@ def submit(store: Store, table: Mapping[str, Any], seed: int | None, actor: str)
     seed = file.seed if seed is None else seed
     if seed not in NUMBERS:
         raise ConfigError(f"a seed has 64 bits, got {seed}", "$.seed")
-    return run(store, store.submit(table, seed, actor, name=file.job.name)) or {}
+    learner = planned(table) or {}
+    blob = str(learner.get("blob", ""))
+    if learner and (len(blob) != 64 or not store.blobs.exists(blob)):
+        raise ConfigError("the job's plan is not here: send its file first", "$.learner.blob")
+    id = store.submit(table, seed, actor, name=file.job.name)
+    if blob:
+        store.blobs.keep(blob, f"{id} plan")
+    return run(store, id) or {}
 
 
 def runs(store: Store, state: str | None = None, limit: int = 100) -> list[Row]:

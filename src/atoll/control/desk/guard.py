@@ -21,6 +21,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+FILES = (("POST", "/v1/plans"),)  # requests whose body is a file
 SAFE = ("GET", "HEAD", "OPTIONS")
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -38,11 +39,13 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """`body`: bytes of a request. `seconds`: for its body to arrive. `calls`: by caller or address.
-    `failures`: bad tokens by address. `waiting`: long polls of one caller at a time.
+    """`body`: bytes of a request, `file`: of one that brings a file. `seconds`: for its body to arrive.
+    `calls`: by caller or address. `failures`: bad tokens by address. `waiting`: long polls of one caller
+    at a time.
     """
 
     body: int = 1 << 20
+    file: int = 256 << 20
     seconds: float = 20.0
     waiting: int = 32
     calls: Callable[[], Rate] = lambda: Rate(50.0, 200.0)
@@ -82,7 +85,8 @@ class Guard:
         head = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         refused = self._stranger(scope, head) or await self._caller(scope, head)
         if refused is None:
-            refused, body = await self._body(receive, head)
+            files = (scope["method"], scope["path"]) in FILES
+            refused, body = await self._body(receive, head, self.limits.file if files else self.limits.body)
         if refused is not None:
             await refuse(send, *refused)
             return
@@ -136,10 +140,11 @@ class Guard:
                 others |= set(getattr(route, "methods", None) or ())
         return None, others
 
-    async def _body(self, receive: Receive, head: Mapping[str, str]) -> tuple[tuple[Any, ...] | None, bytes]:
+    async def _body(
+        self, receive: Receive, head: Mapping[str, str], most: int
+    ) -> tuple[tuple[Any, ...] | None, bytes]:
         """All of the body, or why not."""
         declared = head.get("content-length", "0")
-        most = self.limits.body
         large = (413, "MisuseError", f"the body is larger than {most} bytes: send less")
         if not declared.isdecimal() or int(declared) > most:
             return large, b""

@@ -124,6 +124,11 @@ def runs(app: FastAPI, office: Office) -> None:
         """What sites reported: tracebacks with cause and suggested fix."""
         return {"logs": _there(await office.ask(desk.logs, run, limit), "run")}
 
+    @app.post("/v1/plans", tags=["runs"], status_code=201)
+    async def plan(request: Request) -> Any:
+        """Keep a plan's file, the body, for a job that is about to name it; files nobody names go."""
+        return await office.ask(desk.keep_plan, await request.body())
+
     @app.post("/v1/runs", tags=["runs"], status_code=201)
     async def submit(body: Submit, request: Request) -> Any:
         """Check a job and queue it."""

@@ -127,6 +127,8 @@ class Agent:
 
     async def _answered(self, head: Mapping[str, Any], to: Path) -> None:
         identity = self.uplink.identity
+        if head.get("plan"):
+            await self.uplink.fetch(str(head["plan"]))
         work = partial(
             self.workplace.answer, head, roots=identity.roots, federation=identity.member.federation
         )

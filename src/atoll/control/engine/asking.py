@@ -28,8 +28,8 @@ class Asking:
     """One drive's net: tasks of one run out as letters, answers back as values to fold.
 
     `scope`: the journal's. `job`: the signed job every letter carries. `names`: of clients, by id.
-    `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for, and
-    for checkpoints too, which name them.
+    `plan`: the blob of its learner's plan, "" for none. `parcels`: blobs of models, by the identity of the
+    params: encoded once, whoever they are for, and for checkpoints too, which name them.
     """
 
     host: Host
@@ -38,6 +38,7 @@ class Asking:
     job: Mapping[str, Any]
     algorithm: Algorithm
     names: Mapping[int, str]
+    plan: str = ""
     drive: Drive | None = None
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
     _late: list[str] = field(default_factory=list)
@@ -131,6 +132,8 @@ class Asking:
         task, blob = letter
         edge = self.host.roles.get(peer) == "edge"
         head = {"run": self.run, "task": body.ask_head(task), "params": blob, "job": dict(self.job)}
+        if self.plan:
+            head["plan"] = self.plan
         if edge:
             head["names"] = {self.names[c]: c for c in task.clients}
         if self.algorithm.private:

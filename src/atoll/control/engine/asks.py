@@ -29,6 +29,7 @@ from .kept import plain_kept
 
 _SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
 _ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
+CARRIED = ("params", "plan")  # blobs that an ask names
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
 
 
@@ -209,8 +210,8 @@ class Asks:
         return self._keep(upload, counted=True) if kept is not None and kept.blob else None
 
     def blob(self, name: str, blob: str) -> Path | None:
-        """The model of an ask this member has yet to answer, or one it is to serve."""
-        mine = {s.letters[name]["params"] for s in self.open.values() if name in s.letters}
+        """The model or plan of an ask this member has yet to answer, or one it is to serve."""
+        mine = {s.letters[name].get(k) for s in self.open.values() if name in s.letters for k in CARRIED}
         if blob in mine or blob in {m["blob"] for m in self.models.values()}:
             path = self.errands.store.blobs.path(blob)
             if not path.exists():

@@ -31,7 +31,7 @@ from ...wire.failpoint import declare, hit
 from ..desk.bell import Bell
 from ..settings import Server
 from ..store.store import Store
-from . import finished, rollouts, standing
+from . import finished, plans, rollouts, standing
 from .asking import Asking
 from .datasets import agree
 from .homes import Homes
@@ -243,21 +243,24 @@ class Coordinator:
             },
             self.current(),
         )
-        work = Work(letter["text"])
+        plan, blob = await self.host.kept(lambda: plans.sent(self.store, table))
+        work = Work(letter["text"], plan)
         names = {client: name for name, client in roster.clients.items()}
-        asking = Asking(self.host, run, "main", letter, work.job.trained, names)
+        asking = Asking(self.host, run, "main", letter, work.job.trained, names, blob)
+        if blob:
+            self.host.asks.hold(blob)
         homes = Homes(self.host.fleet, roster.clients)
         sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
         if work.job.privacy is not None:
             work.job.privacy.holds(len(sizes), sum(sizes), work.job.cohort)
         await self._offered(run, work.job.crypto, roster.clients)
         secret = await self._secret(run) if work.job.trained.private else b""
-        plan = _plan(work, homes, sizes, self.host.rehome, secret, roster.records)
+        rules = _plan(work, homes, sizes, self.host.rehome, secret, roster.records)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
             Rng.of(seed).at(COORDINATOR),
-            lambda p: roles.coordinator(p, plan),
+            lambda p: roles.coordinator(p, rules),
             journal=self.store.journal(run, "main"),
             net=asking,
             durable=self.host.durable,
@@ -271,6 +274,8 @@ class Coordinator:
             last: Progress = await drive.run()
         finally:
             asking.close()
+            if blob:
+                self.host.asks.release(blob)
         hit(_TRAINED)
         await self._finish(run, work, last)
 

@@ -56,6 +56,7 @@ class EdgeNode:
         self._orders: Orders
         self._told: Mapping[str, Any] | None = None
         self._served: dict[tuple[str, str], Mapping[str, Any]] = {}  # what clients said of their models
+        self._plans: set[str] = set()  # blobs held for the children
 
     def about(self) -> Mapping[str, Any]:
         """Who is below: what the parent plans with."""
@@ -165,9 +166,13 @@ class EdgeNode:
         run, _, scope = asked.id.partition(".")
         await self._tidy(asked.id)
         await self._take_in(asked.blob)
+        if asked.plan and asked.plan not in self._plans:
+            await self._take_in(asked.plan)
+            self.host.asks.hold(asked.plan)
+            self._plans.add(asked.plan)
         hit(_TAKEN)
         names = {client: name for name, client in roster.items()}
-        asking = Asking(self.host, run, scope, asked.job, work.job.trained, names)
+        asking = Asking(self.host, run, scope, asked.job, work.job.trained, names, asked.plan)
         asking.keep(task.params, asked.blob)
         homes = Homes(self.host.fleet, roster)
         own = work.job.trained.protocol

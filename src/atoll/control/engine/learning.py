@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...adapt.plan_table import planned
 from ...core.errors import AtollError, PrivacyError, Refused, StateError
 from ...data.examples import gaps
 from ...learn.local import Held as State
@@ -31,6 +33,7 @@ from ...wire.files import whole
 from ..settings import Client
 from .datasets import Held, hold, pick, sensed
 from .orders import Asked, Orders, write
+from .plans import taken as plan_of
 from .policy import Asked as Question
 from .policy import refusal
 from .readings import refusal as refusal_of
@@ -82,7 +85,7 @@ class Learning:
         (client,) = asked.task.clients or (-1,)
         belongs(asked.task, client)
         self._allowed(asked)
-        local = self._local(asked.work, client, roots)
+        local = self._local(asked, client, roots, model.parent)
         waited = set(local.waiting)
         answer = local.answer(asked.task)
         hit(_TRAINED)
@@ -196,10 +199,16 @@ class Learning:
         except PrivacyError as error:
             raise Refused(str(error)) from None
 
-    def _local(self, work: Work, client: int, roots: bytes) -> Local:
+    def _local(self, asked: Asked, client: int, roots: bytes, fetched: Path) -> Local:
         """This run's learner over our rows, with what it kept from earlier rounds."""
+        work = asked.work
         local = self._locals.get(work.run)
         if local is None:
+            learner = planned(work.values["table"])
+            if learner is not None:
+                policy = self._settings.policy
+                plan = plan_of(fetched / Path(asked.plan).name, str(learner["sha256"]), policy)
+                work = replace(work, plan=plan, seconds=policy.plan_seconds)
             local = work.local(pick(self._held, work.data), client)
             if work.job.exchange.shows == "sum":
                 least = self._settings.policy.min_cohort

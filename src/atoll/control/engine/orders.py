@@ -36,6 +36,7 @@ class Asked:
         self.work = work
         self.task = task
         self.blob = str(head["params"])
+        self.plan = str(head.get("plan", ""))
         self.job: Mapping[str, Any] = head["job"]
         self.names: Mapping[str, int] = head.get("names", {})
         known = head.get("receipts")

@@ -35,10 +35,8 @@ class Asked:
 
 def refusal(policy: Policy, asked: Asked) -> str:
     """Why this site refuses, in a sentence that its operator and the run's can act on; "" if it does not."""
-    named = (("job", asked.job, policy.jobs), ("learner", asked.learner, policy.learners))
-    for what, name, allowed in (*named, ("algorithm", asked.algorithm, policy.algorithms)):
-        if not any(fnmatchcase(name, pattern) for pattern in allowed):
-            return f"this site's policy allows no {what} {name!r}; it allows {', '.join(allowed) or 'none'}"
+    if reason := _unnamed(policy, asked):
+        return reason
     if not asked.evaluate and asked.cohort < policy.min_cohort:
         return f"this site takes part in rounds of at least {policy.min_cohort}, this one has {asked.cohort}"
     if policy.max_rows is not None and asked.rows > policy.max_rows:
@@ -55,6 +53,20 @@ def refusal(policy: Policy, asked: Asked) -> str:
         return f"this site's policy requires crypto {required}, the job has {asked.crypto}"
     if policy.hours and not inside(policy.hours, asked.minute):
         return f"this site takes part from {policy.hours.replace('-', ' to ')} local time"
+    return ""
+
+
+def _unnamed(policy: Policy, asked: Asked) -> str:
+    """Why it runs nothing of these names."""
+    if asked.learner == "plan" and not policy.plans:
+        return (
+            "this site runs no plans, which are networks that others have written:"
+            " its operator may set plans = true under [policy]"
+        )
+    named = (("job", asked.job, policy.jobs), ("learner", asked.learner, policy.learners))
+    for what, name, allowed in (*named, ("algorithm", asked.algorithm, policy.algorithms)):
+        if not any(fnmatchcase(name, pattern) for pattern in allowed):
+            return f"this site's policy allows no {what} {name!r}; it allows {', '.join(allowed) or 'none'}"
     return ""
 
 

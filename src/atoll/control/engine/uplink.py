@@ -337,7 +337,9 @@ class Uplink:
     async def fetch(self, blob: str) -> Path:
         """A blob's file; older ones go."""
         path = self._model_path(blob)
-        if not path.exists():
+        if path.exists():
+            path.touch()  # in use: others are older
+        else:
             assert self.dial is not None  # noqa: S101  asks come through it
             held = {p.name: p for p in path.parent.iterdir() if len(p.name) == 64}
             await self.dial.download(blob, path, held)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ...adapt.plan import Plan
+from ...adapt.plan_table import travels
 from ...core.edge import Task
 from ...core.errors import ConfigError, ProtocolError
 from ...core.rng import Rng
@@ -23,6 +25,7 @@ from ...learn.local import Local
 from ...privacy.keys import Identity, sign, verify
 from ...run import prepare
 from .. import config
+from ..settings import Policy
 from .datasets import Held
 
 PURPOSE = "atoll job"
@@ -39,9 +42,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """One run's job as its members see it. `text` is what was signed."""
+    """One run's job as its members see it. `text` is what was signed; `plan`: the plan that it names, where
+    its learner is one and it has been brought.
+    """
 
     text: bytes
+    plan: Plan | None = None
+    seconds: float = Policy().plan_seconds
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -74,6 +81,7 @@ class Work:
     @cached_property
     def file(self) -> config.JobFile:
         """The job file. Raises ConfigError for parts that are not installed here."""
+        travels(self.values["table"])
         return config.parse(self.values["table"])
 
     @property
@@ -101,9 +109,12 @@ class Work:
         """The learner that runs: sized for the data and wrapped by the algorithm."""
         features = self.values["features"]
         wide = tuple(features) if isinstance(features, list) else features
+        job = self.job
+        if self.plan is not None:
+            job = job.replace(learner=job.learner.given(self.plan, self.seconds))  # type: ignore[attr-defined]
         if self.pipeline is not None:
             wide = len(self.pipeline.names)
-        return prepare(self.job, Shape(wide, self.values["outputs"]), self.file.workers)
+        return prepare(job, Shape(wide, self.values["outputs"]), self.file.workers)
 
     def local(self, held: Held, client: int) -> Local:
         """The part of one client that holds its own data."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...adapt.plan_table import planned
 from ...core.errors import ConfigError, IntegrityError
 from ...core.update import Update
 from ...run import Run, prepare
@@ -54,9 +55,10 @@ def run_of(record: Mapping[str, Any], history: Sequence[dict[str, Any]], params:
     features = tuple(width) if isinstance(width, list) else width
     learner, example = file.job.learner, None
     if features is not None:
-        learner = prepare(file.job, Shape(features, record["outputs"]))
         shape = features if isinstance(features, tuple) else (features,)
         example = np.zeros((2, *shape), np.float32)
+    if features is not None and planned(record["table"]) is None:  # a plan stays where it was sent
+        learner = prepare(file.job, Shape(features, record["outputs"]))
     history = list(history)
     stopped = (record["reason"] or "stopped") if record["state"] == "stopped" else ""
     stopped = stopped or next((r["stop"] for r in reversed(history) if r.get("stop")), "")

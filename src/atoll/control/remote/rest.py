@@ -69,6 +69,10 @@ class Rest:
         """The JSON that POST answers; sent once."""
         return self._json("POST", path, body=body or {})
 
+    def upload(self, path: str, data: bytes) -> Any:
+        """The JSON that POST answers to a file; sent once."""
+        return json.loads(self._answer("POST", path, data, 600.0))
+
     def delete(self, path: str) -> Any:
         """The JSON that DELETE answers; sent once."""
         return self._json("DELETE", path)

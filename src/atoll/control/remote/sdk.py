@@ -16,6 +16,7 @@ from ...job import Job
 from ...privacy.token import Token
 from .. import config
 from . import restate
+from .carried import file_of, named, plan_of, row_of
 from .fetched import graph_file, model_file, params_of
 from .remote import ENDED, RemoteRun
 from .rest import Rest, path
@@ -62,13 +63,19 @@ class Federation:
         *,
         seed: int | None = None,
         data: str | Mapping[str, Any] | None = None,
+        row: tuple[int, ...] | None = None,
     ) -> RemoteRun:
         """Queue a job: a job file's path, its values, or a Job whose parts have names.
+
+        A learner that is a `torch_learner` is exported here and travels as a plan; so does a plan's file.
+        `row`: the shape of one row for that, None to ask a site that is there.
 
         `data`: what the sites call the data, for a Job; it overrides a file's. `seed`: instead of the
         file's. Raises ConfigError with the path of what is wrong.
         """
         if isinstance(job, Job):
+            plan = plan_of(job.learner, lambda: row or row_of(self.nodes(), data), seed or 0)
+            job = job if plan is None else job.replace(learner=named(job.learner, plan))
             values: dict[str, Any] = restate.table(job)
         elif isinstance(job, Mapping):
             values = dict(job)
@@ -76,8 +83,13 @@ class Federation:
             values = dict(config.read(Path(job)).table)
         if data is not None:
             values["data"] = data
-        row = self._rest.post("/v1/runs", {"job": values, "seed": seed})["run"]
-        return RemoteRun(self, row["id"])
+        if not isinstance(job, Job):
+            plan = file_of(values)
+        if plan is not None:
+            sent = self._rest.upload("/v1/plans", plan.dump())
+            values["learner"] = {**values["learner"], "sha256": sent["sha256"], "blob": sent["blob"]}
+        made = self._rest.post("/v1/runs", {"job": values, "seed": seed})["run"]
+        return RemoteRun(self, made["id"])
 
     def runs(self, state: str | None = None, limit: int = 100) -> list[Row]:
         """The newest runs; queued ones with their `place` in the queue."""
