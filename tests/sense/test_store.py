@@ -14,7 +14,7 @@ import zstandard
 
 from atoll.core.errors import MisuseError, StateError
 from atoll.privacy.hazmat.suite import Suite, usable
-from atoll.sense.reading import Reading
+from atoll.sense.reading import Reading, parse
 from atoll.sense.store import Store, wipe
 from atoll.wire import failpoint
 from tests.sense.life import BATCHES, SIZE
@@ -82,6 +82,23 @@ def test_bad_readings_are_kept_aside_with_the_reason(store) -> None:
         ("press-7", "its clock is behind by more than 86400 s"),
         ("press-8", "a picture that cannot be read"),
     ]
+
+
+def test_one_bad_reading_stops_nobody_elses(store) -> None:
+    large = b"1" + b"0" * 30
+    texts = (
+        b'{"at": 1800000000, "id": 1, "heat": %s, "state": "run"}' % large,
+        b'{"at": 1800000000, "id": 2, "heat": 20, "state": "run", "fails": %s}' % large,
+        b'{"at": 1800000000, "id": 3, "heat": {"a": [[[1]]]}, "state": [1]}',
+        b'{"at": 1800000000, "id": 4, "heat": 20, "state": "\\ud800"}',
+    )
+    odd = [
+        *(reading for text in texts for reading in parse(text, NOW, "press-7")),
+        Reading("press-7", NOW, "6", {"heat": 10**5000, "state": "run"}),
+        Reading("press-7", NOW, "7", {"heat": 20, "state": "run", "fails": 10**5000}),
+        Reading("press-7", NOW, "8", {"heat": object(), "state": b"\xff"}),
+    ]
+    assert store.take([*odd, said(9)], NOW) == Counter(aside=len(odd), stored=1)
 
 
 def test_a_stuck_sensor_is_seen_once_its_value_has_lasted(store) -> None:

@@ -72,9 +72,10 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 return float(self.values.index(value)), ""
             return math.nan, f"is none of its {len(self.values)} categories"
         if self.kind == "flag":
-            found = _FLAGS.get(str(value).lower() if isinstance(value, (str, bool)) else f"{value:g}"
-                               if isinstance(value, (int, float)) else "")  # fmt: skip
-            return (math.nan, "is no flag: true or false") if found is None else (found, "")
+            word = (
+                value.lower() if isinstance(value, str) else "1" if value == 1 else "0" if value == 0 else ""
+            )
+            return (_FLAGS[word], "") if word in _FLAGS else (math.nan, "is no flag: true or false")
         return self._measured(value, unit)
 
     def _measured(self, value: Any, unit: str) -> tuple[float, str]:

@@ -26,7 +26,7 @@ from .intake import Feed, stored
 from .reading import Reading, parse
 from .source import Mqtt
 
-UNACKNOWLEDGED = 5000  # messages, at most 65,535
+UNACKNOWLEDGED = 2000  # messages, at most 65,535
 _FOREVER = 0xFFFFFFFF  # seconds: the session lasts until it is taken up again
 _ALIVE = 30  # seconds
 

@@ -221,7 +221,7 @@ class Store:
     def _taken(self, reading: Reading, now: float, good: list[list[Any]]) -> str:
         """What becomes of one reading."""
         assert self._judge is not None  # noqa: S101  take looked
-        values = msgspec.msgpack.encode(reading.values, enc_hook=str, order="sorted")
+        values = _plain(reading.values)
         number, newest = self._device(reading.source)
         if reading.id:
             id_ = self._hashed(reading.source, reading.id)
@@ -350,6 +350,16 @@ class Store:
             if not isinstance(error, (sqlite3.Error, OSError)):
                 raise
             raise StateError(f"readings cannot be kept or read in {self.path.name}: {error}") from None
+
+
+def _plain(values: Mapping[str, Any]) -> bytes:
+    """The same bytes for the same values, whatever a device has sent: one bad reading stops nobody else's."""
+    try:
+        return msgspec.msgpack.encode(values, enc_hook=str, order="sorted")
+    except (OverflowError, ValueError, TypeError, RecursionError):
+        return msgspec.msgpack.encode(
+            sorted(f"{key!r} {type(value).__name__}" for key, value in values.items())
+        )
 
 
 def wipe(folder: Path, name: str) -> None:
