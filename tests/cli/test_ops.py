@@ -179,7 +179,7 @@ def test_nodes(atoll, far) -> None:
     far.live["north"] = {"phase": "training"}
     said = atoll("node", "list")
     assert re.search(r"plant +edge +online +– +– +– +– +grpc +10\.0\.0\.7", said.out)
-    assert re.search(r"north +client +online +training +– +plant", said.out)
+    assert re.search(r"north +client +online +training +– +– +plant", said.out)
     assert atoll("node", "drain", "north").out == "north gets no new work\n"
     assert "online, drained" in atoll("node", "list").out
     assert atoll("node", "drain", "north", "--off").out == "north gets work again\n"
@@ -188,7 +188,9 @@ def test_nodes(atoll, far) -> None:
     assert atoll("node", "readmit", "north").out == "north may enrol again\n"
     assert atoll("node", "drain", "nobody").code == 2
     far.store.judged("r1", {"north": ({"rounds": 3}, 0.914, 0)}, ["north"])
-    assert re.search(r"north +client +online, quarantined +training +0\.91 +plant", atoll("node", "list").out)
+    assert re.search(
+        r"north +client +online, quarantined +training +0\.91 +– +plant", atoll("node", "list").out
+    )
     assert json.loads(atoll("node", "list", "--json").out)["nodes"][0]["score"] == 0.914
     assert atoll("node", "reinstate", "north").out == "north takes part again\n"
     assert "quarantined" not in atoll("node", "list").out
