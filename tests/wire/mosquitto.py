@@ -97,6 +97,11 @@ class Mosquitto:
         """kill -9."""
         self._end(signal.SIGKILL)
 
+    def stand(self, *, still: bool) -> None:
+        """Have it do nothing, or go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP if still else signal.SIGCONT)
+
     def _end(self, number: int) -> None:
         if self._process is not None:
             self._process.send_signal(number)

@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from socket import SHUT_RDWR
 from typing import Any
 
 import pytest
 
+from atoll.control import settings
+from atoll.control.engine.gateway import made
+from atoll.control.settings import make
 from atoll.core.errors import ConfigError, Gone
 from atoll.core.session import Packet
 from atoll.transport.calls import Answer
@@ -418,7 +422,7 @@ def test_a_restart_loses_no_letter_and_no_frame(what: str, tmp_path: Path) -> No
                 else:
                     for call in w.gateway._calls.values():
                         call.task.cancel()
-                    w.gateway._line._client._sock.close()  # type: ignore[union-attr]  # without a word
+                    w.gateway._line._client._sock.shutdown(SHUT_RDWR)  # type: ignore[union-attr]  # without a word
                 dial.send("up", {"k": 2})
                 w.service.send("ann", "down", {"k": 2})
                 await dial.upload("up", file)
@@ -445,6 +449,25 @@ def test_where_there_is_no_gateway_or_broker_it_is_said(
         with pytest.raises(Gone, match=r"cannot be reached.*refused"):
             await link.probe()
         await link.close()
+
+    run(story())
+
+
+def test_a_broker_that_stands_still_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atoll.transport.mqtt.STUCK", 0.2)
+    monkeypatch.setattr("atoll.transport.mqtt.CLOSE", 0.1)
+
+    async def story() -> None:
+        with Mosquitto(tmp_path) as broker:
+            at = Broker("127.0.0.1", broker.port, tls=False)
+            async with listening(at, "told") as (line, heard):
+                line.put("told", b"1")
+                assert await heard.get() == ("told", b"1")
+                broker.stand(still=True)
+                line.put("told", b"2")
+                await soon(lambda: line.why)
+                assert "confirmed nothing" in line.why
+            broker.stand(still=False)
 
     run(story())
 
@@ -517,6 +540,24 @@ def test_urls_that_cannot_be(url: str, why: str) -> None:
         open_link(url, identity())
     assert "secret" not in str(found.value)
     assert broker_at("mqtts://[::1]")[0].port == 8883
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"to": "http://hub:8443"}, "dials https"),
+        ({"to": "hub:8443"}, "dials https"),
+        ({"broker": ""}, "broker's URL"),
+        ({"broker": "mqtts+sealed://broker/plant"}, "members add"),
+        ({"name": "Plant 1"}, "gateway's name"),
+        ({"root": "nothing.pem"}, "cannot be read"),
+    ],
+)
+def test_settings_of_a_gateway_that_cannot_be(change: dict[str, str], why: str) -> None:
+    right = {"broker": "mqtts://broker", "to": "https://hub:8443"}
+    assert made(make(settings.Gateway, right)).name == "gateway"
+    with pytest.raises(ConfigError, match=why):
+        made(make(settings.Gateway, {**right, **change}))
 
 
 def talks(silent: float = 5.0) -> tuple[Talk, Talk, list[Piece]]:

@@ -118,10 +118,11 @@ class Gateway:
             lambda _: over.set(),
         )
         waiting = [asyncio.ensure_future(event.wait()) for event in (over, self._closing)]
-        beating = asyncio.ensure_future(self._beat())
+        life = secrets.token_hex(16).encode()
+        beating = asyncio.ensure_future(self._beat(lambda: line.put(state, life, retain=True)))
         try:
             await line.open()
-            line.put(state, secrets.token_hex(16).encode(), retain=True)
+            line.put(state, life, retain=True)
             self.there.set()
             gone.set()
             log.info("gateway %s is at %s", self.name, self._broker.host)
@@ -137,10 +138,12 @@ class Gateway:
             await line.close()
         return line.why
 
-    async def _beat(self) -> None:
-        """Say in each call that it is under way."""
+    async def _beat(self, there: Callable[[], None]) -> None:
+        """Say again that we are there, whatever others said meanwhile, and in each call that it goes on."""
         while True:
             await asyncio.sleep(self._limits.alive)
+            if self.there.is_set():
+                there()
             for call in self._calls.values():
                 call.talk.alive()
 

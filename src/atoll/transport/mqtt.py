@@ -39,6 +39,7 @@ WINDOW = 16  # pieces under way that were not read
 SILENT = 60.0  # seconds without a word of the other side after which a call is broken
 ALIVE = 20.0  # seconds between a gateway's words in a call it has nothing to say in
 CONNECT = 10.0  # seconds until a broker must have let us in
+STUCK = 30.0  # seconds without a confirmation of anything that waits for one: the connection is over
 CLOSE = 2.0  # seconds to say goodbye
 KEEPALIVE = 20  # seconds between words on a connection that has nothing to say
 PORTS = {"mqtts": 8883, "mqtt": 1883}
@@ -142,7 +143,7 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._connected: asyncio.Future[None] = self._loop.create_future()
         self._codes: asyncio.Queue[Any] = asyncio.Queue()
-        self._unsaid = 0
+        self._unsaid = self._confirmations = 0
         self._said, self._ended = asyncio.Event(), asyncio.Event()
         self._client: Any = None
 
@@ -154,6 +155,7 @@ class Line:
                 await self._connect()
                 for topic, retained in self._topics.items():
                     await self._subscribe(topic, retained)
+            self._look(-1)
         except (OSError, ValueError, TimeoutError) as error:
             why = str(error) or f"it did not answer within {CONNECT:.0f} seconds"
             raise Gone(f"the broker {at.host}:{at.port} cannot be reached: {why}") from None
@@ -242,7 +244,15 @@ class Line:
         self._ended.set()
         self._end(f"the connection to the broker has ended: {code}")
 
+    def _look(self, before: int) -> None:
+        """See whether the broker confirms what we say: a connection may stand and carry nothing."""
+        if self._unsaid and self._confirmations == before:
+            self._end(f"the broker confirmed nothing for {STUCK:.0f} seconds")
+        if not self.why:
+            self._loop.call_later(STUCK, self._look, self._confirmations)
+
     def _confirmed(self, code: Any) -> None:
+        self._confirmations += 1
         self._unsaid -= 1
         self._said.set()
         if code.is_failure:
