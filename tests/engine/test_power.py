@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
+from atoll.control.engine.policy import closed
 from atoll.control.engine.power import DAY, HELD, Held, Seen, Spent, carried, checked, held, rested
 from atoll.control.engine.sensors import Energy, Meter, Sensors
 from atoll.control.engine.upkeep import Upkeep
@@ -82,6 +84,14 @@ def test_work_is_its_share_of_work_and_rest() -> None:
 def test_values_out_of_range_are_refused(values, path) -> None:
     with pytest.raises(ConfigError, match=rf"\$\.power\.{path}"):
         checked(make(Client, {"power": values}).power)
+
+
+def test_outside_its_hours_it_says_when_they_begin() -> None:
+    assert [closed("22:00-06:00", 60 * hour) for hour in (5, 6, 12, 22)] == [0, 960, 600, 0]
+    assert closed("", 0) == 0
+    assert held(Power(), FINE, Spent(), Held(), NOON, NOON + 600) == Held(
+        "hours", "it is outside its hours", NOON + 600
+    )
 
 
 # -- sensors ------------------------------------------------------------------------------------
@@ -274,6 +284,23 @@ def test_bytes_on_a_metered_link_are_spent_over_restarts(tmp_path) -> None:
         sensors.seen = Seen(metered=False)
         await again.look()
         assert again.held == Held()
+
+    run(main())
+
+
+def test_hours_hold_until_they_begin(tmp_path) -> None:
+    async def main() -> None:
+        local, loop = time.localtime(NOON), asyncio.get_running_loop()
+        minute = (local.tm_hour * 60 + local.tm_min + 10) % 1440
+        later = (minute + 60) % 1440
+        hours = f"{minute // 60:02}:{minute % 60:02}-{later // 60:02}:{later % 60:02}"
+        said: list[dict] = []
+        upkeep = Upkeep(Power(), tmp_path, Says(), lambda: NOON + loop.time(), said.append, hours)
+        await upkeep.look()
+        assert (said[-1]["held"], said[-1]["until"]) == ("it is outside its hours", NOON + 600)
+        await asyncio.sleep(601)
+        assert said[-1]["held"] == ""
+        assert await upkeep.during(work) == "done"
 
     run(main())
 

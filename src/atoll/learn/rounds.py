@@ -80,7 +80,7 @@ class Plan:
         return await relay(
             p,
             task,
-            self.children,
+            steps(self.children) if task.want == "note" else self.children,
             aggregator,
             quorum=quorum,
             deadline=self.deadline,
@@ -259,6 +259,12 @@ def held(plan: Plan) -> frozenset[int]:
     return frozenset(getattr(plan.children, "held", tuple)())
 
 
+def steps(children: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """The same for steps of an exchange: who rests from the work for it is among them."""
+    found: Mapping[str, Sequence[int]] = getattr(children, "steps", children)
+    return found
+
+
 async def enough(p: Party, plan: Plan, now: Progress) -> frozenset[int]:
     """Who holds back, once there are others enough for a cohort. A promise of privacy counts on draws from
     all: there they are drawn as well, and missing.
@@ -375,7 +381,8 @@ def edge(
     """An edge's answer: its children's answers, merged. Whether it is `online` changes nothing here."""
 
     async def answer(p: Party, task: Task) -> Answer:
-        return await relay(p, task, children, _rule(algorithm, task))
+        below = steps(children) if task.want == "note" else children
+        return await relay(p, task, below, _rule(algorithm, task))
 
     return answer
 

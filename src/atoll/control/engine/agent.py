@@ -67,6 +67,7 @@ class Agent:
             outside.sensors(settings.power.link),
             outside.clock,
             lambda values: self.uplink.send("power", values),
+            settings.policy.hours,
         )
         self.serving: Any = None
         self.intake: Intake | None = None
@@ -116,7 +117,8 @@ class Agent:
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""
-        await self.upkeep.during(partial(self._answered, head, to))
+        step = head.get("task", {}).get("want") == "note"
+        await self.upkeep.during(partial(self._answered, head, to), step=step)
         self._tell_spent()
         await self._described()
 

@@ -36,6 +36,12 @@ class Seen:
         return str(power.get("held", "")) if isinstance(power, Mapping) else ""
 
     @property
+    def rests(self) -> bool:
+        """Whether it holds back because it has worked: it still answers steps of a sum it is in."""
+        power = self.about.get("power")
+        return isinstance(power, Mapping) and power.get("rule") == "duty"
+
+    @property
     def parent(self) -> str:
         """The member right above it, "" where that is us."""
         return str(self.about.get("parent") or ("" if self.via == self.name else self.via))
@@ -106,15 +112,18 @@ class Fleet:
         """A client known from before this process began."""
         self.clients.setdefault(name, Seen(name, dict(about), {}, via or name))
 
-    def homes(self, roster: Mapping[str, int], *, here: bool = False) -> dict[str, list[int]]:
+    def homes(
+        self, roster: Mapping[str, int], *, here: bool = False, steps: bool = False
+    ) -> dict[str, list[int]]:
         """Through whom the clients of a roster (name -> id) are reached: member of ours -> ids.
 
-        `here`: only those who can be reached now; else where they were last. Who holds back is not there.
+        `here`: only those who can be reached now; else where they were last. Who holds back is not there;
+        with `steps`, who rests is.
         """
         found: dict[str, list[int]] = {}
         for name, client in sorted(roster.items(), key=lambda item: item[1]):
             seen = self.clients.get(name)
-            if seen is not None and seen.held:
+            if seen is not None and seen.held and not (steps and seen.rests):
                 continue
             if not here or (seen is not None and seen.present):
                 found.setdefault(name if seen is None else seen.via, []).append(client)

@@ -20,7 +20,7 @@ class Homes(Mapping[str, Sequence[int]]):
         self._fleet = fleet
         self._roster = dict(roster)
         self.drive: Drive | None = None
-        self._again = False
+        self._again = self._steps = False
         self._held: list[int] = []  # as last said
 
     def held(self) -> list[int]:
@@ -32,23 +32,28 @@ class Homes(Mapping[str, Sequence[int]]):
             self._held = list(map(int, recorded.get("held", ())))
         return self._held
 
-    def now(self) -> dict[str, list[int]]:
-        """The mapping as it is for the next request."""
-        self._again = False
-        recorded = self._recorded()
-        return self._fleet.homes(self._roster) if recorded is None else _homes(recorded)
+    @property
+    def steps(self) -> Steps:
+        """The same for steps of an exchange, which whoever rests after work still answers."""
+        return Steps(self)
 
-    def again(self) -> dict[str, list[int]]:
+    def now(self, *, steps: bool = False) -> dict[str, list[int]]:
+        """The mapping as it is for the next request."""
+        self._again, self._steps = False, steps
+        recorded = self._recorded()
+        return self._fleet.homes(self._roster, steps=steps) if recorded is None else _homes(recorded)
+
+    def again(self, *, steps: bool = False) -> dict[str, list[int]]:
         """The mapping to ask lost clients again by; nobody, where an earlier life did not ask again."""
-        self._again = True
+        self._again, self._steps = True, steps
         recorded = self._recorded()
         if recorded is None:
-            return self._fleet.homes(self._roster, here=True)
+            return self._fleet.homes(self._roster, here=True, steps=steps)
         return _homes(recorded) if recorded.get("again") else {}
 
     def context(self) -> dict[str, Any]:
         """What the journal keeps with each request."""
-        homes = self._fleet.homes(self._roster, here=self._again)
+        homes = self._fleet.homes(self._roster, here=self._again, steps=self._steps)
         return {"homes": homes, "again": self._again, **({"held": self._held} if self._held else {})}
 
     def _recorded(self) -> Mapping[str, Any] | None:
@@ -62,6 +67,26 @@ class Homes(Mapping[str, Sequence[int]]):
 
     def __len__(self) -> int:
         return len(self.now())
+
+
+class Steps(Mapping[str, Sequence[int]]):
+    """Homes, as they are for steps of an exchange."""
+
+    def __init__(self, homes: Homes) -> None:
+        self._homes = homes
+
+    def again(self) -> dict[str, list[int]]:
+        """See Homes."""
+        return self._homes.again(steps=True)
+
+    def __getitem__(self, name: str) -> Sequence[int]:
+        return self._homes.now(steps=True)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes.now(steps=True))
+
+    def __len__(self) -> int:
+        return len(self._homes.now(steps=True))
 
 
 def _homes(recorded: Mapping[str, Any]) -> dict[str, list[int]]:

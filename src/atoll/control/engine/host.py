@@ -179,7 +179,7 @@ class Host(Errands):
         asked = {c for _, sent in self.asks.of(name) for c in sent.letters[name].get("names", ())}
         self._found([name, *sorted(asked)])
         for ask, sent in self.asks.of(name):
-            if ask in about.get("busy", ()) or not self._holds_back(sent, name):
+            if ask in about.get("busy", ()) or not self._holds_back(sent, name, sent.letters[name]):
                 self.asks.say(ask, sent, name)
         self._say_standing([name, *about.get("below", {})])
         if self._standing is None and name in self._heard:  # who is above us takes it for the one that left
@@ -188,10 +188,10 @@ class Host(Errands):
             self.service.send(name, "model", letter)
         self.changed.set()
 
-    def _holds_back(self, sent: Sent, name: str) -> bool:
+    def _holds_back(self, sent: Sent, name: str, letter: Mapping[str, Any]) -> bool:
         """Whether a member holds back by its own policy: then this is not asked of it."""
         seen = self.fleet.clients.get(name)
-        if seen is None or not seen.held:
+        if seen is None or not seen.held or (seen.rests and letter.get("task", {}).get("want") == "note"):
             return False
         self.spawn(sent.drive.failed(sent.request, name, f"{HELD}{seen.held}"))
         return True
@@ -365,7 +365,7 @@ class Host(Errands):
 
     def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
         """An ask goes out to a member, now or when it comes; one that went elsewhere is not waited for."""
-        if self._holds_back(sent, peer):
+        if self._holds_back(sent, peer, letter):
             return
         kept = self.asks.put(ask, sent, peer, letter, asked)
         if peer in self._elsewhere and not self._here(peer):
@@ -415,5 +415,6 @@ def _power(said: Any) -> dict[str, Any]:
     """What a client says of its power, as far as it is what it should be."""
     said = said if isinstance(said, Mapping) else {}
     until, joules = (v if isinstance(v := said.get(k), (int, float)) else 0.0 for k in ("until", "joules"))
-    told = {"held": str(said.get("held", ""))[:200], "until": float(until)}
+    words = {"held": str(said.get("held", ""))[:200], "rule": str(said.get("rule", ""))[:20]}
+    told = {**words, "until": float(until)}
     return {**told, "joules": float(joules), "source": str(said.get("source", ""))[:20]} if joules else told

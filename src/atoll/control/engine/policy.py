@@ -82,6 +82,13 @@ def inside(hours: str, minute: int) -> bool:
     return begin <= minute < end if begin <= end else minute >= begin or minute < end
 
 
+def closed(hours: str, minute: int) -> int:
+    """Minutes until `hours` begin, 0 while they last."""
+    if not hours or inside(hours, minute):
+        return 0
+    return (_minute(hours.split("-", maxsplit=1)[0]) - minute) % 1440
+
+
 def _minute(text: str) -> int:
     hour, minute = map(int, text.strip().split(":"))
     if not (0 <= hour <= 24 and 0 <= minute < 60):

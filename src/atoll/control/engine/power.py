@@ -61,28 +61,48 @@ def checked(power: Power) -> Power:
     return power
 
 
-def held(power: Power, seen: Seen, spent: Spent, before: Held, now: float) -> Held:
-    """Why this node may not work now. `before`: what held the last time; `now`: Unix seconds."""
-    more = CHARGED if before.rule == "battery" else 0.0
+def held(
+    power: Power, seen: Seen, spent: Spent, before: Held, now: float, opens: float | None = None
+) -> Held:
+    """Why this node may not work now. `before`: what held the last time; `now`: Unix seconds; `opens`: when
+    the hours of the site's policy begin, None while they last.
+    """
+    if opens is not None:
+        return Held("hours", "it is outside its hours", opens)
     if power.mains and not seen.mains:
         return Held("mains", "it works on mains only")
-    if not seen.mains and seen.battery is not None and seen.battery < min(power.battery + more, 1.0):
-        return Held("battery", f"its battery is below {power.battery:.0%}")
-    if power.temperature is not None:
-        if seen.temperature is None:
-            return Held("temperature", "no sensor says how warm it is: leave [power] temperature out")
-        if seen.temperature > power.temperature - (COOLED if before.rule == "temperature" else 0.0):
-            return Held("temperature", f"it is warmer than {power.temperature:g} °C")
-    if power.metered_bytes is not None:
-        if seen.metered is None:
-            return Held("metered_bytes", "nobody says whether its link is metered: set [power] link")
-        today = spent.bytes if spent.day == int(now // DAY) else 0
-        if seen.metered and today >= power.metered_bytes:
-            until = (now // DAY + 1) * DAY if power.metered_bytes else 0.0
-            return Held("metered_bytes", "its link is metered, and its bytes of the day are spent", until)
+    if not seen.mains and seen.battery is not None:
+        more = CHARGED if before.rule == "battery" else 0.0
+        if seen.battery < min(power.battery + more, 1.0):
+            return Held("battery", f"its battery is below {power.battery:.0%}")
+    if other := _warm(power, seen, before) or _metered(power, seen, spent, now):
+        return other
     if now < spent.rest:
         return Held("duty", f"it rests after work, {power.duty:.0%} of its time", spent.rest)
     return Held()
+
+
+def _warm(power: Power, seen: Seen, before: Held) -> Held | None:
+    if power.temperature is None:
+        return None
+    if seen.temperature is None:
+        return Held("temperature", "no sensor says how warm it is: leave [power] temperature out")
+    less = COOLED if before.rule == "temperature" else 0.0
+    if seen.temperature <= power.temperature - less:
+        return None
+    return Held("temperature", f"it is warmer than {power.temperature:g} °C")
+
+
+def _metered(power: Power, seen: Seen, spent: Spent, now: float) -> Held | None:
+    if power.metered_bytes is None or seen.metered is False:
+        return None
+    if seen.metered is None:
+        return Held("metered_bytes", "nobody says whether its link is metered: set [power] link")
+    day = now // DAY
+    if (spent.bytes if spent.day == day else 0) < power.metered_bytes:
+        return None
+    until = (day + 1) * DAY if power.metered_bytes else 0.0
+    return Held("metered_bytes", "its link is metered, and its bytes of the day are spent", until)
 
 
 def rested(power: Power, spent: Spent, began: float, ended: float) -> Spent:

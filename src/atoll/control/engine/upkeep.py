@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ import msgspec
 from ...core.errors import Refused
 from ...wire.files import whole
 from ..settings import Power
+from .policy import closed
 from .power import HELD, Held, Seen, Spent, carried, checked, held, rested
 from .sensors import Energy, Meter, Sensors
 
@@ -30,7 +32,9 @@ T = TypeVar("T")
 
 
 class Upkeep:
-    """`sensors()`: what they say now. `clock()`: Unix seconds. `say(values)`: tells the parent."""
+    """`sensors()`: what they say now. `clock()`: Unix seconds. `say(values)`: tells the parent. `hours`:
+    of the site's policy.
+    """
 
     def __init__(
         self,
@@ -39,12 +43,13 @@ class Upkeep:
         sensors: Sensors,
         clock: Callable[[], float],
         say: Callable[[Mapping[str, Any]], None],
+        hours: str = "",
     ) -> None:
         self.power = checked(power)
         self.held = Held()
         self.energy: Energy | None = None  # of the last task
         self._path = folder / FILE
-        self._sensors, self._clock, self._say = sensors, clock, say
+        self._sensors, self._clock, self._say, self._hours = sensors, clock, say, hours
         self._seen = Seen()
         self._spent = self._read()
         self._began: float | None = None
@@ -54,11 +59,11 @@ class Upkeep:
     @property
     def needed(self) -> bool:
         """Whether the settings ask for any of it."""
-        return self.power != Power()
+        return self.power != Power() or bool(self._hours)
 
     def about(self) -> dict[str, Any]:
         """What the federation may know: why we hold back, until when, and what the last task took."""
-        told: dict[str, Any] = {"held": self.held.reason, "until": self.held.until}
+        told: dict[str, Any] = {"held": self.held.reason, "rule": self.held.rule, "until": self.held.until}
         if self.energy is not None:
             told |= {"joules": round(self.energy.joules, 3), "source": self.energy.source}
         return told
@@ -78,24 +83,31 @@ class Upkeep:
 
     def _decide(self) -> None:
         before, now = self.held, self._clock()
-        self.held = held(self.power, self._seen, self._spent, before, now)
+        local = time.localtime(now)
+        minutes = closed(self._hours, local.tm_hour * 60 + local.tm_min)
+        opens = now + 60.0 * minutes - local.tm_sec if minutes else None
+        self.held = held(self.power, self._seen, self._spent, before, now, opens)
         (self._holds.set if self.held.reason else self._holds.clear)()
         if self.held != before:
             log.info("%s", f"{HELD}{self.held.reason}" if self.held.reason else "it takes part again")
             self._say(self.about())
-        if self.held.rule == "duty":
-            asyncio.get_running_loop().call_later(max(self.held.until - now, 0.0) + 0.001, self._decide)
+            if self.held.until:
+                wait = max(self.held.until - now, 0.0) + 0.001
+                asyncio.get_running_loop().call_later(wait, self._decide)
 
-    async def during(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def during(self, work: Callable[[], Coroutine[Any, Any, T]], *, step: bool = False) -> T:
         """What `work()` gives, one after the other. Raises Refused where this node holds back before it or
-        while it lasts: then it is cancelled.
+        while it lasts: then it is cancelled. `step`: it is one of an exchange, which takes a moment: it is no
+        work to rest from, and is done while it rests.
         """
         if not self.needed:
             return await work()
         async with self._turn:
             await self.look()
-            if self.held.reason:
+            if self.held.reason and not (step and self.held.rule == "duty"):
                 raise Refused(f"{HELD}{self.held.reason}")
+            if step:
+                return await work()
             return await self._worked(work())
 
     async def _worked(self, work: Coroutine[Any, Any, T]) -> T:
@@ -127,7 +139,10 @@ class Upkeep:
         self.energy = meter.used(now - began)
         self._spent = rested(self.power, self._spent, began, now)
         self._write(self._spent)
+        before = self.held
         self._decide()
+        if self.energy is not None and self.held == before:
+            self._say(self.about())
 
     def _read(self) -> Spent:
         try:
