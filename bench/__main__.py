@@ -1,6 +1,6 @@
 """`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`.
 
-`comms`, `faults`, `private`, `robust`, `secagg`, `suites` and `wire` have options of their own.
+`comms`, `faults`, `plan`, `private`, `robust`, `secagg`, `suites` and `wire` have options of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import comms, faults, private, robust, secagg, simulate, suites, wire
+from . import comms, faults, plan, private, robust, secagg, simulate, suites, wire
 from .rows import Disagreement, Row, table
 
 # A suite answers rows; other files add theirs here.
@@ -25,6 +25,7 @@ def main(words: list[str] | None = None) -> int:
     own = {
         "comms": comms.main,
         "faults": faults.main,
+        "plan": plan.main,
         "private": private.main,
         "robust": robust.main,
         "secagg": secagg.main,
