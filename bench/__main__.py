@@ -1,7 +1,7 @@
 """`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`.
 
-Options of their own: `comms`, `distil`, `edge`, `faults`, `private`, `robust`, `secagg`, `sense`,
-`suites`, `wire`.
+Options of their own: `comms`, `distil`, `edge`, `faults`, `plan`, `private`, `robust`, `secagg`,
+`sense`, `suites`, `wire`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import comms, distil, edge, faults, private, robust, secagg, sense, simulate, suites, wire
+from . import comms, distil, edge, faults, plan, private, robust, secagg, sense, simulate, suites, wire
 from .rows import Disagreement, Row, table
 
 # A suite answers rows; other files add theirs here.
@@ -28,6 +28,7 @@ def main(words: list[str] | None = None) -> int:
         "distil": distil.main,
         "edge": edge.main,
         "faults": faults.main,
+        "plan": plan.main,
         "private": private.main,
         "robust": robust.main,
         "secagg": secagg.main,

@@ -17,6 +17,7 @@ import numpy as np
 from ..core.errors import CompositionError
 from ..core.message import Contribution, FitContext
 from ..core.update import Update
+from .rows import Drawn
 from .wrapped import Wrapped
 
 
@@ -40,15 +41,6 @@ class PerRow:
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    x: Any
-    y: Any
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-@dataclass(frozen=True)
 class _Clipping(Wrapped):
     rate: float
     norm: float
@@ -62,10 +54,10 @@ class _Clipping(Wrapped):
         ]
 
 
-def _lot(data: Any, rate: float, ctx: FitContext) -> _Drawn:
+def _lot(data: Any, rate: float, ctx: FitContext) -> Drawn:
     """The rows that this round's coins draw."""
     x, y = np.asarray(data.x), np.asarray(data.y)
     if rate >= 1:
-        return _Drawn(x, y)
+        return Drawn(x, y)
     coins = ctx.rng.random(len(y)) < rate
-    return _Drawn(x[coins], y[coins])
+    return Drawn(x[coins], y[coins])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,17 @@ import numpy as np
 from atoll.core.errors import DataError
 
 from .task import Array
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Some rows of a client's: `x` (n, ...) and `y` (n, ...)."""
+
+    x: Any
+    y: Any
+
+    def __len__(self) -> int:
+        return len(self.y)
 
 
 def rows(data: Any, dims: tuple[int, ...], loss: str, dtype: str) -> tuple[Array, Array]:

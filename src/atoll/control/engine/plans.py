@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from ...adapt.plan_table import planned
 from ...core.errors import AtollError, ConfigError, ProtocolError, Refused
 from ...wire.codec import Message
 from ..settings import Policy
-from ..store.store import Store
 from .parcels import read_frames, write_frames
+
+if TYPE_CHECKING:
+    from ..store.store import Store  # a client has none
 
 
 def sent(store: Store, table: Mapping[str, Any]) -> tuple[Plan | None, str]:
