@@ -16,6 +16,10 @@ from ..core.errors import ConfigError
 from ..core.registry import nearest
 from ..privacy.hazmat.suite import Crypto
 from ..sense.source import Source
+from ..serve.drift.event import Limits
+from ..serve.quota import Amount, Quota
+from ..serve.terms import Terms
+from ..serve.triggers import Rules
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
@@ -42,6 +46,33 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_epsilon: float | None = None
     secure_sum: bool = False
     crypto: tuple[Crypto, ...] = ("intl", "gm")
+
+
+class Watch(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a client watches for drift. `source`: whose windows. `model`: the served model that answers
+    them, "" for the only one. The rest: serve/drift/event.py.
+    """
+
+    source: str
+    model: str = ""
+
+
+class Renew(Rules, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a client renews what it watches: when (serve/triggers.py), within what in a `quota`, and on what
+    terms (serve/terms.py) a new model wins.
+
+    `recent`: rows that are kept to learn from. `held`: the share of them, the newest, that models are
+    compared on. `passes`: trainings, at most. `watts`: what one busy core draws, an estimate. `run`: what a
+    federated run that this client asks for is taken to cost.
+    """
+
+    quota: Quota = Quota()
+    terms: Terms = Terms()
+    recent: int = 5000
+    held: float = 0.2
+    passes: int = 2
+    watts: float = 10.0
+    run: Amount = Amount()
 
 
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -137,6 +168,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `store`: how what it keeps on disk is encrypted. `broker`: who it is there, where it joins by one;
     `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data set of
     `source = NAME` is what is stored of one.
+    `watch`: what it watches for drift, and `renew` how it renews that; None for not at all.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -156,6 +188,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     home: float = 60.0
     linger: float = 20.0
     store: Store = Store()
+    watch: Watch | None = None
+    renew: Renew | None = None
     broker: Login = Login()
     insecure: bool = False
 

@@ -11,23 +11,17 @@ No win, no swap: a challenger must lose less than the champion by `margin` of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .terms import Terms
+
 BLOCKS, FLIPS = 20, 4095
-
-
-class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`least`: rows. `margin`: of the champion's mean loss, in [0, 1). `alpha` in (0, 1): the most that
-    chance may explain.
-    """
-
-    least: int = 60
-    margin: float = 0.01
-    alpha: float = 0.05
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -78,6 +72,31 @@ def judged(
     if p > terms.alpha:
         return Verdict(f"chance explains the difference (p = {p:.2g})", n, before, after, p)
     return Verdict("", n, before, after, p)
+
+
+def better(
+    champion: NDArray[np.floating],
+    ways: Mapping[K, NDArray[np.floating]],
+    labels: NDArray[np.generic],
+    terms: Terms,
+    *,
+    classes: bool,
+) -> tuple[Verdict, K | None]:
+    """Who serves once `ways` have challenged in their order, each whoever serves by then; None: the champion.
+
+    The verdict is that of the last who won, else of the first.
+    """
+    best: K | None = None
+    said: Verdict | None = None
+    serving = champion
+    for name, losses in ways.items():
+        verdict = judged(serving, losses, labels, terms, classes=classes)
+        said = verdict if said is None or verdict.won else said
+        if verdict.won:
+            best, serving = name, losses
+    if said is None:
+        return Verdict("nobody challenged", 0), None
+    return replace(said, champion=float(np.nanmean(champion))) if said.won else said, best
 
 
 def chance(gains: NDArray[np.float64], seed: int = 0) -> float:

@@ -246,8 +246,9 @@ class EdgeNode:
 
     async def _serve(self, head: Mapping[str, Any]) -> None:
         """Pass a model that clients are to serve on to them; they check its signature themselves."""
-        await self._take_in(str(head.get("blob", "")))
-        self.host.asks.hold(str(head.get("blob", "")))
+        for blob in filter(None, (str(head.get(key, "")) for key in ("blob", "tune"))):
+            await self._take_in(blob)
+            self.host.asks.hold(blob)
         self.host.serve_model(dict(head))
 
 

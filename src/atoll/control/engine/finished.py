@@ -20,8 +20,10 @@ from ...wire.codec import Message
 from ...wire.failpoint import declare, hit
 from ...wire.tensorfile import save_safetensors
 from ..store.store import Store
+from . import tuning
 from .parcels import write_frames
 from .work import Work
+from .work import signed as signed_job
 
 log = logging.getLogger("atoll.coordinator")
 _EXPORTED, _STORED = declare("finished.exported"), declare("finished.stored")
@@ -62,11 +64,13 @@ def register(
         return sign_model(identity.key, identity.chain, {**signed, "version": version})
 
     last: Mapping[str, Any] = next((r["metrics"] for r in reversed(history) if r.get("metrics")), {})
-    parcel = ""
+    parcel = base = ""
     if graph is not None:
         parcel = write_frames(store, Message("model", {}, {"onnx": np.frombuffer(graph, np.uint8)}))
         store.blobs.keep(parcel, f"onnx {run}")
-    version = store.model_add(run, name, blob, manifest, {**last, "onnx": parcel})
+        base = write_frames(store, tuning.parcel(work, signed_job(work.values, identity), params, identity))
+        store.blobs.keep(base, f"tune {run}")
+    version = store.model_add(run, name, blob, manifest, {**last, "onnx": parcel, "tune": base})
     hit(_ADDED)
     return offer(store.model(name, version))
 
@@ -93,6 +97,7 @@ def offer(model: Mapping[str, Any]) -> dict[str, Any] | None:
         "version": model["version"],
         "manifest": model["manifest"],
         "blob": parcel,
+        "tune": model["metrics"].get("tune", ""),
     }
 
 

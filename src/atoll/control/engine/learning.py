@@ -116,6 +116,14 @@ class Learning:
                 raise Refused(f"rows of {name!r} have missing cells, and the job has no pipeline")
         return held
 
+    def tune(
+        self, base: Path, rows: Path, to: Path, values: Mapping[str, Any], *, roots: bytes, federation: str
+    ) -> dict[str, Any]:
+        """See tuning.tune."""
+        from .tuning import tune
+
+        return tune(base, rows, to, values, vault=self._vault, roots=roots, federation=federation)
+
     def _allowed(self, asked: Asked) -> None:
         """Raise Refused where this site's policy says no."""
         work, task = asked.work, asked.task

@@ -54,8 +54,8 @@ class Begin(msgspec.Struct):
 
 
 class Order(msgspec.Struct, omit_defaults=True):
-    """Answer `head` with the model in files[0] into files[1]; without a head, make files[2] of files[0] and
-    the delta files[1].
+    """Answer `head` with the model in files[0] into files[1]; `tune` the model in files[0] on the rows in
+    files[1] into files[2]; without either, make files[2] of files[0] and the delta files[1].
     """
 
     files: list[str]
@@ -63,10 +63,13 @@ class Order(msgspec.Struct, omit_defaults=True):
     sound: bool = False
     roots: bytes = b""
     federation: str = ""
+    tune: dict[str, Any] | None = None
 
 
 class Said(msgspec.Struct, omit_defaults=True):
-    """Done, or the error: its class and words. The first of a process says what its rows are."""
+    """Done, or the error: its class and words. `about`: what its rows are, of the first of a process; what a
+    fine-tune took.
+    """
 
     about: dict[str, Any] = {}
     kind: str = ""
@@ -86,6 +89,11 @@ class Workplace(Protocol):
 
     async def restore(self, old: Path, delta: Path, to: Path) -> None:
         """Make a blob of the one before and a delta (transport/delta.py)."""
+
+    async def tune(
+        self, base: Path, rows: Path, to: Path, values: Mapping[str, Any], *, roots: bytes, federation: str
+    ) -> Mapping[str, Any]:
+        """Fine-tune the model this site serves (tuning.py); what it took."""
 
     async def close(self) -> None:
         """End what runs."""
@@ -118,6 +126,14 @@ class Here:
 
         await asyncio.to_thread(restore, old, delta, to)
 
+    async def tune(
+        self, base: Path, rows: Path, to: Path, values: Mapping[str, Any], *, roots: bytes, federation: str
+    ) -> Mapping[str, Any]:
+        """See Workplace."""
+        call = partial(self._learning.tune, base, rows, to, values, roots=roots, federation=federation)
+        async with self._turn:
+            return await asyncio.to_thread(call)
+
     async def close(self) -> None:
         """Nothing to end: a thread ends with its work."""
 
@@ -133,8 +149,8 @@ class Apart:
         self._about: Mapping[str, Any] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
-        self._doing: asyncio.Task[None] | None = None  # who has the turn
-        self._left: asyncio.Task[None] | None = None  # nobody waits for it: its process is ended
+        self._doing: asyncio.Task[Mapping[str, Any]] | None = None  # who has the turn
+        self._left: asyncio.Task[Mapping[str, Any]] | None = None  # nobody waits for it: its process is ended
         self._struck = False
         self._resting: asyncio.TimerHandle | None = None
         self._ending: set[asyncio.Task[None]] = set()
@@ -157,6 +173,13 @@ class Apart:
         """See Workplace."""
         await self._ask(Order(_names(old, delta, to)))
 
+    async def tune(
+        self, base: Path, rows: Path, to: Path, values: Mapping[str, Any], *, roots: bytes, federation: str
+    ) -> Mapping[str, Any]:
+        """See Workplace. Where it is cancelled, its process is ended at once."""
+        order = Order(_names(base, rows, to), None, False, roots, federation, dict(values))
+        return await self._ask(order, grace=0.0)
+
     async def close(self) -> None:
         """End the process, whatever it does."""
         if (doing := self._doing) is not None:
@@ -165,19 +188,19 @@ class Apart:
         self._rest()
         await asyncio.gather(*self._ending)
 
-    async def _ask(self, order: Order) -> None:
+    async def _ask(self, order: Order, grace: float = GRACE) -> Mapping[str, Any]:
         task = asyncio.get_running_loop().create_task(self._done(order))
         try:
-            await asyncio.shield(task)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task is not self._doing:
                 task.cancel()
             elif not task.done():
                 task.add_done_callback(lambda task: task.cancelled() or task.exception())
-                asyncio.get_running_loop().call_later(GRACE, self._leave, task)
+                asyncio.get_running_loop().call_later(grace, self._leave, task)
             raise
 
-    async def _done(self, order: Order) -> None:
+    async def _done(self, order: Order) -> Mapping[str, Any]:
         """Have it done, in a fresh process where an earlier one ended of it."""
         async with self._turn:
             self._doing = asyncio.current_task()
@@ -189,10 +212,10 @@ class Apart:
                     said = await self._heard(process, framed(msgspec.msgpack.encode(order)))
                     if said is not None:
                         _raised(said)
-                        return
+                        return said.about
                     how = _ended(await self._buried())
                     if self._left is self._doing:
-                        return
+                        return {}
                     self._struck = True
                     log.warning("the process that learns was ended by %s: it is started again", how)
                 raise Refused(
@@ -243,7 +266,7 @@ class Apart:
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 
-    def _leave(self, task: asyncio.Task[None]) -> None:
+    def _leave(self, task: asyncio.Task[Mapping[str, Any]]) -> None:
         """Nobody has waited for this for a while."""
         if task is self._doing:
             self._left = task
