@@ -155,7 +155,7 @@ class Node:
         key, seconds = self.key.at("tune", told.tuned), 60 * RULES.minutes
         ends, _, _ = tuned(self.learner, self.first, rows, key, seconds, round=ROUNDS)
         old, *new = (np.square(self.answers(p, x[-HELD:]) - y[-HELD:]) for p in (self.params, *ends))
-        _, best = better(old, dict(enumerate(new)), y[-HELD:], Terms(), classes=False)
+        _, best = better(old, new, y[-HELD:], Terms(), classes=False)
         took = (time.process_time() - began) / 60
         self.quota = quota.settle(self.quota, "tune", Amount(cpu_minutes=took), now, UTC)
         if best is not None:

@@ -11,9 +11,8 @@ No win, no swap: a challenger must lose less than the champion by `margin` of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from .terms import Terms
 
 BLOCKS, FLIPS = 20, 4095
-K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -76,24 +74,25 @@ def judged(
 
 def better(
     champion: NDArray[np.floating],
-    ways: Mapping[K, NDArray[np.floating]],
+    ways: Sequence[NDArray[np.floating]],
     labels: NDArray[np.generic],
     terms: Terms,
     *,
     classes: bool,
-) -> tuple[Verdict, K | None]:
-    """Who serves once `ways` have challenged in their order, each whoever serves by then; None: the champion.
+) -> tuple[Verdict, int | None]:
+    """Who serves once `ways` have challenged in their order, each whoever serves by then: its place, None
+    for the champion.
 
     The verdict is that of the last who won, else of the first.
     """
-    best: K | None = None
+    best: int | None = None
     said: Verdict | None = None
     serving = champion
-    for name, losses in ways.items():
+    for at, losses in enumerate(ways):
         verdict = judged(serving, losses, labels, terms, classes=classes)
         said = verdict if said is None or verdict.won else said
         if verdict.won:
-            best, serving = name, losses
+            best, serving = at, losses
     if said is None:
         return Verdict("nobody challenged", 0), None
     return replace(said, champion=float(np.nanmean(champion))) if said.won else said, best

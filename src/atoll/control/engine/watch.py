@@ -309,14 +309,14 @@ class Watch:
         x, y = held
         answers = served.model.run(x)
         classes, champion = "label" in answers, losses(answers, y)
-        middle, end = msgspec.msgpack.decode(data, type=tuple[bytes, bytes])
-        lost = {made: losses(Model(made, whose.name).run(x), y) for made in (middle, end)}
+        ends = msgspec.msgpack.decode(data, type=list[bytes])
+        lost = [losses(Model(made, whose.name).run(x), y) for made in ends]
         verdict, best = challenge.better(champion, lost, y, self._renew.terms, classes=classes)
         found = {"rows": float(verdict.rows), "p": verdict.p}
         found |= {"champion": verdict.champion, "challenger": verdict.challenger}
         figures = {name: value for name, value in found.items() if np.isfinite(value)}
         if best is not None:
-            self._swap(whose, best)
+            self._swap(whose, ends[best])
         return verdict.won, verdict.why, figures
 
     # -- the node's own model ---------------------------------------------------------------------
