@@ -12,7 +12,21 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import comms, distil, edge, faults, private, robust, secagg, simulate, suites, wire
+from . import (
+    comms,
+    distil,
+    drift,
+    edge,
+    faults,
+    machines,
+    private,
+    replay,
+    robust,
+    secagg,
+    simulate,
+    suites,
+    wire,
+)
 from .rows import Disagreement, Row, table
 
 # A suite answers rows; other files add theirs here.
@@ -26,8 +40,11 @@ def main(words: list[str] | None = None) -> int:
         "comms": comms.main,
         "distil": distil.main,
         "edge": edge.main,
+        "drift": drift.main,
         "faults": faults.main,
+        "machines": machines.main,
         "private": private.main,
+        "replay": replay.main,
         "robust": robust.main,
         "secagg": secagg.main,
         "suites": suites.main,

@@ -1,4 +1,4 @@
-"""A node that serves: `python -m bench edge [--json FILE] [--seconds S] [--rate R]`.
+"""A node that serves: `python -m bench edge [--json FILE] [--seconds S] [--rate R] [--models DIR]`.
 
 Requests come at a fixed rate whether or not earlier ones were answered, and each is timed from the moment
 it was due, so that a stall is seen by every request that falls into it. One row a request, kept connections.
@@ -6,6 +6,9 @@ it was due, so that a stall is seen by every request that falls into it. One row
     atoll serve           a network of MNIST's size, its file replaced every second
     a client's service    jobs finish one after the other, each model is swapped in; then the coordinator is
                           killed (SIGKILL), stays away for a third of the time, and comes back
+    joint inference       two `atoll serve` with mutual TLS, the student and the teacher that `python -m bench
+                          distil --keep DIR` left; doubt is calibrated on 5,000 rows of MNIST's test set, and
+                          the other 5,000 are asked one by one
 
 Every answer must be the one of the version that it names.
 """
@@ -25,6 +28,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 from aiohttp import ClientError, ClientSession, TCPConnector
@@ -32,7 +36,10 @@ from aiohttp import ClientError, ClientSession, TCPConnector
 import atoll as at
 from atoll.control import up
 from atoll.core.errors import AtollError
+from atoll.privacy.keys import Authority, Identity, new_key, request
+from atoll.serve.doubt import calibrate
 from atoll.serve.model import Model
+from atoll.serve.variants import score
 
 from .federation import Federation
 from .rows import Disagreement
@@ -111,12 +118,7 @@ def served(folder: Path, rate: float, seconds: float) -> Load:
     answers = [Model(graph).run(x)["probabilities"] for graph in graphs]
     path = folder / "digits.onnx"
     path.write_bytes(graphs[0])
-    process = subprocess.Popen(  # noqa: S603  ourselves
-        [sys.executable, "-m", "atoll", "serve", str(path), "--port", "0", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    process, url = _serving(path)
 
     def right(k: int, version: int, found: Any) -> bool:
         return bool(np.allclose(found["probabilities"][0], answers[(version - 1) % 2][k], atol=1e-5))
@@ -131,8 +133,6 @@ def served(folder: Path, rate: float, seconds: float) -> Load:
             fresh.replace(path)
 
     try:
-        assert process.stdout is not None  # noqa: S101  asked for
-        url = json.loads(process.stdout.readline())["url"]
         asyncio.run(load(url, x.tolist(), rate, 1.0, right))  # warm
         return asyncio.run(beside(swaps(), load(url, x.tolist(), rate, seconds, right)))
     finally:
@@ -174,12 +174,80 @@ def federated(folder: Path, rate: float, seconds: float) -> tuple[Load, Load]:
     return whole, away
 
 
-def figures(folder: Path, rate: float, seconds: float) -> Iterator[Figure]:
+def joint(folder: Path, models: Path, rate: float) -> Iterator[Figure]:
+    """A student that asks its teacher over mutual TLS: what it sends, what it gains, how long it takes."""
+    test = at.load_data("mnist").test
+    assert test is not None  # noqa: S101  MNIST has its own
+    usual, asked = test[:5000], test[5000:]
+    small, large = (Model((models / f"{name}.onnx").read_bytes()) for name in ("student", "teacher"))
+    found = calibrate(small, usual.x, 0.15)
+    _certify(folder)
+    tls = ["--tls", str(folder / "plant" / "cert.pem"), str(folder / "plant" / "key.pem")]
+    tls += ["--callers", str(folder / "root.pem"), "--identity", str(folder / "plant")]
+    above, url = _serving(models / "teacher.onnx", *tls)
+    (folder / "joint.toml").write_text(
+        f'send = "sample"\nabove = "{url}"\nroots = "root.pem"\nlimit = 0.2\nshare = 0.15\n'
+        f'certificate = "north/cert.pem"\nkey = "north/key.pem"\nthreshold = {found.threshold!r}\n',
+        "utf-8",
+    )
+    node, url = _serving(models / "student.onnx", "--joint", str(folder / "joint.toml"))
+    right: list[bool] = []
+
+    def judged(k: int, version: int, answer: Any) -> bool:
+        right.append(int(np.argmax(answer["out"][0])) == asked.y[k])
+        return True
+
+    try:
+        seen = asyncio.run(load(url, asked.x.tolist(), rate, len(asked) / rate, judged))
+        with urlopen(f"{url}/v1/models", timeout=10) as answer:  # noqa: S310  our own
+            counts = json.loads(answer.read())["joint"]
+    finally:
+        for process in (node, above):
+            process.terminate()
+            process.communicate()
+    alone, best = (100 * score(model, asked) for model in (small, large))
+    together = 100 * float(np.mean(right))
+    yield Figure("joint: sent up", 100 * counts["sent"] / counts["seen"], "%", 15.0)
+    yield Figure("joint: answered in time, of these", 100 * counts["answered"] / counts["sent"], "%")
+    for name, value in (("the student", alone), ("both together", together), ("the teacher", best)):
+        yield Figure(f"joint: accuracy of {name}", value, "%")
+    yield Figure("joint: points below the teacher", best - together, "points", 0.3)
+    yield from seen.figures("joint")
+
+
+def _certify(folder: Path) -> None:
+    """A federation's root, an edge and a client, as `atoll pki` and enrolment make them."""
+    now, authority = time.time(), Authority.new("bench", now=time.time())
+    for role, name, hosts in (("edge", "plant", ("127.0.0.1",)), ("client", "north", ())):
+        key = new_key()
+        csr = request(key, "bench", role, name)
+        chain = authority.sign(csr, role=role, name=name, now=now, hosts=hosts)
+        Identity(key, chain, authority.root).save(folder / name)
+    (folder / "root.pem").write_bytes(authority.root)
+
+
+def _serving(model: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """`atoll serve` and its URL."""
+    process = subprocess.Popen(  # noqa: S603  ourselves
+        [sys.executable, "-m", "atoll", "serve", str(model), "--port", "0", "--json", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None  # noqa: S101  asked for
+    return process, str(json.loads(process.stdout.readline())["url"])
+
+
+def figures(folder: Path, rate: float, seconds: float, models: Path | None) -> Iterator[Figure]:
     """Everything, in turn."""
     yield from served(folder, rate, seconds).figures("atoll serve, a swap a second")
     whole, away = federated(folder / "fed", rate, seconds)
     yield from whole.figures("a client's service, jobs and a lost coordinator")
     yield from away.figures("of these, while the coordinator was away")
+    if models is None:
+        print("joint inference: left out, it needs the models of `python -m bench distil --keep DIR`")
+    else:
+        yield from joint(folder, models, rate)
 
 
 def main(words: list[str]) -> int:
@@ -188,11 +256,12 @@ def main(words: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
     parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
+    parser.add_argument("--models", type=Path, help="what `python -m bench distil --keep` left")
     asked = parser.parse_args(words)
     found: list[Figure] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for figure in figures(Path(folder), asked.rate, asked.seconds):
+            for figure in figures(Path(folder), asked.rate, asked.seconds, asked.models):
                 print(figure, flush=True)
                 found.append(figure)
     except Disagreement as why:

@@ -32,7 +32,7 @@ from atoll.core.rng import Rng
 from atoll.core.update import Update
 from atoll.data.columns import MISSING
 from atoll.serve import monitor, quota, triggers
-from atoll.serve.challenge import better
+from atoll.serve.challenge import judged
 from atoll.serve.drift.event import Limits
 from atoll.serve.quota import Amount, Quota
 from atoll.serve.terms import Terms
@@ -153,16 +153,16 @@ class Node:
         rows = at.Examples(x[:-HELD].astype(np.float32), y[:-HELD])
         told.tuned += 1
         key, seconds = self.key.at("tune", told.tuned), 60 * RULES.minutes
-        ends, _, _ = tuned(self.learner, self.first, rows, key, seconds, round=ROUNDS)
-        old, *new = (np.square(self.answers(p, x[-HELD:]) - y[-HELD:]) for p in (self.params, *ends))
-        _, best = better(old, new, y[-HELD:], Terms(), classes=False)
+        fresh, _, _ = tuned(self.learner, self.first, rows, key, seconds, round=ROUNDS)
+        old, new = (np.square(self.answers(p, x[-HELD:]) - y[-HELD:]) for p in (self.params, fresh))
+        verdict = judged(old, new, y[-HELD:], Terms(), classes=False)
         took = (time.process_time() - began) / 60
         self.quota = quota.settle(self.quota, "tune", Amount(cpu_minutes=took), now, UTC)
-        if best is not None:
+        if verdict.won:
             told.swapped += 1
-            self.params = ends[best]
+            self.params = fresh
             self.monitor = monitor.renewed(self.monitor)
-        return best is not None
+        return verdict.won
 
 
 def replay(one: Station, node: Node, mean: Rows, spread: Rows) -> Replayed:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from .core.errors import ConfigError, DataError
 from .core.transform import Transform
 from .data import Examples, Sites
+from .data.contract import Contract
+from .data.pipeline import Encode, Fill, Pipeline, Scale, by_range, fitted
 from .job import Job
 from .learn.categories import Categories
 from .learn.exact import Still, exact
@@ -181,6 +183,41 @@ def standardise(sites: Sites, by: Literal["column", "all"] = "column") -> Sites:
 
     test = None if sites.test is None else changed(sites.test)
     return replace(sites, x=change(sites.x), tests=tuple(map(changed, sites.tests)), test=test)
+
+
+def fit_pipeline(
+    sites: Any,
+    contract: Contract,
+    *,
+    fill: Fill = "mean",
+    scale: Scale = "standard",
+    encode: Encode = "onehot",
+) -> Pipeline:
+    """The pipeline of a contract by exact figures of all sites' raw rows; only sums travel.
+
+    `sites`: Sites, Examples or (n, d) arrays of raw rows, NaN missing. `fill`: what a missing cell becomes:
+    the mean, the median, or the middle of the contract's range. `scale`: less the mean in units of the
+    standard deviation, the contract's range to -1..1, or none. `encode`: a category as a column for each
+    value, or as its place. Raises ConfigError for another word or a range that the contract lacks, DataError
+    for rows of another number of columns.
+    """
+    for given, words in ((fill, Fill), (scale, Scale), (encode, Encode)):
+        if given not in get_args(words):
+            raise ConfigError(f"expected one of {', '.join(get_args(words))}, got {given!r}", "$.pipeline")
+    columns, _ = _columns(sites, contract.features)
+    middle = half = np.ones(columns)
+    if scale == "range" or fill == "middle":
+        ends = by_range(contract, encode="ordinal").steps
+        middle, half = np.array([(s.centre, 1 / s.unit) for s in ends]).T
+    frame, _ = _frame(sites, columns)
+    fine = Moments(columns, *frame, cross=False)
+    mean, deviation = fine.each(ask(fine, sites).params)
+    full = {"mean": mean, "middle": middle}.get(fill)
+    if full is None:
+        full = order_statistics(sites, columns, (0.5,))[0][:, 0]
+    scales = {"standard": (mean, deviation), "range": (middle, half), "none": (0 * middle, np.ones(columns))}
+    centre, spread = scales[scale]
+    return fitted(contract, full, centre, spread, encode=encode)
 
 
 def tallies(sites: Any, columns: int) -> tuple[list[dict[Any, int]], Run]:

@@ -63,11 +63,21 @@ def params() -> Update:
     return Update.of({"layer0.weight": np.float32([[2.0], [-1.0]]), "layer0.bias": np.float32([0.0])})
 
 
+RENEW = {"cool_down": 0.0, "minutes": 1.0, "recent": 640, "reach": 1.0, "quota": {"cpu_minutes": 5.0}}
+
+
 def settings(folder: Path, **renew: Any) -> Client:
     table = {
         "folder": str(folder),
         "watch": {"source": "line", "stable": 5},
-        "renew": {"cool_down": 0.0, "minutes": 1.0, "recent": 640, "quota": {"cpu_minutes": 5.0}, **renew},
+        "renew": {
+            "cool_down": 0.0,
+            "minutes": 1.0,
+            "recent": 640,
+            "reach": 1.0,
+            "quota": {"cpu_minutes": 5.0},
+            **renew,
+        },
     }
     return make(Client, table)
 

@@ -1,4 +1,4 @@
-"""Members that reach a broker only, beside others over gRPC: a real broker, gateway and clients."""
+"""Members that reach a broker only, beside others over gRPC: real processes, whatever dies."""
 
 import os
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+PLACES = ("/usr/sbin", "/usr/local/sbin")
 QUEUED = "max_queued_messages 0\nmax_inflight_messages 0\n"  # all that a node misses is kept for it
 
 

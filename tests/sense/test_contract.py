@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from atoll.core.errors import ConfigError, DataError
-from atoll.data.contract import Contract, keep
+from atoll.core.errors import ConfigError
+from atoll.data.contract import Contract
 from tests.sense.plant import TABLE, contract
 
 
@@ -84,16 +84,20 @@ def test_a_contract_is_read_and_written_as_values(tmp_path) -> None:
 def test_a_sites_contract_must_keep_the_federations() -> None:
     theirs = contract()
     narrow = {**TABLE["columns"], "heat": {**TABLE["columns"]["heat"], "high": 100}}
-    keep(theirs, Contract.of({**TABLE, "name": "ours", "columns": narrow}))
+    assert theirs.differs(Contract.of({**TABLE, "name": "ours", "columns": narrow})) == ""
     for change, words in (
-        ({"unit": "K"}, "another unit"),
+        ({"unit": "K", "from": {}}, "another unit"),
         ({"high": 200}, "wider range"),
         ({"missing": True}, "missing cells"),
         ({"kind": "flag", "unit": "", "from": {}}, "another kind"),
     ):
         columns = {**TABLE["columns"], "heat": {**TABLE["columns"]["heat"], **change}}
-        with pytest.raises(DataError, match=f"'press': column 'heat'.*{words}"):
-            keep(theirs, Contract.of({**TABLE, "columns": columns}))
+        reason = theirs.differs(Contract.of({**TABLE, "columns": columns}))
+        assert "column 'heat'" in reason
+        assert words in reason
     shuffled = dict(reversed(TABLE["columns"].items()))
-    with pytest.raises(DataError, match="other columns"):
-        keep(theirs, Contract.of({**TABLE, "columns": shuffled}))
+    assert (
+        theirs.differs(Contract.of({**TABLE, "columns": shuffled}))
+        == "other columns, or another order of them"
+    )
+    assert theirs.differs(Contract.of({**TABLE, "label": "state"})) == "another label"

@@ -39,6 +39,7 @@ def live(store: Store, seed: int, told: Told) -> None:
     version = store.model_add(run, "m", blob, b"manifest")
     told(f"model {version}")
     people(store, told)
+    rolled(store, told)
     store.prune(0, 100, keep_events_days=0, older=0)
     told("pruned")
     store.run_reported(run, "signed")
@@ -88,6 +89,7 @@ def people(store: Store, told: Told) -> None:
     store.certificate_add(7, "a", "client", 2e9)
     store.drain("a", True)
     store.node_gone("a")
+    store.noticed("a", 1, "raised", {"what": "error"})
     store.revoke("a")
     told("revoked")
     store.readmit("a")
@@ -109,6 +111,25 @@ def people(store: Store, told: Told) -> None:
     store.seal(lambda payload: payload[::-1])
 
 
+def rolled(store: Store, told: Told) -> None:
+    """A roll-out that goes to all, and one that is replaced by an order to go back."""
+    for version in (1, 2):
+        if len(store.orders("m")) < 2 * version - 1:
+            store.order_add("m", version, "rollout", {"first": 0.5}, "ann")
+        number = 2 * version - 1
+        store.order_signed("m", number, lambda n=number: b"order %d" % n)
+        told(f"order {number}")
+        store.order_wave("m", number, 1)
+        said = {"version": 1, "trial": version, "stage": "canary", "number": number, "reason": ""}
+        store.staged("a", "m", said)
+        store.staged("a", "m", {**said, "figures": {"compared": 9}})
+        if version == 1:
+            store.order_ended("m", number, "done")
+        if len(store.orders("m")) < 2 * version:
+            store.order_add("m", 1, "rollback" if version == 2 else "promote", {}, "ann", "it is worse")
+        told(f"order {number + 1}")
+
+
 def sight(store: Store) -> Any:
     """All of the outcome but times and event numbers."""
     (run,) = store.runs()
@@ -126,6 +147,8 @@ def sight(store: Store) -> Any:
         [(name, r["score"], r["quarantined"]) for name, r in store.records().items()],
         sorted(map(str, store.revoked())),
         store.receipts(),
+        [(o["number"], o["kind"], o["state"], o["wave"], o["manifest"]) for o in store.orders()],
+        [(s["node"], s["trial"], s["stage"], s["figures"]) for s in store.stages()],
         sorted(store.blobs.names()),
     ]
 
@@ -158,6 +181,7 @@ def holds(store: Store, told: list[str]) -> None:
         "closed": lambda n, _: n < held or n in found.closed,
         "answered": lambda n, peer: n < held or (n, peer) in answers,
         "model": lambda n, _: store.model("m")["version"] == n == 1,
+        "order": lambda n, _: len(store.orders("m")) >= n,
         "done": lambda _n, _p: runs[0]["state"] == "done",
     }
     for what, *rest in lines:

@@ -28,6 +28,7 @@ def store(url: str, tmp_path: Path) -> Iterator[Store]:
         journal.note(0, {"round": 0, "loss": 0.5})
         made.model_add(run, "m", made.blobs.put(b"model"), b"manifest")
         script.people(made, lambda _: None)
+        script.rolled(made, lambda _: None)
         made.revoke("bank-b")
         yield made
 
@@ -109,6 +110,12 @@ def test_a_chain_written_again_is_seen_by_its_seals(store: Store) -> None:
         ("UPDATE records SET record = '{}' WHERE name = 'b'", "record b"),
         ("UPDATE records SET quarantined = NOT quarantined WHERE name = 'a'", "record a"),
         ("DELETE FROM records WHERE name = 'a'", "record a"),
+        ("UPDATE orders SET plan = '{}' WHERE number = 1", "order m/1"),
+        ("UPDATE orders SET manifest = '' WHERE number = 3", "order m/3"),
+        ("UPDATE orders SET state = 'open' WHERE number = 3", "order m/3"),
+        ("UPDATE orders SET wave = 0 WHERE number = 1", "order m/1"),
+        ("DELETE FROM orders WHERE number = 4", "order m/4"),
+        ("UPDATE stages SET version = 2", "stage a/m"),
     ],
 )
 def test_a_row_that_its_events_do_not_tell_of_is_named(store: Store, change: str, row: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import cli_models
+from . import cli_models, cli_rollout
 from .cli_ops import connected, group, remote, show, when
 from .table import number, size, table
 
@@ -57,6 +57,7 @@ def _models(commands: Any, command: Callable[..., Any], far: Any, say: Say) -> N
     c.add_argument("name", nargs="?", metavar="NAME", help=say("only of this name"))
     c = command("show", _model_show, "one version of a model, with its signed manifest", inner, far)
     _version(c, say)
+    cli_rollout.register(inner, command, far, say)
     c = command("export", _model_export, "write a model to a file", inner, far)
     _version(c, say)
     c.add_argument("--to", type=Path, required=True, metavar="FILE", help=say("*.safetensors or *.onnx"))
@@ -104,14 +105,16 @@ def _metrics(found: dict[str, Any], say: Say) -> str:
 def _model_show(args: argparse.Namespace, say: Say) -> int:
     with connected(args) as fed:
         found = fed.model(args.name, args.version)
+        stages = fed.stages(args.name)
     if args.json:
-        return show(args, found, "")
+        return show(args, {**found, "rollout": stages}, "")
     signed = found["manifest"].get("manifest", {})
     rows = [("name", found["name"]), ("version", str(found["version"])), ("run", found["run"])]
     rows += [("made", when(found["created"])), ("forms", " ".join(found["forms"]))]
     rows += [("metrics", _metrics(found["metrics"], say)), ("SHA-256", signed.get("sha256", "–"))]
     rows += [("signed for", signed.get("federation", "–"))]
     table([say("what"), say("value")], [(say(name), value) for name, value in rows])
+    cli_rollout.members(stages, say)
     return 0
 
 

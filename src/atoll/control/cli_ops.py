@@ -210,20 +210,30 @@ def _node_list(args: argparse.Namespace, say: Say) -> int:
         rows = fed.nodes()
     if args.json:
         return show(args, {"nodes": rows}, "")
-    heads = ["name", "role", "state", "doing", "score", "through", "transport", "address", "version"]
+    heads = ["name", "role", "state", "doing", "score", "serves"]
+    heads += ["through", "transport", "address", "version"]
     table([*map(say, heads), say("last seen")], [_node(r, say) for r in rows])
     return 0
 
 
 def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
     marks = [mark for mark in ("drained", "quarantined") if r[mark]]
+    watch = r["live"].get("watch") or {}
+    marks += ["drift"] if watch.get("raised") else []
     state = ", ".join(map(say, [r["state"], *marks]))
     kind = r["transport"] + (f", {say('sealed')}" if r["live"].get("sealed") else "")
     way = [r["parent"], kind, r["address"], r["version"]]
     doing = say(r["live"]["phase"]) if r["live"].get("phase") else "–"
     score = "–" if r["score"] is None else f"{r['score']:.2f}"
-    shown = [state, doing, score, *(text or "–" for text in way)]
+    own = {watch["model"]: f" +{watch['own']}"} if watch.get("own") else {}
+    models = ", ".join(f"{n} {served(m, say)}{own.get(n, '')}" for n, m in r["models"].items()) or "–"
+    shown = [state, doing, score, models, *(text or "–" for text in way)]
     return [r["name"], say(r["role"]), *shown, when(r["last_seen"])]
+
+
+def served(m: dict[str, Any], say: Say) -> str:
+    """A member's version of a model, and the one on trial."""
+    return f"{m['version']}" + (f" ({m['trial']} {say(m['stage'])})" if m["trial"] else "")
 
 
 def _node_drain(args: argparse.Namespace, say: Say) -> int:

@@ -25,19 +25,21 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
 from ..core.registry import build, call, nearest, parts
 from ..data import Sites, load_data, partition
 from ..data.contract import Contract
+from ..data.pipeline import Pipeline, breaks, by_range
 from ..job import Job, placement
 from ..privacy.claim import Claim, solved
 from ..simulate.faults import World
-from ..statistics import standardise
+from ..statistics import fit_pipeline, standardise
+from .settings import rollout
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology", "exchange")
 _VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name", "crypto")
-_KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers")
-_SPLIT = ("clients", "by", "holdout", "standardise", "contract")
+_KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers", "rollout")
+_SPLIT = ("clients", "by", "holdout", "standardise", "contract", "pipeline")
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,45 @@ class JobFile:
             text = str(error).removeprefix(f"{error.path}: ")
             raise ConfigError(text, f"$.data.contract{error.path.removeprefix('$')}") from None
 
+    @cached_property
+    def pipeline(self) -> Pipeline | None:
+        """What members do to raw rows, as the file says it in figures; None where it does not.
+
+        Raises ConfigError with the path in it.
+        """
+        said = self.data.get("pipeline")
+        if said is None:
+            return None
+        if self.contract is None:
+            raise ConfigError("a pipeline goes by a contract: name one", "$.data.contract")
+        if said == "range":
+            return by_range(self.contract)
+        if isinstance(said, Mapping) and "steps" in said:
+            made = Pipeline.of(said, "$.data.pipeline")
+            if tuple(step.name for step in made.steps) != self.contract.features:
+                raise ConfigError("its steps are not the contract's columns", "$.data.pipeline.steps")
+            return made
+        if isinstance(said, Mapping):
+            return None  # to be fitted
+        raise ConfigError('expected "range", or a table of fill, scale and encode', "$.data.pipeline")
+
+    def _kept(self, sites: Sites) -> Sites:
+        """The sites once they keep the contract and their rows went through the pipeline."""
+        contract, pipeline = self.contract, self.pipeline
+        if contract is None:
+            return sites
+        for name, rows in zip(sites.names, sites, strict=True):
+            if reason := breaks(rows, sites.classes, contract):
+                raise DataError(f"site {name!r} does not keep the contract {contract.name!r}: {reason}")
+        if pipeline is None and isinstance(options := self.data.get("pipeline"), Mapping):
+            pipeline = call(fit_pipeline, {"sites": sites, "contract": contract, **options}, "$.pipeline")
+        return sites if pipeline is None else pipeline.sites(sites)
+
     def sites(self) -> Sites:
         """Load the data and deal it to clients, by the file's seed."""
         table = dict(self.data)
         table.pop("contract", None)
+        table.pop("pipeline", None)
         split = {k: table.pop(k) for k in _SPLIT if k in table}
         if "name" not in table:
             raise ConfigError('name the data, as in name = "digits"', "$.data.name")
@@ -77,7 +114,8 @@ class JobFile:
                 split["by"] = build("partition", split["by"], "$.by")
             scale = split.pop("standardise", None)
             dealt = partition(dataset, seed=self.seed, **split)
-            return dealt if scale is None else standardise(dealt, scale)
+            dealt = dealt if scale is None else standardise(dealt, scale)
+            return self._kept(dealt)
         except ConfigError as error:  # its path starts at the data
             text = str(error).removeprefix(f"{error.path}: ")
             raise ConfigError(text, f"$.data{error.path.removeprefix('$')}") from None
@@ -131,6 +169,8 @@ def parse(table: Mapping[str, Any]) -> JobFile:
     made |= {key: table[key] for key in _VALUES if key in table}
     world = build("world", {"name": "world", **table["world"]}, "$.world") if "world" in table else None
     data = table.get("data", {})
+    if "rollout" in table:
+        rollout(table["rollout"])  # of machines: a simulation serves nobody
     made_file = JobFile(
         _promised(Job(**made), table.get("privacy")),
         {"name": data} if isinstance(data, str) else data,
@@ -139,7 +179,7 @@ def parse(table: Mapping[str, Any]) -> JobFile:
         _whole(table, "workers", None, 1),
         table,
     )
-    _ = made_file.contract  # a wrong one is refused before anything runs
+    _ = made_file.pipeline, made_file.contract  # wrong ones are refused before anything runs
     return made_file
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from ..core.errors import ConfigError
 from ..core.registry import nearest
 from ..privacy.hazmat.suite import Crypto
+from ..privacy.orders import Gates
 from ..sense.source import Source
 from ..serve.drift.event import Limits
 from ..serve.quota import Amount, Quota
 from ..serve.terms import Terms
+from ..serve.timetable import Cron, Hours
 from ..serve.triggers import Rules
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
@@ -62,8 +64,9 @@ class Renew(Rules, frozen=True, forbid_unknown_fields=True, kw_only=True):
     terms (serve/terms.py) a new model wins.
 
     `recent`: rows that are kept to learn from. `held`: the share of them, the newest, that models are
-    compared on. `passes`: trainings, at most. `watts`: what one busy core draws, an estimate. `run`: what a
-    federated run that this client asks for is taken to cost.
+    compared on. `passes`: trainings, at most, and `reach` in (0, 1]: how far the new model goes the way
+    they went. `watts`: what one busy core draws, an estimate. `run`: what a federated run that this client
+    asks for is taken to cost.
     """
 
     quota: Quota = Quota()
@@ -71,6 +74,7 @@ class Renew(Rules, frozen=True, forbid_unknown_fields=True, kw_only=True):
     recent: int = 5000
     held: float = 0.2
     passes: int = 2
+    reach: float = 0.5
     watts: float = 10.0
     run: Amount = Amount()
 
@@ -112,6 +116,37 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     calls: int = 16
 
 
+class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a version comes to the members. `nodes`: whose turn is first, else a `first` part of them, one at
+    least; all others follow once those serve it. At each: `shadow`: requests it is compared on before it
+    answers any; `canary`: share of requests it answers then; `gates`: what takes it back; `stay`: seconds at
+    least in each stage; `hold`: wait there until it is promoted. `back`: once this part of members has taken
+    it back, all do.
+    """
+
+    nodes: tuple[str, ...] = ()
+    first: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+    shadow: Annotated[int, msgspec.Meta(ge=0, le=10**9)] = 200
+    canary: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    gates: Gates = Gates()
+    stay: Annotated[float, msgspec.Meta(ge=0, le=366 * 86400.0)] = 0.0
+    hold: bool = False
+    back: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+
+
+RolledOut: TypeAlias = Literal["now", "held", "staged"] | Rollout
+
+
+class Rerun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A federated run that members' watches may start. `job`: a job file, relative to the folder. `nodes`: so
+    many must ask about the newest version. `pause`: seconds since the last run of that name.
+    """
+
+    job: str
+    nodes: Annotated[int, msgspec.Meta(ge=1)] = 1
+    pause: Annotated[float, msgspec.Meta(ge=0)] = 3600.0
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A coordinator: where it keeps its state, and where members and operators reach it.
 
@@ -119,6 +154,9 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `api`: operators. Port 0 takes a free one; the ports found stand in `ports.json`. `names`: further
     host names or addresses for the certificate. `store`: a database URL, SQLite in the folder by default.
     `patience`: seconds a member may be away before a round goes on without it; `edge_patience`: an edge.
+    `rollout`: how models of finished runs come to members: "now" all at once, "held" until `atoll model
+    rollout`, "staged" or a Rollout; a job may say otherwise. `renew`: by a model's name, the run that members
+    may start who notice drift.
     Members behind a proxy that ends TLS come by https+sealed:// URLs, each call signed.
     `insecure`: no TLS, for tests on loopback only.
     """
@@ -136,6 +174,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     heartbeat: float = 25.0
     hours: float = 24.0
     keep_days: float = 30.0
+    rollout: RolledOut = "now"
+    renew: dict[str, Rerun] = {}
     insecure: bool = False
 
 
@@ -205,6 +245,25 @@ def login(settings: Client | Edge) -> tuple[str, str] | None:
     return (broker.user, broker.password) if broker else None
 
 
+def watched(settings: Client) -> None:
+    """Raises ConfigError where what is to be watched is not there, or renewing it makes no sense."""
+    assert settings.watch is not None  # noqa: S101  the caller's
+    source = settings.watch.source
+    if source not in settings.sources:
+        raise ConfigError(
+            f"there is no source {source!r}: {nearest(source, settings.sources)}", "$.watch.source"
+        )
+    if not settings.predict:
+        raise ConfigError('what is watched is served: give predict = "127.0.0.1:8470"', "$.predict")
+    if (renew := settings.renew) is not None:
+        Hours.of(renew.blackout)
+        if renew.cron:
+            Cron.of(renew.cron)
+        for name, value, most in (("held", renew.held, 0.9), ("reach", renew.reach, 1.0)):
+            if not 0 < value <= most:
+                raise ConfigError(f"{name} is above 0, at most {most:g}, got {value}", f"$.renew.{name}")
+
+
 def read(path: Path, kind: type[S], **over: Any) -> S:
     """The settings in a file, with the values of `over` that are not None on top.
 
@@ -247,3 +306,20 @@ def address(text: str, path: str) -> tuple[str, int]:
     if not colon or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"expected host:port, as in 127.0.0.1:8443, got {text!r}", path)
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104  it is what ":port" asks for
+
+
+def rollout(value: Any, path: str = "$.rollout") -> Rollout | None:
+    """The plan that a setting stands for: "now", "held", "staged" or a table; None for the first two.
+
+    Raises ConfigError with the path of what is wrong.
+    """
+    if value in ("now", "held"):
+        return None
+    if isinstance(value, Rollout):
+        return value
+    try:
+        return msgspec.convert({} if value == "staged" else value, Rollout)
+    except msgspec.ValidationError as error:
+        text, _, inner = str(error).partition(" - at `$")
+        what = 'expected "now", "held", "staged" or a table' if isinstance(value, str) else text
+        raise ConfigError(what, path + inner.rstrip("`")) from None

@@ -250,6 +250,7 @@ ZH = {
     "online": "在线",
     "away": "离线",
     "drained": "不接新任务",
+    "drift": "漂移",
     "quarantined": "已隔离",
     "suspect": "可疑",
     "set aside": "已排除",

@@ -40,7 +40,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import ConfigError
 from ..core.registry import nearest
 
 _FLAGS = {"true": 1.0, "yes": 1.0, "1": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "0": 0.0, "off": 0.0}
@@ -129,21 +129,26 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str = "") -> Contract:
-        """The contract of a table. Raises ConfigError as `read`."""
+        """The contract of a table; columns by name, or listed. Raises ConfigError as `read`."""
+        made = dict(values)
         try:
-            return msgspec.convert(dict(values), cls)
+            if isinstance(listed := made.get("columns"), list):
+                made["columns"] = {c["name"]: {k: v for k, v in c.items() if k != "name"} for c in listed}
+            return msgspec.convert(made, cls)
+        except (LookupError, TypeError, AttributeError):
+            raise ConfigError("a list of columns gives each its name", "$.columns") from None
         except msgspec.ValidationError as error:
             text, _, path = str(error).partition(" - at `")
             raise ConfigError(f"{where}: {text}".removeprefix(": "), path.rstrip("`") or "$") from None
 
     def table(self) -> dict[str, Any]:
-        """Its values; `Contract.of` makes the same one of them."""
-        found = msgspec.to_builtins(self)
-        for column in found["columns"].values():
-            for bound in ("low", "high"):
-                if math.isinf(column.get(bound, 0.0)):
-                    del column[bound]
-        return found  # type: ignore[no-any-return]
+        """Its values; `Contract.of` makes the same one of them.
+
+        Columns are a list there: what sorts the keys of a table, as JSON that is signed, keeps their order.
+        """
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        found["columns"] = [{"name": name, **column} for name, column in found["columns"].items()]
+        return found
 
     @cached_property
     def features(self) -> tuple[str, ...]:
@@ -218,12 +223,6 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             if its.missing and not mine.missing:
                 return f"column {name!r} may have missing cells"
         return ""
-
-
-def keep(contract: Contract, other: Contract) -> None:
-    """Raise DataError unless rows of `other` are rows of this contract."""
-    if reason := contract.differs(other):
-        raise DataError(f"the data here do not keep the contract {contract.name!r}: {reason}")
 
 
 def _sound(column: Column, path: str) -> None:

@@ -11,8 +11,7 @@ No win, no swap: a challenger must lose less than the champion by `margin` of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,32 +69,6 @@ def judged(
     if p > terms.alpha:
         return Verdict(f"chance explains the difference (p = {p:.2g})", n, before, after, p)
     return Verdict("", n, before, after, p)
-
-
-def better(
-    champion: NDArray[np.floating],
-    ways: Sequence[NDArray[np.floating]],
-    labels: NDArray[np.generic],
-    terms: Terms,
-    *,
-    classes: bool,
-) -> tuple[Verdict, int | None]:
-    """Who serves once `ways` have challenged in their order, each whoever serves by then: its place, None
-    for the champion.
-
-    The verdict is that of the last who won, else of the first.
-    """
-    best: int | None = None
-    said: Verdict | None = None
-    serving = champion
-    for at, losses in enumerate(ways):
-        verdict = judged(serving, losses, labels, terms, classes=classes)
-        said = verdict if said is None or verdict.won else said
-        if verdict.won:
-            best, serving = at, losses
-    if said is None:
-        return Verdict("nobody challenged", 0), None
-    return replace(said, champion=float(np.nanmean(champion))) if said.won else said, best
 
 
 def chance(gains: NDArray[np.float64], seed: int = 0) -> float:

@@ -12,4 +12,4 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     least: int = 60
     margin: float = 0.01
-    alpha: float = 0.05
+    alpha: float = 0.01

@@ -186,8 +186,13 @@ class CallLink:
         """See link.Link."""
         path = f"/v1/blobs/{_plain(blob)}?from={start}&have={','.join(have)}"
         async with self.call("GET", path) as answer:
-            async for frame in frames_of(answer.body):
-                yield frame
+            try:
+                async for frame in frames_of(answer.body):
+                    yield frame
+            except ProtocolError as error:
+                if self._identity is None:
+                    raise
+                raise Gone(f"{self.url}: a blob was changed on its way: {error}") from None
 
     async def probe(self) -> None:
         """See link.Link."""

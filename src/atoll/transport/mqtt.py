@@ -89,6 +89,26 @@ def gateway_name(name: str) -> str:
     return name
 
 
+def topic_name(name: str) -> str:
+    """Whose topics these are: the broker's user, or a member. Raises ConfigError for no name of that form."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"expected a broker's user in lower-case letters, digits, dots, dashes, got {name[:60]!r}"
+        )
+    return name
+
+
+class _Closing(ssl.SSLSocket):
+    """One that does not stay open where the broker does not prove itself, as the library leaves it."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  the library's own
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 class Line:
     """One connection to a broker, from `open` until it breaks or is closed; it is not made again.
 
@@ -146,7 +166,9 @@ class Line:
         if at.user:
             client.username_pw_set(at.user, at.password or None)
         if at.tls:
-            client.tls_set_context(ssl.create_default_context(cafile=at.ca))
+            context = ssl.create_default_context(cafile=at.ca)
+            context.sslsocket_class = _Closing
+            client.tls_set_context(context)
         client.connect_timeout = CONNECT
         client.on_connect = lambda _c, _u, _f, code, _p: self._later(self._let_in, code)
         client.on_disconnect = lambda _c, _u, _f, code, _p: self._later(self._lost, code)

@@ -22,7 +22,20 @@ from ..core.errors import AtollError, ConfigError, Gone
 from ..privacy.keys import Identity
 from . import atoll_pb2 as pb
 from .calls import Answer, Body, CallLink, whole
-from .mqtt import BROKEN, SILENT, Broker, Line, Piece, Talk, broker_at, gateway_name, headers, life, read
+from .mqtt import (
+    BROKEN,
+    SILENT,
+    Broker,
+    Line,
+    Piece,
+    Talk,
+    broker_at,
+    gateway_name,
+    headers,
+    life,
+    read,
+    topic_name,
+)
 
 STATE = 10.0  # seconds until a gateway that is there has been heard of
 
@@ -45,7 +58,7 @@ def mqtt_link(
 
 
 class MqttCarrier:
-    """See calls.Carrier and mqtt_link. `member`: whose topics are used."""
+    """See calls.Carrier and mqtt_link. `member`: whose topics are used, where the broker asks no user."""
 
     def __init__(
         self,
@@ -58,7 +71,7 @@ class MqttCarrier:
     ) -> None:
         self._broker, name = broker_at(url, user, ca)
         self._gateway = gateway_name(name)
-        self._member = member
+        self._member = topic_name(self._broker.user or member)
         self._silent = silent
         self._way: _Way | None = None
         self._lock = asyncio.Lock()

@@ -34,7 +34,15 @@ STATUS: tuple[tuple[type[errors.AtollError], int], ...] = (
 )
 
 
-TOPICS = (routes.public, routes.federation, routes.runs, routes.nodes, routes.models, routes.records)
+TOPICS = (
+    routes.public,
+    routes.federation,
+    routes.runs,
+    routes.nodes,
+    routes.models,
+    routes.rollouts,
+    routes.records,
+)
 
 
 def guarded(

@@ -47,6 +47,30 @@ class Prune(Body):
     keep_runs: Annotated[int, Field(ge=0, le=10**6)] = 0
 
 
+Reason = Annotated[str, Field(max_length=500)]
+
+
+class RollOut(Body):
+    """`version`: the newest without. `plan`: nodes, first, shadow, canary, gates, stay, hold, back."""
+
+    version: Annotated[int | None, Field(ge=1, le=2**53)] = None
+    plan: dict[str, Any] = {}
+    reason: Reason = ""
+
+
+class Promote(Body):
+    """Why."""
+
+    reason: Reason = ""
+
+
+class RollBack(Body):
+    """`to`: a version, by default the one members served before. `reason`: members and the log hear it."""
+
+    to: Annotated[int | None, Field(ge=1, le=2**53)] = None
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
 class Nothing(Body):
     """No field at all."""
 

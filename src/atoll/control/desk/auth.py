@@ -43,11 +43,15 @@ POLICY: Mapping[tuple[str, str], str] = {
     ("GET", "/v1/nodes"): VIEWER,
     ("GET", "/v1/models"): VIEWER,
     ("GET", "/v1/models/{name}/{version}"): VIEWER,
+    ("GET", "/v1/rollouts/{name}"): VIEWER,
     # to work
     ("POST", "/v1/runs"): OPERATOR,
     ("POST", "/v1/runs/{run}/stop"): OPERATOR,
     ("GET", "/v1/runs/{run}/logs"): OPERATOR,  # a traceback shows paths of a site
     ("GET", "/v1/models/{name}/{version}/file"): OPERATOR,
+    ("POST", "/v1/rollouts/{name}"): OPERATOR,
+    ("POST", "/v1/rollouts/{name}/promote"): OPERATOR,
+    ("POST", "/v1/rollouts/{name}/rollback"): OPERATOR,
     ("POST", "/v1/nodes/{name}/drain"): OPERATOR,
     # to decide who belongs to the federation, and about its records
     ("POST", "/v1/nodes/{name}/revoke"): ADMIN,

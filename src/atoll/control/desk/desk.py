@@ -26,6 +26,7 @@ from ..store import FINAL, MAIN, Store
 from ..store.schema import notes
 from ..store.schema import runs as known
 from .advice import advise
+from .rollouts import served
 from .told import Told, told
 from .values import fits
 
@@ -130,7 +131,10 @@ def nodes(store: Store, live: Live, now: float) -> list[Row]:
     `live`: by name, for those connected: phase, up and down in bytes, sealed (TLS ends at a proxy). Of a
     client below an edge we see the edge's session: its phase is the edge's.
     """
-    found = store.nodes()
+    found = [{**node, "models": {}} for node in store.nodes()]
+    models = served(store)
+    for node in found:
+        node["models"] = models.get(node["name"], {})
     phases = {name: {"phase": here["phase"]} for name, here in live.items() if here.get("phase")}
     return [_node(node, live.get(node["name"]), phases.get(node["parent"], {}), now) for node in found]
 

@@ -12,7 +12,8 @@ from fastapi.responses import FileResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from . import admin, desk, health
-from .asked import Drain, NewToken, Nothing, Plain, Prune, Submit
+from . import rollouts as rolled
+from .asked import Drain, NewToken, Nothing, Plain, Promote, Prune, RollBack, RollOut, Submit
 from .auth import Caller
 from .metrics import scrape
 from .news import events as news
@@ -185,6 +186,33 @@ def models(app: FastAPI, office: Office) -> None:
         """The model's bytes as the registry holds them: safetensors, or a message with the ONNX graph."""
         path = _there(await office.ask(admin.model_path, name, version, form), "model")
         return FileResponse(path, media_type="application/octet-stream")
+
+
+def rollouts(app: FastAPI, office: Office) -> None:
+    """How versions of models come to members."""
+
+    @app.get("/v1/rollouts/{name}", tags=["rollouts"])
+    async def stages(name: str) -> Any:
+        """Which version of a model is for all, which on trial, and how far every member is."""
+        return _there(await office.ask(rolled.stages, name), "model")
+
+    @app.post("/v1/rollouts/{name}", tags=["rollouts"], status_code=201)
+    async def roll_out(name: str, body: RollOut, request: Request) -> Any:
+        """Roll a version out: some members first, then all, in stages at each."""
+        asked = (name, body.version, body.plan, body.reason, request.state.caller.name)
+        return _there(await office.ask(rolled.roll_out, *asked), "model")
+
+    @app.post("/v1/rollouts/{name}/promote", tags=["rollouts"])
+    async def promote(name: str, request: Request, body: Promote | None = None) -> Any:
+        """Have all members serve the version that is being rolled out."""
+        reason = "" if body is None else body.reason
+        return _there(await office.ask(rolled.promote, name, reason, request.state.caller.name), "model")
+
+    @app.post("/v1/rollouts/{name}/rollback", tags=["rollouts"])
+    async def roll_back(name: str, body: RollBack, request: Request) -> Any:
+        """Have all members serve an earlier version."""
+        asked = (name, body.to, body.reason, request.state.caller.name)
+        return _there(await office.ask(rolled.roll_back, *asked), "model")
 
 
 def records(app: FastAPI, office: Office) -> None:

@@ -38,6 +38,7 @@ _TAKEN, _SUMMED = declare("edge.taken_in"), declare("edge.summed")
 _OVER = declare("edge.over.before"), declare("edge.over.after")
 
 
+SERVED = 10_000  # models of clients that are remembered
 LIVE = 2.0  # seconds between two looks at what members do
 TIDY = 600.0  # seconds between two collections of blobs
 
@@ -54,6 +55,7 @@ class EdgeNode:
         self.host: Host
         self._orders: Orders
         self._told: Mapping[str, Any] | None = None
+        self._served: dict[tuple[str, str, str], Mapping[str, Any]] = {}  # what clients said of their models
 
     def about(self) -> Mapping[str, Any]:
         """Who is below: what the parent plans with."""
@@ -80,6 +82,8 @@ class EdgeNode:
         telling: list[asyncio.Task[None]] = []
         self.uplink.on_open = self._opened
         self.host.on_spent = self._spent
+        self.host.on_serving = partial(self._serving, "serving")
+        self.host.on_watch = partial(self._serving, "watch")
         try:
             await servers.start()
             await self.host.recall()
@@ -129,6 +133,16 @@ class EdgeNode:
         self.host.changed.set()
         self.host.receipts.forget(ABOVE)
         self._spent(self.host.fleet.reachable())
+        for (kind, *_), said in self._served.items():
+            self.uplink.send(kind, said)
+
+    async def _serving(self, kind: str, client: str, said: Mapping[str, Any]) -> None:
+        """Pass on how a client is with a model, now and to every parent we come to."""
+        key = kind, client, str(said.get("name", ""))[:63]
+        self._served[key] = {**said, "node": client}
+        while len(self._served) > SERVED:
+            del self._served[next(iter(self._served))]
+        self.uplink.send(kind, self._served[key])
 
     def _spent(self, names: Iterable[str]) -> None:
         """Pass on what clients have signed of their budgets."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ...core.errors import AtollError
@@ -19,6 +20,7 @@ from ...privacy.keys import Identity, sign_model
 from ...wire.codec import Message
 from ...wire.failpoint import declare, hit
 from ...wire.tensorfile import save_safetensors
+from ..settings import rollout
 from ..store.store import Store
 from . import tuning
 from .parcels import write_frames
@@ -37,10 +39,12 @@ def register(
     work: Work,
     params: Update,
     history: Sequence[Mapping[str, Any]],
-) -> dict[str, Any] | None:
-    """Keep the model under the job's name; the letter that offers it to clients, None without ONNX.
+    how: Any = "now",
+) -> None:
+    """Keep the model under the job's name, for members as `how` says: a setting or a job's `rollout`.
 
-    The manifest signs the ONNX bytes where there are any: they are what clients run.
+    The manifest signs the ONNX bytes where there are any: they are what clients run. Where they are not to be
+    served at once, it says so, and an order of its own has them served.
     """
     with tempfile.TemporaryDirectory(dir=store.spool) as folder:
         file = Path(folder) / "model.safetensors"
@@ -60,6 +64,10 @@ def register(
         "created": time.time(),
     }
 
+    plan = rollout(how)
+    if how != "now":
+        signed["order"] = {"number": 1, "stage": "held"}
+
     def manifest(version: int) -> bytes:
         return sign_model(identity.key, identity.chain, {**signed, "version": version})
 
@@ -70,9 +78,12 @@ def register(
         store.blobs.keep(parcel, f"onnx {run}")
         base = write_frames(store, tuning.parcel(work, signed_job(work.values, identity), params, identity))
         store.blobs.keep(base, f"tune {run}")
-    version = store.model_add(run, name, blob, manifest, {**last, "onnx": parcel, "tune": base})
+    with store.batch():
+        version = store.model_add(run, name, blob, manifest, {**last, "onnx": parcel, "tune": base})
+        known = any(order["version"] == version for order in store.orders(name))
+        if plan is not None and graph is not None and not known:
+            store.order_add(name, version, "rollout", msgspec.to_builtins(plan), "coordinator")
     hit(_ADDED)
-    return offer(store.model(name, version))
 
 
 def slug(name: str) -> str:
@@ -81,36 +92,19 @@ def slug(name: str) -> str:
     return plain or "model"
 
 
-def newest(store: Store) -> list[dict[str, Any]]:
-    """The letters for the newest version of every model that clients can serve."""
-    found = {model["name"]: model for model in store.models()}  # by version: the last one stays
-    return [letter for letter in map(offer, found.values()) if letter is not None]
-
-
-def offer(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The letter that offers a registered model to clients, None where it has no ONNX."""
-    parcel = model["metrics"].get("onnx")
-    if not parcel:
-        return None
-    return {
-        "name": model["name"],
-        "version": model["version"],
-        "manifest": model["manifest"],
-        "blob": parcel,
-        "tune": model["metrics"].get("tune", ""),
-    }
-
-
 def _onnx(work: Work, params: Update, path: Path) -> bytes | None:
     """The model as ONNX, checked against its source; None where this learner or installation cannot."""
     if not hasattr(work.learner, "export"):
         return None
     features = work.values["features"]
     shape = tuple(features) if isinstance(features, list) else (features,)
+    if work.pipeline is not None:
+        shape = (len(work.pipeline.names),)
     rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
     try:
         work.learner.export(params, path, rows)
+        graph = path.read_bytes()
+        return graph if work.pipeline is None else work.pipeline.frozen(graph)
     except (AtollError, ImportError) as error:
         log.warning("run %s has no ONNX: %s", work.run, error)
         return None
-    return path.read_bytes()

@@ -9,9 +9,9 @@ another parent is not waited for where it was.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ...core.edge import LOST
 from ...core.errors import Refused
@@ -25,6 +25,7 @@ from .errands import Errands
 from .fleet import Fleet
 from .receipts import Receipts
 
+OnServing: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 MOVED = f"{LOST}it moved to another parent"
 
 
@@ -53,6 +54,8 @@ class Host(Errands):
         self.receipts = Receipts(self, roots, federation)
         self.changed = asyncio.Event()
         self.on_spent: Callable[[Iterable[str]], None] = lambda names: None
+        self.on_serving: OnServing = _unheard
+        self.on_watch: OnServing = _unheard
         self.roles: dict[str, str] = {}
         self._patience = {"client": patience, "edge": edge_patience}
         self.rehome = edge_patience  # seconds for a client on its way to another parent
@@ -240,7 +243,9 @@ class Host(Errands):
                 level = str(head.get("level", "info"))
                 await self.log(str(head.get("run", "")), name, level, str(head.get("text", "")))
             case "serving":
-                await self.log("", name, "info", f"serves {head.get('name')} version {head.get('version')}")
+                await self._serving(name, head, self.on_serving)
+            case "watch":
+                await self._serving(name, head, self.on_watch)
             case _:
                 pass  # of a later minor version
 
@@ -249,6 +254,14 @@ class Host(Errands):
         allowed = {name: None} if self.roles.get(name) == "client" else self.fleet.clients
         if new := await self.receipts.take(said, allowed):
             self.on_spent(new)
+
+    async def _serving(self, name: str, head: Mapping[str, Any], tell: OnServing) -> None:
+        """How a client here, or below an edge as the edge says, is with its models."""
+        member = str(head.get("node") or name)
+        seen = self.fleet.clients.get(member)
+        elsewhere = seen is not None and seen.present and seen.via != name
+        if member == name or (self.roles.get(name) == "edge" and not elsewhere):
+            await tell(member, head)
 
     def _told(self, edge: str, members: Any) -> None:
         """What an edge says that the members below it do at this moment."""
@@ -320,9 +333,19 @@ class Host(Errands):
         """Whether it is connected to us at this moment: a seat alone only waits for it."""
         return any(s["name"] == name and s.get("connected") for s in self.service.sessions())
 
+    def serve_models(self, letters: Collection[dict[str, Any]]) -> None:
+        """Which models are to be served now: whatever is not among them is offered no more."""
+        before = self.asks.models
+        self.asks.models = {k: before[k] for k in map(_slot, letters) if k in before}
+        for letter in letters:
+            self.serve_model(letter)
+
     def serve_model(self, letter: dict[str, Any]) -> None:
         """Tell every member which model to serve, now and whenever one comes."""
-        self.asks.models[str(letter.get("name", ""))] = letter
+        key = _slot(letter)
+        if self.asks.models.get(key) == letter:
+            return
+        self.asks.models[key] = letter
         for name in self.fleet.children:
             self.service.send(name, "model", letter)
 
@@ -349,6 +372,15 @@ class Host(Errands):
     def blob(self, name: str, blob: str) -> Path | None:
         """See Asks."""
         return self.asks.blob(name, blob)
+
+
+def _slot(letter: Mapping[str, Any]) -> str:
+    """A letter about the version for all takes the place of the one before, and so does one on trial."""
+    return f"{letter.get('name', '')}/{letter.get('slot', '')}"
+
+
+async def _unheard(_member: str, _said: Mapping[str, Any]) -> None:
+    pass
 
 
 def _about(hello: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,7 +112,8 @@ class Learning:
                 raise Refused(f"the data here do not keep the job's contract {contract.name!r}: {reason}")
             if not len(held.train):
                 raise Refused(f"there are no rows of {name!r} here yet")
-            if gaps(held.train) or (held.test is not None and gaps(held.test)):
+            parts = filter(None, (held.train, held.test))
+            if work.pipeline is None and any(gaps(part) for part in parts):
                 raise Refused(f"rows of {name!r} have missing cells, and the job has no pipeline")
         return held
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from ...core.errors import ConfigError, DataError
+from ...core.errors import ConfigError
 from ...core.registry import nearest
 from ...data import Examples
-from ...data.contract import Contract, keep
+from ...data.contract import Contract
+from ...data.pipeline import breaks
 from ...privacy.vault import Vault
 from ...sense.store import Absent, Kept
 from ...sense.window import Form, table
@@ -63,36 +64,10 @@ def rows(
 
 def refusal(held: Any, wanted: Contract) -> str:
     """Why these rows (a datasets.Held) are none of the contract, "" where they are."""
-    try:
-        if held.contract is not None:
-            keep(wanted, held.contract)
-            return ""
-        if tuple(held.columns) != wanted.features:
-            return "other columns, or another order of them"
-        if unknown := [c for c in held.classes if wanted.classes and c not in wanted.classes]:
-            return f"{len(unknown)} classes that the contract does not know"
-    except DataError as error:
-        return str(error)
-    for part in filter(None, (held.train, held.test)):
-        for j, name in enumerate(wanted.features):
-            if reason := _column(part.x[:, j], wanted.columns[name]):
-                return f"column {name!r} {reason}"
-    return ""
-
-
-def _column(cells: Any, column: Any) -> str:
-    missing = np.isnan(cells)
-    if missing.any() and not column.missing:
-        return f"has {int(missing.sum())} missing cells"
-    here = cells[~missing]
-    low, high = column.low, column.high
-    if column.kind != "number":
-        low, high = 0, max(len(column.values) - 1, 1)
-        if (here != np.round(here)).any():
-            return f"holds other numbers than the places of a {column.kind}"
-    if here.size and not (low <= here.min() and here.max() <= high):
-        return f"has {int(((here < low) | (here > high)).sum())} cells outside {low:g} to {high:g}"
-    return ""
+    if held.contract is not None:
+        return wanted.differs(held.contract)
+    parts = filter(None, (held.train, held.test))
+    return next((reason for part in parts if (reason := breaks(part, held.classes, wanted))), "")
 
 
 def _kept(settings: Client, source: str, vault: Vault, made: Contract, newest: int) -> list[Kept]:

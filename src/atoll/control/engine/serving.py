@@ -28,6 +28,7 @@ from ...serve.rollout import Move, told
 from ..settings import Client, address
 from .parcels import read_frames
 from .uplink import Uplink
+from .watch import Watch
 
 log = logging.getLogger("atoll.client")
 TELL = 30.0  # seconds between two letters about a model on trial
@@ -44,6 +45,7 @@ class Serving:
         self._turn = asyncio.Lock()
         self._shelf: Shelf | None = None
         self._telling: asyncio.Task[None] | None = None
+        self.watch: Watch | None = None
 
     async def start(self) -> None:
         """Serve what was accepted before. Raises StateError where the address cannot be had."""
@@ -120,6 +122,15 @@ class Serving:
                 raise CodecError("expected a message of kind 'model' with an ONNX graph")
             data = graph.tobytes()
         await asyncio.to_thread(shelf.take, manifest, data)
+        if self.watch is not None and head.get("tune") and self.watch.lacks(str(name), version):
+            base = await self._uplink.fetch(str(head["tune"]))
+            await asyncio.to_thread(self.watch.based, str(name), version, base)
+
+    @property
+    def shelf(self) -> Shelf:
+        """What it serves, once it has started."""
+        assert self._shelf is not None  # noqa: S101  started
+        return self._shelf
 
     def _opened(self, manifest: bytes, above: int | None) -> Mapping[str, Any]:
         roots = self._uplink.identity.roots

@@ -1,14 +1,14 @@
 """The workplace's part of renewing: the federation's model, trained on a site's own recent rows within its
 time.
 
-There are two candidates: what local training makes of the model, and the middle between both (Wortsman et al.
-2022, "Robust fine-tuning of zero-shot models": there, weights mostly answer better to a world that moves on
-than at either end). Each begins at the federation's version and never at an earlier own one, so that own
+The new model lies part of the way from the federation's to what local training makes of it (Wortsman et al.
+2022, "Robust fine-tuning of zero-shot models": half-way, weights mostly answer better to a world that moves
+on than at either end). Each begins at the federation's version and never at an earlier own one, so that own
 models do not wander off.
 
     base    a parcel of kind "tune": the signed job, the params, and the coordinator's word that they belong
     rows    sealed: the site's recent rows and labels
-    to      sealed: the middle and the end as ONNX
+    to      sealed: the new model as ONNX
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def tune(
     roots: bytes,
     federation: str,
 ) -> dict[str, Any]:
-    """Write the new model; {passes, rows, cpu_seconds}. `values`: seconds of CPU, passes, seed.
+    """Write the new model; {passes, rows, cpu_seconds}. `values`: seconds of CPU, passes, reach, seed.
 
     Raises Refused where the time is too short or the model cannot be fine-tuned here, ProtocolError as
     `read`.
@@ -124,14 +124,20 @@ def tune(
     kept = msgspec.msgpack.decode(vault.read(rows), type=Rows).examples(classes=bool(work.classes))
     key = Rng.of(int(values["seed"])).at("tune")
     left = float(values["seconds"]) - (time.process_time() - began)
-    ends, passes, used = tuned(learner, params, kept, key, left, int(values["passes"]), round=work.job.rounds)
+    fresh, passes, used = tuned(
+        learner,
+        params,
+        kept,
+        key,
+        left,
+        int(values["passes"]),
+        round=work.job.rounds,
+        reach=float(values["reach"]),
+    )
     part = to.with_name(f"{to.name}.part")
     try:
-        made = []
-        for end in ends:
-            learner.export(end, part, np.asarray(kept.x[:8], np.float32))
-            made.append(part.read_bytes())
-        vault.write(to, msgspec.msgpack.encode(made))
+        learner.export(fresh, part, np.asarray(kept.x[:8], np.float32))
+        vault.write(to, part.read_bytes())
     finally:
         part.unlink(missing_ok=True)
     return {"passes": passes, "rows": used, "cpu_seconds": time.process_time() - began}
@@ -145,12 +151,12 @@ def tuned(
     seconds: float,
     passes: int = 2,
     *,
+    reach: float = 0.5,
     round: int = 0,
     clock: Callable[[], float] = time.process_time,
-) -> tuple[tuple[Update, Update], int, int]:
-    """The middle of the way that `passes` trainings go, as many as fit into `seconds` of CPU, and its end;
-    how many did, and how many of the newest rows they learnt from. Raises Refused where there is too little
-    time.
+) -> tuple[Update, int, int]:
+    """The model `reach` of the way that `passes` trainings go, as many as fit into `seconds` of CPU; how many
+    did, and how many of the newest rows they learnt from. Raises Refused where there is too little time.
     """
     began = clock()
 
@@ -169,5 +175,5 @@ def tuned(
     while done < passes and (not done or clock() - began + each * len(part) <= seconds):
         fresh, cost = trained(fresh, part, done + 1)
         each, done = cost / len(part), done + 1
-    middle = ((params.buffer + fresh.buffer) / 2).astype(params.buffer.dtype)
-    return (Update(params.layout, middle), fresh), done, len(part)
+    buffer = params.buffer + reach * (fresh.buffer - params.buffer)
+    return Update(params.layout, buffer.astype(params.buffer.dtype)), done, len(part)

@@ -56,9 +56,17 @@ JOB = "renew"  # the name under which a quota holds what is under way
 class Window(Protocol):
     """`rows`: (n, *row) float32. `labels`: (n,) float64, NaN for none, or None. `cursor`: of the next."""
 
-    rows: NDArray[np.float32]
-    labels: NDArray[np.float64] | None
-    cursor: int
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """Of the window, in their order."""
+
+    @property
+    def labels(self) -> NDArray[np.float64] | None:
+        """Of its rows."""
+
+    @property
+    def cursor(self) -> int:
+        """Where the next one begins."""
 
 
 class Tune(Protocol):
@@ -155,6 +163,11 @@ class Watch:
             self._working.cancel()
             with suppress(asyncio.CancelledError):
                 await self._working
+
+    def lacks(self, name: str, version: int) -> bool:
+        """Whether it would keep what this version can be fine-tuned from, and does not have it."""
+        wanted = self._renew is not None and self._watch.model in ("", name)
+        return wanted and not self._base(name, version).exists()
 
     def based(self, name: str, version: int, file: Path) -> None:
         """Keep what a version of a model can be fine-tuned from: a parcel (tuning.py)."""
@@ -284,7 +297,8 @@ class Watch:
             raise Refused(refused)
         source, to = self._folder / "own" / "rows", self._folder / "own" / "challenger"
         await asyncio.to_thread(self._vault.write, source, msgspec.msgpack.encode(Rows.of(*rows)))
-        values = {"seconds": minutes * 60, "passes": self._renew.passes, "seed": self.known.number}
+        values = {"seconds": minutes * 60, "seed": self.known.number}
+        values |= {"passes": self._renew.passes, "reach": self._renew.reach}
         try:
             async with asyncio.timeout(max(0.0, start.until - now)):
                 took = await self._tune(base, source, to, values)
@@ -307,16 +321,14 @@ class Watch:
         if served is None or served.version != whose.version:
             return False, "another version serves by now", {}
         x, y = held
-        answers = served.model.run(x)
-        classes, champion = "label" in answers, losses(answers, y)
-        ends = msgspec.msgpack.decode(data, type=list[bytes])
-        lost = [losses(Model(made, whose.name).run(x), y) for made in ends]
-        verdict, best = challenge.better(champion, lost, y, self._renew.terms, classes=classes)
+        both = [model.run(x) for model in (served.model, Model(data, whose.name))]
+        old, new = (losses(answers, y) for answers in both)
+        verdict = challenge.judged(old, new, y, self._renew.terms, classes="label" in both[0])
         found = {"rows": float(verdict.rows), "p": verdict.p}
         found |= {"champion": verdict.champion, "challenger": verdict.challenger}
         figures = {name: value for name, value in found.items() if np.isfinite(value)}
-        if best is not None:
-            self._swap(whose, ends[best])
+        if verdict.won:
+            self._swap(whose, data)
         return verdict.won, verdict.why, figures
 
     # -- the node's own model ---------------------------------------------------------------------

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from ...core.edge import Task
 from ...core.errors import ConfigError, ProtocolError
 from ...core.rng import Rng
+from ...data.pipeline import Pipeline
 from ...job import Job
 from ...learn.local import Local
 from ...privacy.keys import Identity, sign, verify
@@ -81,15 +82,35 @@ class Work:
         return self.file.job
 
     @cached_property
+    def pipeline(self) -> Pipeline | None:
+        """What happens to raw rows before they are learnt from, and in the model's graph before it answers.
+
+        Raises ConfigError where its figures are not in the job: nobody fits them in a federation's run.
+        """
+        data = self.values["table"].get("data")
+        made = self.file.pipeline
+        if made is None and isinstance(data, Mapping) and "pipeline" in data:
+            raise ConfigError(
+                'expected pipeline = "range", or the figures of at.fit_pipeline(...).table()',
+                "$.data.pipeline",
+            )
+        return made
+
+    @cached_property
     def learner(self) -> Any:
         """The learner that runs: sized for the data and wrapped by the algorithm."""
         features = self.values["features"]
         wide = tuple(features) if isinstance(features, list) else features
+        if self.pipeline is not None:
+            wide = len(self.pipeline.names)
         return prepare(self.job, Shape(wide, self.values["outputs"]), self.file.workers)
 
     def local(self, held: Held, client: int) -> Local:
         """The part of one client that holds its own data."""
         rows = held.labelled(self.classes)
+        if self.pipeline is not None:
+            test = None if rows.test is None else self.pipeline.examples(rows.test)
+            rows = replace(rows, train=self.pipeline.examples(rows.train), test=test)
         tests = {} if rows.test is None else {client: rows.test}
         return Local(self.learner, self.job.trained, {client: rows.train}, tests, Rng.of(self.seed), raw=True)
 

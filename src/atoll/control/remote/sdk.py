@@ -132,6 +132,31 @@ class Federation:
         """One version of a model, with the signed manifest."""
         return self._row(self._rest.get(path("models", name, version)))
 
+    def rollout(self, name: str, version: int | None = None, *, reason: str = "", **plan: Any) -> Row:
+        """Roll a version of a model out, the newest without: some members first, then all.
+
+        `plan`: nodes: whose turn is first, or first: which part of them; at each shadow: requests it is
+        compared on before it answers any, canary: the share it answers then, stay: seconds in each stage,
+        hold: wait for `promote`, gates: limits on error, disagreement, latency, drift, and least, labels,
+        alpha; back: once this part of members has taken it back, all do. Returns as `stages`.
+        """
+        asked = {"version": version, "plan": plan, "reason": reason}
+        return self._row(self._rest.post(path("rollouts", name), asked))
+
+    def promote(self, name: str, *, reason: str = "") -> Row:
+        """Have all members serve the version that is being rolled out."""
+        return self._row(self._rest.post(path("rollouts", name, "promote"), {"reason": reason}))
+
+    def rollback(self, name: str, to: int | None = None, *, reason: str) -> Row:
+        """Have all members serve an earlier version: what they served before, or `to`."""
+        return self._row(self._rest.post(path("rollouts", name, "rollback"), {"to": to, "reason": reason}))
+
+    def stages(self, name: str) -> Row:
+        """A model in the fleet: the version all members are to serve, the one on trial (0 for none), orders,
+        the newest first, and of each member version, trial, stage, reason and figures.
+        """
+        return self._row(self._rest.get(path("rollouts", name)))
+
     def export(
         self, name: str, to: str | os.PathLike[str], version: int | str = "latest", example: Any = None
     ) -> Path:

@@ -20,7 +20,7 @@ from sqlalchemy import (
     Text,
 )
 
-REVISION = "0003"  # the newest migration: what a store must be at
+REVISION = "0004"  # the newest migration: what a store must be at
 
 schema = MetaData()
 
@@ -214,6 +214,36 @@ models = Table(
     _text("metrics"),
     _time("created"),
     PrimaryKeyConstraint("name", "version", name="models_pkey"),
+)
+
+orders = Table(  # about models: what members are to serve, and how it comes to them
+    "orders",
+    schema,
+    _text("name", key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+    _text("kind"),
+    _text("plan"),
+    _text("manifest"),  # empty until it is signed
+    _text("state"),
+    Column("wave", BigInteger, nullable=False),
+    _text("actor"),
+    _text("reason"),
+    _time("created"),
+)
+
+stages = Table(  # how far a member is with a model, as it said last
+    "stages",
+    schema,
+    _text("node", key=True),
+    _text("name", key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("trial", BigInteger, nullable=False),
+    _text("stage"),
+    Column("number", BigInteger, nullable=False),
+    _text("reason"),
+    _text("figures"),
+    _time("at"),
 )
 
 logs = Table(

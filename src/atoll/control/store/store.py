@@ -6,7 +6,8 @@
     folder/blobs/          content by name (blobs.py)
     folder/spool/          uploads under way; on the same file system, so that they can be adopted
 
-Its verbs stand in one file per topic: runs, journal, nodes, records, tokens, models, receipts, logs, audit.
+Its verbs stand in one file per topic: runs, journal, nodes, records, tokens, models, rollouts, receipts,
+logs, audit.
 Each is one short transaction; callers that must not wait run them in `store.thread`.
 """
 
@@ -28,17 +29,17 @@ from .blobs import Blobs
 from .database import Database
 from .logs import Logs
 from .migrate import migrate
-from .models import Models
 from .nodes import Nodes
 from .receipts import Receipts
 from .records import Records
 from .restore import restore
 from .retention import Retention
+from .rollouts import Rollouts
 from .runs import Runs
 from .tokens import Tokens
 
 
-class Store(Runs, Nodes, Records, Tokens, Models, Receipts, Logs, Audit, Backup, Retention):
+class Store(Runs, Nodes, Records, Tokens, Rollouts, Receipts, Logs, Audit, Backup, Retention):
     """A database and a folder of blobs.
 
     `changed`: functions called after each commit with the last event's number, in the thread that

@@ -75,6 +75,23 @@ def _model(rows: Any, event: Any, body: Any, _what: str) -> None:
     rows["model",][body["model"], body["version"]] = (event["run"], body["blob"], body["manifest"])
 
 
+def _order(rows: Any, _event: Any, body: Any, what: str) -> None:
+    key, found = (body["model"], body["order"]), rows["order",]
+    if what in ("rollout", "promote", "rollback"):
+        state = "open" if what == "rollout" else "done"
+        found[key] = (body["version"], what, body["plan"], digest(""), state, 0)
+    elif key in found:
+        *head, manifest, state, wave = found[key]
+        told = {"signed": "manifest", "ended": "state", "wave": "wave"}[what]
+        now = {"manifest": manifest, "state": state, "wave": wave, told: body[told]}
+        found[key] = (*head, *now.values())
+
+
+def _stage(rows: Any, event: Any, body: Any, _what: str) -> None:
+    said = (body[key] for key in ("version", "trial", "stage", "number", "reason"))
+    rows["stage",][event["node"], body["model"]] = tuple(said)
+
+
 def _token(rows: Any, event: Any, body: Any, what: str) -> None:
     key, found = (body["token"],), rows["token",]
     if what == "added":
@@ -116,6 +133,8 @@ _TOLD = {
     "checkpoint": _checkpoint,
     "dropped": _dropped,
     "model": _model,
+    "order": _order,
+    "stage": _stage,
     "token": _token,
     "node": _node,
     "judged": _judged,
@@ -140,9 +159,18 @@ def _rows(conn: Connection) -> Iterator[tuple[_Group, _Key, _Key]]:
         yield ("scope", s.run, s.scope), (), (s.state, s.requests, s.notes)
     for m in conn.execute(select(t.models)):
         yield ("model",), (m.name, m.version), (m.run, m.blob, digest(m.manifest))
+    yield from _rolled_out(conn)
     for k in conn.execute(select(t.tokens)):
         yield ("token",), (k.digest,), (k.role, k.name, k.until, k.revoked)
     for b in conn.execute(select(t.bans.c.name)):
         yield ("ban",), (b.name,), ()
     for r in conn.execute(select(t.records)):
         yield ("record",), (r.name,), (digest(r.record), r.quarantined)
+
+
+def _rolled_out(conn: Connection) -> Iterator[tuple[_Group, _Key, _Key]]:
+    for o in conn.execute(select(t.orders)):
+        row = o.version, o.kind, digest(o.plan), digest(o.manifest), o.state, o.wave
+        yield ("order",), (o.name, o.number), row
+    for s in conn.execute(select(t.stages)):
+        yield ("stage",), (s.node, s.name), (s.version, s.trial, s.stage, s.number, s.reason)

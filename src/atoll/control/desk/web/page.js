@@ -109,7 +109,9 @@ function members(seen) {
     const sealed = node.live.sealed ? say("a proxy ends TLS: signatures carry the trust") : "";
     const out = suspects[number];
     const standing = node.quarantined ? say("quarantined") : out === undefined ? "" : say(out ? "set aside" : "suspect");
-    const note = node.drained ? say("drained") : lines[lines.length - 1] || standing || sealed;
+    const changed = (node.live.watch || { raised: [] }).raised;
+    const drift = changed.length ? `${say("drift")}: ${changed.join(", ")}` : "";
+    const note = node.drained ? say("drained") : lines[lines.length - 1] || standing || drift || sealed;
     const look = node.state !== "online" ? node.state : failed[number] && !ended ? "failed" : busy || ended ? "" : "idle";
     const value = seen.run && metrics[number] ? metrics[number][seen.run.metric] : undefined;
     const below = node.role === "client" && edges.has(node.parent);
