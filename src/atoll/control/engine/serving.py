@@ -97,6 +97,7 @@ class Serving:
         async with self._turn:
             try:
                 await self._take(head)
+                await self._base(head)
             except AtollError as error:
                 log.warning("a model was not taken: %s", error)
                 self._uplink.send("log", {"level": "warning", "text": f"a model was not taken: {error}"})
@@ -122,9 +123,15 @@ class Serving:
                 raise CodecError("expected a message of kind 'model' with an ONNX graph")
             data = graph.tobytes()
         await asyncio.to_thread(shelf.take, manifest, data)
-        if self.watch is not None and head.get("tune") and self.watch.lacks(str(name), version):
-            base = await self._uplink.fetch(str(head["tune"]))
-            await asyncio.to_thread(self.watch.based, str(name), version, base)
+
+    async def _base(self, head: Mapping[str, Any]) -> None:
+        """Fetch what the model that serves can be fine-tuned from, unless it is here."""
+        name, version, blob = str(head.get("name")), head.get("version"), head.get("tune")
+        line = self.shelf.line(name)
+        if self.watch is None or not blob or line is None or line.champion != version:
+            return
+        if self.watch.lacks(name, version):
+            await asyncio.to_thread(self.watch.based, name, version, await self._uplink.fetch(str(blob)))
 
     @property
     def shelf(self) -> Shelf:
