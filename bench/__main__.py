@@ -13,7 +13,23 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import comms, distil, edge, faults, plan, private, robust, secagg, sense, simulate, suites, wire
+from . import (
+    comms,
+    distil,
+    drift,
+    edge,
+    faults,
+    machines,
+    plan,
+    private,
+    replay,
+    robust,
+    secagg,
+    sense,
+    simulate,
+    suites,
+    wire,
+)
 from .rows import Disagreement, Row, table
 
 # A suite answers rows; other files add theirs here.
@@ -27,9 +43,12 @@ def main(words: list[str] | None = None) -> int:
         "comms": comms.main,
         "distil": distil.main,
         "edge": edge.main,
+        "drift": drift.main,
         "faults": faults.main,
+        "machines": machines.main,
         "plan": plan.main,
         "private": private.main,
+        "replay": replay.main,
         "robust": robust.main,
         "secagg": secagg.main,
         "sense": sense.main,

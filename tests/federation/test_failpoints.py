@@ -14,7 +14,7 @@ from tests.federation.kills import Case, Sweep
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="processes are waited for by descriptors, which needs Linux"
 )
-ELSEWHERE = ("store.", "files.", "sense.", "shelf.")  # reached in tests/store, tests/sense, tests/serve
+ELSEWHERE = ("store.", "files.", "sense.", "shelf.", "watch.")  # reached in tests/{store,sense,serve,engine}
 
 
 def test_a_run_reaches_every_failpoint_and_may_die_there() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from atoll.serve.challenge import Terms, chance, judged
+from atoll.serve.challenge import chance, judged
+from atoll.serve.terms import Terms
 
 TERMS = Terms()
 

@@ -89,6 +89,7 @@ def people(store: Store, told: Told) -> None:
     store.certificate_add(7, "a", "client", 2e9)
     store.drain("a", True)
     store.node_gone("a")
+    store.noticed("a", 1, "raised", {"what": "error"})
     store.revoke("a")
     told("revoked")
     store.readmit("a")

@@ -218,12 +218,15 @@ def _node_list(args: argparse.Namespace, say: Say) -> int:
 
 def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
     marks = [mark for mark in ("drained", "quarantined") if r[mark]]
+    watch = r["live"].get("watch") or {}
+    marks += ["drift"] if watch.get("raised") else []
     state = ", ".join([*map(say, [r["state"], *marks]), *_held(r["info"].get("power"), say)])
     kind = r["transport"] + (f", {say('sealed')}" if r["live"].get("sealed") else "")
     way = [r["parent"], kind, r["address"], r["version"]]
     doing = say(r["live"]["phase"]) if r["live"].get("phase") else "–"
     score = "–" if r["score"] is None else f"{r['score']:.2f}"
-    models = ", ".join(f"{name} {served(m, say)}" for name, m in r["models"].items()) or "–"
+    own = {watch["model"]: f" +{watch['own']}"} if watch.get("own") else {}
+    models = ", ".join(f"{n} {served(m, say)}{own.get(n, '')}" for n, m in r["models"].items()) or "–"
     shown = [state, doing, score, models, *(text or "–" for text in way)]
     return [r["name"], say(r["role"]), *shown, when(r["last_seen"])]
 

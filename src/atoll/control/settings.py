@@ -18,6 +18,11 @@ from ..privacy.hazmat.suite import Crypto
 from ..privacy.orders import Gates
 from ..sense.source import Source
 from ..serve import egress
+from ..serve.drift.event import Limits
+from ..serve.quota import Amount, Quota
+from ..serve.terms import Terms
+from ..serve.timetable import Cron, Hours
+from ..serve.triggers import Rules
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
 Transport: TypeAlias = Literal["grpc", "https", "websocket"]
@@ -69,6 +74,35 @@ class Power(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     duty: float = 1.0
     every: float = 30.0
     watts: float = 0.0
+
+
+class Watch(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a client watches for drift. `source`: whose windows. `model`: the served model that answers
+    them, "" for the only one. The rest: serve/drift/event.py.
+    """
+
+    source: str
+    model: str = ""
+
+
+class Renew(Rules, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a client renews what it watches: when (serve/triggers.py), within what in a `quota`, and on what
+    terms (serve/terms.py) a new model wins.
+
+    `recent`: rows that are kept to learn from. `held`: the share of them, the newest, that models are
+    compared on. `passes`: trainings, at most, and `reach` in (0, 1]: how far the new model goes the way
+    they went. `watts`: what one busy core draws, an estimate. `run`: what a federated run that this client
+    asks for is taken to cost.
+    """
+
+    quota: Quota = Quota()
+    terms: Terms = Terms()
+    recent: int = 5000
+    held: float = 0.2
+    passes: int = 2
+    reach: float = 0.5
+    watts: float = 10.0
+    run: Amount = Amount()
 
 
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,6 +163,16 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 RolledOut: TypeAlias = Literal["now", "held", "staged"] | Rollout
 
 
+class Rerun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A federated run that members' watches may start. `job`: a job file, relative to the folder. `nodes`: so
+    many must ask about the newest version. `pause`: seconds since the last run of that name.
+    """
+
+    job: str
+    nodes: Annotated[int, msgspec.Meta(ge=1)] = 1
+    pause: Annotated[float, msgspec.Meta(ge=0)] = 3600.0
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A coordinator: where it keeps its state, and where members and operators reach it.
 
@@ -137,7 +181,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     host names or addresses for the certificate. `store`: a database URL, SQLite in the folder by default.
     `patience`: seconds a member may be away before a round goes on without it; `edge_patience`: an edge.
     `rollout`: how models of finished runs come to members: "now" all at once, "held" until `atoll model
-    rollout`, "staged" or a Rollout; a job may say otherwise.
+    rollout`, "staged" or a Rollout; a job may say otherwise. `renew`: by a model's name, the run that members
+    may start who notice drift.
     Members behind a proxy that ends TLS come by https+sealed:// URLs, each call signed.
     `insecure`: no TLS, for tests on loopback only.
     """
@@ -156,6 +201,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     hours: float = 24.0
     keep_days: float = 30.0
     rollout: RolledOut = "now"
+    renew: dict[str, Rerun] = {}
     insecure: bool = False
 
 
@@ -190,7 +236,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     the next ask starts another.
     `power`: when it holds back. `store`: how what it keeps on disk is encrypted. `broker`: who it is there,
     where it joins by one; `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data
-    set of `source = NAME` is what is stored of one.
+    set of `source = NAME` is what is stored of one. `watch`: what it watches for drift, and `renew` how it
+    renews that; None for not at all.
     `insecure`: it may dial http://, grpc:// or ws:// on this machine, for tests that record what is said;
     it has enrolled over TLS before.
     """
@@ -213,6 +260,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     home: float = 60.0
     linger: float = 20.0
     store: Store = Store()
+    watch: Watch | None = None
+    renew: Renew | None = None
     broker: Login = Login()
     insecure: bool = False
 
@@ -226,6 +275,25 @@ def login(settings: Client | Edge) -> tuple[str, str] | None:
     """A client's user and password at its broker."""
     broker = getattr(settings, "broker", None)
     return (broker.user, broker.password) if broker else None
+
+
+def watched(settings: Client) -> None:
+    """Raises ConfigError where what is to be watched is not there, or renewing it makes no sense."""
+    assert settings.watch is not None  # noqa: S101  the caller's
+    source = settings.watch.source
+    if source not in settings.sources:
+        raise ConfigError(
+            f"there is no source {source!r}: {nearest(source, settings.sources)}", "$.watch.source"
+        )
+    if not settings.predict:
+        raise ConfigError('what is watched is served: give predict = "127.0.0.1:8470"', "$.predict")
+    if (renew := settings.renew) is not None:
+        Hours.of(renew.blackout)
+        if renew.cron:
+            Cron.of(renew.cron)
+        for name, value, most in (("held", renew.held, 0.9), ("reach", renew.reach, 1.0)):
+            if not 0 < value <= most:
+                raise ConfigError(f"{name} is above 0, at most {most:g}, got {value}", f"$.renew.{name}")
 
 
 def read(path: Path, kind: type[S], **over: Any) -> S:

@@ -288,6 +288,7 @@ ZH = {
     "away": "离线",
     "holds back": "暂不参与",
     "drained": "不接新任务",
+    "drift": "漂移",
     "quarantined": "已隔离",
     "suspect": "可疑",
     "set aside": "已排除",

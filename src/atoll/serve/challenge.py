@@ -13,21 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .terms import Terms
+
 BLOCKS, FLIPS = 20, 4095
-
-
-class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`least`: rows. `margin`: of the champion's mean loss, in [0, 1). `alpha` in (0, 1): the most that
-    chance may explain.
-    """
-
-    least: int = 60
-    margin: float = 0.01
-    alpha: float = 0.05
 
 
 @dataclass(frozen=True)

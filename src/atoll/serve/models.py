@@ -38,12 +38,15 @@ TICKETS = 4096  # requests whose labels may still come
 
 
 class Served(NamedTuple):
-    """One model in use. `trial`: it is no champion yet. `light`: a variant that this node made of it."""
+    """One model in use. `trial`: it is no champion yet. `own`: above 0, this node's so-manieth own, which it
+    made of the federation's `version`. `light`: a variant in integers that this node made.
+    """
 
     name: str
     version: int
     model: Model | Strict
     trial: bool = False
+    own: int = 0
     light: bool = False
 
 
@@ -65,6 +68,7 @@ class Shelf:
         self._opened = opened
         self._clock = clock
         self._rows: dict[str, Row] = {}
+        self._own: dict[str, Served] = {}
         self._change = threading.RLock()
         self._shadow = Shadow(self._told)
         self._pairs: OrderedDict[tuple[str, str], tuple[int, Pair]] = OrderedDict()
@@ -81,12 +85,12 @@ class Shelf:
                 self.problems[place.name] = said(error)
 
     def __iter__(self) -> Iterator[Served]:
-        return iter([_champion(name, row) for name, row in self._rows.items()])
+        return iter([self._champion(name, row) for name, row in self._rows.items()])
 
     def get(self, name: str = "") -> Served | None:
         """The champion of that name, or of the only one there is; whoever holds it may go on using it."""
         found = self._find(name)
-        return None if found is None else _champion(*found)
+        return None if found is None else self._champion(*found)
 
     def pick(self, name: str, ticket: str) -> Served | None:
         """Who is to answer the request with this ticket: the same while a stage lasts."""
@@ -96,7 +100,7 @@ class Shelf:
         name, row = found
         trial, slot = row.line.candidate, row.candidate
         if trial is None or slot is None or not rollout.gives(row.line, name, ticket):
-            return _champion(name, row)
+            return self._champion(name, row)
         return Served(name, trial.version, slot.strict, trial=True, light=slot.light)
 
     def line(self, name: str) -> Line | None:
@@ -121,10 +125,12 @@ class Shelf:
             return served, served.model.run(rows)
         except StateError as error:
             row = self._rows.get(served.name)
-            if row is None or not served.trial:
+            if row is None or not (served.trial or served.own):
                 raise
             found = row.champion.model.run(rows)
             why = str(error)
+            if served.own:
+                self._own = {n: own for n, own in self._own.items() if own is not served}
             self._step(served.name, lambda line: rollout.broke(line, served.version, why))
             return _champion(served.name, row), found
 
@@ -227,6 +233,23 @@ class Shelf:
         row = Row(Line(version, version), Slot(model, Strict(model)))
         self._serve(name, row)
         return _champion(name, row)
+
+    def own(self, name: str, version: int, number: int, data: bytes) -> bool:
+        """Answer by a model that this node made of the federation's `version`, while that is champion; False
+        where it is not. `number` >= 1: the node's own count. Raises StateError for bytes that are no model.
+        """
+        fresh = Served(name, version, Model(data, name), own=number)
+        with self._change:
+            row = self._rows.get(name)
+            if row is None or row.line.champion != version:
+                return False
+            self._own = {**self._own, name: fresh}
+            return True
+
+    def _champion(self, name: str, row: Row) -> Served:
+        """Who answers: the node's own model, while what it was made of is champion, or the champion."""
+        own = self._own.get(name)
+        return own if own is not None and own.version == row.line.champion else _champion(name, row)
 
     def settle(self) -> None:
         """Wait until all requests that were taken for comparison have been compared."""

@@ -78,6 +78,16 @@ def begun(names: tuple[str, ...], *, values: bool = False) -> State:
     return State(tuple(Column(name) for name in names), values)
 
 
+def renewed(state: State) -> State:
+    """For a model that this node made itself: what is usual is learnt anew, and an error that was raised
+    stays so until it is back.
+    """
+    held = state.errors
+    fresh = None if held is None else Errors(held.scale, held.usual, held.level, raised=held.raised)
+    columns = tuple(Column(c.name, fault=c.fault) for c in state.columns)
+    return State(columns, state.values, seen=state.seen, errors=fresh)
+
+
 def seen(state: State, window: Seen, now: float, limits: Limits = USUAL) -> tuple[State, tuple[Event, ...]]:
     """What the next window changes. `now`: only told on. Raises DataError for rows of another width."""
     fresh, errors = _joined(state, window)
@@ -126,19 +136,22 @@ def _stable(
 ) -> tuple[State, tuple[Event, ...]]:
     """One more stable window; with the last of them it is known what is usual."""
     waiting = (*state.waiting, thinned(fresh).tobytes())
-    erring = state.errors_waiting + errors.tobytes()
+    erring, wrong = state.errors_waiting + errors.tobytes(), state.errors
+    told: tuple[Event, ...] = ()
+    if wrong is not None:
+        wrong, told = heard_in(wrong, errors, now, limits)
     if len(waiting) < max(2, limits.stable):
-        return msgspec.structs.replace(state, waiting=waiting, errors_waiting=erring), ()
+        return msgspec.structs.replace(state, waiting=waiting, errors_waiting=erring, errors=wrong), told
     tables = [_table(data, len(state.columns)) for data in waiting]
     known = [settled(c, [t[:, i] for t in tables]) for i, c in enumerate(state.columns)]
-    wrong = calibrated(np.frombuffer(erring, np.float32), values=state.values)
+    wrong = wrong or calibrated(np.frombuffer(erring, np.float32), values=state.values)
     strays = [max(c.usual) for c in known]
     figures = {"windows": float(len(tables)), "stray": max(strays, default=0.0)}
     if wrong is not None:
         figures["error"] = wrong.usual * wrong.scale
     rows = int(np.median([len(t) for t in tables]))
     made = State(tuple(known), state.values, rows=rows, seen=state.seen, errors=wrong)
-    return made, (Event("calibrated", at=now, figures=figures),)
+    return made, (*told, Event("calibrated", at=now, figures=figures))
 
 
 def _late(state: State, errors: NDArray[np.float32], limits: Limits) -> State:

@@ -257,11 +257,7 @@ class _Service:
         return _Refused(404, f"say which model: {names}" if not name else f"no such model: there is {names}")
 
     async def models(self, request: web.Request) -> web.Response:
-        listed = [
-            {"name": s.name, "version": s.version, "row": s.model.row, "answers": s.model.answers}
-            | ({"variant": "int8"} if s.light else {})
-            for s in self._shelf
-        ]
+        listed = [{**_model(s), "row": s.model.row, "answers": s.model.answers} for s in self._shelf]
         more = {} if self._joint is None else {"joint": self._joint.counts}
         return _json({"models": listed, "problems": self._shelf.problems, **more}, 200)
 
@@ -296,7 +292,7 @@ class _Service:
         if self._seen is not None:
             self._seen(served, x, found)
         if isinstance(asked.rows, Question):
-            return asked.rows.sealed(pack({"name": served.name, "version": served.version}, found))
+            return asked.rows.sealed(pack(_model(served), found))
         rows = self._joint.doubtful(found) if self._joint is not None else np.zeros(0, np.intp)
         if len(rows):
             return _Unsure(served, asked.ticket, x, found, rows)
@@ -322,7 +318,7 @@ def _reply(
 ) -> bytes:
     told: dict[str, Any] = {
         "predictions": {name: values.tolist() for name, values in found.items()},
-        "model": {"name": served.name, "version": served.version},
+        "model": _model(served),
         "ticket": ticket,
     }
     if asked is not None and rows is not None:
@@ -332,3 +328,10 @@ def _reply(
 
 def _json(body: dict[str, Any], status: int) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+def _model(served: Served) -> dict[str, Any]:
+    """Who answered; `own` where it is this node's own model, made of that version; `variant`: in integers."""
+    found: dict[str, Any] = {"name": served.name, "version": served.version}
+    found |= {"variant": "int8"} if served.light else {}
+    return {**found, "own": served.own} if served.own else found

@@ -276,7 +276,7 @@ def _part(value: Any) -> str:
 def _model(record: Row) -> Row:
     """`forms`: the blobs of its files, by form."""
     metrics = dict(record["metrics"])
-    graph = metrics.pop("onnx", "")
+    graph, _ = metrics.pop("onnx", ""), metrics.pop("tune", "")
     forms = {"safetensors": record["blob"], **({"onnx": graph} if graph else {})}
     return {**record, "metrics": metrics, "forms": forms, "manifest": _manifest(record["manifest"])}
 

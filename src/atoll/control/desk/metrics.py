@@ -50,6 +50,13 @@ class _Figures(Collector):
         yield _gauge("atoll_run_metric", "The main metric of the last evaluation", ("run", "metric"), metrics)
         yield _gauge("atoll_store_writable", "1 while the store takes writes", (), [((), health["ok"])])
         yield _gauge("atoll_disk_free_bytes", "Free bytes on the store's disk", (), [((), health["free"])])
+        watches = [(n["name"], n["live"]["watch"]) for n in nodes if n["live"].get("watch")]
+        text = "How much of what a member's watch sees is not as it was, 0 to 1"
+        scores = [((name, w["model"]), w["score"]) for name, w in watches]
+        yield _gauge("atoll_node_drift", text, ("node", "model"), scores)
+        text = "Columns, answers and errors of which a member's watch says that they changed"
+        counts = [((name, w["model"]), len(w["raised"])) for name, w in watches]
+        yield _gauge("atoll_node_drift_raised", text, ("node", "model"), counts)
         events = CounterMetricFamily("atoll_events", "Events in the chained log")
         events.add_metric([], store.head()[0])
         yield events

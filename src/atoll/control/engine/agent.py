@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ConfigError
 from ...wire.files import whole
-from ..settings import Client
+from ..settings import Client, watched
 from .outside import Outside
 from .policy import inside
 from .safe import opened
@@ -29,6 +29,7 @@ from .workplace import Here, Workplace
 if TYPE_CHECKING:
     from ...sense.intake import Intake
     from .datasets import Held
+    from .watch import Watch
 
 log = logging.getLogger("atoll.member")
 QUARANTINED = "quarantined.txt"  # in its folder, while the federation asks it for nothing
@@ -46,6 +47,8 @@ class Agent:
             raise ConfigError(f"there is no data set {settings.int8!r} to calibrate on", "$.int8")
         if settings.policy.hours:
             inside(settings.policy.hours, 0)
+        if settings.watch is not None:
+            watched(settings)
         self.settings = settings
         outside = outside or Outside()
         vault = opened(settings)
@@ -71,6 +74,7 @@ class Agent:
         )
         self.serving: Any = None
         self.intake: Intake | None = None
+        self.watch: Watch | None = None
         self._vault = vault
         self._spent: list[str] = []  # receipts of budgets that the parent has heard of
         self._about: Mapping[str, Any] = {}
@@ -97,10 +101,13 @@ class Agent:
 
                 self.serving = Serving(self.settings, self.uplink, self.workplace, self._vault)
                 await self.serving.start()
+                self._watch()
             await self.uplink.run()
         finally:
             if looking is not None:
                 looking.cancel()
+            if self.watch is not None:
+                await self.watch.stop()
             if self.serving is not None:
                 await self.serving.stop()
             await self.workplace.close()
@@ -114,6 +121,22 @@ class Agent:
 
             self.intake = intake(self.settings, self._vault)
             self.intake.start()
+
+    def _watch(self) -> None:
+        """Look at every window of a source, and renew the model that answers it."""
+        if self.settings.watch is None or self.intake is None:
+            return
+        from .watch import Watch
+
+        async def tune(base: Path, rows: Path, to: Path, values: Mapping[str, Any]) -> Mapping[str, Any]:
+            mine = self.uplink.identity
+            roots, federation = mine.roots, mine.member.federation
+            return await self.workplace.tune(base, rows, to, values, roots=roots, federation=federation)
+
+        intake, source = self.intake, self.settings.watch.source
+        self.watch = Watch(self.settings, self._vault, self.serving.shelf, tune, self.uplink.send)
+        self.serving.watch = self.watch
+        self.uplink.beside(self.watch.run(lambda after: intake.windows(source, after)))
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""
@@ -148,6 +171,8 @@ class Agent:
         self._tell_spent()
         if self.serving is not None:
             self.serving.report()
+        if self.watch is not None:
+            self.watch.report()
 
     def _tell_spent(self) -> None:
         """Give the parent what our ledgers say now, signed, to keep (privacy/receipt.py)."""

@@ -14,6 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from ...privacy.report import report, sign_report
 from ...run import COORDINATOR, RECORDS
 from ...transport.drive import Drive
 from ...wire.failpoint import declare, hit
+from .. import config
+from ..desk import desk
 from ..desk.bell import Bell
-from ..settings import Server
+from ..settings import Rerun, Server
 from ..store.store import Store
-from . import finished, plans, rollouts, standing
+from . import finished, plans, rollouts, standing, watched
 from .asking import Asking
 from .datasets import agree
 from .homes import Homes
@@ -67,6 +70,9 @@ class Coordinator:
         self.current: Current
         self._closing = asyncio.Event()
         self._rosters: dict[str, Roster] = {}
+        self._watches: dict[str, dict[str, Any]] = {}  # what members said last of their watch
+        self._noticed: dict[str, int] = {}  # the last event of theirs that is in the log
+        self._renewing = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
@@ -85,6 +91,7 @@ class Coordinator:
         servers = self.outside.servers(self.settings, self.current, self.host, registrar)
         api = self.outside.api(self, registrar)
         self.host.on_serving = self._serving
+        self.host.on_watch = self._watch
         bell = Bell()
         self.store.changed.append(bell.ring)
         keeping = asyncio.get_running_loop().create_task(self._keep_house())
@@ -395,10 +402,35 @@ class Coordinator:
             level = "warning" if kept["stage"] == "back" else "info"
             await self.host.log("", member, level, text)
 
+    async def _watch(self, member: str, said: Mapping[str, Any]) -> None:
+        """Keep what a member's watch noticed; begin a federated run where enough ask for one."""
+        if (found := watched.read(said)) is None:
+            return
+        for number, kind, body in found.pop("events"):
+            if number > self._noticed.get(member, 0):
+                await self.host.durable(partial(self.store.noticed, member, number, kind, body))
+                self._noticed[member] = number
+        self._watches[member] = found
+        if (rule := self.settings.renew.get(found["model"])) is not None:
+            async with self._renewing:
+                await self._rerun(found["model"], rule)
+
+    async def _rerun(self, model: str, rule: Rerun) -> None:
+        told = dict(self._watches)
+        if not await self.host.durable(lambda: watched.due(rule, model, told, self.store, time.time())):
+            return
+        try:
+            table = config.read(Path(self.settings.folder) / rule.job).table
+            await self.host.durable(lambda: desk.submit(self.store, table, None, f"renew {model}"))
+        except AtollError as error:
+            await self.host.log("", COORDINATOR, "error", f"the run that renews {model}: {error}")
+
     def live(self) -> Mapping[str, Mapping[str, Any]]:
         """What each connected member does at this moment."""
         sessions = {str(session["name"]): session for session in self.host.service.sessions()}
-        return {name: {**sessions.get(name, {}), **told} for name, told in self.host.doing().items()}
+        watches = {name: {"watch": said} for name, said in self._watches.items()}
+        doing = self.host.doing().items()
+        return {name: {**sessions.get(name, {}), **told, **watches.get(name, {})} for name, told in doing}
 
     def about(self, run: str) -> Mapping[str, Any]:
         """What a run's data have in common, and its clients' names by number."""

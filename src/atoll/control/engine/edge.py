@@ -55,7 +55,7 @@ class EdgeNode:
         self.host: Host
         self._orders: Orders
         self._told: Mapping[str, Any] | None = None
-        self._served: dict[tuple[str, str], Mapping[str, Any]] = {}  # what clients said of their models
+        self._served: dict[tuple[str, str, str], Mapping[str, Any]] = {}  # what clients said of their models
         self._plans: set[str] = set()  # blobs held for the children
 
     def about(self) -> Mapping[str, Any]:
@@ -83,7 +83,8 @@ class EdgeNode:
         telling: list[asyncio.Task[None]] = []
         self.uplink.on_open = self._opened
         self.host.on_spent = self._spent
-        self.host.on_serving = self._serving
+        self.host.on_serving = partial(self._serving, "serving")
+        self.host.on_watch = partial(self._serving, "watch")
         try:
             await servers.start()
             await self.host.recall()
@@ -133,16 +134,16 @@ class EdgeNode:
         self.host.changed.set()
         self.host.receipts.forget(ABOVE)
         self._spent(self.host.fleet.reachable())
-        for said in self._served.values():
-            self.uplink.send("serving", said)
+        for (kind, *_), said in self._served.items():
+            self.uplink.send(kind, said)
 
-    async def _serving(self, client: str, said: Mapping[str, Any]) -> None:
-        """Pass on how far a client is with a model, now and to every parent we come to."""
-        key = client, str(said.get("name", ""))[:63]
+    async def _serving(self, kind: str, client: str, said: Mapping[str, Any]) -> None:
+        """Pass on how a client is with a model, now and to every parent we come to."""
+        key = kind, client, str(said.get("name", ""))[:63]
         self._served[key] = {**said, "node": client}
         while len(self._served) > SERVED:
             del self._served[next(iter(self._served))]
-        self.uplink.send("serving", self._served[key])
+        self.uplink.send(kind, self._served[key])
 
     def _spent(self, names: Iterable[str]) -> None:
         """Pass on what clients have signed of their budgets."""
@@ -264,8 +265,9 @@ class EdgeNode:
 
     async def _serve(self, head: Mapping[str, Any]) -> None:
         """Pass a model that clients are to serve on to them; they check its signature themselves."""
-        await self._take_in(str(head.get("blob", "")))
-        self.host.asks.hold(str(head.get("blob", "")))
+        for blob in filter(None, (str(head.get(key, "")) for key in ("blob", "tune"))):
+            await self._take_in(blob)
+            self.host.asks.hold(blob)
         self.host.serve_model(dict(head))
 
 

@@ -22,8 +22,10 @@ from ...wire.failpoint import declare, hit
 from ...wire.tensorfile import save_safetensors
 from ..settings import rollout
 from ..store.store import Store
+from . import tuning
 from .parcels import write_frames
 from .work import Work
+from .work import signed as signed_job
 
 log = logging.getLogger("atoll.coordinator")
 _EXPORTED, _STORED = declare("finished.exported"), declare("finished.stored")
@@ -70,12 +72,14 @@ def register(
         return sign_model(identity.key, identity.chain, {**signed, "version": version})
 
     last: Mapping[str, Any] = next((r["metrics"] for r in reversed(history) if r.get("metrics")), {})
-    parcel = ""
+    parcel = base = ""
     if graph is not None:
         parcel = write_frames(store, Message("model", {}, {"onnx": np.frombuffer(graph, np.uint8)}))
         store.blobs.keep(parcel, f"onnx {run}")
+        base = write_frames(store, tuning.parcel(work, signed_job(work.values, identity), params, identity))
+        store.blobs.keep(base, f"tune {run}")
     with store.batch():
-        version = store.model_add(run, name, blob, manifest, {**last, "onnx": parcel})
+        version = store.model_add(run, name, blob, manifest, {**last, "onnx": parcel, "tune": base})
         known = any(order["version"] == version for order in store.orders(name))
         if plan is not None and graph is not None and not known:
             store.order_add(name, version, "rollout", msgspec.to_builtins(plan), "coordinator")

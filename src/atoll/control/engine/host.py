@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ...core.edge import LOST
 from ...core.errors import Refused
@@ -26,6 +26,7 @@ from .fleet import Fleet
 from .power import HELD
 from .receipts import Receipts
 
+OnServing: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 MOVED = f"{LOST}it moved to another parent"
 
 
@@ -54,7 +55,8 @@ class Host(Errands):
         self.receipts = Receipts(self, roots, federation)
         self.changed = asyncio.Event()
         self.on_spent: Callable[[Iterable[str]], None] = lambda names: None
-        self.on_serving: Callable[[str, Mapping[str, Any]], Awaitable[None]] = _unheard
+        self.on_serving: OnServing = _unheard
+        self.on_watch: OnServing = _unheard
         self.roles: dict[str, str] = {}
         self._patience = {"client": patience, "edge": edge_patience}
         self.rehome = edge_patience  # seconds for a client on its way to another parent
@@ -253,7 +255,9 @@ class Host(Errands):
                 level = str(head.get("level", "info"))
                 await self.log(str(head.get("run", "")), name, level, str(head.get("text", "")))
             case "serving":
-                await self._serving(name, head)
+                await self._serving(name, head, self.on_serving)
+            case "watch":
+                await self._serving(name, head, self.on_watch)
             case _:
                 pass  # of a later minor version
 
@@ -263,13 +267,13 @@ class Host(Errands):
         if new := await self.receipts.take(said, allowed):
             self.on_spent(new)
 
-    async def _serving(self, name: str, head: Mapping[str, Any]) -> None:
-        """How far a client here is with a model, or a client below an edge, as the edge says."""
+    async def _serving(self, name: str, head: Mapping[str, Any], tell: OnServing) -> None:
+        """How a client here, or below an edge as the edge says, is with its models."""
         member = str(head.get("node") or name)
         seen = self.fleet.clients.get(member)
         elsewhere = seen is not None and seen.present and seen.via != name
         if member == name or (self.roles.get(name) == "edge" and not elsewhere):
-            await self.on_serving(member, head)
+            await tell(member, head)
 
     async def _power(self, name: str, head: Mapping[str, Any]) -> None:
         """A client says that it holds back, or does so no more."""

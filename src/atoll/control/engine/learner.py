@@ -80,6 +80,10 @@ def _learning(settings: Client, key: bytes) -> Learning:
 def _followed(learning: Learning, order: Order) -> Said:
     try:
         files = [Path(name) for name in order.files]
+        if order.tune is not None:
+            base, rows, to = files
+            whose = {"roots": order.roots, "federation": order.federation}
+            return Said(about=learning.tune(base, rows, to, order.tune, **whose))  # type: ignore[arg-type]
         if order.calibrate:
             learning.lighten(files[0], files[1], order.calibrate)
         elif order.head is None:

@@ -140,6 +140,14 @@ class Learning:
         known = not held.classes or classes(plain, apart.x[:1]) == len(held.classes)
         self._vault.write(to, int8(plain, rows.x, apart if known else agreed(plain, apart.x)))
 
+    def tune(
+        self, base: Path, rows: Path, to: Path, values: Mapping[str, Any], *, roots: bytes, federation: str
+    ) -> dict[str, Any]:
+        """See tuning.tune."""
+        from .tuning import tune
+
+        return tune(base, rows, to, values, vault=self._vault, roots=roots, federation=federation)
+
     def _allowed(self, asked: Asked) -> None:
         """Raise Refused where this site's policy says no."""
         work, task = asked.work, asked.task

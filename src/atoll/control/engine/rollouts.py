@@ -48,8 +48,9 @@ def letters(store: Store) -> list[Letter]:
             found.append(_letter(name, known[-1], known[-1]["number"] or None))
         for order in store.orders(name):
             if order["state"] == "open" and order["manifest"]:
-                blob = store.model(name, order["version"])["metrics"].get("onnx", "")
-                letter = _letter(name, {**order, "blob": blob}, order["number"])
+                metrics = store.model(name, order["version"])["metrics"]
+                blobs = {"blob": metrics.get("onnx", ""), "tune": metrics.get("tune", "")}
+                letter = _letter(name, {**order, **blobs}, order["number"])
                 found.append({**letter, "slot": "trial", "nodes": _turn(store, order)})
     return found
 
@@ -74,7 +75,7 @@ def read(said: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def _letter(name: str, kept: Mapping[str, Any], number: int | None) -> Letter:
-    made = {"name": name, "version": kept["version"], "manifest": kept["manifest"], "blob": kept["blob"]}
+    made = {"name": name, **{key: kept[key] for key in ("version", "manifest", "blob", "tune")}}
     return made if number is None else {**made, "order": number}
 
 

@@ -35,6 +35,7 @@ from ...serve.rollout import Move, told
 from ..settings import Client, address
 from .parcels import read_frames
 from .uplink import Uplink
+from .watch import Watch
 from .workplace import Workplace
 
 log = logging.getLogger("atoll.client")
@@ -55,6 +56,7 @@ class Serving:
         self._turn = asyncio.Lock()
         self._shelf: Shelf | None = None
         self._telling: asyncio.Task[None] | None = None
+        self.watch: Watch | None = None
 
     async def start(self) -> None:
         """Serve what was accepted before. Raises StateError where the address cannot be had."""
@@ -117,6 +119,7 @@ class Serving:
         async with self._turn:
             try:
                 await self._take(head)
+                await self._base(head)
             except AtollError as error:
                 log.warning("a model was not taken: %s", error)
                 self._uplink.send("log", {"level": "warning", "text": f"a model was not taken: {error}"})
@@ -163,6 +166,21 @@ class Serving:
                 log.warning("model %s is served as it came: %s", name, error)
             finally:
                 made.unlink(missing_ok=True)
+
+    async def _base(self, head: Mapping[str, Any]) -> None:
+        """Fetch what the model that serves can be fine-tuned from, unless it is here."""
+        name, version, blob = str(head.get("name")), head.get("version"), head.get("tune")
+        line = self.shelf.line(name)
+        if self.watch is None or not blob or line is None or line.champion != version:
+            return
+        if self.watch.lacks(name, version):
+            await asyncio.to_thread(self.watch.based, name, version, await self._uplink.fetch(str(blob)))
+
+    @property
+    def shelf(self) -> Shelf:
+        """What it serves, once it has started."""
+        assert self._shelf is not None  # noqa: S101  started
+        return self._shelf
 
     def _opened(self, manifest: bytes, above: int | None) -> Mapping[str, Any]:
         roots = self._uplink.identity.roots

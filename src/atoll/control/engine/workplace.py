@@ -56,6 +56,7 @@ class Begin(msgspec.Struct):
 class Order(msgspec.Struct, omit_defaults=True):
     """Answer `head` with the model in files[0] into files[1]; without a head, make files[2] of files[0] and
     the delta files[1]. `calibrate`: instead, make files[1] of the ONNX file files[0], on this data set.
+    `tune`: instead, train the model in files[0] on the rows in files[1] into files[2].
     """
 
     files: list[str]
@@ -64,10 +65,13 @@ class Order(msgspec.Struct, omit_defaults=True):
     roots: bytes = b""
     federation: str = ""
     calibrate: str = ""
+    tune: dict[str, Any] | None = None
 
 
 class Said(msgspec.Struct, omit_defaults=True):
-    """Done, or the error: its class and words. The first of a process says what its rows are."""
+    """Done, or the error: its class and words. `about`: what its rows are, of the first of a process; what a
+    fine-tune took.
+    """
 
     about: dict[str, Any] = {}
     kind: str = ""
@@ -90,6 +94,11 @@ class Workplace(Protocol):
 
     async def lighten(self, graph: Path, to: Path, data: str) -> None:
         """Write an ONNX file in 8-bit integers, sealed, calibrated on the rows of a data set."""
+
+    async def tune(
+        self, base: Path, rows: Path, to: Path, values: Mapping[str, Any], *, roots: bytes, federation: str
+    ) -> Mapping[str, Any]:
+        """Fine-tune the model this site serves (tuning.py); what it took."""
 
     async def close(self) -> None:
         """End what runs."""
@@ -127,6 +136,14 @@ class Here:
         async with self._turn:
             await asyncio.to_thread(self._learning.lighten, graph, to, data)
 
+    async def tune(
+        self, base: Path, rows: Path, to: Path, values: Mapping[str, Any], *, roots: bytes, federation: str
+    ) -> Mapping[str, Any]:
+        """See Workplace."""
+        call = partial(self._learning.tune, base, rows, to, values, roots=roots, federation=federation)
+        async with self._turn:
+            return await asyncio.to_thread(call)
+
     async def close(self) -> None:
         """Nothing to end: a thread ends with its work."""
 
@@ -142,8 +159,8 @@ class Apart:
         self._about: Mapping[str, Any] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
-        self._doing: asyncio.Task[None] | None = None  # who has the turn
-        self._left: asyncio.Task[None] | None = None  # nobody waits for it: its process is ended
+        self._doing: asyncio.Task[Mapping[str, Any]] | None = None  # who has the turn
+        self._left: asyncio.Task[Mapping[str, Any]] | None = None  # nobody waits for it: its process is ended
         self._struck = False
         self._resting: asyncio.TimerHandle | None = None
         self._ending: set[asyncio.Task[None]] = set()
@@ -170,6 +187,13 @@ class Apart:
         """See Workplace."""
         await self._ask(Order(_names(graph, to), calibrate=data))
 
+    async def tune(
+        self, base: Path, rows: Path, to: Path, values: Mapping[str, Any], *, roots: bytes, federation: str
+    ) -> Mapping[str, Any]:
+        """See Workplace. Where it is cancelled, its process is ended at once."""
+        order = Order(_names(base, rows, to), roots=roots, federation=federation, tune=dict(values))
+        return await self._ask(order, grace=0.0)
+
     async def close(self) -> None:
         """End the process, whatever it does."""
         if (doing := self._doing) is not None:
@@ -178,19 +202,19 @@ class Apart:
         self._rest()
         await asyncio.gather(*self._ending)
 
-    async def _ask(self, order: Order) -> None:
+    async def _ask(self, order: Order, grace: float = GRACE) -> Mapping[str, Any]:
         task = asyncio.get_running_loop().create_task(self._done(order))
         try:
-            await asyncio.shield(task)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task is not self._doing:
                 task.cancel()
             elif not task.done():
                 task.add_done_callback(lambda task: task.cancelled() or task.exception())
-                asyncio.get_running_loop().call_later(GRACE, self._leave, task)
+                asyncio.get_running_loop().call_later(grace, self._leave, task)
             raise
 
-    async def _done(self, order: Order) -> None:
+    async def _done(self, order: Order) -> Mapping[str, Any]:
         """Have it done, in a fresh process where an earlier one ended of it."""
         async with self._turn:
             self._doing = asyncio.current_task()
@@ -202,10 +226,10 @@ class Apart:
                     said = await self._heard(process, framed(msgspec.msgpack.encode(order)))
                     if said is not None:
                         _raised(said)
-                        return
+                        return said.about
                     how = _ended(await self._buried())
                     if self._left is self._doing:
-                        return
+                        return {}
                     self._struck = True
                     log.warning("the process that learns was ended by %s: it is started again", how)
                 raise Refused(
@@ -256,7 +280,7 @@ class Apart:
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 
-    def _leave(self, task: asyncio.Task[None]) -> None:
+    def _leave(self, task: asyncio.Task[Mapping[str, Any]]) -> None:
         """Nobody has waited for this for a while."""
         if task is self._doing:
             self._left = task

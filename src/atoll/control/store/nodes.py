@@ -20,7 +20,7 @@ from .upsert import insert_new
 _LIVE = ("parent", "address", "version", "transport")
 _SEEN, _GONE, _DRAIN = transition("node_seen"), transition("node_gone"), transition("drain")
 _REVOKE, _READMIT = transition("revoke"), transition("readmit")
-_CERTIFICATE = transition("certificate_add")
+_CERTIFICATE, _NOTICED = transition("certificate_add"), transition("noticed")
 _NODE = select(t.nodes).where(t.nodes.c.name == bindparam("n"))
 _NODES = (
     select(t.nodes, t.records.c.score, t.records.c.quarantined)
@@ -86,6 +86,17 @@ class Nodes(Database):
             if not tx.run(change.values(drained=on)).rowcount:
                 return False
             tx.event("node.drained" if on else "node.undrained", {}, node=name, actor=actor)
+            return True
+
+    def noticed(self, name: str, number: int, kind: str, body: Mapping[str, Any]) -> bool:
+        """What a node noticed or did about it, by its own number; False for one that was told before."""
+        with self.write(_NOTICED) as tx:
+            e = t.events.c
+            last = select(e.body).where(e.node == name, e.kind.like("watch.%")).order_by(e.seq.desc())
+            before = tx.run(last.limit(1)).scalar()
+            if before is not None and parsed(before)["number"] >= number:
+                return False
+            tx.event(f"watch.{clean(kind, 32)}", {**body, "number": number}, node=name)
             return True
 
     def certificate_add(self, serial: int, name: str, role: str, until: float) -> None:

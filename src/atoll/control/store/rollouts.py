@@ -114,8 +114,8 @@ class Rollouts(Models):
         return [{**row._mapping, "figures": parsed(row.figures)} for row in rows]
 
     def everybodys(self, name: str) -> list[dict[str, Any]]:
-        """What all members were to serve, oldest first: {version, number, created, manifest, blob} of models
-        that were given to all at once (number 0), and of orders to all.
+        """What all members were to serve, oldest first: {version, number, created, manifest, blob, tune} of
+        models that were given to all at once (number 0), and of orders to all.
         """
         models = {m["version"]: m for m in self.models(name) if m["metrics"].get("onnx")}
         found = [{**m, "number": 0} for m in models.values() if b'"order"' not in m["manifest"]]
@@ -126,6 +126,6 @@ class Rollouts(Models):
         ]
         kept = ("version", "number", "created", "manifest")
         return [
-            {**{k: m[k] for k in kept}, "blob": m["metrics"]["onnx"]}
+            {**{k: m[k] for k in kept}, "blob": m["metrics"]["onnx"], "tune": m["metrics"].get("tune", "")}
             for m in sorted(found, key=lambda m: (m["created"], m["number"]))
         ]

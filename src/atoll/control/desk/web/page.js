@@ -109,9 +109,11 @@ function members(seen) {
     const sealed = node.live.sealed ? say("a proxy ends TLS: signatures carry the trust") : "";
     const out = suspects[number];
     const standing = node.quarantined ? say("quarantined") : out === undefined ? "" : say(out ? "set aside" : "suspect");
+    const changed = (node.live.watch || { raised: [] }).raised;
+    const drift = changed.length ? `${say("drift")}: ${changed.join(", ")}` : "";
     const trial = (m) => (m.trial ? ` (${m.trial} ${say(m.stage)})` : "");
     const serves = Object.entries(node.models || {}).map(([name, m]) => `${name} ${m.version}${trial(m)}`).join(", ");
-    const note = node.drained ? say("drained") : lines[lines.length - 1] || standing || sealed || serves;
+    const note = node.drained ? say("drained") : lines[lines.length - 1] || standing || drift || sealed || serves;
     const look = node.state !== "online" ? node.state : failed[number] && !ended ? "failed" : busy || ended ? "" : "idle";
     const value = seen.run && metrics[number] ? metrics[number][seen.run.metric] : undefined;
     const below = node.role === "client" && edges.has(node.parent);
