@@ -25,7 +25,7 @@ from .config import dump
 
 LABEL = "left"
 EXCHANGED = ("s4", "s11", "s15", "s21")
-OFFSET = 0.4  # of the way from a new engine's level to a worn one's
+OFFSET = 0.8  # of the way from a new engine's level to a worn one's
 SEEN = 0.6  # of a node's engines: run to failure before the federation begins
 BURST = 5  # readings of a message
 TOPIC = "line/{node}/{source}"

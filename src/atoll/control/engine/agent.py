@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,15 +129,22 @@ class Agent:
             return
         from .watch import Watch
 
+        self._loop = asyncio.get_running_loop()
+
         async def tune(base: Path, rows: Path, to: Path, values: Mapping[str, Any]) -> Mapping[str, Any]:
             mine = self.uplink.identity
             roots, federation = mine.roots, mine.member.federation
             return await self.workplace.tune(base, rows, to, values, roots=roots, federation=federation)
 
         intake, source = self.intake, self.settings.watch.source
-        self.watch = Watch(self.settings, self._vault, self.serving.shelf, tune, self.uplink.send)
+        self.watch = Watch(self.settings, self._vault, self.serving.shelf, tune, self._said)
         self.serving.watch = self.watch
         self.uplink.beside(self.watch.run(lambda after: intake.windows(source, after)))
+
+    def _said(self, kind: str, head: Mapping[str, Any]) -> None:
+        """A letter to the parent, from any thread."""
+        with suppress(RuntimeError):  # the loop has ended, and with it the client
+            self._loop.call_soon_threadsafe(self.uplink.send, kind, head)
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""

@@ -212,7 +212,7 @@ class Asks:
     def blob(self, name: str, blob: str) -> Path | None:
         """The model or plan of an ask this member has yet to answer, or one it is to serve."""
         mine = {s.letters[name].get(k) for s in self.open.values() if name in s.letters for k in CARRIED}
-        if blob in mine or blob in {m["blob"] for m in self.models.values()}:
+        if blob in mine or blob in {m.get(k) for m in self.models.values() for k in ("blob", "tune")}:
             path = self.errands.store.blobs.path(blob)
             if not path.exists():
                 return None

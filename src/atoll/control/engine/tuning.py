@@ -122,6 +122,8 @@ def tune(
     if not hasattr(learner, "export"):
         raise Refused("this run's learner writes no ONNX: its model cannot be renewed here")
     kept = msgspec.msgpack.decode(vault.read(rows), type=Rows).examples(classes=bool(work.classes))
+    if work.pipeline is not None:
+        kept = Examples(work.pipeline.rows(kept.x), kept.y)
     key = Rng.of(int(values["seed"])).at("tune")
     left = float(values["seconds"]) - (time.process_time() - began)
     fresh, passes, used = tuned(
@@ -137,7 +139,8 @@ def tune(
     part = to.with_name(f"{to.name}.part")
     try:
         learner.export(fresh, part, np.asarray(kept.x[:8], np.float32))
-        vault.write(to, part.read_bytes())
+        graph = part.read_bytes()
+        vault.write(to, graph if work.pipeline is None else work.pipeline.frozen(graph))
     finally:
         part.unlink(missing_ok=True)
     return {"passes": passes, "rows": used, "cpu_seconds": time.process_time() - began}
