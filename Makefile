@@ -4,6 +4,7 @@
 # There is one environment with three sizes, each a stamp file in it:
 #   demo  what a federation on this machine needs, and scikit-learn: no PyTorch, so that it starts soon
 #   dev   what tests and checks need, PyTorch included
+#   edge  the same and what machines need that report: MQTT and, without mosquitto, a broker from PyPI
 #   docs  what builds the documentation
 # A size is installed once, and again when pyproject.toml or constraints.txt change.
 
@@ -12,6 +13,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/installed-demo
+EDGE := $(VENV)/installed-edge
 DEV := $(VENV)/installed-dev
 DOCS := $(VENV)/installed-docs
 # Exact tested versions. Modules are compiled when first imported, which PyTorch's thousands repay.
@@ -21,17 +23,21 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types bench faults nightly docs format clean
+.PHONY: help demo demo-edge test lint types bench faults nightly docs format clean
 
 help: ## say what there is
 	@echo "make TARGET, where TARGET is one of"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "PYTHON=python3.12 chooses the interpreter, WORKERS=4 the test processes,"
 	@echo "ATOLL_DATA=folder where the data sets are that some tests and benchmarks read."
 
 demo: $(DEMO) ## a real federation on this machine: start, train, export, predict, compare, end
 	rm -rf build/federation
 	$(BIN)/atoll demo --folder build/federation
+
+demo-edge: $(EDGE) ## engines report over MQTT; nodes learn, serve, notice, renew, take a bad model back
+	rm -rf build/edge
+	$(BIN)/atoll demo-edge --folder build/edge
 
 test: $(DEV) ## run every test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
@@ -73,6 +79,10 @@ $(BIN)/python:
 
 $(DEMO): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[edge,export,server,sklearn]'
+	@touch $@
+
+$(EDGE): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[demo,edge,export,mqtt,server]'
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python

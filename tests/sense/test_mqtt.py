@@ -124,11 +124,12 @@ def _known(path: Path) -> bool:
 
 
 @needs_broker
-def test_what_a_broker_kept_while_the_node_was_away_is_stored(broker, presses, tmp_path) -> None:
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_what_a_broker_kept_while_the_node_was_away_is_stored(version, broker, presses, tmp_path) -> None:
     async def main() -> None:
-        await subscribed(tmp_path, settings(broker))
+        await subscribed(tmp_path, settings(broker, version=version))
         await asyncio.to_thread(presses.send, *(says(i) for i in range(200)))
-        async with node(tmp_path, settings(broker)) as feed:
+        async with node(tmp_path, settings(broker, version=version)) as feed:
             await until(lambda: feed.counts()["stored"] == 200)
             await asyncio.to_thread(presses.send, *(says(i) for i in range(195, 205)))
             await until(lambda: feed.counts()["stored"] == 205)

@@ -70,6 +70,11 @@ def which() -> str:
     return "amqtt" if find_spec("amqtt") is not None else ""
 
 
+def version() -> str:
+    """Of the MQTT that it speaks."""
+    return "5" if _mosquitto() else "3.1.1"
+
+
 def _mosquitto() -> str:
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_PLACES])
     return shutil.which("mosquitto", path=path) or ""

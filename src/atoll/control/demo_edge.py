@@ -20,7 +20,7 @@ from ..core.errors import PeerError, StateError
 from ..data.turbofan import CAP
 from . import broker, live, up
 from .config import dump
-from .plant import Plant
+from .plant import Plant, Send, contract
 from .remote import predicting
 from .remote.sdk import Federation, connect
 from .remote.where import read as kept
@@ -53,7 +53,7 @@ class _Demo:
     say: Say
     fed: Federation
     plant: Plant
-    port: int
+    send: Send
     step: Callable[[str], None]
     seen: int = 0  # the last event of the log that was looked at
     told: dict[str, set[str]] = field(default_factory=dict)
@@ -93,11 +93,11 @@ def run(folder: Path, say: Say, *, generated: bool | None = None) -> int:
         job = _written(folder, plant)
         up.start(
             folder, job, above=above, transport="grpc", tell=lambda text: step(say(text)),
-            own=lambda place: {**plant.files(place, port), "watch": WATCH, "renew": RENEW},
+            own=lambda place: {**plant.files(place, port, broker.version()), "watch": WATCH, "renew": RENEW},
         )  # fmt: skip
         where = kept(folder / "operator.json")
-        with connect(where.url, where.token) as fed:
-            return _through(_Demo(folder, say, fed, plant, port, step), began)
+        with connect(where.url, where.token) as fed, plant.speaking(port) as send:
+            return _through(_Demo(folder, say, fed, plant, send, step), began)
     finally:
         up.stop(folder)
         process.terminate()
@@ -106,8 +106,6 @@ def run(folder: Path, say: Say, *, generated: bool | None = None) -> int:
 
 def _written(folder: Path, plant: Plant) -> Path:
     """The job file, and the contract beside it."""
-    from .plant import contract
-
     (folder / "engines.toml").write_text(dump(contract()), "utf-8")
     (folder / "bad.toml").write_text(dump(BAD), "utf-8")
     (folder / "demo.toml").write_text(dump(JOB), "utf-8")
@@ -120,7 +118,7 @@ def _through(demo: _Demo, began: float) -> int:
     kind = "FD001" if plant.real else say("made")
     demo.step(f"{say('engines that ran until they failed report what they read')} ({kind})")
     past = {node: list(plant.past(node)) for node in plant.nodes}
-    plant.send(demo.port, [message for messages in past.values() for message in messages])
+    demo.send([message for messages in past.values() for message in messages])
     stored = {node: _stored(demo, node, messages) for node, messages in past.items()}
     print(f"{sum(n for n, _ in stored.values())} {say('readings, each stored once, encrypted')}")
     print(f"{sum(n for _, n in stored.values())} {say('set aside: outside the ranges of the contract')}")
@@ -197,7 +195,7 @@ def _window(demo: _Demo, *, exchanged: bool) -> None:
     messages = [
         m for n in demo.plant.nodes for m in demo.plant.now(n, WINDOW, demo.rng, exchanged=exchanged)[2]
     ]
-    demo.plant.send(demo.port, messages)
+    demo.send(messages)
     time.sleep(0.3)
 
 

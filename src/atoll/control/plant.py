@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ TOPIC = "line/{node}/{source}"
 PASSWORD = "broker.password"  # a file of a node  # noqa: S105
 MACHINES = "machines"  # who may write to the broker
 SENT = 60.0  # seconds a broker may take
+
+Send: TypeAlias = Callable[[Sequence[tuple[str, bytes]]], None]
 
 
 def contract() -> dict[str, Any]:
@@ -70,13 +73,14 @@ class Plant:
         found = {node: User(self.passwords[node], reads=(f"line/{node}/#",)) for node in self.nodes}
         return {**found, MACHINES: User(self.password, writes=("line/#",))}
 
-    def files(self, place: Path, port: int) -> dict[str, Any]:
-        """Put a node's files into its folder; its settings for them."""
+    def files(self, place: Path, port: int, version: str = "5") -> dict[str, Any]:
+        """Put a node's files into its folder; its settings for them. `version`: of the broker's MQTT."""
         write_private(place / "engines.toml", dump(contract()).encode())
         write_private(place / PASSWORD, self.passwords[place.name].encode())
         mqtt = {
             "url": f"mqtt://127.0.0.1:{port}",
             "topic": TOPIC.replace("{node}", place.name),
+            "version": version,
             "user": place.name,
             "password_file": PASSWORD,
         }
@@ -113,8 +117,12 @@ class Plant:
             messages.append(self._message(node, life, x, y))
         return np.concatenate(rows)[:count], np.concatenate(left)[:count], messages
 
-    def send(self, port: int, messages: Sequence[tuple[str, bytes]]) -> None:
-        """Publish, as the machines; the broker has them when this returns. Raises StateError where not."""
+    @contextmanager
+    def speaking(self, port: int) -> Iterator[Send]:
+        """The machines at the broker: `send(messages)` returns once it has them, or raises StateError.
+
+        They stay for the whole block: a broker may not yet have passed on what it has acknowledged.
+        """
         import paho.mqtt.client as mqtt
         from paho.mqtt.enums import CallbackAPIVersion
 
@@ -123,13 +131,17 @@ class Plant:
         client.max_inflight_messages_set(100)
         client.connect("127.0.0.1", port)
         client.loop_start()
-        try:
+
+        def send(messages: Sequence[tuple[str, bytes]]) -> None:
             sent = [client.publish(topic, text, qos=1) for topic, text in messages]
             until = time.monotonic() + SENT
             for one in sent:
                 one.wait_for_publish(max(0.0, until - time.monotonic()))
                 if not one.is_published():
                     raise StateError("the broker does not take what the machines say: see its log")
+
+        try:
+            yield send
         finally:
             client.disconnect()
             client.loop_stop()

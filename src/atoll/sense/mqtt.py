@@ -1,9 +1,9 @@
-"""Readings from an MQTT broker (OASIS, MQTT 5.0), at least once from it and once in the store.
+"""Readings from an MQTT broker (OASIS, MQTT 5.0 or 3.1.1), at least once from it and once in the store.
 
 A message is acknowledged (PUBACK) after its reading is on disk. The session is kept by the broker: what came
 while this node was away is sent when it is back, and what was not acknowledged is sent again; the store knows
-both by id or time. How many messages may be unacknowledged is said to the broker (Receive Maximum): it holds
-the rest, so that a slow disk slows the broker and fills no memory here.
+both by id or time. How many messages may be unacknowledged is said to the broker (Receive Maximum, in 5.0):
+it holds the rest, so that a slow disk slows the broker and fills no memory here.
 
     topic = "plant/{source}/data"     plant/press-7/data speaks for press-7, and for nobody else
 
@@ -94,9 +94,10 @@ def _client(settings: Mqtt, folder: Path, session: str) -> Any:
         from paho.mqtt.enums import CallbackAPIVersion
     except ImportError:
         raise ConfigError("MQTT needs paho-mqtt: pip install 'atoll-fl[mqtt]'") from None
-    client = paho.Client(
-        CallbackAPIVersion.VERSION2, client_id=session, protocol=paho.MQTTv5, manual_ack=True
-    )
+    kind: dict[str, Any] = {"protocol": paho.MQTTv5}
+    if settings.version != "5":
+        kind = {"protocol": paho.MQTTv311, "clean_session": False}
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=session, manual_ack=True, **kind)
     url = urlsplit(settings.url)
     if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
         raise ConfigError(f"a broker's URL is mqtt://host or mqtts://host, got {settings.url!r}")
@@ -135,13 +136,16 @@ class _Link:
 
     async def connect(self, url: Any) -> None:
         """Dial, with the session that the broker kept. Raises StateError where it cannot be reached."""
+        from paho.mqtt.enums import MQTTProtocolVersion
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
-        properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = _FOREVER
-        properties.ReceiveMaximum = UNACKNOWLEDGED
-        more = {"keepalive": _ALIVE, "clean_start": False, "properties": properties}
+        more: dict[str, Any] = {"keepalive": _ALIVE}
+        if self.client.protocol == MQTTProtocolVersion.MQTTv5:
+            properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = _FOREVER
+            properties.ReceiveMaximum = UNACKNOWLEDGED
+            more |= {"clean_start": False, "properties": properties}
         port = url.port or (8883 if url.scheme == "mqtts" else 1883)
         try:
             await asyncio.to_thread(self.client.connect, url.hostname, port, **more)

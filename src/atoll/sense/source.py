@@ -10,6 +10,8 @@ A source may have several ways in, and a store of its own.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from ..core.errors import ConfigError
@@ -70,13 +72,15 @@ class Push(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class Mqtt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Messages of a broker, acknowledged once they are stored.
 
-    `url`: mqtt://host:port or mqtts://. `topic`: {source} stands for the device's name; or name it by
-    `device`. `ca`, `certificate`, `key`: PEM files. `id`: of the session that the broker keeps; by default
-    the client's and the source's names.
+    `url`: mqtt://host:port or mqtts://. `version`: of MQTT, where a broker knows the older one only.
+    `topic`: {source} stands for the device's name; or name it by `device`. `ca`, `certificate`, `key`: PEM
+    files.
+    `id`: of the session that the broker keeps; by default the client's and the source's names.
     """
 
     url: str
     topic: str
+    version: Literal["5", "3.1.1"] = "5"
     device: str = ""
     user: str = ""
     password_file: str = ""
