@@ -140,9 +140,9 @@ class Federation:
             self.file.write_text(dump(dict(job)))
             above = up.plain(edges, read(self.file).data["clients"])
             names = [name for name in above if name.startswith("client-")]
-            up._deal(read(self.file), folder / "clients", names)
+            own = up._deal(read(self.file), folder / "clients", names)
             ports = self.held.enter_context(up.reserved(up.doors_of(above)))
-            up._lay(folder, above, names, transport, ports)
+            up._lay(folder, above, names, transport, ports, own)
         self.clients = sorted(path.name for path in (folder / "clients").iterdir())
         self.edges = sorted(path.name for path in (folder / "edges").iterdir()) if edges else []
         self.names = ["coordinator", *self.edges, *self.clients]

@@ -73,6 +73,7 @@ MEMBERS: Mapping[tuple[str, str], str] = {
     ("GET", "/v1/ways"): ANYONE,
     ("GET", "/v1/"): ANYONE,  # which versions are spoken
     ("POST", "/v1/seal"): ANYONE,  # begins a signed session; each call in it then proves who it is
+    ("POST", "/v1/enrol/key"): ANYONE,  # a signed key that a token's secret is sealed for
     ("POST", "/v1/enrol"): PROOF,
     ("POST", "/v1/renew"): PROOF,
     ("POST", "/v1/session"): MEMBER,
