@@ -9,15 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from atoll.control.engine import tuning
+from atoll.control.engine.parcels import keep_frames
+from atoll.control.settings import Policy
 from atoll.core.errors import ProtocolError, Refused
 from atoll.core.rng import Rng
 from atoll.serve.quota import Amount
 from atoll.wire import failpoint
-from tests.engine.watching import CHANGE, Node, node, params, parcel, window
+from tests.engine.watching import CHANGE, TABLE, VALUES, VAULT, Node, node, params, parcel, window
 from tests.wire.pki import member
 
 
@@ -158,16 +161,52 @@ def test_a_full_disk_stops_a_swap_and_not_the_watch(tmp_path: Path) -> None:
 
 def test_a_parcel_of_somebody_elses_is_refused(tmp_path: Path) -> None:
     made = node(tmp_path)
-    work, found = tuning.read(tmp_path / "parcel", made.roots, "lagoon")
+    work, found = tuning.read(tmp_path / "parcel", made.roots, "lagoon", Policy())
     assert work.run == "r1"
     assert found == params()
     with pytest.raises(ProtocolError):
-        tuning.read(tmp_path / "parcel", made.roots, "another")
+        tuning.read(tmp_path / "parcel", made.roots, "another", Policy())
     from atoll.privacy.keys import Authority
 
     stranger = member(Authority.new("lagoon", now=time.time()), "coordinator", "hub")
     with pytest.raises(ProtocolError):
-        tuning.read(parcel(stranger, tmp_path / "strange"), made.roots, "lagoon")
+        tuning.read(parcel(stranger, tmp_path / "strange"), made.roots, "lagoon", Policy())
+
+
+def test_a_plan_is_fine_tuned_by_the_graph_that_came_with_its_job(tmp_path: Path) -> None:
+    from atoll.adapt.plan import Plan
+    from atoll.control.engine.work import Work, signed
+    from atoll.privacy.keys import Authority
+    from atoll.serve.model import Model
+    from tests.serve.plans import FILE
+
+    plan = Plan.read(FILE.read_bytes())
+    identity = member(Authority.new("lagoon", now=time.time()), "coordinator", "hub")
+    table = {**TABLE, "learner": {"name": "plan", "sha256": plan.sha256, "blob": "0" * 64}}
+    classes = ["a", "b", "c"]
+    values = {**VALUES, "table": table, "features": 4, "outputs": 3, "classes": classes}
+    letter = signed({**values, "federation": "lagoon"}, identity)
+    work = Work(letter["text"], plan=plan)
+    first = work.learner.init(np.random.default_rng(0))
+    keep_frames(tmp_path / "base", tuning.parcel(work, letter, first, identity))
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(200, 4)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.float64) + (x[:, 1] > 0)
+    VAULT.write(tmp_path / "rows", msgspec.msgpack.encode(tuning.Rows.of(x, y)))
+    asked = {"seconds": 60.0, "passes": 5, "reach": 1.0, "seed": 1}
+    files = tmp_path / "base", tmp_path / "rows", tmp_path / "new"
+    whose = {"vault": VAULT, "roots": identity.roots, "federation": "lagoon"}
+    with pytest.raises(Refused, match="plans = true"):
+        tuning.tune(*files, asked, policy=Policy(), **whose)
+    took = tuning.tune(*files, asked, policy=Policy(plans=True), **whose)
+    assert took["rows"] == 200
+
+    def right(data: bytes) -> float:
+        return float((Model(data).run(x)["label"] == y).mean())
+
+    work.learner.export(first, tmp_path / "old.onnx", x[:8])
+    before = right((tmp_path / "old.onnx").read_bytes())
+    assert right(VAULT.read(tmp_path / "new")) > max(0.6, before + 0.2)
 
 
 def test_a_fine_tune_learns_from_as_many_rows_as_its_time_allows() -> None:

@@ -118,7 +118,9 @@ class Node:
         return self.now
 
     async def tune(self, base: Path, rows: Path, to: Path, values: Any) -> Any:
-        call = partial(tuning.tune, vault=VAULT, roots=self.roots, federation="lagoon")
+        call = partial(
+            tuning.tune, vault=VAULT, roots=self.roots, federation="lagoon", policy=self.made.policy
+        )
         return await asyncio.to_thread(call, base, rows, to, values)
 
     async def windows(self, after: int, until: int) -> AsyncIterator[Line]:

@@ -127,6 +127,7 @@ class Agent:
         """Look at every window of a source, and renew the model that answers it."""
         if self.settings.watch is None or self.intake is None:
             return
+        from .sensing import contract
         from .watch import Watch
 
         self._loop = asyncio.get_running_loop()
@@ -137,7 +138,9 @@ class Agent:
             return await self.workplace.tune(base, rows, to, values, roots=roots, federation=federation)
 
         intake, source = self.intake, self.settings.watch.source
-        self.watch = Watch(self.settings, self._vault, self.serving.shelf, tune, self._said)
+        names = contract(self.settings, source).features
+        shelf = self.serving.shelf
+        self.watch = Watch(self.settings, self._vault, shelf, tune, self._said, names=names)
         self.serving.watch = self.watch
         self.uplink.beside(self.watch.run(lambda after: intake.windows(source, after)))
 

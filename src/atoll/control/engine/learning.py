@@ -146,7 +146,10 @@ class Learning:
         """See tuning.tune."""
         from .tuning import tune
 
-        return tune(base, rows, to, values, vault=self._vault, roots=roots, federation=federation)
+        policy = self._settings.policy
+        return tune(
+            base, rows, to, values, vault=self._vault, roots=roots, federation=federation, policy=policy
+        )
 
     def _allowed(self, asked: Asked) -> None:
         """Raise Refused where this site's policy says no."""

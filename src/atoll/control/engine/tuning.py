@@ -17,6 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ...adapt.plan_table import planned
 from ...core.errors import CodecError, ProtocolError, Refused
 from ...core.message import FitContext, fit_many
 from ...core.rng import Rng
@@ -33,6 +35,8 @@ from ...learn.wrapped import Wrapped
 from ...privacy.keys import Identity, sign, verify
 from ...privacy.vault import Vault
 from ...wire.codec import Message
+from ..settings import Policy
+from . import plans
 from .parcels import read_frames
 from .work import Work, opened
 
@@ -65,7 +69,10 @@ def parcel(work: Work, letter: Mapping[str, Any], params: Update, identity: Iden
     created = time.time()
     signature = sign(identity.key, _belong(work, params, created), purpose=PURPOSE)
     word = {"signature": signature, "chain": identity.chain, "created": created}
-    return Message("tune", {"job": dict(letter), "word": word}, {"params": params})
+    arrays: dict[str, Any] = {"params": params}
+    if work.plan is not None:
+        arrays["plan"] = plans.carried(work.plan)
+    return Message("tune", {"job": dict(letter), "word": word}, arrays)
 
 
 def _belong(work: Work, params: Update, created: float) -> bytes:
@@ -73,11 +80,11 @@ def _belong(work: Work, params: Update, created: float) -> bytes:
     return json.dumps({"run": work.run, "params": digest, "created": created}, sort_keys=True).encode()
 
 
-def read(base: Path, roots: bytes, federation: str) -> tuple[Work, Update]:
+def read(base: Path, roots: bytes, federation: str, policy: Policy) -> tuple[Work, Update]:
     """The job and the model of a parcel, as of when it was made: its signer's certificate may have ended
     since.
 
-    Raises ProtocolError unless a coordinator signed both.
+    Raises ProtocolError unless a coordinator signed both, Refused for a plan that this site does not run.
     """
     message = read_frames(base)
     params, values = message.arrays.get("params"), message.head
@@ -96,6 +103,11 @@ def read(base: Path, roots: bytes, federation: str) -> tuple[Work, Update]:
     signer = verify(chain, roots, text, signature, now=created, purpose=PURPOSE)
     if signer.role != "coordinator" or signer.federation != federation:
         raise ProtocolError("the model to fine-tune was not signed by this federation's coordinator")
+    if (learner := planned(work.values["table"])) is not None:
+        if not policy.plans:
+            raise Refused("this site runs no plans: [policy] plans = true allows them")
+        plan = plans.held(message, str(learner["sha256"]), policy)
+        work = replace(work, plan=plan, seconds=policy.plan_seconds)
     return work, params
 
 
@@ -108,6 +120,7 @@ def tune(
     vault: Vault,
     roots: bytes,
     federation: str,
+    policy: Policy,
 ) -> dict[str, Any]:
     """Write the new model; {passes, rows, cpu_seconds}. `values`: seconds of CPU, passes, reach, seed.
 
@@ -115,7 +128,7 @@ def tune(
     `read`.
     """
     began = time.process_time()
-    work, params = read(base, roots, federation)
+    work, params = read(base, roots, federation, policy)
     learner = work.learner
     while isinstance(learner, Wrapped):
         learner = learner.learner

@@ -108,7 +108,9 @@ class Known(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """`send(kind, head)`: a letter to the parent. `tune`: the workplace's. `clock`: Unix seconds."""
+    """`send(kind, head)`: a letter to the parent. `tune`: the workplace's. `clock`: Unix seconds. `names`: of
+    a row's columns, where they have some.
+    """
 
     def __init__(
         self,
@@ -118,9 +120,11 @@ class Watch:
         tune: Tune,
         send: Callable[[str, Mapping[str, Any]], None],
         clock: Callable[[], float] = time.time,
+        names: tuple[str, ...] = (),
     ) -> None:
         assert settings.watch is not None  # noqa: S101  who makes it has looked
         self._watch, self._renew = settings.watch, settings.renew
+        self._names = names
         self._folder = Path(settings.folder) / "watch"
         self._vault, self._shelf, self._tune, self._send, self._clock = vault, shelf, tune, send, clock
         self._working: asyncio.Task[None] | None = None
@@ -215,7 +219,9 @@ class Watch:
             state = monitor.renewed(known.monitor)
         if state is None:
             count = int(np.prod(window.rows.shape[1:])) + answered.shape[1]
-            names = tuple(f"column {i}" for i in range(count - answered.shape[1]))
+            wide = count - answered.shape[1]
+            named = len(self._names) == wide
+            names = self._names if named else tuple(f"column {i}" for i in range(wide))
             names += tuple(f"answer {i}" for i in range(answered.shape[1]))
             state = monitor.begun(names, values="label" not in answers)
         seen = monitor.Seen(window.rows, answered, wrong)
