@@ -257,7 +257,11 @@ class _Service:
         return _Refused(404, f"say which model: {names}" if not name else f"no such model: there is {names}")
 
     async def models(self, request: web.Request) -> web.Response:
-        listed = [{**_model(s), "row": s.model.row, "answers": s.model.answers} for s in self._shelf]
+        listed = [
+            {**_model(s), "row": s.model.row, "answers": s.model.answers}
+            | ({"variant": "int8"} if s.light else {})
+            for s in self._shelf
+        ]
         more = {} if self._joint is None else {"joint": self._joint.counts}
         return _json({"models": listed, "problems": self._shelf.problems, **more}, 200)
 
@@ -331,7 +335,6 @@ def _json(body: dict[str, Any], status: int) -> web.Response:
 
 
 def _model(served: Served) -> dict[str, Any]:
-    """Who answered; `own` where it is this node's own model, made of that version; `variant`: in integers."""
+    """Who answered; `own` where it is this node's own model, made of that version."""
     found: dict[str, Any] = {"name": served.name, "version": served.version}
-    found |= {"variant": "int8"} if served.light else {}
     return {**found, "own": served.own} if served.own else found
