@@ -59,7 +59,7 @@ class Sitting:
         return sum(self.sent[c] for c in clients)
 
     def ask(self, client: int, step: Step, params: Any = None) -> bytes:
-        local: Any = SimpleNamespace(seat=self.seats[client], algorithm=at.fedavg())
+        local: Any = SimpleNamespace(seat=self.seats[client], algorithm=at.fedavg(), waiting={})
         task: Any = SimpleNamespace(note=msgspec.msgpack.encode(step), clients=(client,), params=params)
         answer = self.how.reply(local, task)
         if answer.failed:

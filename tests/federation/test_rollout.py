@@ -165,7 +165,7 @@ def test_a_bad_model_is_taken_back_everywhere_and_without_gates_it_becomes_champ
                 hub.rollback("wine", 1, reason="it was a test")
                 everybody = dict.fromkeys(fed.clients, (1, 2, "back"))
                 fed.until(lambda: stages(hub) == everybody, what="back by order")
-                fed.finished(hub.submit({**JOB, "rollout": STAGED}, seed=6).id)
+                fed.finished(hub.submit({**JOB, "rollout": STAGED}, seed=JOB["seed"]).id)
                 everybody = dict.fromkeys(fed.clients, (3, 0, "served"))
                 fed.until(lambda: stages(hub) == everybody, what="the next run's model, by itself")
                 fed.until(lambda: hub.stages("wine")["serves"] == 3, what="it is for all")
