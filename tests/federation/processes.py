@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,15 @@ class Federation:
     def __exit__(self, *_: object) -> None:
         self.stop(*reversed(self.names))
         self.held.close()
+
+    def outlived(self, names: Collection[str]) -> None:
+        """Wait until each of these has died, and start it again as soon as it has."""
+        left = set(names)
+        while left:
+            dead = self.until(lambda left=left: {n for n in left if self.dead(n)}, what=f"{left} to die")
+            for name in dead:
+                self.start(name)
+            left -= dead
 
     # -- processes ------------------------------------------------------------------------------
 

@@ -76,12 +76,7 @@ def test_over_sockets_one_of_each_role_dies_in_the_midst(tmp_path: Path, nursery
             fed.start(name, failpoints=places.get(name, ""))
         gathered(fed)
         run_id = fed.submit()
-        left = set(places)
-        while left:
-            dead = fed.until(lambda left=left: {n for n in left if fed.dead(n)}, what=f"{left} to die")
-            for name in dead:
-                fed.start(name)
-            left -= dead
+        fed.outlived(places)
         fed.finished(run_id)
         fed.stop(*fed.names)
         with fed.store() as store:

@@ -67,12 +67,7 @@ def test_one_of_each_role_is_killed_and_the_model_is_the_same(tmp_path: Path, nu
             fed.start(name, failpoints=places.get(name, ""))
         gathered(fed)
         run = fed.submit()
-        left = set(places)
-        while left:
-            dead = fed.until(lambda left=left: {n for n in left if fed.dead(n)}, what=f"{left} to die")
-            for name in dead:
-                fed.start(name)
-            left -= dead
+        fed.outlived(places)
         fed.finished(run)
         fed.stop(*fed.names)
         whole(fed, run)

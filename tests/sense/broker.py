@@ -1,6 +1,5 @@
 """A mosquitto of our own: started for the tests where it is installed, gone afterwards."""
 
-import shutil
 import socket
 import subprocess
 import time
@@ -8,27 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-PLACES = ("/usr/sbin", "/usr/local/sbin")
+from tests.wire.mosquitto import missing, program
+
+__all__ = ["OPEN", "Broker", "missing", "running"]
+
 OPEN = ("allow_anonymous true", "autosave_on_changes true")  # each change is on its disk: slow, for few
 QUEUED = "max_queued_messages 0\nmax_inflight_messages 0\n"  # all that a node misses is kept for it
-
-
-def program() -> str | None:
-    """The broker's program."""
-    return shutil.which("mosquitto") or next(
-        (str(p) for place in PLACES if (p := Path(place) / "mosquitto").exists()), None
-    )
-
-
-def missing() -> str:
-    """Why there can be no broker here; empty if there can be one."""
-    if program() is None:
-        return "mosquitto is not installed (Debian: apt-get install mosquitto)"
-    try:
-        import paho.mqtt.client  # noqa: F401
-    except ImportError:
-        return "the client is not installed: pip install paho-mqtt"
-    return ""
 
 
 class Broker:
@@ -46,7 +30,7 @@ class Broker:
 
     def start(self) -> None:
         """Start it, with what it kept; it listens when this returns."""
-        command = [str(program()), "-c", str(self.folder / "mosquitto.conf")]
+        command = [program(), "-c", str(self.folder / "mosquitto.conf")]
         with (self.folder / "broker.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         while self.process.poll() is None:

@@ -6,7 +6,6 @@ with Mosquitto(folder) as broker:
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,17 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-PLACES = ("/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto")
-
-
-def program() -> str | None:
-    """The broker's program."""
-    return shutil.which("mosquitto") or next((p for p in PLACES if Path(p).exists()), None)
+from atoll.control.broker import mosquitto as program
 
 
 def missing() -> str:
     """Why there can be no broker here; empty if there can be one."""
-    if program() is None:
+    if not program():
         return "mosquitto is not installed (Debian: apt-get install mosquitto)"
     try:
         import paho.mqtt  # noqa: F401
@@ -81,7 +75,7 @@ class Mosquitto:
         """Start it; it accepts when this returns."""
         assert self._process is None
         with (self.folder / "errors").open("ab") as errors:
-            command = [program() or "", "-c", str(self._config)]
+            command = [program(), "-c", str(self._config)]
             self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         end = time.monotonic() + 20
         while True:

@@ -65,23 +65,24 @@ def start(folder: Path, port: int, users: Mapping[str, User], log: Path) -> subp
 
 def which() -> str:
     """The broker that would run, "" if there is none."""
-    if mosquitto := _mosquitto():
-        return mosquitto
+    if program := mosquitto():
+        return program
     return "amqtt" if find_spec("amqtt") is not None else ""
 
 
 def version() -> str:
     """Of the MQTT that it speaks."""
-    return "5" if _mosquitto() else "3.1.1"
+    return "5" if mosquitto() else "3.1.1"
 
 
-def _mosquitto() -> str:
+def mosquitto() -> str:
+    """Its program, "" where it is not installed."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_PLACES])
     return shutil.which("mosquitto", path=path) or ""
 
 
 def _command(folder: Path, port: int, users: Mapping[str, User]) -> list[str]:
-    if program := _mosquitto():
+    if program := mosquitto():
         return [program, "-c", str(_conf(folder, port, users))]
     if not which():
         raise ConfigError(

@@ -189,7 +189,9 @@ class _Service:
         asked = await self._read(
             request, _Asked, 'expected {"rows": [[...], ...]}, and "model" where there are several'
         )
-        answer = await self._answer(asked.model, _Waiting(asked.ticket, asked.rows), len(bytes(asked.rows)))
+        answer = await self._answer(
+            asked.model, _Waiting(asked.ticket, asked.rows), memoryview(asked.rows).nbytes
+        )
         if isinstance(answer, _Unsure):
             answer = await self._settled(answer)
         return web.Response(body=answer, content_type="application/json")

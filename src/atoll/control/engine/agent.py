@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,9 +127,8 @@ class Agent:
         if self.settings.watch is None or self.intake is None:
             return
         from .sensing import contract
+        from .serving import soon
         from .watch import Watch
-
-        self._loop = asyncio.get_running_loop()
 
         async def tune(base: Path, rows: Path, to: Path, values: Mapping[str, Any]) -> Mapping[str, Any]:
             mine = self.uplink.identity
@@ -140,14 +138,10 @@ class Agent:
         intake, source = self.intake, self.settings.watch.source
         names = contract(self.settings, source).features
         shelf = self.serving.shelf
-        self.watch = Watch(self.settings, self._vault, shelf, tune, self._said, names=names)
+        send = partial(soon, asyncio.get_running_loop(), self.uplink.send)
+        self.watch = Watch(self.settings, self._vault, shelf, tune, send, names=names)
         self.serving.watch = self.watch
         self.uplink.beside(self.watch.run(lambda after: intake.windows(source, after)))
-
-    def _said(self, kind: str, head: Mapping[str, Any]) -> None:
-        """A letter to the parent, from any thread."""
-        with suppress(RuntimeError):  # the loop has ended, and with it the client
-            self._loop.call_soon_threadsafe(self.uplink.send, kind, head)
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""

@@ -62,7 +62,7 @@ class Serving:
         """Serve what was accepted before. Raises StateError where the address cannot be had."""
         shelf = self._shelf = await asyncio.to_thread(Shelf, self._folder, self._opened)
         loop = asyncio.get_running_loop()
-        shelf.moved.append(lambda *told: _soon(loop, self._moved, *told))
+        shelf.moved.append(lambda *told: soon(loop, self._moved, *told))
         for name, problem in shelf.problems.items():
             log.warning("model %s: %s", name, problem)
         joint = self._asks() if self._joint.send != "nothing" else None
@@ -189,6 +189,7 @@ class Serving:
         return open_model(manifest, roots, now=time.time(), above=above)
 
 
-def _soon(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *values: Any) -> None:
+def soon(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *values: Any) -> None:
+    """Call it in the loop's thread, from any other."""
     with suppress(RuntimeError):  # it is closed: the next connection says how things stand
         loop.call_soon_threadsafe(call, *values)
