@@ -104,9 +104,9 @@ class Fleet:
         return True
 
     def held(self, names: Iterable[str]) -> list[str]:
-        """Which of these clients are here and hold back."""
-        here = ((name, self.clients.get(name)) for name in names)
-        return [name for name, seen in here if seen is not None and seen.present and seen.held]
+        """Which of these clients hold back by the last that was heard of them, be they here or away."""
+        known = ((name, self.clients.get(name)) for name in names)
+        return [name for name, seen in known if seen is not None and seen.held]
 
     def remembered(self, name: str, via: str, about: Mapping[str, Any]) -> None:
         """A client known from before this process began."""

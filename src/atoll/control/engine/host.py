@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from ...core.edge import LOST
 from ...core.errors import Refused
+from ...learn.failure import HELD
 from ...privacy.keys import Member
 from ...transport.service import Offer, Service
 from ..gate.gate import Gate
@@ -23,7 +24,6 @@ from ..store.store import Store
 from .asks import Asks, Sent
 from .errands import Errands
 from .fleet import Fleet
-from .power import HELD
 from .receipts import Receipts
 
 OnServing: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
