@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..core.aggregate import Aggregator, Points, own, points
-from ..core.edge import Answer, Task, relay, wire
+from ..core.edge import UNASKED, Answer, Task, relay, wire
 from ..core.errors import ConfigError, MisuseError, ProtocolError, QuorumError
 from ..core.message import Learner
 from ..core.metrics import merge_all
@@ -149,13 +149,18 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
     """One cohort's contributions, through the chain, onto the model; and the round's record.
 
     A round that nobody contributed to changes nothing; the third in a row, or the last of a shorter
-    run, raises QuorumError. Where all who were asked came to hold back, it is begun anew.
+    run, raises QuorumError. Where all who were asked came to hold back, it is begun anew; where nobody knows
+    of them why they were not asked, a few times.
     """
-    key = p.key.at("round", now.round)
+    key, unasked = p.key.at("round", now.round), 0
     while True:
         cohort = await choose(p, plan, now, key)
         after, record = await ask(p, plan, now, cohort, key)
+        unasked += UNASKED in record["failed"].values()
         if after is not now:
+            break
+        if unasked > PATIENCE:
+            after = skip(plan, now, record["failed"])
             break
         await p.sleep(PAUSE)
     return after, {**record, **told(after.records, cohort, left_out(plan, now))}
@@ -231,11 +236,11 @@ def skip(plan: Plan, now: Progress, failed: Mapping[int, str]) -> Progress:
 
 
 def _rest(plan: Plan, failed: Mapping[int, str]) -> bool:
-    """Whether a round of these answers may be had again. Where updates are hidden or noised, it is over: what
-    members made for it must not meet another sum.
+    """Whether a round of these answers may be had again: its clients hold back, some since before they were
+    asked. Where updates are hidden or noised it is over: what was made for it must not meet another sum.
     """
     plain = plan.algorithm.exchange.shows == "each" and not plan.algorithm.private
-    return plain and bool(failed) and all(HELD in reason for reason in failed.values())
+    return plain and bool(failed) and all(HELD in said or said == UNASKED for said in failed.values())
 
 
 def why(failed: Mapping[int, str]) -> str:
