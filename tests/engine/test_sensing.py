@@ -240,7 +240,7 @@ def test_figures_are_asked_for_under_the_sites_own_policy(ask: Any, settings: Cl
     mine = Contract.read(tmp_path / "press.toml")
     values = {"contract": mine.table(), "pipeline": {"fill": "mean"}}
     look = ask("r1", **values)
-    assert set(look) == {"marks"}  # how large its columns are: no model is trained yet
+    assert set(look) == {"pairs", "half", "product"}  # no model is trained yet
     budget = {"press": {**settings.data["press"], "budget": "press-2026"}}
     for changed, words in (
         ({"policy": Policy(min_cohort=5)}, "rounds of at least 5, this one has 4"),

@@ -78,7 +78,7 @@ def test_a_pipeline_without_figures_asks_for_them_and_with_them_trains(authority
     identity = member(authority, "coordinator", "hub")
     work = opened(letter(identity, table=table, features=2), authority.root, "test", now=NOW)
     assert (work.fits, work.name, work.pipeline) == (True, "r1.fit", None)
-    assert (work.learner.columns, work.job.rounds, work.job.sites) == (2, 11, False)
+    assert (work.learner.columns, work.job.rounds, work.job.sites) == (2, 10, False)
     assert (work.job.exchange.bits, work.job.exchange.least, work.job.max_weight) == (64, 3, 1.0)
 
     made = work.file.recipe.made(work.file.contract, [40.0, 5.0], [10.0, 2.0], [39.0, 4.0])

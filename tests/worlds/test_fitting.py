@@ -53,7 +53,7 @@ def test_the_figures_are_the_same_bytes_whichever_way_they_were_summed(fill: Any
         found, run = play(made, world=world)
         assert found == want
         assert [r["clients"] for r in run.history] == [5] * len(run.history)
-    assert len(run.history) == (3 if fill == "mean" else 11)
+    assert len(run.history) == (2 if fill == "mean" else 10)
 
 
 def test_who_cannot_answer_the_first_look_is_in_none() -> None:
@@ -62,7 +62,7 @@ def test_who_cannot_answer_the_first_look_is_in_none() -> None:
         found, run = play(fitting(job(exchange=exchange), contract(), Recipe()), wrong)
         assert found == at.fit_pipeline(PARTS, contract())
         assert "infinite" in run.history[0]["failed"][2]
-        assert [r["cohort"] for r in run.history] == [6, 5, 5]
+        assert [r["cohort"] for r in run.history] == [6, 5]
     with pytest.raises(QuorumError, match="infinite"):
         at.fit_pipeline(wrong, contract())  # with the sites in hand, somebody can look at them
 
@@ -75,7 +75,7 @@ def test_who_is_lost_on_the_way_is_in_none_or_it_ends(fill: Any) -> None:
     assert found == at.fit_pipeline(PARTS[:4], contract(), fill=fill)
     cohorts = [r["cohort"] for r in run.history]
     assert cohorts[0] == 5 and cohorts[-1] == 4
-    assert len(cohorts) > (3 if fill == "mean" else 11)  # it has begun again
+    assert len(cohorts) > (2 if fill == "mean" else 10)  # it has begun again
     late = World(delay=lognormal(-2.0, 0.1), crashes=(Crash("client4", 2.0, 1e9),))
     with pytest.raises(QuorumError, match="of 5 there are 4 left"):
         play(fitting(job(**values, exchange=SECURE), contract(), Recipe(fill)), world=late)
@@ -96,11 +96,14 @@ def test_a_look_at_other_columns_fails_at_its_site() -> None:
         learner.fit(at.Update.of(learner.init(np.random.default_rng(0))), raw(3), None)  # type: ignore[arg-type]
 
 
-@given(st.lists(st.floats(-(2.0**36), 2.0**36), min_size=1, max_size=6), st.integers(2, 1 << 20))
+REALS = st.floats(-(2.0**290), 2.0**290) | st.floats(-1.0, 1.0)
+
+
+@given(st.lists(REALS, min_size=1, max_size=6), st.integers(2, 1 << 20))
 def test_limbs_are_whole_and_pass_a_ring_exactly(sums: list[float], members: int) -> None:
     cut = _limbs(np.array(sums))
     assert (cut == np.rint(cut)).all() and np.abs(cut).max() <= LARGEST
-    assert np.abs(_whole(cut) - sums).max() <= 2.0**-60
+    assert np.abs(_whole(cut) - sums).max() <= 2.0**-317
     scale = Scale(RING, LARGEST, members, 1.0)
     plain = at.Update.of({"x": cut})
     hidden = scale.out(plain, 1.0, Rng.of(0))
@@ -114,3 +117,23 @@ def test_a_pipeline_of_ranges_needs_no_look() -> None:
     assert not recipe.moments and not recipe.median
     made = recipe.made(bounded, None, None, None)
     assert isinstance(made, Pipeline) and made.rows([[10], [math.nan]]).tolist() == [[-1], [0]]
+
+
+def test_columns_of_any_size_and_far_from_zero_keep_their_digits() -> None:
+    rng = np.random.default_rng(3)
+    wide = {
+        "tiny": (1e-30, 0.0),
+        "huge": (1e30, 0.0),
+        "far": (1.0, 1e9),
+        "still": (0.0, 7.25),
+        "none": (0.0, 0.0),
+    }
+    units, centres = np.array(list(wide.values())).T
+    parts = [rng.normal(size=(50 + 9 * k, 5)) * units + centres for k in range(4)]
+    made = at.fit_pipeline(parts, at.Contract.of({"name": "w", "columns": {name: {} for name in wide}}))
+    pool = np.concatenate(parts)
+    for j, step in enumerate(made.steps):
+        assert step.fill == step.centre == pytest.approx(pool[:, j].mean(), rel=1e-12)
+        assert 1 / step.unit == pytest.approx(pool[:, j].std() or 1.0, rel=1e-12)
+    with pytest.raises(QuorumError, match="larger than 1e38"):
+        at.fit_pipeline([np.array([[1e39]])], at.Contract.of({"name": "w", "columns": {"x": {}}}))

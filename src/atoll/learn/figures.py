@@ -2,24 +2,25 @@
 
 Each look is one sum over the same clients, and the model is what was found so far:
 
-    size, rough, fine    how large the columns are, roughly where, exactly       moments.py
-    0 .. 7               the next digit of each median                           order.py
+    rough, fine    where the columns are and how wide, roughly and then exactly       moments.py
+    0 .. 7         the next digit of each median                                      order.py
 
-Sums travel as whole numbers: a real one is cut into three limbs of 32 bits, from 2^36 down to 2^-60. Whoever
-adds whole numbers adds them exactly, be it in the open or under masks in a ring of 64 bits, over any tree;
-so the figures are the same bytes whichever way they were summed.
+Sums travel as whole numbers: a real one is cut into limbs of 32 bits, from 2^292 down to 2^-316, so that
+nobody need say first how large it is. Whoever adds whole numbers adds them exactly, be it in the open or
+under masks in a ring of 64 bits, over any tree; so the figures are the same bytes however they were summed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import fsum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.core.errors import ConfigError, QuorumError
+from atoll.core.errors import ConfigError, DataError, QuorumError
 from atoll.core.message import Contribution, FitContext
 from atoll.core.protocol import Party
 from atoll.core.rng import Rng
@@ -29,15 +30,17 @@ from atoll.core.update import Update
 from .algorithm import Algorithm, Roles
 from .exact import complete, total
 from .exchange import Exchange
-from .moments import Magnitude, Moments
+from .moments import Moments
 from .order import DIGITS, Order, chosen, ranks
 from .rounds import Plan, Progress, add, ask, begin, choose
 from .secure import SecureSum
+from .table import cells
 
 Floats = NDArray[np.float64]
-LARGEST = 2.0**33  # beyond any limb, any mark and the rows of any site
+LARGEST = 2.0**33  # beyond any limb, and the rows of any site
 RING = 64  # bits, in which the limbs of 2^29 clients can be added
-_UNITS = np.exp2([4.0, -28.0, -60.0])[:, None]  # of each limb
+_UNITS = np.exp2(np.arange(260.0, -317.0, -32.0))[:, None]  # of each limb
+_CELL = 2.0**127  # where float32 ends, in which rows are learnt from
 _MEDIAN = (0.5,)
 
 
@@ -55,18 +58,18 @@ class Figures:
     @property
     def looks(self) -> tuple[str | int, ...]:
         """What is asked, one after the other."""
-        moments = ("size", "rough", "fine") if self.moments else ()
+        moments = ("rough", "fine") if self.moments else ()
         return (*moments, *(range(DIGITS) if self.median else ()))
 
     @property
     def bounds(self) -> Mapping[str, float]:
         """Of any leaf."""
-        return dict.fromkeys(("marks", "pairs", "half", "product", "counts"), LARGEST)
+        return dict.fromkeys(("pairs", "half", "product", "counts"), LARGEST)
 
     def init(self, rng: np.random.Generator) -> Mapping[str, Any]:
         """Nothing is known: zeros, each written once. `look`: how many there were."""
         one, two = np.zeros(self.columns), np.zeros((self.columns, 2))
-        names = ("size", "shift", "scale", "mean", "deviation", "count")
+        names = ("shift", "scale", "mean", "deviation", "count")
         digits = np.zeros((DIGITS, self.columns, 2))
         return {"look": np.zeros(1), **dict.fromkeys(names, one), "rank": two, "digits": digits}
 
@@ -80,15 +83,15 @@ class Figures:
         return self.fit(params, np.empty((0, self.columns)), FitContext(Rng.of(0))).update
 
     def fit(self, params: Update, data: Any, ctx: FitContext) -> Contribution:
-        """This site's sums of the look."""
-        look = self.now(params)
-        if look == "size":
-            return Magnitude(self.columns).fit(params, data, ctx)
+        """This site's sums of the look. Raises DataError for other columns, or cells that are no float32."""
+        look, x = self.now(params), cells(data, self.columns)
+        if np.nan_to_num(np.abs(x)).max(initial=0.0) > _CELL:
+            raise DataError("some cells are larger than 1e38: scale them, or make them missing (NaN)")
         if look in ("rough", "fine"):
-            sums = self._frame(look, params).fit(params, data, ctx).update
+            sums = self._frame(look, params).fit(params, x, ctx).update
             limbs = {name: _limbs(sums[name]) for name in ("half", "product")}
             return Contribution({"pairs": sums["pairs"], **limbs})
-        made = Order(self.columns, _MEDIAN).fit(params, data, replace(ctx, round=int(look or 0)))
+        made = Order(self.columns, _MEDIAN).fit(params, x, replace(ctx, round=int(look or 0)))
         return Contribution({"counts": made.update["counts"]})
 
     def found(self, params: Update, sums: Update) -> Update:
@@ -96,9 +99,7 @@ class Figures:
         look = self.now(params)
         step: dict[str, Any] = {name: np.array(leaf) for name, leaf in params.zeros().items()}
         step["look"][0] = 1
-        if look == "size":
-            step["size"] = Magnitude.scale(sums)
-        elif look in ("rough", "fine"):
+        if look in ("rough", "fine"):
             whole = {name: _whole(sums[name]) for name in ("half", "product")} | {"pairs": sums["pairs"]}
             frame, names = self._frame(look, params), ("mean", "deviation")
             if look == "rough":
@@ -126,13 +127,12 @@ class Figures:
         return np.asarray(params["mean"]), np.asarray(params["deviation"]), median
 
     def _frame(self, look: Any, params: Mapping[str, Any]) -> Moments:
-        shift, scale = ("shift", "scale") if look == "fine" else (None, "size")
-        at = None if shift is None else np.asarray(params[shift])
-        return Moments(self.columns, at, np.asarray(params[scale]), cross=False)
+        known = ("shift", "scale") if look == "fine" else ()
+        return Moments(self.columns, cross=False, **{name: np.asarray(params[name]) for name in known})
 
 
 def _limbs(sums: Floats) -> Floats:
-    """Real sums as whole numbers, (3, columns): what is below 2^-61 is lost."""
+    """Real sums as whole numbers, (limbs, columns): what is below 2^-317 is lost."""
     limbs = np.empty((len(_UNITS), *sums.shape))
     for limb, unit in zip(limbs, _UNITS, strict=True):
         limb[...] = np.rint(sums / unit)
@@ -141,9 +141,8 @@ def _limbs(sums: Floats) -> Floats:
 
 
 def _whole(limbs: Floats) -> Floats:
-    """The inverse, of sums of limbs."""
-    total: Floats = (limbs * _UNITS).sum(axis=0)
-    return total
+    """The inverse, of sums of limbs, each rounded once."""
+    return np.array([fsum(column) for column in (limbs * _UNITS).T])
 
 
 def looking(learner: Figures) -> Transform:
