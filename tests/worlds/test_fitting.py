@@ -137,3 +137,11 @@ def test_columns_of_any_size_and_far_from_zero_keep_their_digits() -> None:
         assert 1 / step.unit == pytest.approx(pool[:, j].std() or 1.0, rel=1e-12)
     with pytest.raises(QuorumError, match="larger than 1e38"):
         at.fit_pipeline([np.array([[1e39]])], at.Contract.of({"name": "w", "columns": {"x": {}}}))
+
+
+def test_many_rows_are_looked_at_in_blocks() -> None:
+    rows = raw(20_001, 5)
+    whole = rows.astype(np.float64)
+    made = at.fit_pipeline([rows], contract(), fill="median")
+    assert made.steps[1].fill == np.nanmedian(whole[:, 1])
+    assert made.steps[0].centre == pytest.approx(whole[:, 0].mean(), rel=1e-12)

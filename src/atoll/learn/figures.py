@@ -12,8 +12,10 @@ under masks in a ring of 64 bits, over any tree; so the figures are the same byt
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import fsum
 from typing import Any
 
@@ -40,6 +42,7 @@ Floats = NDArray[np.float64]
 LARGEST = 2.0**33  # beyond any limb, and the rows of any site
 RING = 64  # bits, in which the limbs of 2^29 clients can be added
 _UNITS = np.exp2(np.arange(260.0, -317.0, -32.0))[:, None]  # of each limb
+_BLOCK = 1 << 13  # rows at a time: a site may have many, and little memory
 _CELL = 2.0**127  # where float32 ends, in which rows are learnt from
 _MEDIAN = (0.5,)
 
@@ -84,15 +87,21 @@ class Figures:
 
     def fit(self, params: Update, data: Any, ctx: FitContext) -> Contribution:
         """This site's sums of the look. Raises DataError for other columns, or cells that are no float32."""
-        look, x = self.now(params), cells(data, self.columns)
+        look, x = self.now(params), np.asarray(getattr(data, "x", data))
+        blocks = (x[i : i + _BLOCK] for i in range(0, len(x) or 1, _BLOCK))
+        sums = reduce(operator.add, (self._sums(look, params, block, ctx) for block in blocks))
+        if look not in ("rough", "fine"):
+            return Contribution({"counts": sums["counts"]})
+        limbs = {name: _limbs(sums[name]) for name in ("half", "product")}
+        return Contribution({"pairs": sums["pairs"], **limbs})
+
+    def _sums(self, look: Any, params: Update, block: Any, ctx: FitContext) -> Update:
+        x = cells(block, self.columns)
         if np.nan_to_num(np.abs(x)).max(initial=0.0) > _CELL:
             raise DataError("some cells are larger than 1e38: scale them, or make them missing (NaN)")
         if look in ("rough", "fine"):
-            sums = self._frame(look, params).fit(params, x, ctx).update
-            limbs = {name: _limbs(sums[name]) for name in ("half", "product")}
-            return Contribution({"pairs": sums["pairs"], **limbs})
-        made = Order(self.columns, _MEDIAN).fit(params, x, replace(ctx, round=int(look or 0)))
-        return Contribution({"counts": made.update["counts"]})
+            return self._frame(look, params).fit(params, x, ctx).update
+        return Order(self.columns, _MEDIAN).fit(params, x, replace(ctx, round=int(look or 0))).update
 
     def found(self, params: Update, sums: Update) -> Update:
         """What a look's sums say: what it adds to the model."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...data.pipeline import Pipeline
 from ...learn.rounds import Progress
+from ...run import COORDINATOR
 from ...wire.failpoint import declare, hit
 from ..store.store import Store
 from .work import Work
@@ -36,6 +37,7 @@ def freeze(store: Store, work: Work, last: Progress, names: Mapping[int, str]) -
     records = store.journal(run, SCOPE).notes()
     for client, reason in left_out(records, last.more, names).items():
         store.log_add(run, client, "warning", f"no part in the pipeline's figures: {reason}")
+    store.log_add(run, COORDINATOR, "info", f"the pipeline's figures are of {len(last.more)} members")
     hit(_FROZEN[0])
     store.journal(run, "pipeline").checkpoint(json.dumps(made.table()).encode(), 0, 0)
     hit(_FROZEN[1])
