@@ -1,7 +1,9 @@
 """Signed jobs: only a coordinator of this federation gives work, and nobody on the way can change it."""
 
+import numpy as np
 import pytest
 
+from atoll.control.engine import fitting
 from atoll.control.engine.work import Work, opened, signed
 from atoll.core.errors import ConfigError, ProtocolError
 from atoll.privacy.keys import Authority
@@ -66,3 +68,34 @@ def test_a_part_that_is_not_installed_is_named() -> None:
     work = Work(json.dumps({**VALUES, "table": {**TABLE, "learner": {"name": "oracle"}}}).encode())
     with pytest.raises(ConfigError, match="oracle"):
         work.job  # noqa: B018
+
+
+def test_a_pipeline_without_figures_asks_for_them_and_with_them_trains(authority) -> None:
+    columns = {"age": {"missing": True}, "flow": {"low": 0.0}, "sick": {"kind": "flag"}}
+    contract = {"name": "heart", "label": "sick", "columns": columns}
+    data = {"name": "heart", "contract": contract, "pipeline": {"fill": "median"}}
+    table = {**TABLE, "data": data, "exchange": {"name": "secure_sum", "least": 3}}
+    identity = member(authority, "coordinator", "hub")
+    work = opened(letter(identity, table=table, features=2), authority.root, "test", now=NOW)
+    assert (work.fits, work.name, work.pipeline) == (True, "r1.fit", None)
+    assert (work.learner.columns, work.job.rounds, work.job.sites) == (2, 10, False)
+    assert (work.job.exchange.bits, work.job.exchange.least, work.job.max_weight) == (64, 3, 1.0)
+
+    made = work.file.recipe.made(work.file.contract, [40.0, 5.0], [10.0, 2.0], [39.0, 4.0])
+    trains = opened(
+        letter(identity, table=fitting.frozen(table, made), features=2), authority.root, "test", now=NOW
+    )
+    assert (trains.fits, trains.name, trains.pipeline) == (False, "r1", made)
+    assert (trains.job.rounds, trains.job.exchange.bits) == (2, 32)
+    assert made.rows([[50.0, 3.0], [float("nan"), 9.0]]) == pytest.approx(
+        np.array([[1.0, -1.0], [-0.1, 2.0]]), abs=1e-6
+    )
+
+
+def test_who_has_no_part_in_the_figures_is_told_with_the_reason() -> None:
+    names = {0: "north", 1: "south", 2: "west"}
+    records = [{"failed": {"1": "no contract"}}, {"failed": {}}]
+    assert fitting.left_out(records, (0,), names) == {
+        "south": "no contract",
+        "west": "it held back by its own policy",
+    }
