@@ -133,17 +133,19 @@ class Journal:
             if ask is None:
                 self._not_before_checkpoint(tx, request)
                 raise StateError(f"request {request} of {self.run}/{self.scope} was not asked")
-            if tx.run(_ONE, {**at, "p": peer}).one_or_none() is not None:
-                return False
+            peer, reason, kept = clean(peer), clean(reason), canonical(dict(info or {}))
             if ask.closed:
+                if tx.run(_ONE, {**at, "p": peer}).one_or_none() is not None:
+                    return False
                 raise StateError(f"request {request} of {self.run}/{self.scope} is closed")
+            row = {**self._key, "request": request, "peer": peer, "seq": tx.seq + 1, "blob": blob}
+            new = insert_new(t.answers, self._db.dialect)
+            if not tx.run(new, {**row, "reason": reason, "info": kept}).rowcount:
+                return False
             if blob is not None:
                 self._blobs.need(blob)
-            peer, reason, kept = clean(peer), clean(reason), canonical(dict(info or {}))
             body = {"scope": self.scope, "request": request, "blob": blob, "reason": reason}
-            seq = tx.event("answered", {**body, "info": digest(kept)}, run=self.run, node=peer)
-            row = {**self._key, "request": request, "peer": peer, "seq": seq, "blob": blob}
-            tx.run(t.answers.insert(), {**row, "reason": reason, "info": kept})
+            tx.event("answered", {**body, "info": digest(kept)}, run=self.run, node=peer)
             return True
 
     def closed(self, request: int, replied: Sequence[str], missing: Mapping[str, str]) -> None:
