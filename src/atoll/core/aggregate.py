@@ -296,9 +296,7 @@ def _whole(
         x, whole = room[:, :, : block.stop - block.start]
         units = p.units(block)
         each = units if units.ndim else units * w  # exact: a power of two times a float64
-        for row, (_, reply) in zip(x, replies, strict=True):
-            row[:] = reply.update.buffer[block]
-        x *= each
+        np.multiply(np.stack([reply.update.buffer[block] for _, reply in replies], out=x), each, out=x)
         if units.ndim:
             x *= w
         np.rint(x, out=whole)
