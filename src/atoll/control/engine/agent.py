@@ -165,11 +165,11 @@ class Agent:
 
         async def use(model: Path, sound: bool) -> None:  # noqa: FBT001  see `using`
             if sound:  # it was fetched
-                self.upkeep.carried(await _size(model))
+                self.upkeep.carried(_size(model))
             await work(model=model, to=to, sound=sound)
 
         await self.uplink.using(str(head.get("params", "")), use)
-        self.upkeep.carried(await _size(to))
+        self.upkeep.carried(_size(to))
 
     def _opened(self) -> None:
         self._spent = []
@@ -205,8 +205,8 @@ class Agent:
             note.unlink(missing_ok=True)
 
 
-async def _size(path: Path) -> int:
-    return (await asyncio.to_thread(path.stat)).st_size
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _leave(note: Path, text: str) -> None:

@@ -136,10 +136,14 @@ class Coordinator:
 
     async def _work(self, bell: Bell) -> None:
         """Start what waits, end what is to stop, until closed."""
-        closing = asyncio.ensure_future(self._closing.wait())
+        closing, clock = asyncio.ensure_future(self._closing.wait()), asyncio.get_running_loop().time
+        seen, due = 0, 0.0
         while not self._closing.is_set():
             pulled = bell.pulled
-            await self._look()
+            seen, news = await self.host.durable(lambda seen=seen: self.store.news(seen))  # type: ignore[misc]
+            if news or clock() >= due:  # steps of rounds, which ring most, are none of our business
+                due = clock() + TICK
+                await self._look()
             await asyncio.wait({closing}, timeout=PAUSE)  # a round rings several times
             waiting = asyncio.ensure_future(Bell.wait(pulled, TICK))
             await asyncio.wait({closing, waiting}, return_when=asyncio.FIRST_COMPLETED)

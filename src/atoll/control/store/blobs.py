@@ -227,8 +227,9 @@ class Blobs:
         return gone
 
     def _take_away(self, name: str) -> None:
-        self._files.unlink(self.path(name))
-        self._files.unlink(self.head(name))
+        path = self.path(name)
+        self._files.unlink(path)
+        self._files.unlink(path.with_name(path.name + ".head"))
         self._fresh.discard(name)
         hit(_TAKEN)
 
