@@ -115,7 +115,7 @@ class PlanLearner:
             for at, (epoch, here) in enumerate(batches(n, size, epochs)):
                 rows = orders[epoch][here]
                 total += steps.take(x[rows], y[rows], rate * factor(self.schedule, at, count))
-        change = (steps.params().buffer - params.buffer.astype(np.float32)).astype(params.buffer.dtype)
+        change = steps.change().buffer.astype(params.buffer.dtype, copy=False)
         return Contribution(Update(params.layout, change), float(n), {"loss": total / count}, steps=count)
 
     def evaluate(

@@ -123,7 +123,7 @@ class Steps:
                 fixed["slope/" + name] = np.asarray(slope[name], np.float32)
         self._fixed = self.runner.values(fixed)
         self._moving = self.runner.values(
-            {name: np.array(params[name], np.float32) for name in params} | memory
+            {name: np.asarray(params[name], np.float32) for name in params} | memory
         )
         self._next = [*self._changed, *memory]
         self.taken = 0
@@ -142,6 +142,14 @@ class Steps:
         beta = 1 - self.plan.about.training.betas[0]
         self.take(x, y, 0.0)
         return {name: self._moving[f"{MEMORY}m/{name}"].numpy() / beta for name in self.plan.about.trained}
+
+    def change(self) -> Update:
+        """How far the params have come, float32."""
+        buffer = np.zeros(self._start.layout.size, np.float32)
+        for name in self._changed:
+            part = buffer[self._start.layout.slices[name]]
+            np.subtract(self._moving[name].numpy().reshape(-1), self._start[name].reshape(-1), out=part)
+        return Update(self._start.layout, buffer)
 
     def params(self) -> Update:
         """The params by now, in the order of those it began with."""
