@@ -167,7 +167,7 @@ class Steps:
 
 
 def _seen(value: Any) -> NDArray[np.float32]:
-    """The numbers of a tensor, read where the runtime has them: `numpy()` would copy the largest once more."""
+    """The numbers of a tensor, read where they lie: `numpy()` would copy the largest once more."""
     room = (ctypes.c_float * math.prod(value.shape())).from_address(value.data_ptr())
     return np.ctypeslib.as_array(room)
 
