@@ -25,7 +25,7 @@ from ..serve.timetable import Cron, Hours
 from ..serve.triggers import Rules
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
-Transport: TypeAlias = Literal["grpc", "https", "websocket"]
+Transport: TypeAlias = Literal["auto", "grpc", "https", "websocket"]  # "auto": see transport/open.py
 S = TypeVar("S", bound=msgspec.Struct)
 _PATHS = ("folder", "parts", "ca", "root")  # relative to the file they stand in
 
@@ -216,7 +216,7 @@ class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str = "edge"
     join: tuple[str, ...] = ()
     token: str = ""
-    transport: Transport = "grpc"
+    transport: Transport = "auto"
     proxy: str = ""
     ca: str = ""
     api: str = ""
@@ -246,7 +246,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str = ""
     join: tuple[str, ...] = ()
     token: str = ""
-    transport: Transport = "grpc"
+    transport: Transport = "auto"
     proxy: str = ""
     ca: str = ""
     data: dict[str, dict[str, Any]] = {}

@@ -23,7 +23,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from ...adapt.plan_table import planned
 from ...core.errors import CodecError, ProtocolError, Refused
@@ -38,30 +37,12 @@ from ...wire.codec import Message
 from ..settings import Policy
 from . import plans
 from .parcels import read_frames
+from .recent import Rows
 from .work import Work, opened
 
 PURPOSE = "atoll tune"
 PROBE = 20  # a pass over so small a part of the rows tells what one over all costs
 LEAST = 50  # rows
-
-
-class Rows(msgspec.Struct):
-    """`x` (n, *row) float32 and `y` (n,) float64 as bytes."""
-
-    row: tuple[int, ...]
-    x: bytes
-    y: bytes
-
-    @classmethod
-    def of(cls, x: NDArray[np.float32], y: NDArray[np.float64]) -> Rows:
-        """These."""
-        return cls(x.shape[1:], x.astype(np.float32).tobytes(), y.astype(np.float64).tobytes())
-
-    def examples(self, *, classes: bool) -> Examples:
-        """Labels are class numbers, or values."""
-        y = np.frombuffer(self.y, np.float64)
-        x = np.frombuffer(self.x, np.float32).reshape(len(y), *self.row)
-        return Examples(x, y.astype(np.int64) if classes else y)
 
 
 def parcel(work: Work, letter: Mapping[str, Any], params: Update, identity: Identity) -> Message:

@@ -40,7 +40,7 @@ from ...transport.frames import FrameFile, plain
 from ...wire.failpoint import declare, hit
 from ..settings import PLAIN, Client, Edge, authorities, login
 from .outside import Outside
-from .workplace import Spoiled
+from .spoken import Spoiled
 
 log = logging.getLogger("atoll.member")
 _ASKED, _FETCHED = declare("uplink.asked"), declare("uplink.fetched")

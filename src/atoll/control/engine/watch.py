@@ -41,7 +41,7 @@ from ...wire.failpoint import declare, hit
 from ...wire.files import whole
 from ..settings import Client
 from .answered import errors, losses, said
-from .tuning import Rows
+from .recent import Rows
 
 log = logging.getLogger("atoll.client")
 _STATE = declare("watch.state.before"), declare("watch.state.after")
