@@ -54,7 +54,7 @@ def test_a_client_serves_in_integers_what_others_serve_as_it_came(tmp_path: Path
         above = Above.open(fed.place("coordinator") / "pki" / "identity")
         server = stack.enter_context(closing(at.serve(larger(tmp_path), port=0, above=above)))
         often = {"threshold": 0.0, "share": 0.5, "limit": 9.0}
-        fed.set(plain, joint={"send": "sample", "above": server.url, **often})
+        fed.set(plain, joint={"send": "sample", "above": [server.url], "readers": "coordinator", **often})
         fed.start_all()
         fed.finished(fed.submit())
 
