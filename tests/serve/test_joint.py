@@ -393,7 +393,6 @@ def test_answers_are_packed_and_merged_or_refused() -> None:
         ({"threshold": 2.0}, "threshold is in"),
         ({"share": 0.0}, "share is in"),
         ({"limit": 0.0}, "limit is above 0"),
-        ({"send": "sample"}, "above is a list of URLs"),
         ({"send": "sample", "above": ("https://edge:1",)}, "readers is"),
         ({"send": "features", "above": ("https://edge:1",), "readers": "edge"}, "head is an ONNX file"),
         ({"head": "h.onnx"}, "head is an ONNX file"),

@@ -226,14 +226,31 @@ def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
     doing = say(r["live"]["phase"]) if r["live"].get("phase") else "–"
     score = "–" if r["score"] is None else f"{r['score']:.2f}"
     own = {watch["model"]: f" +{watch['own']}"} if watch.get("own") else {}
-    models = ", ".join(f"{n} {served(m, say)}{own.get(n, '')}" for n, m in r["models"].items()) or "–"
-    shown = [state, doing, score, models, *(text or "–" for text in way)]
+    models = [f"{n} {served(m, say)}{own.get(n, '')}" for n, m in r["models"].items()]
+    models += asked(r["live"].get("joint"), say)
+    shown = [state, doing, score, ", ".join(models) or "–", *(text or "–" for text in way)]
     return [r["name"], say(r["role"]), *shown, when(r["last_seen"])]
 
 
 def served(m: dict[str, Any], say: Say) -> str:
     """A member's version of a model, and the one on trial."""
     return f"{m['version']}" + (f" ({m['trial']} {say(m['stage'])})" if m["trial"] else "")
+
+
+_ROWS = {
+    "asked": "rows asked",
+    "answered": "answered",
+    "passed": "passed on",
+    "carried": "carried",
+    "late": "too late",
+    "failed": "failed",
+}
+
+
+def asked(joint: Any, say: Say) -> list[str]:
+    """What an edge answered of its children's rows, and what it passed on; nothing where none asked it."""
+    joint = joint if isinstance(joint, dict) else {}
+    return [f"{say(_ROWS[key])} {joint[key]}" for key in _ROWS if joint.get(key)]
 
 
 def _held(power: Any, say: Say) -> list[str]:

@@ -19,7 +19,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     edge may ask who is above it; "coordinator", any edge in between carries it sealed.
     `roots`: PEM of the federation's roots, which the upstream's key must lead to. `ca`: PEM that vouches for
     its TLS, `roots` without. `certificate`, `key`: what this node shows, `token_file`: what it brings. A
-    client of a federation has roots, certificate and key, and says none of them.
+    member of a federation has roots, certificate and key, and says none of them; nor `above`, to ask its
+    parents.
     `threshold`: doubt from which a row goes up, in [0, 1], see `calibrate`; `measure`: "margin" or
     "entropy". `share`: the most of all rows that may go up. `limit`: seconds until the local answer stands.
     `model`: what the larger one is called there. `head`: an ONNX file, the larger model's first layers, for
@@ -47,7 +48,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             ("threshold", 0 <= self.threshold <= 1, "in [0, 1]"),
             ("share", 0 < self.share <= 1, "in (0, 1]"),
             ("limit", self.limit > 0, "above 0 seconds"),
-            ("above", self.send == "nothing" or bool(self.above), "a list of URLs of upstream services"),
             ("readers", self.send == "nothing" or bool(self.readers), '"edge", "coordinator" or "both"'),
             ("head", (self.send == "features") == bool(self.head), 'an ONNX file where send = "features"'),
         ):

@@ -83,6 +83,8 @@ class Joint:
     ) -> None:
         if settings.send != "nothing" and not settings.roots:
             raise ConfigError("roots is a PEM file of the federation's roots: nothing leaves to a stranger")
+        if settings.send != "nothing" and not settings.above:
+            raise ConfigError("above names who is asked: a list of https:// URLs, the preferred first")
         self.settings = settings
         self._clock, self._now, self._random = clock, now, random
         self._suite = suite_of(settings.crypto)

@@ -97,10 +97,20 @@ def app(
     made.router.add_post("/v1/feedback", service.feedback)
     made.router.add_get("/v1/models", service.models)
     made.router.add_get("/healthz", service.health)
-    if service.tier is not None:
-        service.tier.routes(made.router)
+    for (method, path), call in service.tier.routes().items() if service.tier is not None else ():
+        made.router.add_route(method, path, call)
     made.on_cleanup.append(service.close)
     return made
+
+
+def below(
+    shelf: Shelf, above: Above, joint: Joint | None = None, *, threads: int = 2, batch: int = 32
+) -> tuple[Tier, Callable[[], Awaitable[None]]]:
+    """Only what nodes below ask, for a door that is there already and knows its callers; and what ends it."""
+    service = _Service(shelf, "", frozenset(), ROWS, None, joint, above)
+    service.start(threads, batch)
+    assert service.tier is not None  # noqa: S101  it has keys
+    return service.tier, service.close
 
 
 async def serve(
@@ -244,7 +254,7 @@ class _Service:
         ready = any(True for _ in self._shelf)
         return _json({"ready": ready}, 200 if ready else 503)
 
-    async def close(self, _app: web.Application) -> None:
+    async def close(self, _app: web.Application | None = None) -> None:
         self._batches.close()
         if self._joint is not None:
             await self._joint.close()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ..core.errors import ConfigError, DataError, Gone, ProtocolError, Refused
 from .above import Above, Question
 from .batch import Answers
-from .joint import Joint
+from .joint import TOP, Joint
 from .reply import merged, pack
 
 SHARE = 0.8  # of the time that is left, for who is above
@@ -66,13 +66,15 @@ class Tier:
         self._above, self._joint, self._find, self._rows, self._clock = above, joint, find, rows, clock
         self.counts = dict.fromkeys(("asked", "answered", "passed", "carried"), 0)
 
-    def routes(self, router: web.UrlDispatcher) -> None:
-        """Have its addresses answered."""
+    def routes(self) -> dict[tuple[str, str], Callable[[web.Request], Awaitable[web.Response]]]:
+        """What it answers, by method and path; a handler may raise Declined."""
         top = self._joint is None or self._joint.settings.send == "nothing"
-        router.add_get("/v1/key", self.key)
-        router.add_post("/v1/joint", self.answer)
-        router.add_get("/v1/top/key", self.key if top else self.carried)
-        router.add_post("/v1/top/joint", self.answer if top else self.carried)
+        return {
+            ("GET", "/v1/key"): self.key,
+            ("POST", "/v1/joint"): self.answer,
+            ("GET", f"{TOP}/key"): self.key if top else self.carried,
+            ("POST", f"{TOP}/joint"): self.answer if top else self.carried,
+        }
 
     async def key(self, request: web.Request) -> web.Response:
         """This server's."""
@@ -110,7 +112,7 @@ class Tier:
         post = request.method == "POST"
         body = await request.read() if post else None
         try:
-            status, found = await self._joint.carry(request.path.removeprefix("/v1/top"), body)
+            status, found = await self._joint.carry(request.path.removeprefix(TOP), body)
         except Refused as error:
             raise Declined(403, str(error)) from None
         except Gone as error:
