@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import AtollError, ConfigError
+from ...core.errors import AtollError, ConfigError, QuorumError
 from ...core.registry import nearest
 from ...core.rng import Rng
 from ...learn import rounds
@@ -74,6 +74,8 @@ class Coordinator:
         self._noticed: dict[str, int] = {}  # the last event of theirs that is in the log
         self._renewing = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._homes: dict[str, Homes] = {}  # of runs at work
+        self._coming: dict[str, float] = {}  # runs whose clients have yet to come, and since when
 
     async def serve(self) -> None:
         """Open the doors, then work through the queue until told to stop."""
@@ -235,7 +237,7 @@ class Coordinator:
         run, seed = str(record["id"]), int(record["seed"])
         table = dict(record["table"])
         data = data_name(table)
-        roster = await self._roster(run, data)
+        roster = await self._roster(run, data, config.parse(table).job.wait)
         shared = roster.shared
         letter = signed(
             {
@@ -256,7 +258,7 @@ class Coordinator:
         asking = Asking(self.host, run, "main", letter, work.job.trained, names, blob)
         if blob:
             self.host.asks.hold(blob)
-        homes = Homes(self.host.fleet, roster.clients)
+        homes = self._homes[run] = Homes(self.host.fleet, roster.clients, self.outside.clock)
         sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
         if work.job.privacy is not None:
             work.job.privacy.holds(len(sizes), sum(sizes), work.job.cohort)
@@ -281,6 +283,7 @@ class Coordinator:
             last: Progress = await drive.run()
         finally:
             asking.close()
+            self._homes.pop(run, None)
             if blob:
                 self.host.asks.release(blob)
         hit(_TRAINED)
@@ -308,21 +311,45 @@ class Coordinator:
             await self.host.durable(lambda: journal.checkpoint(made, 0, 0))
         return kept
 
-    async def _roster(self, run: str, data: str) -> Roster:
+    async def _roster(self, run: str, data: str, wait: float | None) -> Roster:
         """The clients that hold the data: as recorded, else those that are here once all known ones are,
-        or patience ends. Raises ConfigError where nobody does by then, of clients that are here.
+        or patience ends. Raises ConfigError where nobody does by then, of clients that are here; QuorumError
+        where there is none after `wait` seconds.
         """
         journal = self.store.journal(run, "roster")
         before = (await self.host.durable(journal.resume)).state
         if before is not None:
             return Roster.load(before)
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.settings.patience
+        began = loop.time()
+        until, self._coming[run] = began + self.settings.patience, self.outside.clock()
+        try:
+            found = await self._found(data, began, until, wait)
+        finally:
+            del self._coming[run]
+        shared = agree(found, data)
+        records = await self.host.durable(lambda: standing.known(self.store, found))
+        roster = Roster({name: i for i, name in enumerate(sorted(found))}, shared, records)
+        hit(_ROSTER[0])
+        await self.host.durable(lambda: journal.checkpoint(roster.dump(), 0, 0))
+        hit(_ROSTER[1])
+        return roster
+
+    async def _found(
+        self, data: str, began: float, until: float, wait: float | None
+    ) -> dict[str, Mapping[str, Any]]:
+        """Who offers the data, once they are here."""
+        loop = asyncio.get_running_loop()
         while True:
             self.host.changed.clear()
             found, missing = await self._offering(data)
             if found and (not missing or loop.time() > until):
-                break
+                return found
+            if not found and wait is not None and loop.time() >= began + wait:
+                raise QuorumError(
+                    f"no client that offers data called {data!r} came in {wait:g} seconds, as long as the job"
+                    " waits"
+                )
             if not found and not missing and loop.time() > until and (offered := self.host.fleet.offered()):
                 raise ConfigError(
                     f"no site offers data called {data!r}: {nearest(data, offered)}", "$.data.name"
@@ -332,13 +359,6 @@ class Coordinator:
                     await self.host.changed.wait()
             except TimeoutError:
                 continue
-        shared = agree(found, data)
-        records = await self.host.durable(lambda: standing.known(self.store, found))
-        roster = Roster({name: i for i, name in enumerate(sorted(found))}, shared, records)
-        hit(_ROSTER[0])
-        await self.host.durable(lambda: journal.checkpoint(roster.dump(), 0, 0))
-        hit(_ROSTER[1])
-        return roster
 
     async def _offering(self, data: str) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         """Who offers the data now, and which known members that once did are not here."""
@@ -433,15 +453,28 @@ class Coordinator:
         return {name: {**sessions.get(name, {}), **told, **watches.get(name, {})} for name, told in doing}
 
     def about(self, run: str) -> Mapping[str, Any]:
-        """What a run's data have in common, and its clients' names by number."""
+        """What a run's data have in common, its clients' names by number, and what it waits for."""
         roster = self._rosters.get(run)
         if roster is None:
             state = self.store.journal(run, "roster").resume().state
             if state is None:
-                return {}
+                return self.waiting(run)
             roster = self._rosters[run] = Roster.load(state)
         names = {str(client): name for name, client in roster.clients.items()}
-        return {**roster.shared, "names": names}
+        return {**roster.shared, "names": names, **self.waiting(run)}
+
+    def waiting(self, run: str) -> dict[str, Any]:
+        """{"waiting": since when, of how many clients how many hold back, by which rules} of a run that waits
+        for clients that it may ask; `of` 0 before any has come.
+        """
+        homes = self._homes.get(run)
+        if homes is not None and homes.waiting:
+            rules = homes.rules()
+            told = {"since": homes.waiting, "of": homes.many, "held": sum(rules.values()), "rules": rules}
+            return {"waiting": told}
+        if run in self._coming:
+            return {"waiting": {"since": self._coming[run], "of": 0, "held": 0, "rules": {}}}
+        return {}
 
 
 def _plan(
@@ -464,6 +497,7 @@ def _plan(
         sites=job.sites,
         stop=job.stop,
         deadline=job.deadline,
+        wait=job.wait,
         max_weight=job.max_weight,
         roster=range(len(sizes)),
         rehome=rehome,

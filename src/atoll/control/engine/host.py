@@ -436,7 +436,9 @@ def _counts(said: Any) -> dict[str, int]:
 def _power(said: Any) -> dict[str, Any]:
     """What a client says of its power, as far as it is what it should be."""
     said = said if isinstance(said, Mapping) else {}
-    until, joules = (v if isinstance(v := said.get(k), (int, float)) else 0.0 for k in ("until", "joules"))
+    since, until, joules = (
+        float(v) if isinstance(v := said.get(k), (int, float)) else 0.0 for k in ("since", "until", "joules")
+    )
     words = {"held": str(said.get("held", ""))[:200], "rule": str(said.get("rule", ""))[:20]}
-    told = {**words, "until": float(until)}
-    return {**told, "joules": float(joules), "source": str(said.get("source", ""))[:20]} if joules else told
+    told = {**words, "until": until, **({"since": since} if since else {})}
+    return {**told, "joules": joules, "source": str(said.get("source", ""))[:20]} if joules else told
