@@ -225,7 +225,8 @@ def joint(folder: Path, models: Path, rate: float) -> Iterator[Figure]:
     tls += ["--callers", str(folder / "root.pem"), "--identity", str(folder / "plant")]
     above, url = _serving(models / "teacher.onnx", *tls)
     (folder / "joint.toml").write_text(
-        f'send = "sample"\nabove = "{url}"\nroots = "root.pem"\nlimit = 0.2\nshare = 0.15\n'
+        f'send = "sample"\nabove = ["{url}"]\nreaders = "edge"\nroots = "root.pem"\n'
+        "limit = 0.2\nshare = 0.15\n"
         f'certificate = "north/cert.pem"\nkey = "north/key.pem"\nthreshold = {found.threshold!r}\n',
         "utf-8",
     )

@@ -53,7 +53,8 @@ class Job:
     `learner`: an object with init, fit and evaluate. `algorithm`: a named one, a chain of
     transforms or a rule. `cohort`: who takes part in a round. `rounds`: at least 1. `every`:
     rounds between evaluations. `stop`: a rule for early stopping. `deadline`: seconds a round
-    may take. `max_weight`: the most rows one client may claim. `sites`: evaluate at the sites.
+    may take. `wait`: seconds it may wait while too few clients can be asked, None for as long as it takes.
+    `max_weight`: the most rows one client may claim. `sites`: evaluate at the sites.
     `exchange`: how updates are summed, and who sees what of them. `privacy`: what it promises, made by
     `private`. `crypto`: the suite that hides them, "intl" or "gm" (SM3, SM4).
     """
@@ -66,6 +67,7 @@ class Job:
     stop: Stop | None = None
     topology: Tree = field(default_factory=Tree)
     deadline: float | None = None
+    wait: float | None = None
     max_weight: float = 2.0**20
     sites: bool = True
     name: str = "job"
@@ -90,8 +92,9 @@ class Job:
                 )
         if not isinstance(self.sites, bool):
             raise ConfigError(f"sites is true or false, got {self.sites!r}", "$.sites")
-        if self.deadline is not None and not self.deadline > 0:
-            raise ConfigError(f"deadline must be above 0 seconds, got {self.deadline}", "$.deadline")
+        for name, seconds in (("deadline", self.deadline), ("wait", self.wait)):
+            if seconds is not None and not seconds > 0:
+                raise ConfigError(f"{name} must be above 0 seconds, got {seconds}", f"$.{name}")
         suite = suite_of(self.crypto, "$.crypto")
         if suite is not INTL and self.exchange.shows == "each":
             raise ConfigError(

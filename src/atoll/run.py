@@ -319,6 +319,7 @@ def _plan(run: Run, data: Any, local: Local, children: Mapping[str, Sequence[int
         sites=job.sites and bool(local.test),
         stop=job.stop,
         deadline=job.deadline,
+        wait=job.wait,
         max_weight=job.max_weight,
         secret=blake2b(b"simulated noise", key=repr(run.seed).encode(), digest_size=32).digest(),
     )

@@ -247,7 +247,21 @@ def test_metrics_for_prometheus(hall) -> None:
     hall.store.journal(run).note(2, {**record(2), **shown})
     hall.store.node_seen("a", "client", {})
     hall.store.judged(run, {"a": ({"rounds": 3}, 0.9, 0)}, ["a"])
-    text = hall.as_("viewer").get("/metrics").text
+    power = {"held": "it rests", "rule": "duty", "since": hall.now - 5, "until": hall.now + 60}
+    hall.store.node_seen("a", "client", {"power": power})
+    began = hall.office.clock() - 0.1
+    told = {"since": hall.office.clock() - 30, "of": 1, "held": 1, "rules": {"duty": 1}}
+    hall.office.about = lambda _: {"waiting": told}
+    viewer = hall.as_("viewer")
+    (row,) = viewer.get("/v1/nodes").json()["nodes"]
+    assert row["holds"] == {"rule": "duty", "since": hall.now - 5, "until": hall.now + 60}
+    assert viewer.get(f"/v1/runs/{run}").json()["run"]["waiting"] == told
+    assert viewer.get("/v1/runs").json()["runs"][0]["waiting"] == told
+    text = viewer.get("/metrics").text
+    assert 'atoll_nodes_holding_back{rule="duty"} 1.0' in text
+    assert 'atoll_nodes_holding_back{rule="battery"} 0.0' in text
+    seconds = text.partition(f'atoll_run_waiting_seconds{{run="{run}"}} ')[2].split()[0]
+    assert 30 <= float(seconds) < 30 + hall.office.clock() - began
     assert 'atoll_runs{state="running"} 1.0' in text
     assert f'atoll_run_round{{run="{run}"}} 2.0' in text
     assert f'atoll_run_suspects{{run="{run}"}} 2.0' in text

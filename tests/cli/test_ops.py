@@ -149,7 +149,37 @@ def test_the_live_table(far, atoll) -> None:
     assert "▁▄█" in text or "▁▅█" in text
     assert re.search(r"north +plant +training +2 kB +3 MB +0\.7000 +set aside", text)
     assert re.search(r"east +plant +online +– +– +0\.6900 +Gone: left", text)
+    holds = {"rule": "battery", "since": 900.0, "until": None}
+    seen["nodes"][0]["holds"], seen["sites"]["failed"], seen["sites"]["suspects"] = holds, {}, {}
+    seen["run"]["waiting"] = {"since": 900.0, "of": 2, "held": 1, "rules": {"battery": 1}}
+    console = Console(width=120)
+    with console.capture() as caught:
+        console.print(live.picture(seen, lambda text: text))
+    assert "waiting: 1 of 2 hold back (battery)" in caught.get()
+    assert "holds back: battery" in caught.get()
     assert "plant  " not in text.splitlines()[-3].split()[0]
+
+
+def test_why_a_run_waits_is_said(atoll, far) -> None:
+    run = far.store.submit(JOB, 1, "ann", name="heart")
+    far.store.move(run, "running", frm=("queued",))
+    told = {"since": 900.0, "of": 6, "held": 5, "rules": {"battery": 5}}
+    far.office.about = lambda _: {"waiting": told}
+    assert "waiting: 5 of 6 hold back (battery)" in atoll("runs").out
+    told["rules"] = {"battery": 3, "duty": 2}
+    assert "hold back (battery 3, duty 2)" in atoll("runs").out
+    told |= {"held": 0, "rules": {}}
+    assert "waiting for clients" in atoll("runs").out
+
+    looks = iter(range(100))
+
+    def let_go(_id: str) -> dict:
+        if next(looks) == 2:  # by then the command looks
+            far.store.move(run, "done", frm=("running",))
+        return {"waiting": told | {"held": 5, "rules": {"hours": 5}}}
+
+    far.office.about = let_go
+    assert "waiting: 5 of 6 hold back (hours)\n" in atoll("watch", run).out
 
 
 def test_sparkline() -> None:
@@ -180,6 +210,17 @@ def test_nodes(atoll, far) -> None:
     said = atoll("node", "list")
     assert re.search(r"plant +edge +online +– +– +– +– +grpc +10\.0\.0\.7", said.out)
     assert re.search(r"north +client +online +training +– +– +plant", said.out)
+    power = {"held": "its battery is below 30%", "rule": "battery", "since": 900.0, "until": 0.0}
+    far.store.node_seen("north", "client", {"parent": "plant", "power": power})
+    far.live["plant"] = {
+        "joint": {"asked": 9, "answered": 7, "passed": 2, "carried": 0, "late": 0, "failed": 0}
+    }
+    said = atoll("node", "list").out
+    assert re.search(
+        r"online, holds back: its battery is below 30% \(since \d{4}-\d\d-\d\d \d\d:\d\d\)", said
+    )
+    assert "rows asked 9, answered 7, passed on 2 " in said
+    far.store.node_seen("north", "client", {"parent": "plant"})
     assert atoll("node", "drain", "north").out == "north gets no new work\n"
     assert "online, drained" in atoll("node", "list").out
     assert atoll("node", "drain", "north", "--off").out == "north gets work again\n"

@@ -10,7 +10,7 @@ import pytest
 
 from atoll.control.engine.policy import closed
 from atoll.control.engine.power import DAY, Held, Seen, Spent, carried, checked, held, rested
-from atoll.control.engine.sensors import Energy, Meter, Sensors
+from atoll.control.engine.sensors import Energy, Meter, Sensors, metered
 from atoll.control.engine.upkeep import Upkeep
 from atoll.control.settings import Client, Power, make
 from atoll.core.errors import ConfigError, Refused
@@ -287,6 +287,27 @@ def test_bytes_on_a_metered_link_are_spent_over_restarts(tmp_path) -> None:
         assert again.held == Held()
 
     run(main())
+
+
+def test_what_work_took_is_measured_by_counters_or_not_at_all(tmp_path) -> None:
+    place = tmp_path / "sys/class/powercap/intel-rapl:0"
+    place.mkdir(parents=True)
+    (place / "energy_uj").write_text("5000000")
+
+    async def work() -> dict[str, float]:
+        (place / "energy_uj").write_text("7500000")
+        return {"cpu_seconds": 1.0}
+
+    sensors, power = Sensors(root=tmp_path), Power(watts=10.0)
+    found = asyncio.run(metered(sensors, power, work))
+    assert found == {"cpu_seconds": 1.0, "joules": 2.5, "source": "rapl"}
+    (place / "energy_uj").unlink()
+    place.rmdir()
+
+    async def unseen() -> dict[str, float]:
+        return {"cpu_seconds": 1.0}
+
+    assert asyncio.run(metered(sensors, power, unseen)) == {"cpu_seconds": 1.0}
 
 
 def test_hours_hold_until_they_begin(tmp_path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -37,6 +38,8 @@ def test_a_change_is_noticed_renewed_and_served_as_the_nodes_own(tmp_path: Path)
     heard = [kind for kind in made.events() if kind[1] == "error"]
     assert heard[:2] == [("raised", "error"), ("cleared", "error")]
     assert ("renewed", "tune") in made.events()
+    took = [t.event.figures for t in made.watch.known.told if t.event.what == "tune"]
+    assert all(figures["joules_estimate"] == pytest.approx(10 * figures["cpu_seconds"]) for figures in took)
     served = made.shelf.get("line")
     assert served is not None
     assert (served.version, served.own > 0) == (3, True), "never a version of the federation's"
@@ -78,6 +81,20 @@ def test_the_quota_holds_and_says_so(tmp_path: Path) -> None:
     why = {told.event.why for told in made.watch.known.told if told.event.kind == "kept"}
     assert any("too few" in text for text in why)
     assert made.watch.known.quota.spent.cpu_minutes == 0
+
+
+def test_a_fine_tune_counts_the_energy_that_was_measured(tmp_path: Path) -> None:
+    made = node(tmp_path)
+    tune = made.watch._tune
+
+    async def metered(*files: Any) -> Any:
+        return {**await tune(*files), "joules": 7.2, "source": "rapl"}
+
+    made.watch._tune = metered  # type: ignore[assignment]
+    found = [t.event.figures for t in played(made, 23).watch.known.told if t.event.what == "tune"]
+    assert found
+    assert all(figures["joules_rapl"] == 7.2 and figures["cpu_seconds"] > 0 for figures in found)
+    assert made.watch.known.quota.spent.energy_wh == pytest.approx(7.2 * len(found) / 3600)
 
 
 def test_a_federated_run_is_asked_for_until_a_newer_version_comes(tmp_path: Path) -> None:

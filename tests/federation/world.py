@@ -82,6 +82,9 @@ class Doors:
     def announce(self, more):
         pass
 
+    def counts(self):
+        return {}
+
     async def stop(self):
         if not PROCESS.get().dead:
             self.net.servers.pop(self.url, None)

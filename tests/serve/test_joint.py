@@ -23,8 +23,9 @@ from atoll.serve.above import GRACE, LIFE, Above
 from atoll.serve.cut import cut
 from atoll.serve.doubt import calibrate, doubt
 from atoll.serve.egress import Settings
-from atoll.serve.joint import PURPOSE, SPARE, Asked, Joint, merged, pack, unpack
+from atoll.serve.joint import PURPOSE, SPARE, Joint
 from atoll.serve.model import Model
+from atoll.serve.reply import Asked, merged, pack, unpack
 from atoll.serve.service import trust
 
 onnx = pytest.importorskip("onnx")
@@ -32,6 +33,7 @@ pytest.importorskip("onnxruntime")
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(400, 3)).astype(np.float32)
+PLAIN = {"features": False, "on": False, "left": 1.0}
 
 
 def net(folder: Path, name: str, gain: float) -> bytes:
@@ -62,7 +64,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(made: Path, url: str, **more: Any) -> Settings:
-    known = {"above": url, "roots": str(made / "root.pem"), "send": "sample", "threshold": 0.8, "share": 1.0}
+    known = {"above": (url,), "roots": str(made / "root.pem"), "send": "sample", "readers": "both"}
+    known |= {"threshold": 0.8, "share": 1.0}
     return Settings(**{**known, **more})
 
 
@@ -105,7 +108,7 @@ def test_by_default_nothing_leaves(made: Path) -> None:
     with at.serve(made / "small.onnx", port=0, joint=joint) as service:
         found = service.predict(X)["probabilities"]
     np.testing.assert_allclose(found, probabilities(made, "small"), atol=1e-5)
-    assert joint._session is None
+    assert joint._upstreams == []
     assert set(joint.counts.values()) == {0}
 
 
@@ -161,14 +164,18 @@ def test_what_goes_over_the_wire_shows_no_row_and_can_be_read_by_the_owner_alone
 
 
 @pytest.mark.parametrize(
-    "rows", [{"shape": (2, 3)}, {"shape": (-1, 3)}, {"shape": ()}, {"rows": b"\0\0\xc0\x7f" * 6}]
+    "rows",
+    [
+        *({"shape": (2, 3)}, {"shape": (-1, 3)}, {"shape": ()}, {"rows": b"\0\0\xc0\x7f" * 6}),
+        *({"shape": (1, 3), "left": left} for left in (-1.0, float("nan"), 1e9)),
+    ],
 )
 def test_a_question_that_is_no_rows_is_refused(made: Path, rows: dict[str, Any]) -> None:
     above = Above.open(made / "plant")
     public = msgspec.json.decode(above.key())["key"]
     from base64 import b64decode
 
-    told = {"model": "", "shape": (2, 3), "rows": X[:1].tobytes()} | rows
+    told = {"model": "", "shape": (2, 3), "rows": X[:1].tobytes(), **PLAIN} | rows
     message, _ = seal(b64decode(public), msgspec.msgpack.encode(told), PURPOSE, os.urandom)
     with pytest.raises(DataError):
         above.read(message, 10)
@@ -241,7 +248,7 @@ def test_keys_live_a_day_and_are_read_for_an_hour_more(made: Path) -> None:
         return b64decode(msgspec.json.decode(above.key())["key"])
 
     first = public()
-    text = msgspec.msgpack.encode({"model": "", "shape": (1, 3), "rows": X[:1].tobytes()})
+    text = msgspec.msgpack.encode({"model": "", "shape": (1, 3), "rows": X[:1].tobytes(), **PLAIN})
     message, _ = seal(first, text, PURPOSE, os.urandom)
     now[0] += LIFE / 2 - 1
     assert public() == first
@@ -265,8 +272,9 @@ def test_over_mutual_tls_with_a_token(made: Path) -> None:
         assert 0 < counts["answered"] == counts["sent"]
         answer(made, above.url, **files)  # without the token
         answer(made, above.url, token_file=str(made / "token"))  # without a certificate
+        joint = Joint(settings(made, "http://192.0.2.1:80"))
         with pytest.raises(ConfigError, match="in the clear"):
-            asyncio.run(Joint(settings(made, "http://192.0.2.1:80"))._ask(X[:1]))
+            asyncio.run(joint._ask(joint._upstreams[0], X[:1], "", 1e9, features=False))
 
 
 def test_certificates_may_be_renewed_while_both_run(made: Path, tmp_path: Path) -> None:
@@ -385,8 +393,8 @@ def test_answers_are_packed_and_merged_or_refused() -> None:
         ({"threshold": 2.0}, "threshold is in"),
         ({"share": 0.0}, "share is in"),
         ({"limit": 0.0}, "limit is above 0"),
-        ({"send": "sample"}, "above is the URL"),
-        ({"send": "features", "above": "https://edge:1", "roots": "r"}, "head is an ONNX file"),
+        ({"send": "sample", "above": ("https://edge:1",)}, "readers is"),
+        ({"send": "features", "above": ("https://edge:1",), "readers": "edge"}, "head is an ONNX file"),
         ({"head": "h.onnx"}, "head is an ONNX file"),
     ],
 )
@@ -397,7 +405,7 @@ def test_settings_that_do_not_fit(values: dict[str, Any], says: str) -> None:
 
 def test_nothing_leaves_to_a_stranger() -> None:
     with pytest.raises(ConfigError, match="nothing leaves to a stranger"):
-        Joint(Settings(send="sample", above="https://edge:1"))
+        Joint(Settings(send="sample", above=("https://edge:1",), readers="edge"))
 
 
 def test_by_command(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -409,7 +417,8 @@ def test_by_command(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     Path("rows.csv").write_text(rows)
     argv = ["model", "doubt", str(made / "small.onnx"), "--data", "rows.csv", "--target", "kind"]
     assert main(argv) == 0
-    text = f'above = "http://127.0.0.1:1"\nroots = "root.pem"\nsend = "sample"\n{capsys.readouterr().out}'
+    text = 'above = ["http://127.0.0.1:1"]\nroots = "root.pem"\nsend = "sample"\nreaders = "edge"\n'
+    text += capsys.readouterr().out
     (made / "joint.toml").write_text(text)
     asks = _joint(made / "joint.toml").settings
     assert 0 < asks.threshold < 1 and asks.roots == str(made / "root.pem")

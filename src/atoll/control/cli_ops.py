@@ -137,6 +137,7 @@ def _runs(args: argparse.Namespace, say: Say) -> int:
 
 def _row(r: dict[str, Any], say: Say) -> Sequence[str]:
     state = say(r["state"]) + (f" ({r['place']})" if "place" in r else "")
+    state = waiting(r, say) or state
     value = "–" if r["value"] is None else number(r["value"])
     rounds = f"{r['round']}/{r['of']}"
     metric = say(r["metric"]) if r["metric"] else "–"
@@ -151,6 +152,18 @@ def _row(r: dict[str, Any], say: Say) -> Sequence[str]:
         when(r["created"]),
         r["reason"] or "–",
     ]
+
+
+def waiting(run: dict[str, Any], say: Say) -> str:
+    """Why a run waits: how many of its clients hold back and by which rules; "" where it does not."""
+    told = run.get("waiting")
+    if not told:
+        return ""
+    if not told["held"]:
+        return say("waiting for clients")
+    rules = told["rules"].items()
+    why = ", ".join(say(rule) if len(rules) == 1 else f"{say(rule)} {count}" for rule, count in rules)
+    return say("waiting: {held} of {of} hold back").format(**told) + f" ({why})"
 
 
 def _watch(args: argparse.Namespace, say: Say) -> int:
@@ -220,14 +233,15 @@ def _node(r: dict[str, Any], say: Say) -> Sequence[str]:
     marks = [mark for mark in ("drained", "quarantined") if r[mark]]
     watch = r["live"].get("watch") or {}
     marks += ["drift"] if watch.get("raised") else []
-    state = ", ".join([*map(say, [r["state"], *marks]), *_held(r["info"].get("power"), say)])
+    state = ", ".join([*map(say, [r["state"], *marks]), *_held(r, say)])
     kind = r["transport"] + (f", {say('sealed')}" if r["live"].get("sealed") else "")
     way = [r["parent"], kind, r["address"], r["version"]]
     doing = say(r["live"]["phase"]) if r["live"].get("phase") else "–"
     score = "–" if r["score"] is None else f"{r['score']:.2f}"
     own = {watch["model"]: f" +{watch['own']}"} if watch.get("own") else {}
-    models = ", ".join(f"{n} {served(m, say)}{own.get(n, '')}" for n, m in r["models"].items()) or "–"
-    shown = [state, doing, score, models, *(text or "–" for text in way)]
+    models = [f"{n} {served(m, say)}{own.get(n, '')}" for n, m in r["models"].items()]
+    models += asked(r["live"].get("joint"), say)
+    shown = [state, doing, score, ", ".join(models) or "–", *(text or "–" for text in way)]
     return [r["name"], say(r["role"]), *shown, when(r["last_seen"])]
 
 
@@ -236,12 +250,30 @@ def served(m: dict[str, Any], say: Say) -> str:
     return f"{m['version']}" + (f" ({m['trial']} {say(m['stage'])})" if m["trial"] else "")
 
 
-def _held(power: Any, say: Say) -> list[str]:
-    """What a member says of why it holds back, and until when."""
-    if not isinstance(power, dict) or not power.get("held"):
+_ROWS = {
+    "asked": "rows asked",
+    "answered": "answered",
+    "passed": "passed on",
+    "carried": "carried",
+    "late": "too late",
+    "failed": "failed",
+}
+
+
+def asked(joint: Any, say: Say) -> list[str]:
+    """What an edge answered of its children's rows, and what it passed on; nothing where none asked it."""
+    joint = joint if isinstance(joint, dict) else {}
+    return [f"{say(_ROWS[key])} {joint[key]}" for key in _ROWS if joint.get(key)]
+
+
+def _held(r: dict[str, Any], say: Say) -> list[str]:
+    """What a member says of why it holds back, since and until when."""
+    holds = r["holds"]
+    if not holds:
         return []
-    until = f" ({say('until')} {when(power['until'])})" if power.get("until") else ""
-    return [f"{say('holds back')}: {printable(str(power['held']))}{until}"]
+    times = [f"{say(word)} {when(holds[word])}" for word in ("since", "until") if holds[word]]
+    moments = f" ({', '.join(times)})" if times else ""
+    return [f"{say('holds back')}: {printable(str(r['info']['power']['held']))}{moments}"]
 
 
 def _node_drain(args: argparse.Namespace, say: Say) -> int:

@@ -37,7 +37,7 @@ from ..statistics import fit_pipeline, fitting, standardise
 from .settings import rollout
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology", "exchange")
-_VALUES = ("rounds", "every", "deadline", "max_weight", "sites", "name", "crypto")
+_VALUES = ("rounds", "every", "deadline", "wait", "max_weight", "sites", "name", "crypto")
 _KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers", "rollout")
 _SPLIT = ("clients", "by", "holdout", "standardise", "contract", "pipeline")
 

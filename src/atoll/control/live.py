@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from .cli_ops import waiting
 from .remote.sdk import ENDED, Federation, RemoteRun
 from .table import number, size
 
@@ -57,11 +58,14 @@ def _ending(last: Row, metrics: Mapping[str, Any], say: Say) -> str:
 
 def _lines(run: RemoteRun, say: Say) -> Row:
     """One line a round, and one for each state it comes into."""
-    done, state, record = -1, "", run.record
+    done, state, waits, record = -1, "", "", run.record
     for record in run.watch():
         if record["state"] not in (state, *ENDED):  # its end is said below, with the result
             state = record["state"]
             print(f"{run.id} {say(state)}", flush=True)
+        if (now := waiting(record, say)) != waits:
+            waits = now
+            print(now or f"{run.id} {say('goes on')}", flush=True)
         for round in run.since(done):
             done = round["round"]
             print(line(round, record["of"], say), flush=True)
@@ -119,6 +123,8 @@ def picture(seen: Row, say: Say) -> Any:
     curve = [r["metrics"][run["metric"]] for r in rounds if run["metric"] in r.get("metrics", {})]
     count = Text(f"{say('round')} {run['round']}/{run['of']}{value}{sent}  ")
     count.append(sparkline(curve), "green")
+    if told := waiting(run, say):
+        count.append(f"\n{told}", "yellow")
     rows = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("client", "through", "doing", "sent up", "sent down", run["metric"] or "metric", "note"):
         rows.add_column(
@@ -147,7 +153,7 @@ def clients(seen: Row, say: Say) -> Iterator[list[str]]:
             size(here["up"]) if "up" in here else "–",
             size(here["down"]) if "down" in here else "–",
             number(found) if isinstance(found, (int, float)) else "–",
-            failed[-1][:60] if failed else say(standing(seen, node, client)),
+            failed[-1][:60] if failed else say(standing(seen, node, client)) or _held(node, say),
         ]
 
 
@@ -157,6 +163,10 @@ def standing(seen: Row, node: Row, client: str) -> str:
         return "quarantined"
     out = seen["sites"]["suspects"].get(client)
     return "" if out is None else "set aside" if out else "suspect"
+
+
+def _held(node: Row, say: Say) -> str:
+    return f"{say('holds back')}: {say(node['holds']['rule'])}" if node["holds"] else ""
 
 
 def sparkline(values: list[Any], width: int = 32) -> str:

@@ -182,7 +182,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `patience`: seconds a member may be away before a round goes on without it; `edge_patience`: an edge.
     `rollout`: how models of finished runs come to members: "now" all at once, "held" until `atoll model
     rollout`, "staged" or a Rollout; a job may say otherwise. `renew`: by a model's name, the run that members
-    may start who notice drift.
+    may start who notice drift. `models`: ONNX files by name, which answer rows that members are unsure of.
     Members behind a proxy that ends TLS come by https+sealed:// URLs, each call signed.
     `insecure`: no TLS, for tests on loopback only.
     """
@@ -202,6 +202,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     keep_days: float = 30.0
     rollout: RolledOut = "now"
     renew: dict[str, Rerun] = {}
+    models: dict[str, str] = {}
     insecure: bool = False
 
 
@@ -210,7 +211,9 @@ class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     `join`: its parents' URLs, the preferred first; `token` only until it is enrolled. `home`: seconds
     between two looks whether the preferred parent is there again. `ca`: a PEM file that vouches for the
-    proxy of https+sealed:// and wss+sealed:// URLs, "" for the system's authorities.
+    proxy of https+sealed:// and wss+sealed:// URLs, "" for the system's authorities. `joint`: whom it asks
+    about rows of its children that its own `models` are unsure of, its parents by default, and what may leave
+    it for that (serve/egress.py).
     """
 
     name: str = "edge"
@@ -221,6 +224,7 @@ class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ca: str = ""
     api: str = ""
     home: float = 60.0
+    joint: egress.Settings = egress.Settings()
 
 
 class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -314,6 +318,8 @@ def read(path: Path, kind: type[S], **over: Any) -> S:
     for key in _PATHS:
         if isinstance(table.get(key), str) and table[key]:
             table[key] = str(path.parent / table[key])
+    if isinstance(table.get("models"), dict):
+        table["models"] = {name: str(path.parent / str(file)) for name, file in table["models"].items()}
     for key in egress.FILES:
         if isinstance(table.get("joint"), dict) and table["joint"].get(key):
             table["joint"][key] = str(path.parent / str(table["joint"][key]))

@@ -37,11 +37,9 @@ from ..core.protocol import Party
 from ..core.registry import part
 from ..core.transform import chain
 from .algorithm import Algorithm, Roles
-from .rounds import PATIENCE, Plan, Progress, apply, begin, evaluate, report, update_points, why
+from .rounds import PATIENCE, Plan, Progress, apply, begin, evaluate, pause, report, update_points, why
 from .select import Everyone, Sample
 from .server import mean, positive, sgd
-
-PAUSE = 1.0  # seconds between two looks for clients while all of them are lost with their edges
 
 Staleness: TypeAlias = Literal["polynomial", "hinge", "constant"]
 
@@ -242,13 +240,14 @@ async def coordinator(
 
 async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregator]:
     """A full buffer and its sum. Raises QuorumError if clients fail again and again."""
-    buffer, failures = Buffer(), 0
+    buffer, failures, waited = Buffer(), 0, 0.0
     while True:
         while len(buffer.replies) < fleet.rule.size:
             await fleet.fill(now, buffer)
             if not fleet.flights:
-                await fleet.p.sleep(PAUSE)
+                waited = await pause(fleet.p, fleet.plan, waited)
                 continue
+            waited = await pause(fleet.p, fleet.plan)
             failures = 0 if buffer.take(fleet, now, *await fleet.landed()) else failures + 1
             if failures >= PATIENCE * len(fleet.crew()):
                 raise QuorumError(f"{failures} answers in a row contributed nothing. {why(buffer.failed)}")

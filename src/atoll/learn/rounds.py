@@ -47,9 +47,10 @@ class Plan:
     that clients lost with their child have to turn up under another. `sizes`: rows of each client
     where known. `test`: the model's metrics on rows the coordinator holds, None without.
     `every`: rounds between evaluations; `sites`: whether clients evaluate too. `quorum`: how many
-    children must answer, None as the cohort says. `deadline`: seconds a round may take. `secret`: 32
-    bytes that the keys of noise are made of, which nobody else may know. `label`: the federation and the run,
-    which secure sums are bound to. `records`: what earlier runs have shown of the clients.
+    children must answer, None as the cohort says. `deadline`: seconds a round may take. `wait`: seconds it
+    may wait while too few can be asked, None for ever. `secret`: 32 bytes that the keys of noise are made of,
+    which nobody else may know. `label`: the federation and the run, which secure sums are bound to.
+    `records`: what earlier runs have shown of the clients.
     """
 
     learner: Learner
@@ -63,6 +64,7 @@ class Plan:
     sites: bool = True
     stop: Stop | None = None
     deadline: float | None = None
+    wait: float | None = None
     max_weight: float = 2.0**20
     roster: Sequence[int] | None = None
     rehome: float = 0.0
@@ -294,10 +296,33 @@ async def enough(p: Party, plan: Plan, now: Progress) -> frozenset[int]:
     """
     others = set(plan.clients).difference(left_out(plan, now))
     size = getattr(plan.cohort, "size", lambda n: 1)
-    need = min(size(len(others)), len(others))
+    need, waited = min(size(len(others)), len(others)), 0.0
     while len(others.difference(out := held(plan))) < need:
-        await p.sleep(PAUSE)
+        waited = await pause(p, plan, waited)
+    await pause(p, plan)
     return out
+
+
+async def pause(p: Party, plan: Plan, waited: float | None = None) -> float:
+    """A moment in which too few clients can be asked, after `waited` seconds of them, and how many they are
+    now; None: they can be. A mapping of children that changes hears of it. Raises QuorumError where they are
+    more than the job allows.
+    """
+    tell: Callable[[bool], str] = getattr(plan.children, "waits", _nobody)
+    why = tell(waited is not None)
+    if waited is None:
+        return 0.0
+    left = PAUSE if plan.wait is None else min(PAUSE, plan.wait - waited)
+    if left <= 0:
+        raise QuorumError(
+            f"too few clients could be asked for {waited:g} seconds, as long as the job waits{why}"
+        )
+    await p.sleep(left)
+    return waited + left
+
+
+def _nobody(on: bool) -> str:  # noqa: FBT001  as `Homes.waits`
+    return ""
 
 
 def apply(

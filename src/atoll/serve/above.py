@@ -1,7 +1,7 @@
 """The larger model's side of joint inference: rows that nodes are unsure of, answered under seal.
 
-    GET  /v1/key     the key to seal rows for, signed by this server's certificate
-    POST /v1/joint   rows or features sealed for it (joint.py); the answer is sealed for who asked
+Whoever answers (tier.py) publishes a key, signed by its certificate. Nodes seal rows or features for it
+(joint.py), and the answer is sealed for who asked.
 
 The key lives a day and is in memory only: who takes the certificate's key later reads nothing that was sent
 before.
@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,12 +31,17 @@ GRACE = 3600.0  # seconds that it is still read after
 
 
 class Question(NamedTuple):
-    """What a node asks: rows (n, ...) for the model of that name, and what seals the answer."""
+    """What a node asks: rows (n, ...), or `features` of some, for the model of that name, and what seals the
+    answer. `on`: it may be passed on; `left`: seconds that the node still waits.
+    """
 
     model: str
     x: NDArray[np.float32]
     suite: Suite
     back: bytes
+    features: bool = False
+    on: bool = False
+    left: float = 0.0
 
     def sealed(self, answer: bytes) -> bytes:
         """The answer as only the asker reads it."""
@@ -47,6 +52,9 @@ class _Rows(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     shape: tuple[int, ...]
     rows: bytes
+    features: bool
+    on: bool
+    left: Annotated[float, msgspec.Meta(ge=0, le=3600)]
 
 
 class Above:
@@ -116,4 +124,4 @@ def _question(text: bytes, back: bytes, suite: Suite, most: int) -> Question:
         raise DataError(f"expected 1 to {most} rows of float32") from None
     if not np.isfinite(x).all():
         raise DataError("a row holds a number beyond float32: check its unit")
-    return Question(told.model, x, suite, back)
+    return Question(told.model, x, suite, back, told.features, told.on, told.left)

@@ -14,10 +14,13 @@ FILES = ("roots", "ca", "certificate", "key", "token_file", "head")  # paths
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What may leave a node, to whom, and when. Files are paths.
 
-    `send`: "nothing", "features" or "sample". `above`: the upstream service's URL, https but on this machine.
+    `send`: "nothing", "features" or "sample". `above`: URLs of upstream services, the preferred first, https
+    but on this machine. `readers`: whose eyes what leaves is for: "edge", which passes nothing on; "both", an
+    edge may ask who is above it; "coordinator", any edge in between carries it sealed.
     `roots`: PEM of the federation's roots, which the upstream's key must lead to. `ca`: PEM that vouches for
     its TLS, `roots` without. `certificate`, `key`: what this node shows, `token_file`: what it brings. A
-    client of a federation has roots, certificate and key, and says none of them.
+    member of a federation has roots, certificate and key, and says none of them; nor `above`, to ask its
+    parents.
     `threshold`: doubt from which a row goes up, in [0, 1], see `calibrate`; `measure`: "margin" or
     "entropy". `share`: the most of all rows that may go up. `limit`: seconds until the local answer stands.
     `model`: what the larger one is called there. `head`: an ONNX file, the larger model's first layers, for
@@ -25,7 +28,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     send: Literal["nothing", "features", "sample"] = "nothing"
-    above: str = ""
+    above: tuple[str, ...] = ()
+    readers: Literal["", "edge", "coordinator", "both"] = ""
     roots: str = ""
     ca: str = ""
     certificate: str = ""
@@ -44,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             ("threshold", 0 <= self.threshold <= 1, "in [0, 1]"),
             ("share", 0 < self.share <= 1, "in (0, 1]"),
             ("limit", self.limit > 0, "above 0 seconds"),
-            ("above", self.send == "nothing" or bool(self.above), "the URL of an upstream service"),
+            ("readers", self.send == "nothing" or bool(self.readers), '"edge", "coordinator" or "both"'),
             ("head", (self.send == "features") == bool(self.head), 'an ONNX file where send = "features"'),
         ):
             if not right:

@@ -7,8 +7,8 @@
     GET  /v1/models    what is served
     GET  /healthz      200 once there is a model
 
-With joint inference the answer says which rows a larger model answered, "above": {"model", "rows"}, and a
-service that is somebody's larger model has two addresses more (above.py).
+With joint inference the answer says which rows a larger model answered, "above": {"model", "rows"}, and in
+it the same of a still larger one. A service that is somebody's larger model has more addresses (tier.py).
 
 It listens on this machine only, unless it is given TLS and a token. A request takes one model and keeps
 it to its end, so a swap loses none. Models run in threads, small requests that wait together as one batch
@@ -29,12 +29,14 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
-from ..core.errors import ConfigError, DataError, ProtocolError, StateError
+from ..core.errors import ConfigError, DataError, StateError
 from .above import Above, Question
 from .batch import Answers, Batches, together
-from .joint import Asked, Joint, merged, pack
+from .joint import Joint
 from .models import Served, Shelf
+from .reply import Beyond, merged, pack
 from .rows import ROWS, fits, read_rows
+from .tier import Declined, Tier, Unsure
 
 BODY = 4 << 20  # bytes of a request
 SMALL = 64 << 10  # bytes of a request that may share a run with others
@@ -63,22 +65,6 @@ class _Waiting(NamedTuple):
 
     ticket: str
     rows: msgspec.Raw | Question
-
-
-class _Unsure(NamedTuple):
-    """Answers of which a larger model is to be asked about some `rows`."""
-
-    served: Served
-    ticket: str
-    x: NDArray[np.float32]
-    found: Answers
-    rows: NDArray[np.intp]
-
-
-class _Refused(Exception):  # noqa: N818
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 def app(
@@ -111,11 +97,20 @@ def app(
     made.router.add_post("/v1/feedback", service.feedback)
     made.router.add_get("/v1/models", service.models)
     made.router.add_get("/healthz", service.health)
-    if above is not None:
-        made.router.add_get("/v1/key", service.key)
-        made.router.add_post("/v1/joint", service.answer)
+    for (method, path), call in service.tier.routes().items() if service.tier is not None else ():
+        made.router.add_route(method, path, call)
     made.on_cleanup.append(service.close)
     return made
+
+
+def below(
+    shelf: Shelf, above: Above, joint: Joint | None = None, *, threads: int = 2, batch: int = 32
+) -> tuple[Tier, Callable[[], Awaitable[None]]]:
+    """Only what nodes below ask, for a door that is there already and knows its callers; and what ends it."""
+    service = _Service(shelf, "", frozenset(), ROWS, None, joint, above)
+    service.start(threads, batch)
+    assert service.tier is not None  # noqa: S101  it has keys
+    return service.tier, service.close
 
 
 async def serve(
@@ -158,11 +153,12 @@ class _Service:
         above: Above | None,
     ) -> None:
         self._shelf, self._token, self._hosts, self._rows, self._seen = shelf, token, hosts, rows, seen
-        self._joint, self._above = joint, above
+        self._joint = joint
+        self.tier = None if above is None else Tier(above, joint, self._own, rows)
 
     def start(self, threads: int, batch: int) -> None:
         """Have threads to run models in."""
-        self._batches: Batches[Served, _Waiting, bytes | _Unsure] = Batches(self._run, threads, batch)
+        self._batches: Batches[Served, _Waiting, bytes | Unsure] = Batches(self._run, threads, batch)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -170,7 +166,7 @@ class _Service:
         try:
             self._allow(request)
             return await handler(request)
-        except _Refused as refused:
+        except Declined as refused:
             return _json({"error": str(refused)}, refused.status)
         except web.HTTPRequestEntityTooLarge:
             return _json({"error": f"a request has at most {BODY} bytes: send fewer rows"}, 413)
@@ -180,10 +176,10 @@ class _Service:
     def _allow(self, request: web.Request) -> None:
         host = request.host.rpartition(":")[0] if not request.host.endswith("]") else request.host
         if (host or request.host).strip("[]") not in self._hosts and request.host not in self._hosts:
-            raise _Refused(421, "this service is not called by that name: use 127.0.0.1")
+            raise Declined(421, "this service is not called by that name: use 127.0.0.1")
         brought = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self._token and not hmac.compare_digest(brought.encode(), self._token.encode()):
-            raise _Refused(401, "this service wants its token: send Authorization: Bearer ...")
+            raise Declined(401, "this service wants its token: send Authorization: Bearer ...")
 
     async def predict(self, request: web.Request) -> web.Response:
         asked = await self._read(
@@ -192,29 +188,14 @@ class _Service:
         answer = await self._answer(
             asked.model, _Waiting(asked.ticket, asked.rows), memoryview(asked.rows).nbytes
         )
-        if isinstance(answer, _Unsure):
+        if isinstance(answer, Unsure):
             answer = await self._settled(answer)
         return web.Response(body=answer, content_type="application/json")
 
-    async def key(self, request: web.Request) -> web.Response:
-        assert self._above is not None  # noqa: S101  there is a route
-        try:
-            return web.Response(body=self._above.key(), content_type="application/json")
-        except ConfigError:
-            raise _Refused(503, "this server has no identity at the moment: come again") from None
-
-    async def answer(self, request: web.Request) -> web.Response:
-        """A node's sealed rows."""
-        assert self._above is not None  # noqa: S101
-        body = await request.read()
-        try:
-            question = self._above.read(body, self._rows)
-        except ProtocolError as error:
-            raise _Refused(409, str(error)) from None
-        except DataError as error:
-            raise _Refused(400, str(error)) from None
-        answer = await self._answer(question.model, _Waiting("", question), len(body))
-        return web.Response(body=answer, content_type="application/octet-stream")
+    async def _own(self, question: Question, size: int) -> bytes | Unsure:
+        """What the models here say to a node's sealed rows."""
+        found: bytes | Unsure = await self._answer(question.model, _Waiting("", question), size)
+        return found
 
     async def _answer(self, name: str, asked: _Waiting, size: int) -> Any:
         asked = asked._replace(ticket=asked.ticket or secrets.token_hex(8))
@@ -222,22 +203,23 @@ class _Service:
         if served is None:
             raise self._unknown(name)
         if self._batches.waiting >= WAITING:
-            raise _Refused(503, "too many requests at once: come again")
+            raise Declined(503, "too many requests at once: come again")
         try:
             return await self._batches.answer(served, asked, alone=size > SMALL)
         except DataError as error:
-            raise _Refused(400, str(error)) from None
+            raise Declined(400, str(error)) from None
         except StateError as error:
-            raise _Refused(500, str(error)) from None
+            raise Declined(500, str(error)) from None
 
-    async def _settled(self, unsure: _Unsure) -> bytes:
+    async def _settled(self, unsure: Unsure) -> bytes:
         """The answer with what the larger model says, if it says so in time."""
         assert self._joint is not None  # noqa: S101  who is unsure has somebody to ask
-        asked = await self._joint.ask(unsure.x[unsure.rows])
-        both = None if asked is None else merged(unsure.found, unsure.rows, asked)
-        if both is None:
-            return await asyncio.to_thread(_reply, unsure.served, unsure.ticket, unsure.found)
-        return await asyncio.to_thread(_reply, unsure.served, unsure.ticket, both, asked, unsure.rows)
+        model, ticket, x, found, rows = unsure
+        asked = await self._joint.ask(x[rows])
+        both = None if asked is None else merged(found, rows, asked)
+        if asked is None or both is None:
+            return await asyncio.to_thread(_reply, model, ticket, found)
+        return await asyncio.to_thread(_reply, model, ticket, both, asked.of(rows))
 
     async def feedback(self, request: web.Request) -> web.Response:
         """The labels of rows that were asked before; they count where there is a model on trial."""
@@ -246,17 +228,17 @@ class _Service:
 
     async def _read(self, request: web.Request, form: type[T], expected: str) -> T:
         if request.content_type != "application/json":
-            raise _Refused(415, "send rows as application/json")
+            raise Declined(415, "send rows as application/json")
         try:
             return msgspec.json.decode(await request.read(), type=form)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise _Refused(400, expected) from None
+            raise Declined(400, expected) from None
 
-    def _unknown(self, name: str) -> _Refused:
+    def _unknown(self, name: str) -> Declined:
         names = ", ".join(sorted(one.name for one in self._shelf))
         if not names:
-            return _Refused(503, "no model has come yet: finish a run, or wait for the coordinator's")
-        return _Refused(404, f"say which model: {names}" if not name else f"no such model: there is {names}")
+            return Declined(503, "no model has come yet: finish a run, or wait for the coordinator's")
+        return Declined(404, f"say which model: {names}" if not name else f"no such model: there is {names}")
 
     async def models(self, request: web.Request) -> web.Response:
         listed = [
@@ -265,18 +247,19 @@ class _Service:
             for s in self._shelf
         ]
         more = {} if self._joint is None else {"joint": self._joint.counts}
-        return _json({"models": listed, "problems": self._shelf.problems, **more}, 200)
+        below = {} if self.tier is None else {"below": self.tier.counts}
+        return _json({"models": listed, "problems": self._shelf.problems, **more, **below}, 200)
 
     async def health(self, request: web.Request) -> web.Response:
         ready = any(True for _ in self._shelf)
         return _json({"ready": ready}, 200 if ready else 503)
 
-    async def close(self, _app: web.Application) -> None:
+    async def close(self, _app: web.Application | None = None) -> None:
         self._batches.close()
         if self._joint is not None:
             await self._joint.close()
 
-    def _run(self, served: Served, asked: list[_Waiting]) -> list[bytes | _Unsure | Exception]:
+    def _run(self, served: Served, asked: list[_Waiting]) -> list[bytes | Unsure | Exception]:
         """Each request's answer, or why there is none; a bad one is nobody else's affair."""
         replies: list[Any] = [_rows(one.rows, served, self._rows) for one in asked]
         places = [at for at, x in enumerate(replies) if not isinstance(x, DataError)]
@@ -287,7 +270,7 @@ class _Service:
 
     def _said(
         self, served: Served, asked: _Waiting, x: NDArray[np.float32], found: Answers | StateError
-    ) -> bytes | _Unsure | StateError:
+    ) -> bytes | Unsure | StateError:
         """A request's answer; the champion's, where a candidate broke on it."""
         if isinstance(found, StateError):
             try:
@@ -297,12 +280,14 @@ class _Service:
         self._shelf.seen(served, asked.ticket, x)
         if self._seen is not None:
             self._seen(served, x, found)
-        if isinstance(asked.rows, Question):
-            return asked.rows.sealed(pack(_model(served), found))
-        rows = self._joint.doubtful(found) if self._joint is not None else np.zeros(0, np.intp)
-        if len(rows):
-            return _Unsure(served, asked.ticket, x, found, rows)
-        return _reply(served, asked.ticket, found)
+        question = asked.rows if isinstance(asked.rows, Question) else None
+        if self._joint is not None and (question is None or question.on):
+            rows = self._joint.doubtful(found)
+            if len(rows):
+                return Unsure(_model(served), asked.ticket, x, found, rows)
+        if question is not None:
+            return question.sealed(pack(_model(served), found))
+        return _reply(_model(served), asked.ticket, found)
 
 
 def _rows(asked: msgspec.Raw | Question, served: Served, most: int) -> NDArray[np.float32] | DataError:
@@ -315,21 +300,13 @@ def _rows(asked: msgspec.Raw | Question, served: Served, most: int) -> NDArray[n
         return error
 
 
-def _reply(
-    served: Served,
-    ticket: str,
-    found: Answers,
-    asked: Asked | None = None,
-    rows: NDArray[np.intp] | None = None,
-) -> bytes:
+def _reply(model: dict[str, Any], ticket: str, found: Answers, above: Beyond | None = None) -> bytes:
     told: dict[str, Any] = {
         "predictions": {name: values.tolist() for name, values in found.items()},
-        "model": _model(served),
+        "model": model,
         "ticket": ticket,
     }
-    if asked is not None and rows is not None:
-        told["above"] = {"model": asked.model, "rows": rows.tolist()}
-    return msgspec.json.encode(told)
+    return msgspec.json.encode(told if above is None else {**told, "above": above})
 
 
 def _json(body: dict[str, Any], status: int) -> web.Response:

@@ -16,6 +16,8 @@ from . import desk
 from .office import Office
 from .told import told
 
+RULES = ("hours", "mains", "battery", "temperature", "metered_bytes", "duty")  # of engine/power.py
+
 
 def scrape(store: Store, office: Office) -> bytes:
     """The figures in Prometheus's text format."""
@@ -41,7 +43,14 @@ class _Figures(Collector):
         yield _gauge("atoll_nodes", "Members by role and state", ("role", "state"), seen.items())
         out = sum(bool(n["quarantined"]) for n in nodes)
         yield _gauge("atoll_nodes_quarantined", "Members that no run asks", (), [((), out)])
+        holding = Counter(n["holds"]["rule"] for n in nodes if n["holds"])
+        text = "Members that hold back by a rule of their own"
+        yield _gauge("atoll_nodes_holding_back", text, ("rule",), (((r,), holding[r]) for r in RULES))
         active = desk.active(store)
+        waits = {r["id"]: self._office.about(r["id"]).get("waiting") for r in active}
+        since = (((run,), now - told["since"]) for run, told in waits.items() if told)
+        text = "Seconds that a run has waited for clients that it may ask"
+        yield _gauge("atoll_run_waiting_seconds", text, ("run",), since)
         suspects = (((r["id"],), len(told(store, r["id"]).suspects)) for r in active)
         yield _gauge("atoll_run_suspects", "Clients that seem to lie by now", ("run",), suspects)
         yield _gauge("atoll_run_round", "Rounds done", ("run",), (((r["id"],), r["round"]) for r in active))

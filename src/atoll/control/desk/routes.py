@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Annotated, Any, Literal
 
@@ -104,8 +104,10 @@ def runs(app: FastAPI, office: Office) -> None:
 
     @app.get("/v1/runs", tags=["runs"])
     async def runs(state: Text = None, limit: Limit = 100) -> Any:
-        """The newest runs; queued ones with their place in the queue."""
-        return {"runs": await office.ask(desk.runs, state, limit)}
+        """The newest runs; queued ones with their place in the queue, and what a running one waits for."""
+        found = await office.ask(desk.runs, state, limit)
+        at_work = {r["id"]: office.about(r["id"]) for r in found if r["state"] == "running"}
+        return {"runs": [_waiting(r, at_work.get(r["id"], {})) for r in found]}
 
     @app.get("/v1/runs/{run}", tags=["runs"])
     async def run(run: str) -> Any:
@@ -263,6 +265,10 @@ def _there(found: Any, what: str) -> Any:
     if found is None:
         raise HTTPException(404, f"there is no such {what}")
     return found
+
+
+def _waiting(run: dict[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    return {**run, "waiting": about["waiting"]} if "waiting" in about else run
 
 
 def _file(text: str, kind: str) -> Callable[[], Any]:

@@ -21,6 +21,7 @@ from ..settings import Client, watched
 from .outside import Outside
 from .policy import inside
 from .safe import opened
+from .sensors import metered
 from .spent import told
 from .upkeep import Upkeep
 from .uplink import Uplink
@@ -64,10 +65,11 @@ class Agent:
             restore=self.workplace.restore,
             vault=vault,
         )
+        self._sensors = outside.sensors(settings.power.link)
         self.upkeep = Upkeep(
             settings.power,
             Path(settings.folder),
-            outside.sensors(settings.power.link),
+            self._sensors,
             outside.clock,
             lambda values: self.uplink.send("power", values),
             settings.policy.hours,
@@ -133,7 +135,8 @@ class Agent:
         async def tune(base: Path, rows: Path, to: Path, values: Mapping[str, Any]) -> Mapping[str, Any]:
             mine = self.uplink.identity
             roots, federation = mine.roots, mine.member.federation
-            return await self.workplace.tune(base, rows, to, values, roots=roots, federation=federation)
+            work = partial(self.workplace.tune, base, rows, to, values, roots=roots, federation=federation)
+            return await metered(self._sensors, self.settings.power, work)
 
         intake, source = self.intake, self.settings.watch.source
         names = contract(self.settings, source).features

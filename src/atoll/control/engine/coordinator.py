@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import AtollError, ConfigError
+from ...core.errors import AtollError, ConfigError, QuorumError
 from ...core.registry import nearest
 from ...core.rng import Rng
 from ...data.pipeline import Pipeline
@@ -75,6 +75,8 @@ class Coordinator:
         self._noticed: dict[str, int] = {}  # the last event of theirs that is in the log
         self._renewing = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._homes: dict[str, Homes] = {}  # of runs at work
+        self._coming: dict[str, float] = {}  # runs whose clients have yet to come, and since when
 
     async def serve(self) -> None:
         """Open the doors, then work through the queue until told to stop."""
@@ -238,7 +240,7 @@ class Coordinator:
 
     async def _train(self, record: Mapping[str, Any]) -> None:
         run, table = str(record["id"]), dict(record["table"])
-        roster = await self._roster(run, data_name(table))
+        roster = await self._roster(run, data_name(table), config.parse(table).job.wait)
         plan, blob = await self.host.kept(lambda: plans.sent(self.store, table))
         letter = self._signed(record, table, roster)
         work = Work(letter["text"])
@@ -297,7 +299,7 @@ class Coordinator:
         """What its algorithm comes to, durably: `scope` names its journal, `blob` its learner's plan."""
         names = {client: name for name, client in roster.clients.items()}
         asking = Asking(self.host, work.run, scope, letter, work.job.trained, names, blob)
-        homes = Homes(self.host.fleet, roster.clients)
+        homes = self._homes[work.run] = Homes(self.host.fleet, roster.clients, self.outside.clock)
         rules = _plan(work, homes, roster.sizes, self.host.rehome, secret, roster.records)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
@@ -317,6 +319,7 @@ class Coordinator:
             last: Progress = await drive.run()
         finally:
             asking.close()
+            self._homes.pop(work.run, None)
         return last
 
     async def _offered(self, run: str, crypto: str, clients: Iterable[str]) -> None:
@@ -341,21 +344,45 @@ class Coordinator:
             await self.host.durable(lambda: journal.checkpoint(made, 0, 0))
         return kept
 
-    async def _roster(self, run: str, data: str) -> Roster:
+    async def _roster(self, run: str, data: str, wait: float | None) -> Roster:
         """The clients that hold the data: as recorded, else those that are here once all known ones are,
-        or patience ends. Raises ConfigError where nobody does by then, of clients that are here.
+        or patience ends. Raises ConfigError where nobody does by then, of clients that are here; QuorumError
+        where there is none after `wait` seconds.
         """
         journal = self.store.journal(run, "roster")
         before = (await self.host.durable(journal.resume)).state
         if before is not None:
             return Roster.load(before)
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.settings.patience
+        began = loop.time()
+        until, self._coming[run] = began + self.settings.patience, self.outside.clock()
+        try:
+            found = await self._found(data, began, until, wait)
+        finally:
+            del self._coming[run]
+        shared = agree(found, data)
+        records = await self.host.durable(lambda: standing.known(self.store, found))
+        roster = Roster({name: i for i, name in enumerate(sorted(found))}, shared, records)
+        hit(_ROSTER[0])
+        await self.host.durable(lambda: journal.checkpoint(roster.dump(), 0, 0))
+        hit(_ROSTER[1])
+        return roster
+
+    async def _found(
+        self, data: str, began: float, until: float, wait: float | None
+    ) -> dict[str, Mapping[str, Any]]:
+        """Who offers the data, once they are here."""
+        loop = asyncio.get_running_loop()
         while True:
             self.host.changed.clear()
             found, missing = await self._offering(data)
             if found and (not missing or loop.time() > until):
-                break
+                return found
+            if not found and wait is not None and loop.time() >= began + wait:
+                raise QuorumError(
+                    f"no client that offers data called {data!r} came in {wait:g} seconds, as long as the job"
+                    " waits"
+                )
             if not found and not missing and loop.time() > until and (offered := self.host.fleet.offered()):
                 raise ConfigError(
                     f"no site offers data called {data!r}: {nearest(data, offered)}", "$.data.name"
@@ -365,13 +392,6 @@ class Coordinator:
                     await self.host.changed.wait()
             except TimeoutError:
                 continue
-        shared = agree(found, data)
-        records = await self.host.durable(lambda: standing.known(self.store, found))
-        roster = Roster({name: i for i, name in enumerate(sorted(found))}, shared, records)
-        hit(_ROSTER[0])
-        await self.host.durable(lambda: journal.checkpoint(roster.dump(), 0, 0))
-        hit(_ROSTER[1])
-        return roster
 
     async def _offering(self, data: str) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
         """Who offers the data now, and which known members that once did are not here."""
@@ -466,17 +486,30 @@ class Coordinator:
         return {name: {**sessions.get(name, {}), **told, **watches.get(name, {})} for name, told in doing}
 
     def about(self, run: str) -> Mapping[str, Any]:
-        """What a run's data have in common, and its clients' names by number."""
+        """What a run's data have in common, its clients' names by number, and what it waits for."""
         roster = self._rosters.get(run)
         if roster is None:
             state = self.store.journal(run, "roster").resume().state
             if state is None:
-                return {}
+                return self.waiting(run)
             roster = self._rosters[run] = Roster.load(state)
         names = {str(client): name for name, client in roster.clients.items()}
         pipeline = fitting.kept(self.store, run)
         fitted = {} if pipeline is None else {"pipeline": pipeline.table()}
-        return {**roster.shared, "names": names, **fitted}
+        return {**roster.shared, "names": names, **fitted, **self.waiting(run)}
+
+    def waiting(self, run: str) -> dict[str, Any]:
+        """{"waiting": since when, of how many clients how many hold back, by which rules} of a run that waits
+        for clients that it may ask; `of` 0 before any has come.
+        """
+        homes = self._homes.get(run)
+        if homes is not None and homes.waiting:
+            rules = homes.rules()
+            told = {"since": homes.waiting, "of": homes.many, "held": sum(rules.values()), "rules": rules}
+            return {"waiting": told}
+        if run in self._coming:
+            return {"waiting": {"since": self._coming[run], "of": 0, "held": 0, "rules": {}}}
+        return {}
 
 
 def _plan(
@@ -499,6 +532,7 @@ def _plan(
         sites=job.sites,
         stop=job.stop,
         deadline=job.deadline,
+        wait=job.wait,
         max_weight=job.max_weight,
         roster=range(len(sizes)),
         rehome=rehome,

@@ -54,6 +54,7 @@ class EdgeNode:
         self.store: Any
         self.host: Host
         self._orders: Orders
+        self._servers: Any
         self._told: Mapping[str, Any] | None = None
         self._served: dict[tuple[str, str, str], Mapping[str, Any]] = {}  # what clients said of their models
         self._plans: set[str] = set()  # blobs held for the children
@@ -79,7 +80,7 @@ class EdgeNode:
             patience=self.settings.patience,
             edge_patience=self.settings.edge_patience,
         )
-        servers = self.outside.servers(self.settings, current, self.host)
+        servers = self._servers = self.outside.servers(self.settings, current, self.host)
         telling: list[asyncio.Task[None]] = []
         self.uplink.on_open = self._opened
         self.host.on_spent = self._spent
@@ -118,10 +119,10 @@ class EdgeNode:
         told: Mapping[str, Any] = {}
         while True:
             await asyncio.sleep(LIVE)
-            doing = self.host.doing()
+            doing = {"members": self.host.doing(), "joint": self._servers.counts()}
             if doing != told and self.uplink.state == "connected":
                 told = doing
-                self.uplink.send("live", {"members": doing})
+                self.uplink.send("live", doing)
 
     async def _keep_house(self) -> None:
         """Take away, now and then, what nobody needs."""

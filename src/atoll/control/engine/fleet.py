@@ -7,6 +7,7 @@ it. Where it has none it is remembered where it was last. Pure: it is told, it a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -36,10 +37,15 @@ class Seen:
         return str(power.get("held", "")) if isinstance(power, Mapping) else ""
 
     @property
+    def rule(self) -> str:
+        """The rule of its own by which it holds back, "" where it does not."""
+        power = self.about.get("power")
+        return str(power.get("rule", "")) if isinstance(power, Mapping) and self.held else ""
+
+    @property
     def rests(self) -> bool:
         """Whether it holds back because it has worked: it still answers steps of a sum it is in."""
-        power = self.about.get("power")
-        return isinstance(power, Mapping) and power.get("rule") == "duty"
+        return self.rule == "duty"
 
     @property
     def parent(self) -> str:
@@ -110,6 +116,11 @@ class Fleet:
         """Which of these clients hold back by the last that was heard of them, be they here or away."""
         known = ((name, self.clients.get(name)) for name in names)
         return [name for name, seen in known if seen is not None and seen.held]
+
+    def rules(self, names: Iterable[str]) -> dict[str, int]:
+        """By which rules of their own (power.py) how many of these clients hold back that are here."""
+        here = (self.clients[name] for name in self.held(names))
+        return dict(sorted(Counter(seen.rule for seen in here).items()))
 
     def remembered(self, name: str, via: str, about: Mapping[str, Any]) -> None:
         """A client known from before this process began."""

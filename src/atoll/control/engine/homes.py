@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...transport.drive import Drive
@@ -13,10 +14,15 @@ class Homes(Mapping[str, Sequence[int]]):
     """Member of ours -> the ids of the roster's clients it is asked for.
 
     After a restart the mapping that stood when a request first went out stands again for it, so that the
-    same members are asked for the same clients. `drive`: set once it exists.
+    same members are asked for the same clients. `drive`: set once it exists. `clock`: Unix seconds.
+    `waiting`: since when too few of them can be asked, 0 while enough can.
     """
 
-    def __init__(self, fleet: Fleet, roster: Mapping[str, int]) -> None:
+    def __init__(
+        self, fleet: Fleet, roster: Mapping[str, int], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self.waiting = 0.0
         self._fleet = fleet
         self._roster = dict(roster)
         self.drive: Drive | None = None
@@ -33,6 +39,22 @@ class Homes(Mapping[str, Sequence[int]]):
         else:
             self._held = list(map(int, recorded.get("held", ())))
         return self._held
+
+    def waits(self, on: bool) -> str:  # noqa: FBT001  a fact that is told
+        """A round waits, or does so no more; why it does, as an end of a sentence."""
+        self.waiting = (self.waiting or self._clock()) if on else 0.0
+        rules = self.rules() if on else {}
+        held = ", ".join(f"{rule} {count}" for rule, count in rules.items())
+        return f": {sum(rules.values())} of {len(self._roster)} hold back ({held})" if held else ""
+
+    @property
+    def many(self) -> int:
+        """Clients of the roster."""
+        return len(self._roster)
+
+    def rules(self) -> dict[str, int]:
+        """By which rules of their own how many hold back now."""
+        return self._fleet.rules(self._roster)
 
     @property
     def steps(self) -> Steps:

@@ -28,6 +28,7 @@ from .receipts import Receipts
 
 OnServing: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 MOVED = f"{LOST}it moved to another parent"
+JOINT = ("asked", "answered", "passed", "carried", "late", "failed")  # rows of children's questions
 
 
 class Host(Errands):
@@ -134,11 +135,15 @@ class Host(Errands):
             raise Refused(f"this is federation {self.federation!r}, the certificate is of another")
         if member.role not in ("client", "edge"):
             raise Refused(f"a {member.role} does not join: only edges and clients do")
-        if member.name in self._out or member.serial in self._out:
+        if self.out(member):
             raise Refused("this member was revoked: ask an admin to let it enrol again")
         self._admitted[member.name] = _about(hello)
         self.roles[member.name] = member.role
         return {"federation": self.federation}
+
+    def out(self, member: Member) -> bool:
+        """Whether it was revoked."""
+        return member.name in self._out or member.serial in self._out
 
     async def _remember(self, name: str, role: str, about: Mapping[str, Any]) -> None:
         way = next((s for s in self.service.sessions() if s.get("name") == name), {})
@@ -251,6 +256,7 @@ class Host(Errands):
                 await self._power(name, head)
             case "live":
                 self._told(name, head.get("members"))
+                self._joint(name, head.get("joint"))
             case "log":
                 level = str(head.get("level", "info"))
                 await self.log(str(head.get("run", "")), name, level, str(head.get("text", "")))
@@ -294,7 +300,13 @@ class Host(Errands):
                     "down": down,
                     "phase": phase,
                     "run": str(told.get("run", ""))[:64],
+                    **({"joint": found} if (found := _counts(told.get("joint"))) else {}),
                 }
+
+    def _joint(self, edge: str, counts: Any) -> None:
+        """How many rows an edge says that it has answered and passed on."""
+        if self.fleet.children.get(edge) == "edge" and (found := _counts(counts)):
+            self.asks.live.setdefault(edge, {"up": 0, "down": 0})["joint"] = found
 
     def doing(self) -> dict[str, dict[str, Any]]:
         """What every member, here or below, does at this moment: phase, run, bytes up and down."""
@@ -415,10 +427,18 @@ def _about(hello: Mapping[str, Any]) -> dict[str, Any]:
     return dict(about)
 
 
+def _counts(said: Any) -> dict[str, int]:
+    """What an edge says of rows it was asked for, as far as it is what it should be."""
+    said = said if isinstance(said, Mapping) else {}
+    return {k: n for k in JOINT if isinstance(n := said.get(k), int) and 0 <= n < 2**53}
+
+
 def _power(said: Any) -> dict[str, Any]:
     """What a client says of its power, as far as it is what it should be."""
     said = said if isinstance(said, Mapping) else {}
-    until, joules = (v if isinstance(v := said.get(k), (int, float)) else 0.0 for k in ("until", "joules"))
+    since, until, joules = (
+        float(v) if isinstance(v := said.get(k), (int, float)) else 0.0 for k in ("since", "until", "joules")
+    )
     words = {"held": str(said.get("held", ""))[:200], "rule": str(said.get("rule", ""))[:20]}
-    told = {**words, "until": float(until)}
-    return {**told, "joules": float(joules), "source": str(said.get("source", ""))[:20]} if joules else told
+    told = {**words, "until": until, **({"since": since} if since else {})}
+    return {**told, "joules": joules, "source": str(said.get("source", ""))[:20]} if joules else told

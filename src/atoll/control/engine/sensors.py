@@ -9,11 +9,13 @@ is None, and what follows from that is decided in power.py.
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..settings import Power
 from .power import Seen
@@ -132,6 +134,18 @@ class Meter:
         if drain is not None and self._drain is not None:
             return Energy((drain + self._drain) / 2 * seconds, "battery")
         return Energy(self._watts * seconds, "estimate") if self._watts else None
+
+
+async def metered(
+    sensors: Sensors, power: Power, work: Callable[[], Awaitable[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """What the work says that it took, with `joules` and their `source` where this machine measures them."""
+    meter, began = await asyncio.to_thread(Meter, sensors, power), time.monotonic()
+    took = dict(await work())
+    used = await asyncio.to_thread(meter.used, time.monotonic() - began)
+    if used is None or used.source == "estimate":
+        return took
+    return {**took, "joules": used.joules, "source": used.source}
 
 
 def _since(place: Path, began: float, ended: float) -> float:

@@ -21,18 +21,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from aiohttp import web
 
 from ...core.errors import AtollError, CodecError
 from ...privacy.keys import open_model
 from ...privacy.vault import Vault
-from ...serve.joint import Joint
 from ...serve.models import Shelf
 from ...serve.predict import app
 from ...serve.rollout import Move, told
 from ..settings import Client, address
+from .joint import asks
 from .parcels import read_frames
 from .uplink import Uplink
 from .watch import Watch
@@ -65,21 +64,15 @@ class Serving:
         shelf.moved.append(lambda *told: soon(loop, self._moved, *told))
         for name, problem in shelf.problems.items():
             log.warning("model %s: %s", name, problem)
-        joint = self._asks() if self._joint.send != "nothing" else None
+        joint = None
+        if self._joint.send != "nothing":
+            joint = asks(self._joint, self._uplink.identity, self._uplink.settings.join)
         self._runner = web.AppRunner(app(shelf, joint=joint), access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         await web.TCPSite(self._runner, self._host, self._port).start()
         self._telling = loop.create_task(self._tell())
         for served in shelf:
             self._uplink.beside(self._lighten(served.name))
-
-    def _asks(self) -> Joint:
-        """Whom the service asks, recognised by our federation's roots; we show our own certificate."""
-        folder = self._uplink.identity.folder
-        assert folder is not None  # noqa: S101  it was saved when we joined
-        files = {"roots": "root.pem", "certificate": "cert.pem", "key": "key.pem"}
-        own = {k: str(folder / name) for k, name in files.items() if not getattr(self._joint, k)}
-        return Joint(msgspec.structs.replace(self._joint, **own))
 
     async def stop(self) -> None:
         """Answer what is under way, then close."""

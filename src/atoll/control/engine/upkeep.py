@@ -52,6 +52,7 @@ class Upkeep:
         self._path = folder / FILE
         self._sensors, self._clock, self._say, self._hours = sensors, clock, say, hours
         self._seen = Seen()
+        self._since = 0.0  # when it began to hold back
         self._spent = self._read()
         self._began: float | None = None
         self._holds = asyncio.Event()
@@ -63,8 +64,9 @@ class Upkeep:
         return self.power != Power() or bool(self._hours)
 
     def about(self) -> dict[str, Any]:
-        """What the federation may know: why we hold back, until when, and what the last task took."""
+        """What the federation may know: why we hold back, since and until when; what the last task took."""
         told: dict[str, Any] = {"held": self.held.reason, "rule": self.held.rule, "until": self.held.until}
+        told |= {"since": self._since} if self.held.reason else {}
         if self.energy is not None:
             told |= {"joules": round(self.energy.joules, 3), "source": self.energy.source}
         return told
@@ -89,6 +91,8 @@ class Upkeep:
         opens = now + 60.0 * minutes - local.tm_sec if minutes else None
         self.held = held(self.power, self._seen, self._spent, before, now, opens)
         (self._holds.set if self.held.reason else self._holds.clear)()
+        if not before.reason:
+            self._since = now
         if self.held != before:
             log.info("%s", f"{HELD}{self.held.reason}" if self.held.reason else "it takes part again")
             self._say(self.about())

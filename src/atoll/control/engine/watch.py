@@ -314,10 +314,12 @@ class Watch:
             source.unlink(missing_ok=True)
         hit(_TUNED)
         spent = float(took["cpu_seconds"]) / 60
-        used = Amount(cpu_minutes=spent, energy_wh=spent * watts / 60)
+        joules, source = float(took.get("joules", 60 * spent * watts)), took.get("source", "estimate")
+        used = Amount(cpu_minutes=spent, energy_wh=joules / 3600)
         with self._turn:
             self._write(quota=quota.settle(self.known.quota, JOB, used, self._clock()))
-        return await asyncio.to_thread(self._challenged, to, held)
+        won, why, figures = await asyncio.to_thread(self._challenged, to, held)
+        return won, why, {**figures, "cpu_seconds": 60 * spent, f"joules_{source}": joules}
 
     def _challenged(self, to: Path, held: tuple[Any, Any]) -> tuple[bool, str, dict[str, float]]:
         assert self._renew is not None  # noqa: S101  as above

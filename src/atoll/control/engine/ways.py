@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from ...transport.https import Extra
+    from .answering import Answering
     from .coordinator import Coordinator
     from .host import Host
     from .pki import Registrar
@@ -59,6 +60,7 @@ class Servers:
         self.service = Service(host, limits, clock=clock)
         host.service = self.service
         self._open: list[Any] = []
+        self.answering: Answering | None = None
 
     async def start(self) -> None:
         """Listen. Raises ConfigError or StateError where it cannot."""
@@ -76,6 +78,7 @@ class Servers:
             self._open.append(door)
             grpc_port = door.port
         ways = {"grpc": grpc_port, "protocol": list(link.PROTOCOL)}
+        await self._answer()
         front = await https.serve(
             self.service,
             self.settings.listen,
@@ -106,8 +109,22 @@ class Servers:
 
         for door in doors:
             extra[door.method, door.path] = _answers(door.handler)
+        extra |= self.answering.routes() if self.answering is not None else {}
         extra["GET", "/v1/ways"] = say
         return extra
+
+    async def _answer(self) -> None:
+        """Load the models that children may ask, where there are any: they need libraries of their own."""
+        passes_on = isinstance(self.settings, Edge) and self.settings.joint.send != "nothing"
+        if self.settings.models or passes_on:
+            from .answering import Answering
+
+            self.answering = Answering(self.settings, self.current, self.host.out)
+            await self.answering.start()
+
+    def counts(self) -> dict[str, int]:
+        """What our models were asked."""
+        return {} if self.answering is None else self.answering.counts()
 
     def _parent(self) -> str:
         """Where an edge asks for certificates on behalf of its children."""
@@ -123,6 +140,8 @@ class Servers:
         await self.service.close()
         for door in self._open:
             await door.close()
+        if self.answering is not None:
+            await self.answering.stop()
 
 
 def _answers(handler: Any) -> Callable[[web.Request, Any], Any]:

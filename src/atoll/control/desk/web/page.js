@@ -81,7 +81,7 @@ function show(seen) {
   $("subtitle").textContent = run ? [run.algorithm, run.learner, run.data, run.id].filter(Boolean).join(" · ") : say("no run yet");
   document.title = `${$("title").textContent} · Atoll`;
   $("pulse").className = run && run.state === "running" ? "busy" : "";
-  $("pulse").textContent = run ? say(run.state) : say("live");
+  $("pulse").textContent = run ? waiting(run) || say(run.state) : say("live");
   $("foot").textContent = `${seen.federation} · Atoll ${seen.version}`;
   $("reason").hidden = !(run && run.reason);
   $("reason").textContent = run ? run.reason : "";
@@ -91,6 +91,16 @@ function show(seen) {
   federation(sites);
   table($("sites"), ["site", "through", "doing", run && run.metric ? run.metric : "metric", "sent up", "sent down", "note"], sites.map(siteRow), [3, 4, 5]);
   table($("runs"), ["run", "name", "state", "algorithm", "round", "metric", "submitted", "reason"], seen.runs.map((r) => runRow(r, run)), [4, 5]);
+}
+
+// Why a run waits: how many of its clients hold back, and by which rules.
+function waiting(run) {
+  if (!run.waiting) return "";
+  const { held, of, rules } = run.waiting;
+  if (!held) return say("waiting for clients");
+  const all = Object.entries(rules);
+  const why = all.map(([rule, count]) => (all.length === 1 ? say(rule) : `${say(rule)} ${count}`)).join(", ");
+  return `${say("waiting")}: ${held} ${say("of")} ${of} ${say("hold back")} (${why})`;
 }
 
 // Every member with its looks: idle, working, away, failed or revoked.
@@ -113,7 +123,10 @@ function members(seen) {
     const drift = changed.length ? `${say("drift")}: ${changed.join(", ")}` : "";
     const trial = (m) => (m.trial ? ` (${m.trial} ${say(m.stage)})` : "");
     const serves = Object.entries(node.models || {}).map(([name, m]) => `${name} ${m.version}${trial(m)}`).join(", ");
-    const note = node.drained ? say("drained") : lines[lines.length - 1] || standing || drift || sealed || serves;
+    const until = node.holds && node.holds.until ? `, ${say("until")} ${moment(node.holds.until)}` : "";
+    const since = node.holds && node.holds.since ? `, ${say("since")} ${moment(node.holds.since)}` : "";
+    const holds = node.holds ? `${say("holds back")}: ${say(node.holds.rule)}${since}${until}` : "";
+    const note = node.drained ? say("drained") : holds || lines[lines.length - 1] || standing || drift || sealed || serves;
     const look = node.state !== "online" ? node.state : failed[number] && !ended ? "failed" : busy || ended ? "" : "idle";
     const value = seen.run && metrics[number] ? metrics[number][seen.run.metric] : undefined;
     const below = node.role === "client" && edges.has(node.parent);
