@@ -184,7 +184,7 @@ class Agent:
 
     def _tell_spent(self) -> None:
         """Give the parent what our ledgers say now, signed, to keep (privacy/receipt.py)."""
-        found = told(self.uplink.folder)
+        found = told(self.uplink.folder, self._vault)
         if found != self._spent:
             self._spent = found
             self.uplink.send("spent", {"receipts": {self.uplink.identity.member.name: found}})

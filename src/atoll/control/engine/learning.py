@@ -208,7 +208,17 @@ class Learning:
         self._look(work, claim)
         try:
             whose = f"{work.values['federation']}/{work.run}"
-            spend(self._folder, budget, whose, claim.epsilon, claim.delta, asked.receipts, now=time.time())
+            spend(
+                self._folder,
+                self._vault,
+                budget,
+                whose,
+                (claim.epsilon, claim.delta),
+                asked.receipts,
+                now=time.time(),
+                release=claim.release(work.job.cohort, work.job.rounds),
+                of=claim.neighbours(work.job.cohort),
+            )
         except PrivacyError as error:
             raise Refused(str(error)) from None
 
