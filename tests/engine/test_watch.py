@@ -199,7 +199,7 @@ def test_a_plan_is_fine_tuned_by_the_graph_that_came_with_its_job(tmp_path: Path
     with pytest.raises(Refused, match="plans = true"):
         tuning.tune(*files, asked, policy=Policy(), **whose)
     took = tuning.tune(*files, asked, policy=Policy(plans=True), **whose)
-    assert took["rows"] == 200
+    assert took["pieces"] == 20, "five times each of four"
 
     def right(data: bytes) -> float:
         return float((Model(data).run(x)["label"] == y).mean())
@@ -209,7 +209,7 @@ def test_a_plan_is_fine_tuned_by_the_graph_that_came_with_its_job(tmp_path: Path
     assert right(VAULT.read(tmp_path / "new")) > max(0.6, before + 0.2)
 
 
-def test_a_fine_tune_learns_from_as_many_rows_as_its_time_allows() -> None:
+def test_a_fine_tune_comes_as_far_as_its_time_allows() -> None:
     from atoll.data import Examples
 
     class Slow:
@@ -221,16 +221,22 @@ def test_a_fine_tune_learns_from_as_many_rows_as_its_time_allows() -> None:
             from atoll.core.message import Contribution
 
             self.now += len(data) / 100
+            assert ctx.round == 3
             return Contribution(start.zeros(), len(data))
 
     rows = Examples(np.zeros((10_000, 2), np.float32), np.zeros(10_000))
-    for seconds, passes, used in ((1000.0, 2, 10_000), (150.0, 1, 10_000), (55.0, 1, 5000)):
+
+    def tuned(seconds: float, rows: Examples = rows) -> tuning.Tuned:
         learner = Slow()
-        _, done, learnt = tuning.tuned(
-            learner, params(), rows, Rng.of(1), seconds, clock=lambda one=learner: one.now
-        )
-        assert (done, learnt) == (passes, used)
-        assert learner.now <= seconds
-    learner = Slow()
-    with pytest.raises(Refused, match="too few"):
-        tuning.tuned(learner, params(), rows, Rng.of(1), 5.2, clock=lambda: learner.now)
+        more = {"seconds": seconds, "passes": 2, "round": 3}
+        found = tuning.tuned(learner, params(), rows, Rng.of(1), clock=lambda: learner.now, **more)
+        assert found.seconds == learner.now
+        return found
+
+    for seconds, why, pieces in ((1000.0, "rows", 40), (150.0, "seconds", 30), (57.0, "seconds", 11)):
+        found = tuned(seconds)
+        assert (found.stopped, found.pieces) == (why, pieces)
+        assert found.seconds <= seconds
+    for seconds, few in ((0.0, rows), (-1.0, rows), (9.0, rows[:49])):
+        with pytest.raises(Refused, match="too few"):
+            tuned(seconds, few)

@@ -1,10 +1,8 @@
 """The workplace's part of renewing: the federation's model, trained on a site's own recent rows within its
 time.
 
-The new model lies part of the way from the federation's to what local training makes of it (Wortsman et al.
-2022, "Robust fine-tuning of zero-shot models": half-way, weights mostly answer better to a world that moves
-on than at either end). Each begins at the federation's version and never at an earlier own one, so that own
-models do not wander off.
+The new model lies part of the way from the federation's to what local training makes of it (learn/within.py).
+Each begins at the federation's version and never at an earlier own one, so that own models do not wander off.
 
     base    a parcel of kind "tune": the signed job, the params, and the coordinator's word that they belong
     rows    sealed: the site's recent rows and labels
@@ -15,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,10 +26,10 @@ from numpy.typing import NDArray
 
 from ...adapt.plan_table import planned
 from ...core.errors import CodecError, ProtocolError, Refused
-from ...core.message import FitContext, fit_many
 from ...core.rng import Rng
 from ...core.update import Update
 from ...data import Examples
+from ...learn.within import Budget, Tuned, fine_tune_within, toward
 from ...learn.wrapped import Wrapped
 from ...privacy.keys import Identity, sign, verify
 from ...privacy.vault import Vault
@@ -41,8 +40,8 @@ from .parcels import read_frames
 from .work import Work, opened
 
 PURPOSE = "atoll tune"
-PROBE = 20  # a pass over so small a part of the rows tells what one over all costs
-LEAST = 50  # rows
+PIECES = 20  # of a pass: between two of them the time is looked at
+LEAST = 50  # rows of a piece, and to learn from at all
 
 
 class Rows(msgspec.Struct):
@@ -122,7 +121,7 @@ def tune(
     federation: str,
     policy: Policy,
 ) -> dict[str, Any]:
-    """Write the new model; {passes, rows, cpu_seconds}. `values`: seconds of CPU, passes, reach, seed.
+    """Write the new model; {pieces, steps, cpu_seconds}. `values`: seconds of CPU, passes, reach, seed.
 
     Raises Refused where the time is too short or the model cannot be fine-tuned here, ProtocolError as
     `read`.
@@ -139,16 +138,9 @@ def tune(
         kept = Examples(work.pipeline.rows(kept.x), kept.y)
     key = Rng.of(int(values["seed"])).at("tune")
     left = float(values["seconds"]) - (time.process_time() - began)
-    fresh, passes, used = tuned(
-        learner,
-        params,
-        kept,
-        key,
-        left,
-        int(values["passes"]),
-        round=work.job.rounds,
-        reach=float(values["reach"]),
-    )
+    passes = int(values["passes"])
+    found = tuned(learner, params, kept, key, seconds=left, passes=passes, round=work.job.rounds)
+    fresh = toward(params, found.params, float(values["reach"]))
     part = to.with_name(f"{to.name}.part")
     try:
         learner.export(fresh, part, np.asarray(kept.x[:8], np.float32))
@@ -156,7 +148,7 @@ def tune(
         vault.write(to, graph if work.pipeline is None else work.pipeline.frozen(graph))
     finally:
         part.unlink(missing_ok=True)
-    return {"passes": passes, "rows": used, "cpu_seconds": time.process_time() - began}
+    return {"pieces": found.pieces, "steps": found.steps, "cpu_seconds": time.process_time() - began}
 
 
 def tuned(
@@ -164,32 +156,15 @@ def tuned(
     params: Update,
     rows: Examples,
     key: Rng,
-    seconds: float,
-    passes: int = 2,
     *,
-    reach: float = 0.5,
+    seconds: float,
+    passes: int,
     round: int = 0,
     clock: Callable[[], float] = time.process_time,
-) -> tuple[Update, int, int]:
-    """The model `reach` of the way that `passes` trainings go, as many as fit into `seconds` of CPU; how many
-    did, and how many of the newest rows they learnt from. Raises Refused where there is too little time.
-    """
-    began = clock()
-
-    def trained(start: Update, part: Examples, turn: int) -> tuple[Update, float]:
-        before = clock()
-        (made,) = fit_many(learner, start, [part], [FitContext(key.at(turn), round)])
-        return start + made.update, clock() - before
-
-    probe = max(LEAST, len(rows) // PROBE)
-    _, cost = trained(params, rows[-probe:], 0)
-    each = max(cost, 1e-6) / min(probe, len(rows))
-    fits = int((seconds - cost) / each)
-    if min(fits, len(rows)) < LEAST:
+) -> Tuned:
+    """As far as it comes within `seconds` of CPU. Raises Refused where that is not LEAST rows far."""
+    piece = max(LEAST, -(-len(rows) // PIECES))
+    if len(rows) < LEAST or seconds <= 0:
         raise Refused(f"{seconds:.3g} s of CPU or {len(rows)} rows are too few to fine-tune")
-    part, fresh, done = rows[-min(fits, len(rows)) :], params, 0
-    while done < passes and (not done or clock() - began + each * len(part) <= seconds):
-        fresh, cost = trained(fresh, part, done + 1)
-        each, done = cost / len(part), done + 1
-    buffer = params.buffer + reach * (fresh.buffer - params.buffer)
-    return Update(params.layout, buffer.astype(params.buffer.dtype)), done, len(part)
+    budget = Budget(sys.maxsize, seconds, passes)
+    return fine_tune_within(learner, params, rows, budget, clock, key=key, round=round, piece=piece)
