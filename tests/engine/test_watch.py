@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import subprocess
 import sys
@@ -171,6 +172,34 @@ def test_a_parcel_of_somebody_elses_is_refused(tmp_path: Path) -> None:
     stranger = member(Authority.new("lagoon", now=time.time()), "coordinator", "hub")
     with pytest.raises(ProtocolError):
         tuning.read(parcel(stranger, tmp_path / "strange"), made.roots, "lagoon", Policy())
+
+
+def test_a_parcel_of_another_run_is_refused_and_fetched_again(tmp_path: Path) -> None:
+    from atoll.privacy.keys import Authority
+    from atoll.privacy.models import open_model, sign_model
+    from atoll.serve.models import Shelf
+
+    made = node(tmp_path)
+    identity = member(Authority.new("lagoon", now=time.time()), "coordinator", "hub")
+    graph = (tmp_path / "line.onnx").read_bytes()
+    manifest = {"federation": "lagoon", "run": "r1", "name": "line", "version": 3, "created": time.time()}
+    signed = sign_model(
+        identity.key, identity.chain, {**manifest, "sha256": hashlib.sha256(graph).hexdigest()}
+    )
+    shelf = Shelf(tmp_path / "shelf", lambda data, above: open_model(data, identity.roots, now=None))
+    shelf.take(signed, graph)
+    assert (shelf.run("line"), shelf.run("other"), made.shelf.run("line")) == ("r1", "", "")
+    made.roots, made.shelf, made.watch._shelf = identity.roots, shelf, shelf
+    made.watch.based("line", 3, parcel(identity, tmp_path / "foreign", run="r2"))
+    assert not made.watch.lacks("line", 3)
+    played(made, CHANGE + 4)
+    why = [told.event.why for told in made.watch.known.told if told.event.kind == "kept"]
+    assert why[0] == "the model to fine-tune is of run r2, the one that serves of r1"
+    assert made.watch.lacks("line", 3), "another is asked for"
+    made.watch.based("line", 3, parcel(identity, tmp_path / "own", run="r1"))
+    played(made, CHANGE + 16)
+    assert ("renewed", "tune") in made.events()
+    shelf.close()
 
 
 def test_a_plan_is_fine_tuned_by_the_graph_that_came_with_its_job(tmp_path: Path) -> None:

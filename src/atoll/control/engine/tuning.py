@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...adapt.plan_table import planned
-from ...core.errors import CodecError, ProtocolError, Refused
+from ...core.errors import CodecError, IntegrityError, ProtocolError, Refused
 from ...core.rng import Rng
 from ...core.update import Update
 from ...data import Examples
@@ -79,11 +79,12 @@ def _belong(work: Work, params: Update, created: float) -> bytes:
     return json.dumps({"run": work.run, "params": digest, "created": created}, sort_keys=True).encode()
 
 
-def read(base: Path, roots: bytes, federation: str, policy: Policy) -> tuple[Work, Update]:
+def read(base: Path, roots: bytes, federation: str, policy: Policy, run: str = "") -> tuple[Work, Update]:
     """The job and the model of a parcel, as of when it was made: its signer's certificate may have ended
-    since.
+    since. `run`: whose it has to be, "" for any.
 
-    Raises ProtocolError unless a coordinator signed both, Refused for a plan that this site does not run.
+    Raises ProtocolError unless a coordinator signed both and they are this run's, Refused for a plan that
+    this site does not run.
     """
     message = read_frames(base)
     params, values = message.arrays.get("params"), message.head
@@ -102,6 +103,8 @@ def read(base: Path, roots: bytes, federation: str, policy: Policy) -> tuple[Wor
     signer = verify(chain, roots, text, signature, now=created, purpose=PURPOSE)
     if signer.role != "coordinator" or signer.federation != federation:
         raise ProtocolError("the model to fine-tune was not signed by this federation's coordinator")
+    if run not in ("", work.run):
+        raise ProtocolError(f"the model to fine-tune is of run {work.run}, the one that serves of {run}")
     if (learner := planned(work.values["table"])) is not None:
         if not policy.plans:
             raise Refused("this site runs no plans: [policy] plans = true allows them")
@@ -121,13 +124,17 @@ def tune(
     federation: str,
     policy: Policy,
 ) -> dict[str, Any]:
-    """Write the new model; {pieces, steps, cpu_seconds}. `values`: seconds of CPU, passes, reach, seed.
+    """Write the new model; {pieces, steps, cpu_seconds}. `values`: seconds of CPU, passes, reach, seed, run.
 
     Raises Refused where the time is too short or the model cannot be fine-tuned here, ProtocolError as
-    `read`.
+    `read`: the parcel goes then, so that another is fetched.
     """
     began = time.process_time()
-    work, params = read(base, roots, federation, policy)
+    try:
+        work, params = read(base, roots, federation, policy, str(values.get("run", "")))
+    except (ProtocolError, CodecError, IntegrityError):
+        base.unlink()
+        raise
     learner = work.learner
     while isinstance(learner, Wrapped):
         learner = learner.learner

@@ -310,8 +310,9 @@ class Watch:
             raise Refused(refused)
         source, to = self._folder / "own" / "rows", self._folder / "own" / "challenger"
         await asyncio.to_thread(self._vault.write, source, msgspec.msgpack.encode(Rows.of(*rows)))
-        values = {"seconds": minutes * 60, "seed": self.known.number}
+        values: dict[str, Any] = {"seconds": minutes * 60, "seed": self.known.number}
         values |= {"passes": self._renew.passes, "reach": self._renew.reach}
+        values["run"] = await asyncio.to_thread(self._shelf.run, name)
         try:
             async with asyncio.timeout(max(0.0, start.until - now)):
                 took = await self._tune(base, source, to, values)
