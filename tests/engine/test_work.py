@@ -5,7 +5,7 @@ import pytest
 
 from atoll.control.engine import fitting
 from atoll.control.engine.work import Work, opened, signed
-from atoll.core.errors import ConfigError, ProtocolError
+from atoll.core.errors import CodecError, ConfigError, ProtocolError, Refused
 from atoll.privacy.keys import Authority
 from tests.wire.pki import NOW, member
 
@@ -99,3 +99,22 @@ def test_who_has_no_part_in_the_figures_is_told_with_the_reason() -> None:
         "south": "no contract",
         "west": "it held back by its own policy",
     }
+
+
+def test_a_plan_is_the_one_that_the_jobs_signature_names() -> None:
+    from atoll.adapt.plan import Plan
+    from atoll.control.engine import plans
+    from atoll.control.settings import Policy
+    from atoll.wire.codec import Message
+    from tests.serve.plans import FILE
+
+    plan = Plan.read(FILE.read_bytes())
+    message = Message("plan", {}, {"plan": plans.carried(plan)})
+    assert plans.held(message, plan.sha256, Policy()).sha256 == plan.sha256
+    with pytest.raises(Refused, match="names another plan"):
+        plans.held(message, "0" * 64, Policy())
+    changed = Message("plan", {}, {"plan": plans.carried(plan)[:-1]})
+    with pytest.raises(Refused, match="does not run the job's plan"):
+        plans.held(changed, plan.sha256, Policy())
+    with pytest.raises(CodecError, match="beside the job"):
+        plans.held(Message("plan", {}, {}), plan.sha256, Policy())

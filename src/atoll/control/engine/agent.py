@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ConfigError
 from ...wire.files import whole
-from ..settings import Client, watched
+from ..settings import Client, histories, watched
 from .outside import Outside
 from .policy import inside
 from .safe import opened
@@ -139,12 +139,13 @@ class Agent:
             return await metered(self._sensors, self.settings.power, work)
 
         intake, source = self.intake, self.settings.watch.source
+        windows = partial(intake.windows, source, histories=histories(self.settings))
         names = contract(self.settings, source).features
         shelf = self.serving.shelf
         send = partial(soon, asyncio.get_running_loop(), self.uplink.send)
         self.watch = Watch(self.settings, self._vault, shelf, tune, send, names=names)
         self.serving.watch = self.watch
-        self.uplink.beside(self.watch.run(lambda after: intake.windows(source, after)))
+        self.uplink.beside(self.watch.run(windows))
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""
