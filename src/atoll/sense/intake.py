@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, StateError
@@ -26,7 +26,7 @@ from .store import Store
 
 if TYPE_CHECKING:
     from .source import Span
-    from .window import Form, Window
+    from .window import Form, Labelled, Window
 
 log = logging.getLogger("atoll.client")
 PAUSE = 0.1  # seconds that a commit waits for company
@@ -49,7 +49,8 @@ class _Lot:
 class Feed:
     """One store's queue. `most`: readings in it, at most. `trouble`: why nothing is stored now, or "".
 
-    `span`, `form`, `late`: of its windows. Run `run` as a task; methods are for the event loop's thread.
+    `span`, `form`, `late`: of its windows. `of`: this one takes labels, for the readings of that feed. Run
+    `run` as a task; methods are for the event loop's thread.
     """
 
     store: Store
@@ -57,6 +58,7 @@ class Feed:
     span: Span | None = None
     form: Callable[[], Form] | None = None
     late: float = 0.0
+    of: Feed | None = None
     clock: Callable[[], float] = time.time
     pause: float = PAUSE
     trouble: str = ""
@@ -102,7 +104,10 @@ class Feed:
                 lot.done.cancel()
 
     async def windows(self, after: int = 0) -> AsyncIterator[Window]:
-        """The full windows from cursor `after` on, those to come too. Without end."""
+        """The full windows from cursor `after` on, those to come too. Without end.
+
+        Where labels come by themselves they have none, and `labelled` gives all.
+        """
         from .window import Assembler
 
         if self.span is None or self.form is None:
@@ -117,10 +122,36 @@ class Feed:
                 name, kept = box
                 begin, since = kept[-1].number + 1, float("-inf")
                 for window in assembler.add(kept) if name == form.name else ():
-                    yield window
-            async with self._stored:
-                while self._commits == seen:
-                    await self._stored.wait()
+                    yield window if self.store.join is None else replace(window, labels=None)
+            await self._news_of(seen)
+
+    async def labelled(self, after: int = 0) -> AsyncIterator[Labelled]:
+        """The readings whose label came after cursor `after`, in that order, those to come too. Without end.
+
+        A reading whose label was corrected comes again.
+        """
+        from .window import Labelled, table
+
+        if self.form is None:
+            raise ConfigError("this source has no window")
+        form = self.form()
+        while True:
+            seen = self._commits
+            while True:
+                last, kept = await asyncio.to_thread(self.store.joined, after)
+                if last == after:
+                    break
+                after = last
+                rows, labels = table(kept, form)
+                if labels is not None:
+                    yield Labelled(rows, labels, tuple(f"{r.source}/{r.id}" for r in kept), after)
+            await self._news_of(seen)
+
+    async def _news_of(self, seen: int) -> None:
+        """Wait until more has been committed than was seen."""
+        async with self._stored:
+            while self._commits == seen:
+                await self._stored.wait()
 
     def counts(self) -> dict[str, int]:
         """The store's, with `waiting` in the queue and `refused` at it, since this start."""
@@ -135,7 +166,8 @@ class Feed:
         failed: Exception | None = None
         self._tried = time.monotonic()
         try:
-            await asyncio.to_thread(self.store.take, readings, self.clock(), places)
+            take = self.store.take if self.of is None else self.store.label
+            await asyncio.to_thread(take, readings, self.clock(), places)
         except StateError as error:
             failed = error
             if not self.trouble:
@@ -160,9 +192,15 @@ class Feed:
         async with self._room:
             self._waiting -= len(readings)
             self._room.notify_all()
-        self._commits += failed is None
+        await self._tell(stored=failed is None)
+
+    async def _tell(self, *, stored: bool) -> None:
+        """Wake who waits for what is stored; labels are news of the readings they are for."""
+        self._commits += stored
         async with self._stored:
             self._stored.notify_all()
+        if self.of is not None:
+            await self.of._tell(stored=stored)
 
 
 async def stored(feed: Feed, readings: Sequence[Reading], places: Mapping[str, Any] | None = None) -> None:
@@ -205,6 +243,10 @@ class Intake:
     def windows(self, source: str, after: int = 0) -> AsyncIterator[Window]:
         """The windows of a source from cursor `after` on. Raises ConfigError for an unknown name."""
         return self.feed(source).windows(after)
+
+    def labelled(self, source: str, after: int = 0) -> AsyncIterator[Labelled]:
+        """The readings of a source whose labels came, from cursor `after` on. Raises as `windows`."""
+        return self.feed(source).labelled(after)
 
     def feed(self, source: str) -> Feed:
         """The feed of that name. Raises ConfigError with the nearest name there is."""

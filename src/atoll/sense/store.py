@@ -33,15 +33,19 @@ from ..core.errors import MisuseError, ProtocolError, StateError
 from ..privacy.hazmat.suite import KEY, NONCE, SUITES
 from ..privacy.vault import Vault
 from ..wire.failpoint import declare, hit
+from . import labels
 from .judge import Judge, Rules
+from .labels import Join, Labels
 from .reading import Reading
 
 COUNTS = ("stored", "repeated", "late", "aside", "expired", "dropped")
 _COMMIT = declare("sense.stored.before"), declare("sense.stored.after")
+_LABELLED = declare("sense.labelled.before"), declare("sense.labelled.after")
 _WIPE = declare("sense.wipe.before"), declare("sense.wipe.shredded")
 _SUITES = {1: "intl", 2: "gm"}
 _ASIDE = 1000  # readings kept aside, the newest
 _CELLS = 4096  # bytes of such a reading's values that are kept
+_RULE = "the rule that labels join by"
 _EVERY = 60.0  # seconds between two looks at what may go
 _DAY = 86400.0
 _SCHEMA = """
@@ -70,23 +74,40 @@ class Kept(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """A reading that was kept aside: when it came, who said it, and what is wrong with it."""
+    """A reading or a label that was kept aside: when it came, who said it, and what is wrong with it.
+
+    `values`: what it said, where that is small enough to keep. `number`: its own; `kind`: reading or label.
+    """
 
     taken: float
     source: str
     reason: str
+    at: float = 0.0
+    id: str = ""
+    values: Mapping[str, Any] | None = None
+    units: Mapping[str, str] = {}
+    kind: str = "reading"
+    number: int = 0
 
 
 class Store:
     """One source's readings. Make it with `open`; close it, or use it in a `with` block.
 
     `rules`: what is taken; None to read only, beside the process that writes. `quota`: bytes of its file,
-    above which the oldest go; `days`: after which readings go; None: never. Methods may be called from any
-    thread. Raise StateError where the disk is full, failing or damaged: nothing of that call is kept then.
+    above which the oldest go; `days`: after which readings go; None: never. `join`: how labels that come by
+    themselves find their readings, None where they come with them. Methods may be called from any thread.
+    Raise StateError where the disk is full, failing or damaged: nothing of that call is kept then.
     """
 
     def __init__(
-        self, path: Path, key: bytes, vault: Vault, rules: Rules | None, quota: int | None, days: float | None
+        self,
+        path: Path,
+        key: bytes,
+        vault: Vault,
+        rules: Rules | None,
+        quota: int | None,
+        days: float | None,
+        join: Join | None,
     ) -> None:
         self.path = path
         self._key, self._suite = key, vault.suite
@@ -99,6 +120,11 @@ class Store:
             self._sql = self._connect(write=rules is not None)
             (self._hash,) = self._sql.execute("SELECT hash FROM about").fetchone()
         self._names = self._suite.derived(key, "atoll sense names 1")
+        self._labels = None
+        if join is not None and (rules is not None or self._has_labels()):
+            self._labels = Labels(self._sql, join, self._hashed, key, self._suite)
+            if rules is not None and self.place(_RULE) != join.rule:
+                self._rejoin(self._labels)
 
     @classmethod
     def open(
@@ -110,6 +136,7 @@ class Store:
         *,
         quota: int | None = None,
         days: float | None = None,
+        join: Join | None = None,
     ) -> Store:
         """The store `name` of a client's folder; with `rules` it is made where there is none.
 
@@ -126,7 +153,7 @@ class Store:
             if rules is None:
                 raise Absent(f"there are no readings of {name!r} here yet")
             vault.write(lock, os.urandom(KEY))
-        return cls(path, vault.read(lock), vault, rules, quota, days)
+        return cls(path, vault.read(lock), vault, rules, quota, days, join)
 
     def __enter__(self) -> Self:
         return self
@@ -146,33 +173,33 @@ class Store:
 
         `places`: plain values by name, kept with them: how far a source has been read.
         """
-        if self._judge is None:
-            raise MisuseError("this store was opened to read: give it rules to take readings")
-        with self._turn, self._guarded():
-            said: Counter[str] = Counter()
+        with self._written(now, places, _COMMIT) as said:
             good: list[list[Any]] = []
+            first = self._count("stored")
             for reading in readings:
-                said[self._taken(reading, now, good)] += 1
-            self._sql.executemany(
-                "UPDATE devices SET newest = ? WHERE device = ? AND newest < ?",
-                [(at, number, at) for number, at in self._moved(good).items()],
-            )
-            if good:
-                first = self._count("stored")
-                box = self._sealed([self._judge.rules.form, good], first)
-                newest = max(at for _, at, *_ in good)
-                self._sql.execute(
-                    "INSERT INTO boxes VALUES (?, ?, ?, ?, ?)", (first, len(good), now, newest, box)
-                )
-            for name, value in (places or {}).items():
-                row = self._hashed("place", name), self._sealed(value, -1)
-                self._sql.execute("INSERT OR REPLACE INTO places VALUES (?, ?)", row)
-            self._add(said)
-            self._tidy(now)
-            hit(_COMMIT[0])
-            self._sql.commit()
-            hit(_COMMIT[1])
-            return said
+                said[self._taken(reading, now, good, first)] += 1
+            self._stored(first, good, now)
+        return said
+
+    def label(
+        self, said: Sequence[Reading], now: float, places: Mapping[str, Any] | None = None
+    ) -> Counter[str]:
+        """As `take`, with labels that come by themselves: readings that say whose they are, and the label.
+
+        Each is kept once, in place of one with a lower sequence; what is no label here is set aside, and so
+        is what no reading came for in time. How many were what (labels.COUNTS).
+        """
+        if self._labels is None:
+            raise MisuseError("this store has no labels of its own: give it a join")
+        with self._written(now, places, _LABELLED) as found:
+            for one in said:
+                found[self._labelled(self._labels, one, now)] += 1
+        return found
+
+    @property
+    def join(self) -> Join | None:
+        """How labels that come by themselves find their readings, None where they come with them."""
+        return None if self._labels is None else self._labels.join
 
     def place(self, name: str) -> Any:
         """How far a source has been read, as `take` was told; None where it was not."""
@@ -188,7 +215,8 @@ class Store:
             yield from kept
 
     def boxes(self, after: int = 0, since: float = -math.inf) -> Iterator[tuple[str, list[Kept]]]:
-        """As `readings`, a commit's at a time, with their form: so much is in memory.
+        """As `readings`, a commit's at a time, with their form: so much is in memory. Labels that came by
+        themselves are in their cells.
 
         `since`: Unix seconds; commits that hold nothing as new may be left out.
         """
@@ -203,22 +231,128 @@ class Store:
             first, box = row
             form, rows = self._opened(box, first)
             begin, after = max(after, first), first + len(rows)
-            yield form, [Kept(first + i, *rows[i]) for i in range(begin - first, len(rows))]
+            kept = [Kept(first + i, *rows[i]) for i in range(begin - first, len(rows))]
+            yield form, self._filled(form, kept)
+
+    def joined(self, after: int = 0, most: int = 1000) -> tuple[int, list[Kept]]:
+        """Readings whose label came, or another in its place, after event `after`, in that order; and the
+        last event of them. Readings that are here no longer are left out.
+        """
+        if self._labels is None:
+            return after, []
+        found: dict[int, Kept] = {}
+        with self._turn, self._guarded():
+            last, numbers = self._labels.joined(after, most)
+            for number in numbers:
+                if number in found:
+                    continue
+                row = self._sql.execute(
+                    "SELECT first, box FROM boxes WHERE first <= ? ORDER BY first DESC LIMIT 1", (number,)
+                ).fetchone()
+                if row is not None:
+                    form, rows = self._opened(row[1], row[0])
+                    wanted = [n for n in numbers if row[0] <= n < row[0] + len(rows)]
+                    kept = [Kept(n, *rows[n - row[0]]) for n in wanted]
+                    found |= {r.number: r for r in self._filled(form, kept) if form == self._labels.join.form}
+        return last, [found[n] for n in numbers if n in found]
 
     def counts(self) -> dict[str, int]:
         """How many readings were what, since the store was made, and `bytes` of its file now."""
         with self._turn, self._guarded():
-            found = dict.fromkeys(COUNTS, 0) | dict(self._sql.execute("SELECT what, n FROM counts"))
+            found = dict.fromkeys(COUNTS, 0)
+            if self._labels is not None:
+                found |= dict.fromkeys(labels.COUNTS, 0) | self._labels.counts()
+            found |= dict(self._sql.execute("SELECT what, n FROM counts"))
             return found | {"bytes": self._size()}
 
     def aside(self) -> list[Aside]:
-        """The newest readings that were kept aside, at most 1,000, the oldest first."""
+        """The newest readings and labels that were kept aside, at most 1,000, the oldest first."""
         with self._turn, self._guarded():
-            rows = self._sql.execute("SELECT taken, box FROM aside ORDER BY number").fetchall()
-            opened = [(taken, self._opened(box, -2)) for taken, box in rows]
-            return [Aside(taken, text[0], text[3]) for taken, text in opened]
+            rows = self._sql.execute("SELECT number, taken, box FROM aside ORDER BY number").fetchall()
+            return [_aside(number, taken, *self._opened(box, -2)) for number, taken, box in rows]
 
-    def _taken(self, reading: Reading, now: float, good: list[list[Any]]) -> str:
+    @contextmanager
+    def _written(
+        self, now: float, places: Mapping[str, Any] | None, points: tuple[str, str]
+    ) -> Iterator[Counter[str]]:
+        """One commit: what is written in the block, how far sources were read, and what was counted."""
+        if self._judge is None:
+            raise MisuseError("this store was opened to read: give it rules to take readings")
+        with self._turn, self._guarded():
+            said: Counter[str] = Counter()
+            self._sql.execute("BEGIN IMMEDIATE")  # others may write between its statements else
+            yield said
+            for name, value in (places or {}).items():
+                self._note(name, value)
+            self._add(said)
+            self._tidy(now)
+            hit(points[0])
+            self._sql.commit()
+            hit(points[1])
+
+    def _stored(self, first: int, good: list[list[Any]], now: float) -> None:
+        """A commit's good readings, from number `first` on."""
+        assert self._judge is not None  # noqa: S101  take looked
+        self._sql.executemany(
+            "UPDATE devices SET newest = ? WHERE device = ? AND newest < ?",
+            [(at, number, at) for number, at in self._moved(good).items()],
+        )
+        if good:
+            box = self._sealed([self._judge.rules.form, good], first)
+            newest = max(at for _, at, *_ in good)
+            self._sql.execute(
+                "INSERT INTO boxes VALUES (?, ?, ?, ?, ?)", (first, len(good), now, newest, box)
+            )
+
+    def _note(self, name: str, value: Any) -> None:
+        row = self._hashed("place", name), self._sealed(value, -1)
+        self._sql.execute("INSERT OR REPLACE INTO places VALUES (?, ?)", row)
+
+    def _has_labels(self) -> bool:
+        """Whether its file has tables for them: who wrote it last may have known of none."""
+        row = self._sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'labels'").fetchone()
+        return row is not None
+
+    def _rejoin(self, held: Labels) -> None:
+        """Find whose the labels are by another rule than the one before, or by the first."""
+        with self._turn, self._guarded():
+            self._sql.execute("BEGIN IMMEDIATE")
+            held.rebuild(self._unfilled())
+            self._note(_RULE, held.join.rule)
+            self._sql.commit()
+
+    def _unfilled(self) -> Iterator[tuple[str, list[Kept]]]:
+        for first, box in self._sql.execute("SELECT first, box FROM boxes ORDER BY first"):
+            form, rows = self._opened(box, first)
+            yield form, [Kept(first + i, *row) for i, row in enumerate(rows)]
+
+    def _filled(self, form: str, kept: list[Kept]) -> list[Kept]:
+        if self._labels is not None and form == self._labels.join.form:
+            with self._turn, self._guarded():
+                self._labels.fill(kept)
+        return kept
+
+    def _labelled(self, held: Labels, said: Reading, now: float) -> str:
+        """What becomes of one label."""
+        label, reason = held.join.read(said, now)
+        if label is not None:
+            return held.put(label, now)
+        values = _plain(said.values) + said.fault.encode()
+        id_ = self._hashed("label", said.source, f"{said.at!r}", said.id, values)
+        if self._sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone() is not None:
+            return "labels_repeated"
+        number, _ = self._device(said.source)
+        self._sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, min(said.at, now)))
+        self._set_aside(said, reason, now, "label")
+        return "labels_aside"
+
+    def _set_aside(self, said: Reading, reason: str, now: float, kind: str = "reading") -> None:
+        values = _plain(said.values)
+        shown = values if len(values) <= _CELLS else b""
+        told = [said.source, said.at, said.id, reason, shown, dict(said.units), kind]
+        self._sql.execute("INSERT INTO aside (taken, box) VALUES (?, ?)", (now, self._sealed(told, -2)))
+
+    def _taken(self, reading: Reading, now: float, good: list[list[Any]], first: int) -> str:
         """What becomes of one reading."""
         assert self._judge is not None  # noqa: S101  take looked
         values = _plain(reading.values)
@@ -236,14 +370,20 @@ class Store:
         cells, reason = self._judge.judge(reading, now)
         self._sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, min(reading.at, now)))
         if reason:
-            shown = values if len(values) <= _CELLS else b""
-            box = self._sealed([reading.source, reading.at, reading.id, reason, shown], -2)
-            self._sql.execute("INSERT INTO aside (taken, box) VALUES (?, ?)", (now, box))
+            self._set_aside(reading, reason, now)
             return "aside"
+        self._good(reading, cells, good, first, newest)
+        return "stored"
+
+    def _good(
+        self, reading: Reading, cells: list[Any], good: list[list[Any]], first: int, newest: float
+    ) -> None:
+        if self._labels is not None:
+            number, cell = first + len(good), cells[self._labels.join.place]
+            self._labels.came(reading.source, reading.at, reading.id, number, cell)
         good.append([reading.source, reading.at, reading.id, cells])
         if reading.at > newest:
-            self._devices[reading.source] = number, reading.at
-        return "stored"
+            self._devices[reading.source] = self._device(reading.source)[0], reading.at
 
     def _device(self, source: str) -> tuple[int, float]:
         if source not in self._devices:
@@ -267,27 +407,55 @@ class Store:
                 "DELETE FROM ids WHERE at < (SELECT newest - ? FROM devices d WHERE d.device = ids.device)",
                 (late,),
             )
+        if self._labels is not None:
+            self._overdue(self._labels, now)
         self._sql.execute("DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - ?", (_ASIDE,))
         if self._days is not None:
             oldest = now - self._days * _DAY
             self._sql.execute("DELETE FROM aside WHERE taken < ?", (oldest,))
             self._let_go("taken < ?", oldest, "expired")
-        if self._quota is not None and (over := self._size() - self._quota) > 0:
-            freed = 0
-            for first, n, size in self._sql.execute("SELECT first, n, length(box) FROM boxes ORDER BY first"):
-                freed += size
-                last = first + n
-                if freed > over + self._quota // 20:  # some room, or the next commit does it again
-                    break
-            if freed:
-                self._let_go("first < ?", last, "dropped")
+        if self._quota is not None and self._size() > self._quota:
+            self._shorten(self._quota)
         self._sql.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def _shorten(self, quota: int) -> None:
+        """Let the oldest go, and what belongs to them, until there is some room again."""
+        held = self._labels
+        if held is not None:
+            self._add({"labels_dropped": held.shorten(quota)})
+        over, room = self._size() - quota, quota // 20  # or the next commit does it again
+        if held is not None:  # a reading's mark and label go with it: in bytes of boxes
+            (boxes,) = self._sql.execute("SELECT coalesce(sum(length(box)), 0) FROM boxes").fetchone()
+            over, room = (part * boxes // self._size() for part in (over, room))
+        freed = 0
+        for first, n, size in self._sql.execute("SELECT first, n, length(box) FROM boxes ORDER BY first"):
+            if over <= 0 or freed > over + room:
+                break
+            freed += size
+            last = first + n
+        if freed:
+            self._let_go("first < ?", last, "dropped")
 
     def _let_go(self, which: str, bound: float, why: str) -> None:
         (n,) = self._sql.execute(f"SELECT coalesce(sum(n), 0) FROM boxes WHERE {which}", (bound,)).fetchone()  # noqa: S608  ours
         if n:
             self._sql.execute(f"DELETE FROM boxes WHERE {which}", (bound,))  # noqa: S608  ours
             self._add({why: n})
+            if self._labels is not None:
+                (first,) = self._sql.execute("SELECT min(first) FROM boxes").fetchone()
+                self._labels.forget(self._count("stored") if first is None else first)
+
+    def _overdue(self, held: Labels, now: float) -> None:
+        """Labels for which no reading came are set aside."""
+        count = 0
+        for label in held.overdue(now):
+            column, sequence = held.join.column, held.join.sequence
+            values = {column: label.value, sequence: label.sequence}
+            units = {column: label.unit} if label.unit else {}
+            said = Reading(label.source, label.at, label.id, values, units)
+            self._set_aside(said, f"no reading came for it in {held.join.wait:g} s", now, "label")
+            count += 1
+        self._add({"labels_aside": count} if count else {})
 
     def _size(self) -> int:
         used, free, size = (
@@ -336,6 +504,7 @@ class Store:
         if not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             hash_ = self._suite.hash.lower()
             sql.executescript(f"BEGIN; {_SCHEMA} INSERT INTO about VALUES ('{hash_}'); COMMIT;")  # noqa: S608  ours
+        sql.executescript(labels.SCHEMA)
         return sql
 
     @contextmanager
@@ -350,6 +519,15 @@ class Store:
             if not isinstance(error, (sqlite3.Error, OSError)):
                 raise
             raise StateError(f"readings cannot be kept or read in {self.path.name}: {error}") from None
+
+
+def _aside(
+    number: int, taken: float, source: str, at: float, id_: str, reason: str, values: bytes, *more: Any
+) -> Aside:
+    units, kind = more or ({}, "reading")
+    said = msgspec.msgpack.decode(values) if values else None
+    shown = said if isinstance(said, dict) else None
+    return Aside(taken, source, reason, at, id_, shown, units, kind, number)
 
 
 def _plain(values: Mapping[str, Any]) -> bytes:

@@ -141,7 +141,9 @@ class Agent:
         send = partial(soon, asyncio.get_running_loop(), self.uplink.send)
         self.watch = Watch(self.settings, self._vault, shelf, tune, send, names=names)
         self.serving.watch = self.watch
-        self.uplink.beside(self.watch.run(lambda after: intake.windows(source, after)))
+        late = self.settings.sources[source].labels is not None
+        labelled = partial(intake.labelled, source) if late else None
+        self.uplink.beside(self.watch.run(lambda after: intake.windows(source, after), labelled))
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""

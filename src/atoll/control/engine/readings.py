@@ -72,7 +72,7 @@ def refusal(held: Any, wanted: Contract) -> str:
 
 def _kept(settings: Client, source: str, vault: Vault, made: Contract, newest: int) -> list[Kept]:
     try:
-        store = sensing.stored(settings, source, vault)
+        store = sensing.stored(settings, source, vault, made)
     except Absent:
         return []
     with store:
