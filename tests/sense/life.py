@@ -5,19 +5,24 @@ python -m tests.sense.life FOLDER label: takes all readings, then labels in batc
 python -m tests.sense.life FOLDER folder: reads FOLDER/in until no file is left there.
 python -m tests.sense.life FOLDER mqtt:PORT: listens to a broker for ever.
 python -m tests.sense.life FOLDER wipe: wipes the store.
+python -m tests.sense.life FOLDER replay: judges again what is aside, by a contract that takes more heat.
 """
 
 import asyncio
 import sys
 from pathlib import Path
 
+import msgspec
+
 from atoll.sense.folder import watch
 from atoll.sense.intake import Feed
+from atoll.sense.judge import Rules
 from atoll.sense.labels import Join
 from atoll.sense.mqtt import listen
+from atoll.sense.place import wipe
 from atoll.sense.reading import Reading
 from atoll.sense.source import Folder, Mqtt
-from atoll.sense.store import Store, wipe
+from atoll.sense.store import Store
 from tests.sense.plant import NOW, contract, rules, said, vault
 
 BATCHES, SIZE = 6, 40
@@ -41,6 +46,13 @@ def main(folder: Path, what: str) -> None:
         return
     if what.startswith("mqtt:"):
         asyncio.run(listening(folder, int(what.removeprefix("mqtt:"))))
+    if what == "replay":
+        more = contract()
+        heat = msgspec.structs.replace(more.columns["heat"], high=500.0)
+        made = msgspec.structs.replace(more, columns={**more.columns, "heat": heat})
+        with Store.open(folder, "press", vault(), Rules(made.taken, tuple(made.columns), made.form)) as store:
+            store.replay(NOW)
+        return
     if what == "label":
         labelling(folder)
         return

@@ -14,8 +14,9 @@ import zstandard
 
 from atoll.core.errors import MisuseError, StateError
 from atoll.privacy.hazmat.suite import Suite, usable
+from atoll.sense.place import wipe
 from atoll.sense.reading import Reading, parse
-from atoll.sense.store import Store, wipe
+from atoll.sense.store import Store
 from atoll.wire import failpoint
 from tests.sense.life import BATCHES, SIZE
 from tests.sense.plant import NOW, rules, said, vault

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("atoll.client")
 PAUSE = 0.1  # seconds that a commit waits for company
 _LONG = 60.0  # seconds, at most, until a source that failed is tried again
+_IDLE = 60.0  # seconds without news, then the store is looked after all the same
 _RETRY = 1.0  # seconds before a store that failed is tried again
 
 
@@ -94,7 +95,9 @@ class Feed:
         """Store what comes, until cancelled."""
         try:
             while True:
-                await self._news.wait()
+                with suppress(TimeoutError):  # what is too old goes also where nothing comes
+                    async with asyncio.timeout(_IDLE):
+                        await self._news.wait()
                 await asyncio.sleep(self.pause)
                 self._news.clear()
                 lots, self._lots = self._lots, []
@@ -115,8 +118,12 @@ class Feed:
         form = self.form()
         assembler = Assembler(self.span, form, after, self.late)
         begin, since = assembler.begin
+        life = self.store.life
         while True:
             seen = self._commits
+            if life != self.store.life or begin > await asyncio.to_thread(self.store.end):  # it was wiped
+                life, assembler = self.store.life, Assembler(self.span, form, 0, self.late)
+                begin, since = assembler.begin
             boxes = self.store.boxes(begin, since)
             while (box := await asyncio.to_thread(next, boxes, None)) is not None:
                 name, kept = box
@@ -134,9 +141,11 @@ class Feed:
 
         if self.form is None:
             raise ConfigError("this source has no window")
-        form = self.form()
+        form, life = self.form(), self.store.life
         while True:
             seen = self._commits
+            if life != self.store.life:
+                life, after = self.store.life, 0
             while True:
                 last, kept = await asyncio.to_thread(self.store.joined, after)
                 if last == after:

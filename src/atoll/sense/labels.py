@@ -215,7 +215,11 @@ class Labels:
         self.sql.execute("DELETE FROM joined WHERE reading < ?", (first,))
 
     def joined(self, after: int, most: int) -> tuple[int, list[int]]:
-        """Numbers of the readings whose label came or changed after this event, and the last event."""
+        """Numbers of the readings whose label came or changed after this event, and the last event. An event
+        that is still to come is one of a store that was wiped.
+        """
+        row = self.sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'joined'").fetchone()
+        after = 0 if row is None or after > row[0] else after
         rows = self.sql.execute(
             "SELECT event, reading FROM joined WHERE event > ? ORDER BY event LIMIT ?", (after, most)
         ).fetchall()

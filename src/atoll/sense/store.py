@@ -21,8 +21,8 @@ import os
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -33,7 +33,7 @@ from ..core.errors import MisuseError, ProtocolError, StateError
 from ..privacy.hazmat.suite import KEY, NONCE, SUITES
 from ..privacy.vault import Vault
 from ..wire.failpoint import declare, hit
-from . import labels
+from . import labels, place
 from .judge import Judge, Rules
 from .labels import Join, Labels
 from .reading import Reading
@@ -41,7 +41,7 @@ from .reading import Reading
 COUNTS = ("stored", "repeated", "late", "aside", "expired", "dropped")
 _COMMIT = declare("sense.stored.before"), declare("sense.stored.after")
 _LABELLED = declare("sense.labelled.before"), declare("sense.labelled.after")
-_WIPE = declare("sense.wipe.before"), declare("sense.wipe.shredded")
+_REPLAYED = declare("sense.replayed.before"), declare("sense.replayed.after")
 _SUITES = {1: "intl", 2: "gm"}
 _ASIDE = 1000  # readings kept aside, the newest
 _CELLS = 4096  # bytes of such a reading's values that are kept
@@ -59,10 +59,6 @@ CREATE TABLE about (hash TEXT);
 """
 
 
-class Absent(StateError):  # noqa: N818  it says what is
-    """There is no such store yet."""
-
-
 class Kept(NamedTuple):
     """A stored reading: its number from 0, device, Unix seconds, id, cells in the order of the columns."""
 
@@ -76,7 +72,8 @@ class Kept(NamedTuple):
 class Aside(NamedTuple):
     """A reading or a label that was kept aside: when it came, who said it, and what is wrong with it.
 
-    `values`: what it said, where that is small enough to keep. `number`: its own; `kind`: reading or label.
+    `values`: what it said, where that is small enough to keep. `kind`: reading or label. `fault`: it could
+    not be read, so that no other contract helps. `number`: its own.
     """
 
     taken: float
@@ -87,6 +84,7 @@ class Aside(NamedTuple):
     values: Mapping[str, Any] | None = None
     units: Mapping[str, str] = {}
     kind: str = "reading"
+    fault: bool = False
     number: int = 0
 
 
@@ -101,30 +99,25 @@ class Store:
 
     def __init__(
         self,
-        path: Path,
-        key: bytes,
+        folder: Path,
+        name: str,
         vault: Vault,
         rules: Rules | None,
         quota: int | None,
         days: float | None,
         join: Join | None,
     ) -> None:
-        self.path = path
-        self._key, self._suite = key, vault.suite
+        self.path, self._lock = place.files(folder, name)
+        self.life = 0  # it begins anew where it is wiped
+        self._where, self._vault, self._suite = (folder, name), vault, vault.suite
         self._judge = None if rules is None else Judge(rules)
-        self._quota, self._days = quota, days
-        self._looked = -math.inf
+        self._quota, self._days, self._join = quota, days, join
         self._turn = threading.RLock()
-        self._devices: dict[str, tuple[int, float]] = {}
-        with self._guarded():
-            self._sql = self._connect(write=rules is not None)
-            (self._hash,) = self._sql.execute("SELECT hash FROM about").fetchone()
-        self._names = self._suite.derived(key, "atoll sense names 1")
-        self._labels = None
-        if join is not None and (rules is not None or self._has_labels()):
-            self._labels = Labels(self._sql, join, self._hashed, key, self._suite)
-            if rules is not None and self.place(_RULE) != join.rule:
-                self._rejoin(self._labels)
+        if rules is None and not place.cut_off(folder, name):
+            self._begin()
+            return
+        with place.locked(folder, alone=True):
+            self._begin()
 
     @classmethod
     def open(
@@ -142,18 +135,35 @@ class Store:
 
         Raises Absent where there is none to read, StateError where its key is missing or another vault's.
         """
-        path, lock = _files(folder, name)
-        if path.with_suffix(".wiping").exists():
-            wipe(folder, name)
-        if not lock.exists():
-            if path.exists():
-                raise StateError(
-                    f"{lock} is missing, and {path.name} needs it: restore it, or wipe the store"
-                )
-            if rules is None:
-                raise Absent(f"there are no readings of {name!r} here yet")
-            vault.write(lock, os.urandom(KEY))
-        return cls(path, vault.read(lock), vault, rules, quota, days, join)
+        return cls(folder, name, vault, rules, quota, days, join)
+
+    def _begin(self) -> None:
+        write = self._judge is not None
+        self._key, self._stamp = place.key_of(*self._where, self._vault, make=write)
+        self.life += 1
+        self._looked = -math.inf
+        self._devices: dict[str, tuple[int, float]] = {}
+        with self._guarded():
+            self._sql = self._connect(write=write)
+            (self._hash,) = self._sql.execute("SELECT hash FROM about").fetchone()
+        self._names = self._suite.derived(self._key, "atoll sense names 1")
+        self._labels = None
+        if self._join is not None and (write or self._has_labels()):
+            self._labels = Labels(self._sql, self._join, self._hashed, self._key, self._suite)
+            if write and self.place(_RULE) != self._join.rule:
+                self._rejoin(self._labels)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Nobody wipes it meanwhile; if somebody has, it is begun anew."""
+        while True:
+            with place.locked(self._where[0], alone=False):
+                if place.stamp(self._lock) == self._stamp:
+                    yield
+                    return
+            self._sql.close()
+            with place.locked(self._where[0], alone=True):
+                self._begin()
 
     def __enter__(self) -> Self:
         return self
@@ -256,6 +266,11 @@ class Store:
                     found |= {r.number: r for r in self._filled(form, kept) if form == self._labels.join.form}
         return last, [found[n] for n in numbers if n in found]
 
+    def end(self) -> int:
+        """The number that the next reading will have."""
+        with self._turn, self._guarded():
+            return self._count("stored")
+
     def counts(self) -> dict[str, int]:
         """How many readings were what, since the store was made, and `bytes` of its file now."""
         with self._turn, self._guarded():
@@ -271,6 +286,40 @@ class Store:
             rows = self._sql.execute("SELECT number, taken, box FROM aside ORDER BY number").fetchall()
             return [_aside(number, taken, *self._opened(box, -2)) for number, taken, box in rows]
 
+    def replay(self, now: float, which: Callable[[Aside], bool] = lambda _: True) -> Counter[str]:
+        """Judge again what was set aside, as of when it came: what is good by now is stored, in one commit.
+
+        What is still bad stays aside, and so does what was not kept whole, or could not be read at all.
+        """
+        found: Counter[str] = Counter()
+        with self._written(now, None, _REPLAYED) as said:
+            good: list[list[Any]] = []
+            first = self._count("stored")
+            for aside in filter(which, self.aside()):
+                what = self._again(aside, good, first)
+                found[what] += 1
+                if what not in ("aside", "labels_aside"):
+                    self._sql.execute("DELETE FROM aside WHERE number = ?", (aside.number,))
+                    said.update({what: 1, "aside" if aside.kind == "reading" else "labels_aside": -1})
+            self._stored(first, good, now)
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """Of what is here now: `readings`, and when the `oldest` and `newest` of them came, Unix seconds or
+        None; how many wait `aside` by their reasons; and `counts`.
+        """
+        with self._turn, self._guarded():
+            query = "SELECT coalesce(sum(n), 0), min(taken), max(taken) FROM boxes"
+            n, oldest, newest = self._sql.execute(query).fetchone()
+            reasons = Counter(aside.reason for aside in self.aside())
+            return {
+                "readings": n,
+                "oldest": oldest,
+                "newest": newest,
+                "aside": dict(reasons.most_common()),
+                "counts": self.counts(),
+            }
+
     @contextmanager
     def _written(
         self, now: float, places: Mapping[str, Any] | None, points: tuple[str, str]
@@ -278,7 +327,7 @@ class Store:
         """One commit: what is written in the block, how far sources were read, and what was counted."""
         if self._judge is None:
             raise MisuseError("this store was opened to read: give it rules to take readings")
-        with self._turn, self._guarded():
+        with self._turn, self._held(), self._guarded():
             said: Counter[str] = Counter()
             self._sql.execute("BEGIN IMMEDIATE")  # others may write between its statements else
             yield said
@@ -346,10 +395,26 @@ class Store:
         self._set_aside(said, reason, now, "label")
         return "labels_aside"
 
+    def _again(self, aside: Aside, good: list[list[Any]], first: int) -> str:
+        """What becomes of one that was set aside."""
+        assert self._judge is not None  # noqa: S101  replay looked
+        still = "aside" if aside.kind == "reading" else "labels_aside"
+        if aside.values is None or aside.fault:
+            return still
+        said = Reading(aside.source, aside.at, aside.id, aside.values, aside.units)
+        if aside.kind == "label":
+            label, _ = (None, "") if self._labels is None else self._labels.join.read(said, aside.taken)
+            return still if label is None or self._labels is None else self._labels.put(label, aside.taken)
+        cells, reason = self._judge.again(said, aside.taken, aside.reason)
+        if reason:
+            return still
+        self._good(said, cells, good, first, self._device(said.source)[1])
+        return "stored"
+
     def _set_aside(self, said: Reading, reason: str, now: float, kind: str = "reading") -> None:
         values = _plain(said.values)
         shown = values if len(values) <= _CELLS else b""
-        told = [said.source, said.at, said.id, reason, shown, dict(said.units), kind]
+        told = [said.source, said.at, said.id, reason, shown, dict(said.units), kind, bool(said.fault)]
         self._sql.execute("INSERT INTO aside (taken, box) VALUES (?, ?)", (now, self._sealed(told, -2)))
 
     def _taken(self, reading: Reading, now: float, good: list[list[Any]], first: int) -> str:
@@ -524,10 +589,10 @@ class Store:
 def _aside(
     number: int, taken: float, source: str, at: float, id_: str, reason: str, values: bytes, *more: Any
 ) -> Aside:
-    units, kind = more or ({}, "reading")
+    units, kind, fault = more or ({}, "reading", False)
     said = msgspec.msgpack.decode(values) if values else None
     shown = said if isinstance(said, dict) else None
-    return Aside(taken, source, reason, at, id_, shown, units, kind, number)
+    return Aside(taken, source, reason, at, id_, shown, units, kind, fault, number)
 
 
 def _plain(values: Mapping[str, Any]) -> bytes:
@@ -538,30 +603,3 @@ def _plain(values: Mapping[str, Any]) -> bytes:
         return msgspec.msgpack.encode(
             sorted(f"{key!r} {type(value).__name__}" for key, value in values.items())
         )
-
-
-def wipe(folder: Path, name: str) -> None:
-    """Take a store away: first its key, without which the rest is noise, then its files.
-
-    Close it before. The key is overwritten in place; on a disk that writes elsewhere (SSD, snapshots) its old
-    place may last, sealed by the client's own key. Killed in the midst, it is done by the next `open`.
-    """
-    path, lock = _files(folder, name)
-    mark = path.with_suffix(".wiping")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mark.touch()
-    hit(_WIPE[0])
-    if lock.exists():
-        with closing(lock.open("r+b", buffering=0)) as file:
-            file.write(os.urandom(lock.stat().st_size))
-            os.fsync(file.fileno())
-        lock.unlink()
-    hit(_WIPE[1])
-    for suffix in (".db-wal", ".db-shm", ".db"):
-        path.with_suffix(suffix).unlink(missing_ok=True)
-    mark.unlink()
-
-
-def _files(folder: Path, name: str) -> tuple[Path, Path]:
-    path = folder / "sense" / f"{name}.db"
-    return path, path.with_suffix(".key")

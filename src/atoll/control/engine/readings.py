@@ -25,7 +25,8 @@ from ...data import Examples
 from ...data.contract import Contract
 from ...data.pipeline import breaks
 from ...privacy.vault import Vault
-from ...sense.store import Absent, Kept
+from ...sense.place import Absent
+from ...sense.store import Kept
 from ...sense.window import Form, table
 from ..settings import Client
 from . import sensing

@@ -70,7 +70,7 @@ class Window(Protocol):
 
 
 class Labelled(Window, Protocol):
-    """Rows whose labels came later, each by itself, labels (n,) all finite."""
+    """Rows whose labels came later, each by itself."""
 
     @property
     def tickets(self) -> tuple[str, ...]:
@@ -241,6 +241,8 @@ class Watch:
             return None
         answered = said(answers)
         wrong = None if window.labels is None else errors(answers, window.labels)
+        if window.cursor < known.cursor:  # the readings were wiped, and what was usual with them
+            known = msgspec.structs.replace(known, monitor=None)
         state = known.monitor if known.whose == whose else None
         if (
             state is None
@@ -271,7 +273,8 @@ class Watch:
         """
         labels = np.asarray(lot.labels, np.float64)
         for ticket, label in zip(lot.tickets, labels.tolist(), strict=True):
-            self._shelf.feedback(self._watch.model, ticket, [label])
+            if np.isfinite(label):
+                self._shelf.feedback(self._watch.model, ticket, [label])
         with self._turn:
             now, served, known = self._clock(), self._shelf.get(self._watch.model), self.known
             self._keep(lot)
@@ -445,7 +448,7 @@ class Watch:
         left = self._renew.recent
         for file in self._files():
             if left <= 0:
-                file.unlink()
+                file.unlink(missing_ok=True)  # a wipe takes them, too
             left -= int(file.suffix[1:])
 
     def _files(self) -> list[Path]:
