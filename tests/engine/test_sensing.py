@@ -171,6 +171,30 @@ def test_labels_that_come_later_make_rows_of_readings_that_are_there(tmp_path: P
     assert held.train.y.tolist() + held.test.y.tolist() == [1, 1, 0, 0]
 
 
+def test_newest_counts_the_readings_that_have_their_label(tmp_path: Path) -> None:
+    (tmp_path / "press.toml").write_text(CONTRACT)
+    (tmp_path / "client.toml").write_text(SETTINGS + LATE)
+    settings = read(tmp_path / "client.toml", Client)
+    store, _ = sensing.opened(settings, "press", vault_of(settings))
+    with store:
+        store.take([Reading("a", NOW - 100 + i, str(i), {"heat": i, "load": 5}) for i in range(60)], NOW)
+        store.label([Reading("a", NOW, str(i), {"result": i % 2}) for i in (2, 5, 9, 12)], NOW)
+
+    def rows(**data: Any) -> list[float]:
+        table = {"source": "press", "holdout": 0, **data}
+        return sensed("press", table, settings, vault_of(settings)).train.x[..., 0].tolist()
+
+    assert rows(newest=3) == [5, 9, 12]
+    assert rows(newest=2) == [], "more than 20 times as many came since"
+    assert rows(newest=100) == [2, 5, 9, 12]
+    assert rows(newest=2, labels=False) == [58, 59]
+    bare = sensed("press", {"source": "press", "labels": False}, settings, vault_of(settings))
+    assert (len(bare.train), bare.classes, bare.columns) == (48, (), ("heat", "load"))
+    assert bare.contract is not None
+    assert (bare.contract.label, tuple(bare.contract.columns)) == ("", ("heat", "load"))
+    assert rows(newest=100, windows=True) == [[2, 3, 4, 5], [6, 7, 8, 9], [9, 10, 11, 12]]
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [

@@ -290,6 +290,29 @@ def test_labels_that_come_later_are_heard_as_errors_and_learnt_from(tmp_path: Pa
     assert (again.watch.known.heard, again.watch.known.cursor) == (cursor, CHANGE + 12)
 
 
+def test_windows_and_labels_are_both_taken_from_where_the_state_says(tmp_path: Path) -> None:
+    made = node(tmp_path)
+
+    async def labelled(after: int) -> AsyncIterator[Later]:
+        for cursor in range(after + 1, after + 4):
+            w = window(cursor)
+            assert w.labels is not None
+            yield Later(w.rows, w.labels, cursor)
+
+    for life in (1, 2):
+        asyncio.run(made.watch.run(lambda after: made.windows(after, after + 2), labelled))
+        assert (made.watch.known.cursor, made.watch.known.heard) == (2 * life, 3 * life)
+
+
+def test_readings_that_were_wiped_are_no_longer_what_is_usual(tmp_path: Path) -> None:
+    made = played(node(tmp_path), 8)
+    assert made.watch.known.monitor.calibrated  # type: ignore[union-attr]
+    asyncio.run(made.watch.take(window(0)))  # the source has begun anew
+    state = made.watch.known.monitor
+    assert state is not None
+    assert (state.calibrated, len(state.waiting), made.watch.known.cursor) == (False, 1, 1)
+
+
 def test_a_few_errors_that_came_later_are_no_window(tmp_path: Path) -> None:
     limits = monitor.USUAL
     state = monitor.begun(("a",))

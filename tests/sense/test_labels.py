@@ -1,5 +1,6 @@
 """Labels that come by themselves: each once, to its reading, in whatever order and however often."""
 
+import asyncio
 import math
 import os
 import struct
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from atoll.core.errors import MisuseError, StateError
 from atoll.privacy.hazmat.suite import usable
+from atoll.sense import intake
+from atoll.sense.intake import Feed
 from atoll.sense.reading import Reading
 from atoll.sense.source import Span
 from atoll.sense.store import Store
@@ -116,6 +119,21 @@ def test_a_label_without_a_reading_waits_and_is_then_set_aside(store) -> None:
     (aside,) = store.aside()
     assert (aside.id, aside.reason) == ("2", "no reading came for it in 3600 s")
     assert aside.values == {"fails": True, "sequence": NOW}
+
+
+def test_what_is_too_old_goes_also_where_nothing_comes(store, monkeypatch) -> None:
+    monkeypatch.setattr(intake, "_IDLE", 0.01)
+    store.label([label(1)], NOW)
+
+    async def run() -> None:
+        feed = Feed(store, clock=lambda: NOW + WAIT + 100, pause=0.0)
+        running = asyncio.create_task(feed.run())
+        while not await asyncio.to_thread(store.aside):  # noqa: ASYNC110  what another task does
+            await asyncio.sleep(0.01)
+        running.cancel()
+
+    asyncio.run(run())
+    assert store.counts()["labels_waiting"] == 0
 
 
 def test_windows_leave_the_label_out_until_it_came(store) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.core.errors import StateError
 from atoll.data.contract import Contract
 from atoll.sense.intake import Feed
 from atoll.sense.judge import Rules
@@ -125,6 +126,25 @@ def test_a_store_that_is_wiped_under_a_client_begins_anew(tmp_path: Path) -> Non
     assert asyncio.run(run()) == [20.5, 22.5, 24.5, 30.5, 2]
     with Store.open(tmp_path, "press", vault()) as store:
         assert ids(store) == ["10", "11"]
+
+
+def test_a_wipe_that_was_cut_off_is_ended_by_the_client_that_runs(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "press", vault(), rules()) as store:
+        store.take([said(1)], NOW)
+        assert life(tmp_path, "wipe", "sense.wipe.before:1:kill") == -9
+        assert store.take([said(1)], NOW) == Counter(stored=1)
+        assert store.life == 2
+    with Store.open(tmp_path, "press", vault(), rules()) as store:
+        assert ids(store) == ["1"]
+
+
+def test_a_command_changes_no_rule_of_the_clients(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "press", vault(), rules(), join=join()) as store:
+        store.take([said(1)], NOW)
+        other = join(by="time")
+        with pytest.raises(StateError, match="start the client"):
+            Store.open(tmp_path, "press", vault(), rules(), join=other, owner=False)
+        Store.open(tmp_path, "press", vault(), rules(), join=join(), owner=False).close()
 
 
 def test_who_comes_back_with_a_cursor_of_a_wiped_store_begins_anew(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import math
 import os
 import sqlite3
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS labels (who BLOB, at REAL, taken REAL, reading INTEGE
     PRIMARY KEY (who, at)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS labels_waiting ON labels (taken) WHERE reading IS NULL;
 CREATE TABLE IF NOT EXISTS joined (event INTEGER PRIMARY KEY AUTOINCREMENT, reading INTEGER);
+CREATE INDEX IF NOT EXISTS joined_readings ON joined (reading);
 """
 
 
@@ -166,9 +167,14 @@ class Labels:
         self.sql.executemany("INSERT INTO joined (reading) VALUES (?)", [(n,) for n in mine])
         return "labels" if old is None else "labels_corrected"
 
-    def fill(self, kept: Iterable[Any]) -> None:
-        """Put the labels that came into these readings' cells; a reading's own stays where none did."""
-        for reading in kept:
+    def fill(self, kept: Sequence[Any]) -> None:
+        """Put the labels that came into the cells of these readings, the lowest number first; a reading's own
+        stays where none did.
+        """
+        span = "SELECT DISTINCT reading FROM joined WHERE reading BETWEEN ? AND ?"
+        ends = (kept[0].number, kept[-1].number) if kept else (0, -1)
+        some = {number for (number,) in self.sql.execute(span, ends)}
+        for reading in (r for r in kept if r.number in some):
             place = self._place(reading.source, reading.at, reading.id)
             if place is not None and (found := self._best(*place)) is not None:
                 cell = self._cell(self._opened(found[1], (place[0], found[0])))
@@ -225,6 +231,12 @@ class Labels:
         ).fetchall()
         last = {reading: event for event, reading in rows}
         return (rows[-1][0] if rows else after), sorted(last, key=lambda n: last[n])
+
+    def since(self, n: int) -> int:
+        """The number of the `n`-th last reading that has a label, 0 where there are fewer."""
+        newest = "SELECT DISTINCT reading FROM joined ORDER BY reading DESC LIMIT 1 OFFSET ?"
+        row = self.sql.execute(newest, (n - 1,)).fetchone()
+        return 0 if row is None else int(row[0])
 
     def counts(self) -> dict[str, int]:
         """How many stored readings have a label, and how many labels wait for their reading."""

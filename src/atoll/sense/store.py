@@ -106,12 +106,14 @@ class Store:
         quota: int | None,
         days: float | None,
         join: Join | None,
+        *,
+        owner: bool,
     ) -> None:
         self.path, self._lock = place.files(folder, name)
         self.life = 0  # it begins anew where it is wiped
         self._where, self._vault, self._suite = (folder, name), vault, vault.suite
         self._judge = None if rules is None else Judge(rules)
-        self._quota, self._days, self._join = quota, days, join
+        self._quota, self._days, self._join, self._owner = quota, days, join, owner
         self._turn = threading.RLock()
         if rules is None and not place.cut_off(folder, name):
             self._begin()
@@ -130,12 +132,14 @@ class Store:
         quota: int | None = None,
         days: float | None = None,
         join: Join | None = None,
+        owner: bool = True,
     ) -> Store:
-        """The store `name` of a client's folder; with `rules` it is made where there is none.
+        """The store `name` of a client's folder; with `rules` it is made where there is none. `owner`: by the
+        client itself; others may write beside it, and change no rule by which it keeps things.
 
         Raises Absent where there is none to read, StateError where its key is missing or another vault's.
         """
-        return cls(folder, name, vault, rules, quota, days, join)
+        return cls(folder, name, vault, rules, quota, days, join, owner=owner)
 
     def _begin(self) -> None:
         write = self._judge is not None
@@ -151,6 +155,10 @@ class Store:
         if self._join is not None and (write or self._has_labels()):
             self._labels = Labels(self._sql, self._join, self._hashed, self._key, self._suite)
             if write and self.place(_RULE) != self._join.rule:
+                if not self._owner:
+                    raise StateError(
+                        "labels join by another rule than before: start the client with it first"
+                    )
                 self._rejoin(self._labels)
 
     @contextmanager
@@ -158,7 +166,7 @@ class Store:
         """Nobody wipes it meanwhile; if somebody has, it is begun anew."""
         while True:
             with place.locked(self._where[0], alone=False):
-                if place.stamp(self._lock) == self._stamp:
+                if place.stamp(self._lock) == self._stamp and not place.cut_off(*self._where):
                     yield
                     return
             self._sql.close()
@@ -261,7 +269,7 @@ class Store:
                 ).fetchone()
                 if row is not None:
                     form, rows = self._opened(row[1], row[0])
-                    wanted = [n for n in numbers if row[0] <= n < row[0] + len(rows)]
+                    wanted = sorted(n for n in numbers if row[0] <= n < row[0] + len(rows))
                     kept = [Kept(n, *rows[n - row[0]]) for n in wanted]
                     found |= {r.number: r for r in self._filled(form, kept) if form == self._labels.join.form}
         return last, [found[n] for n in numbers if n in found]
@@ -270,6 +278,15 @@ class Store:
         """The number that the next reading will have."""
         with self._turn, self._guarded():
             return self._count("stored")
+
+    def since(self, n: int) -> int:
+        """The number of the `n`-th last reading, of those with a label where labels come by themselves; 0
+        where there are fewer.
+        """
+        with self._turn, self._guarded():
+            if self._labels is not None:
+                return self._labels.since(n)
+            return max(0, self._count("stored") - n)
 
     def counts(self) -> dict[str, int]:
         """How many readings were what, since the store was made, and `bytes` of its file now."""

@@ -104,7 +104,7 @@ def replay(
         if not place.files(Path(settings.folder), name)[0].exists():
             found[name] = {}
             continue
-        store, _ = sensing.opened(settings, name, key)
+        store, _ = sensing.opened(settings, name, key, owner=False)
         with store:
             found[name] = dict(store.replay(clock(), chosen))
     return found

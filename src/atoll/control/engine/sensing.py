@@ -103,12 +103,13 @@ def stored(settings: Client, name: str, vault: Vault, made: Contract | None = No
     return Store.open(Path(settings.folder), name, vault, join=joined)
 
 
-def opened(settings: Client, name: str, vault: Vault) -> tuple[Store, Contract]:
-    """The store of a source, to write, and its contract. Raises as `intake`."""
+def opened(settings: Client, name: str, vault: Vault, *, owner: bool = True) -> tuple[Store, Contract]:
+    """The store of a source, to write, and its contract; `owner`: by its client. Raises as `intake`."""
     source, made = settings.sources[name], contract(settings, name)
     joined, judged = join(source, made, name), rules(source, made)
     folder, limits = Path(settings.folder), {"quota": source.quota, "days": source.days}
-    return Store.open(folder, name, vault, judged, join=joined, **limits), made  # type: ignore[arg-type]
+    store = Store.open(folder, name, vault, judged, join=joined, owner=owner, **limits)  # type: ignore[arg-type]
+    return store, made
 
 
 def intake(settings: Client, vault: Vault) -> Intake:
