@@ -242,7 +242,14 @@ def test_the_disk_shows_no_reading_no_name_and_no_key(crypto, tmp_path, monkeypa
             needles = [
                 *(struct.pack(form, v) for form in ("<d", ">d", "<f", ">f") for v in (value, bad)),
                 *(str(v).encode() for v in (value, bad)),
-                *(b"secret-press", b"heat", b"secret-file", b"secret-place", store._key, store._names),
+                *(
+                    b"secret-press",
+                    b"heat",
+                    b"secret-file",
+                    b"secret-place",
+                    store._seal.key,
+                    store._seal.names,
+                ),
                 vault().key,
             ]
             needles += [needle.hex().encode() for needle in needles[-3:]]

@@ -30,11 +30,11 @@ import msgspec
 from ..core.errors import ProtocolError, StateError
 from ..privacy.hazmat.suite import NONCE, SUITES, Suite
 from .reading import Reading, moment
+from .seal import NUMBERS, number_of
 
 By: TypeAlias = Literal["id", "sample", "time"]
 Direction: TypeAlias = Literal["nearest", "forward", "backward"]
 COUNTS = ("labels", "labels_corrected", "labels_repeated", "labels_aside", "labels_dropped")
-_SUITES = {1: "intl", 2: "gm"}
 _ROOM = 10  # labels that wait take at most this part of a quota
 _ROUNDED = 1e-3  # seconds: sums of times are rounded one way or the other
 _ROW = 64  # bytes of one beside its box, about
@@ -291,14 +291,13 @@ class Labels:
 
     def _sealed(self, label: Label, place: tuple[bytes, float]) -> bytes:
         """Under one key of the store's and a random nonce: small boxes, for 2^32 of them (SP 800-38D)."""
-        number = next(n for n, name in _SUITES.items() if name == self.suite.name)
         nonce, text = os.urandom(NONCE), msgspec.msgpack.encode(label)
         key = self._key(self.suite.name)
-        return bytes([number]) + nonce + self.suite.encrypted(key, nonce, text, _bound(place))
+        return bytes([number_of(self.suite)]) + nonce + self.suite.encrypted(key, nonce, text, _bound(place))
 
     def _opened(self, box: bytes, place: tuple[bytes, float]) -> Label:
         try:
-            suite = SUITES[_SUITES[box[0]]]
+            suite = SUITES[NUMBERS[box[0]]]
             key, nonce = self._key(suite.name), box[1 : 1 + NONCE]
             text = suite.decrypted(key, nonce, box[1 + NONCE :], _bound(place))
         except (ProtocolError, LookupError):

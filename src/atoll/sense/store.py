@@ -7,17 +7,15 @@ One SQLite file, and not segments of our own: its transactions put readings, the
 a source was read on disk together or not at all, whatever is killed and when; a full disk leaves the last
 commit; ids of repeats are found on disk, however far back, in two megabytes of memory.
 
-A box is one commit's readings: salt (32), then GCM under HKDF(the store's key; suite, salt), bound to its
-number; no key seals twice, also where a commit was lost and its number comes again. Devices and ids lie there
-as keyed hashes (HMAC) alone. What a disk shows to who has no key: how many readings came and when, and of
-each unnamed device the times within `late`.
+A box is one commit's readings, sealed (seal.py) and never written again; a label that comes later has one of
+its own (labels.py). Devices and ids lie there as keyed hashes (HMAC) alone. What a disk shows to who has no
+key: how many readings and labels came and when, and of each unnamed device the times within `late`, or all
+where labels join by time.
 """
 
 from __future__ import annotations
 
-import hmac
 import math
-import os
 import sqlite3
 import threading
 from collections import Counter
@@ -26,25 +24,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import msgspec
-import zstandard
-
-from ..core.errors import MisuseError, ProtocolError, StateError
-from ..privacy.hazmat.suite import KEY, NONCE, SUITES
+from ..core.errors import MisuseError, StateError
 from ..privacy.vault import Vault
 from ..wire.failpoint import declare, hit
 from . import labels, place
+from .aside import Aside, packed, plain, unpacked
 from .judge import Judge, Rules
 from .labels import Join, Labels
 from .reading import Reading
+from .seal import Seal
 
 COUNTS = ("stored", "repeated", "late", "aside", "expired", "dropped")
 _COMMIT = declare("sense.stored.before"), declare("sense.stored.after")
 _LABELLED = declare("sense.labelled.before"), declare("sense.labelled.after")
 _REPLAYED = declare("sense.replayed.before"), declare("sense.replayed.after")
-_SUITES = {1: "intl", 2: "gm"}
 _ASIDE = 1000  # readings kept aside, the newest
-_CELLS = 4096  # bytes of such a reading's values that are kept
 _RULE = "the rule that labels join by"
 _EVERY = 60.0  # seconds between two looks at what may go
 _DAY = 86400.0
@@ -67,25 +61,6 @@ class Kept(NamedTuple):
     at: float
     id: str
     cells: list[Any]
-
-
-class Aside(NamedTuple):
-    """A reading or a label that was kept aside: when it came, who said it, and what is wrong with it.
-
-    `values`: what it said, where that is small enough to keep. `kind`: reading or label. `fault`: it could
-    not be read, so that no other contract helps. `number`: its own.
-    """
-
-    taken: float
-    source: str
-    reason: str
-    at: float = 0.0
-    id: str = ""
-    values: Mapping[str, Any] | None = None
-    units: Mapping[str, str] = {}
-    kind: str = "reading"
-    fault: bool = False
-    number: int = 0
 
 
 class Store:
@@ -143,17 +118,17 @@ class Store:
 
     def _begin(self) -> None:
         write = self._judge is not None
-        self._key, self._stamp = place.key_of(*self._where, self._vault, make=write)
+        key, self._stamp = place.key_of(*self._where, self._vault, make=write)
         self.life += 1
         self._looked = -math.inf
         self._devices: dict[str, tuple[int, float]] = {}
         with self._guarded():
             self._sql = self._connect(write=write)
-            (self._hash,) = self._sql.execute("SELECT hash FROM about").fetchone()
-        self._names = self._suite.derived(self._key, "atoll sense names 1")
+            (hash_,) = self._sql.execute("SELECT hash FROM about").fetchone()
+        self._seal = Seal(key, self._suite, hash_, self.path.name)
         self._labels = None
         if self._join is not None and (write or self._has_labels()):
-            self._labels = Labels(self._sql, self._join, self._hashed, self._key, self._suite)
+            self._labels = Labels(self._sql, self._join, self._seal.hashed, key, self._suite)
             if write and self.place(_RULE) != self._join.rule:
                 if not self._owner:
                     raise StateError(
@@ -223,9 +198,9 @@ class Store:
         """How far a source has been read, as `take` was told; None where it was not."""
         with self._turn, self._guarded():
             row = self._sql.execute(
-                "SELECT box FROM places WHERE name = ?", (self._hashed("place", name),)
+                "SELECT box FROM places WHERE name = ?", (self._seal.hashed("place", name),)
             ).fetchone()
-            return None if row is None else self._opened(row[0], -1)
+            return None if row is None else self._seal.opened(row[0], -1)
 
     def readings(self, after: int = 0) -> Iterator[Kept]:
         """The stored readings from number `after` on, in the order they came."""
@@ -247,7 +222,7 @@ class Store:
             if row is None:
                 return
             first, box = row
-            form, rows = self._opened(box, first)
+            form, rows = self._seal.opened(box, first)
             begin, after = max(after, first), first + len(rows)
             kept = [Kept(first + i, *rows[i]) for i in range(begin - first, len(rows))]
             yield form, self._filled(form, kept)
@@ -268,7 +243,7 @@ class Store:
                     "SELECT first, box FROM boxes WHERE first <= ? ORDER BY first DESC LIMIT 1", (number,)
                 ).fetchone()
                 if row is not None:
-                    form, rows = self._opened(row[1], row[0])
+                    form, rows = self._seal.opened(row[1], row[0])
                     wanted = sorted(n for n in numbers if row[0] <= n < row[0] + len(rows))
                     kept = [Kept(n, *rows[n - row[0]]) for n in wanted]
                     found |= {r.number: r for r in self._filled(form, kept) if form == self._labels.join.form}
@@ -301,7 +276,7 @@ class Store:
         """The newest readings and labels that were kept aside, at most 1,000, the oldest first."""
         with self._turn, self._guarded():
             rows = self._sql.execute("SELECT number, taken, box FROM aside ORDER BY number").fetchall()
-            return [_aside(number, taken, *self._opened(box, -2)) for number, taken, box in rows]
+            return [unpacked(number, taken, *self._seal.opened(box, -2)) for number, taken, box in rows]
 
     def replay(self, now: float, which: Callable[[Aside], bool] = lambda _: True) -> Counter[str]:
         """Judge again what was set aside, as of when it came: what is good by now is stored, in one commit.
@@ -364,14 +339,14 @@ class Store:
             [(at, number, at) for number, at in self._moved(good).items()],
         )
         if good:
-            box = self._sealed([self._judge.rules.form, good], first)
+            box = self._seal.sealed([self._judge.rules.form, good], first)
             newest = max(at for _, at, *_ in good)
             self._sql.execute(
                 "INSERT INTO boxes VALUES (?, ?, ?, ?, ?)", (first, len(good), now, newest, box)
             )
 
     def _note(self, name: str, value: Any) -> None:
-        row = self._hashed("place", name), self._sealed(value, -1)
+        row = self._seal.hashed("place", name), self._seal.sealed(value, -1)
         self._sql.execute("INSERT OR REPLACE INTO places VALUES (?, ?)", row)
 
     def _has_labels(self) -> bool:
@@ -389,7 +364,7 @@ class Store:
 
     def _unfilled(self) -> Iterator[tuple[str, list[Kept]]]:
         for first, box in self._sql.execute("SELECT first, box FROM boxes ORDER BY first"):
-            form, rows = self._opened(box, first)
+            form, rows = self._seal.opened(box, first)
             yield form, [Kept(first + i, *row) for i, row in enumerate(rows)]
 
     def _filled(self, form: str, kept: list[Kept]) -> list[Kept]:
@@ -403,8 +378,8 @@ class Store:
         label, reason = held.join.read(said, now)
         if label is not None:
             return held.put(label, now)
-        values = _plain(said.values) + said.fault.encode()
-        id_ = self._hashed("label", said.source, f"{said.at!r}", said.id, values)
+        values = plain(said.values) + said.fault.encode()
+        id_ = self._seal.hashed("label", said.source, f"{said.at!r}", said.id, values)
         if self._sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone() is not None:
             return "labels_repeated"
         number, _ = self._device(said.source)
@@ -416,9 +391,8 @@ class Store:
         """What becomes of one that was set aside."""
         assert self._judge is not None  # noqa: S101  replay looked
         still = "aside" if aside.kind == "reading" else "labels_aside"
-        if aside.values is None or aside.fault:
+        if (said := aside.said) is None:
             return still
-        said = Reading(aside.source, aside.at, aside.id, aside.values, aside.units)
         if aside.kind == "label":
             label, _ = (None, "") if self._labels is None else self._labels.join.read(said, aside.taken)
             return still if label is None or self._labels is None else self._labels.put(label, aside.taken)
@@ -429,20 +403,18 @@ class Store:
         return "stored"
 
     def _set_aside(self, said: Reading, reason: str, now: float, kind: str = "reading") -> None:
-        values = _plain(said.values)
-        shown = values if len(values) <= _CELLS else b""
-        told = [said.source, said.at, said.id, reason, shown, dict(said.units), kind, bool(said.fault)]
-        self._sql.execute("INSERT INTO aside (taken, box) VALUES (?, ?)", (now, self._sealed(told, -2)))
+        box = self._seal.sealed(packed(said, reason, kind), -2)
+        self._sql.execute("INSERT INTO aside (taken, box) VALUES (?, ?)", (now, box))
 
     def _taken(self, reading: Reading, now: float, good: list[list[Any]], first: int) -> str:
         """What becomes of one reading."""
         assert self._judge is not None  # noqa: S101  take looked
-        values = _plain(reading.values)
+        values = plain(reading.values)
         number, newest = self._device(reading.source)
         if reading.id:
-            id_ = self._hashed(reading.source, reading.id)
+            id_ = self._seal.hashed(reading.source, reading.id)
         else:
-            id_ = self._hashed(reading.source, f"{reading.at!r}", values + reading.fault.encode())
+            id_ = self._seal.hashed(reading.source, f"{reading.at!r}", values + reading.fault.encode())
         late = self._judge.rules.late
         if late is not None and reading.at < newest - late:
             return "late"
@@ -469,7 +441,7 @@ class Store:
 
     def _device(self, source: str) -> tuple[int, float]:
         if source not in self._devices:
-            name = self._hashed("device", source)
+            name = self._seal.hashed("device", source)
             self._sql.execute("INSERT OR IGNORE INTO devices (name, newest) VALUES (?, ?)", (name, -math.inf))
             row = self._sql.execute("SELECT device, newest FROM devices WHERE name = ?", (name,)).fetchone()
             self._devices[source] = row
@@ -556,26 +528,6 @@ class Store:
             list(said.items()),
         )
 
-    def _hashed(self, *text: str | bytes) -> bytes:
-        """What only these texts have for who knows the key, 16 bytes; in order, however they are cut."""
-        return hmac.digest(self._names, msgspec.msgpack.encode(text), self._hash)[:16]
-
-    def _sealed(self, values: Any, number: int) -> bytes:
-        text = zstandard.ZstdCompressor(level=1).compress(msgspec.msgpack.encode(values))
-        suite = next(n for n, name in _SUITES.items() if name == self._suite.name)
-        salt = os.urandom(KEY)
-        key = self._suite.derived(self._key, "atoll sense box 1", self._suite.name, salt)
-        return bytes([suite]) + salt + self._suite.encrypted(key, bytes(NONCE), text, b"%d" % number)
-
-    def _opened(self, box: bytes, number: int) -> Any:
-        try:
-            suite = SUITES[_SUITES[box[0]]]
-            key = suite.derived(self._key, "atoll sense box 1", suite.name, box[1 : 1 + KEY])
-            text = suite.decrypted(key, bytes(NONCE), box[1 + KEY :], b"%d" % number)
-        except (ProtocolError, LookupError):
-            raise StateError(f"{self.path.name} was changed, or is of another key: wipe it") from None
-        return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(text))
-
     def _connect(self, *, write: bool) -> sqlite3.Connection:
         if not write:
             uri = f"{self.path.absolute().as_uri()}?mode=ro"
@@ -601,22 +553,3 @@ class Store:
             if not isinstance(error, (sqlite3.Error, OSError)):
                 raise
             raise StateError(f"readings cannot be kept or read in {self.path.name}: {error}") from None
-
-
-def _aside(
-    number: int, taken: float, source: str, at: float, id_: str, reason: str, values: bytes, *more: Any
-) -> Aside:
-    units, kind, fault = more or ({}, "reading", False)
-    said = msgspec.msgpack.decode(values) if values else None
-    shown = said if isinstance(said, dict) else None
-    return Aside(taken, source, reason, at, id_, shown, units, kind, fault, number)
-
-
-def _plain(values: Mapping[str, Any]) -> bytes:
-    """The same bytes for the same values, whatever a device has sent: one bad reading stops nobody else's."""
-    try:
-        return msgspec.msgpack.encode(values, enc_hook=str, order="sorted")
-    except (OverflowError, ValueError, TypeError, RecursionError):
-        return msgspec.msgpack.encode(
-            sorted(f"{key!r} {type(value).__name__}" for key, value in values.items())
-        )

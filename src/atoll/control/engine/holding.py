@@ -18,7 +18,7 @@ from ...core.errors import AtollError, ConfigError, StateError
 from ...core.registry import nearest
 from ...privacy.vault import Vault
 from ...sense import place
-from ...sense.store import Aside
+from ...sense.aside import Aside
 from ..settings import Client
 from . import safe, sensing
 
