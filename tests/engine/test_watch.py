@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from atoll.control.engine import tuning
 from atoll.control.engine.parcels import keep_frames
 from atoll.control.engine.watch import Watch
 from atoll.control.settings import Policy
-from atoll.core.errors import ProtocolError, Refused
+from atoll.core.errors import ProtocolError, Refused, StateError
 from atoll.core.rng import Rng
 from atoll.serve import monitor
 from atoll.serve.quota import Amount
@@ -288,6 +289,35 @@ def test_labels_that_come_later_are_heard_as_errors_and_learnt_from(tmp_path: Pa
     assert cursor == 100 * (CHANGE + 12) + 60
     again = node(tmp_path)
     assert (again.watch.known.heard, again.watch.known.cursor) == (cursor, CHANGE + 12)
+
+
+@pytest.mark.parametrize("point", ["watch.state.before", "watch.state.after", "watch.rows.after"])
+def test_each_label_is_heard_once_whatever_ends_a_life(point: str, tmp_path: Path) -> None:
+    whole, cut = node(tmp_path / "whole"), node(tmp_path / "cut")
+    for number in range(8):
+        for made in (whole, cut):
+            asyncio.run(made.watch.take(replace(window(number), labels=None)))
+
+    def heard(made: Node) -> None:
+        for cursor in range(made.watch.known.heard + 1, 16):  # as the store gives them
+            w = window(cursor % 8)
+            part = slice(40 * (cursor // 8), 40 * (cursor // 8) + 40)
+            assert w.labels is not None
+            asyncio.run(made.watch.hear(Later(w.rows[part], w.labels[part], cursor)))
+
+    heard(whole)
+    for times in (3, 4):
+        failpoint.arm(f"{point}:{times}:raise")
+        with suppress(StateError, OSError):
+            heard(cut)
+        failpoint.arm("")
+        cut = node(tmp_path / "cut")  # what it knew in memory is gone
+    heard(cut)
+    assert cut.watch.known == whole.watch.known
+    assert cut.watch.known.monitor.errors is not None  # type: ignore[union-attr]
+    kept = [sorted(f.name for f in (made.folder / "watch" / "rows").iterdir()) for made in (whole, cut)]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 15
 
 
 def test_windows_and_labels_are_both_taken_from_where_the_state_says(tmp_path: Path) -> None:

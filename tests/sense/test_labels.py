@@ -3,21 +3,25 @@
 import asyncio
 import math
 import os
+import sqlite3
 import struct
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.core.errors import MisuseError, StateError
 from atoll.privacy.hazmat.suite import usable
-from atoll.sense import intake
+from atoll.sense import intake, push
 from atoll.sense.intake import Feed
 from atoll.sense.reading import Reading
-from atoll.sense.source import Span
+from atoll.sense.source import Push, Span, Sql
+from atoll.sense.sql import follow
 from atoll.sense.store import Store
 from atoll.sense.window import Form, windows
 from atoll.wire import failpoint
@@ -134,6 +138,56 @@ def test_what_is_too_old_goes_also_where_nothing_comes(store, monkeypatch) -> No
 
     asyncio.run(run())
     assert store.counts()["labels_waiting"] == 0
+
+
+def test_labels_come_over_a_table_and_its_cursor_is_their_sequence(tmp_path) -> None:
+    pytest.importorskip("sqlalchemy")
+    base = tmp_path / "lab.sqlite"
+    with sqlite3.connect(base) as sql:
+        sql.execute("CREATE TABLE found (n INTEGER PRIMARY KEY, id TEXT, fails TEXT, who TEXT)")
+        rows = [(1, "1", "yes"), (2, "2", "yes"), (3, "1", "no"), (4, "3", "perhaps")]
+        sql.executemany("INSERT INTO found VALUES (?, ?, ?, 'Ada')", rows)
+    query = "SELECT * FROM found WHERE n > :cursor ORDER BY n LIMIT 2"
+    settings = Sql(url=f"sqlite:///{base}", query=query, cursor="n", device="laboratory", every=0.01)
+
+    async def run() -> None:
+        feed = Feed(store, clock=lambda: NOW, pause=0.0)
+        told = Feed(store, clock=lambda: NOW, pause=0.0, of=feed)
+        tasks = [asyncio.create_task(told.run()), asyncio.create_task(follow(settings, tmp_path, told))]
+        while not await asyncio.to_thread(store.aside):  # noqa: ASYNC110  what another task does
+            await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    with opened(tmp_path, by="sample", sequence="n") as store:
+        store.take([bare(1), bare(2), bare(3)], NOW)
+        asyncio.run(run())
+        assert labels(store) == {"1": 0.0, "2": 1.0}
+        (aside,) = store.aside()
+        assert (aside.source, aside.id, aside.kind) == ("laboratory", "3", "label")
+
+
+def test_labels_are_pushed_with_a_token(store) -> None:
+    known = push.tokens(f"{'9' * 20}\npress-7 {'7' * 20}\n")
+    everyone, seven = ({"Authorization": f"Bearer {c * 20}"} for c in "97")
+
+    async def run() -> list[int]:
+        feed = Feed(store, of=Feed(store), clock=lambda: NOW, pause=0.0)
+        running = asyncio.create_task(feed.run())
+        async with TestClient(TestServer(push.app(Push(token_file=""), known, feed))) as http:
+            mine, others = {"id": 1, "fails": True}, {"source": "press-8", "id": 1, "fails": True}
+            found = [await http.post("/labels", json=body, headers=seven) for body in (mine, others)]
+            found.append(await http.post("/labels", json=[others], headers=everyone))
+            found.append(await http.post("/readings", json=mine, headers=everyone))
+            counts = await (await http.get("/labels", headers=seven)).json()
+        running.cancel()
+        assert (counts["labels"], counts["labels_aside"], counts["labels_waiting"]) == (2, 1, 2)
+        return [answer.status for answer in found]
+
+    assert asyncio.run(run()) == [200, 200, 200, 404]
+    assert [a.reason for a in store.aside()] == ["it speaks for another device"]
 
 
 def test_windows_leave_the_label_out_until_it_came(store) -> None:

@@ -1,6 +1,7 @@
 """What was set aside comes back once its contract is mended; a store is wiped under a client that runs."""
 
 import asyncio
+import errno
 import os
 from collections import Counter
 from pathlib import Path
@@ -157,3 +158,16 @@ def test_who_comes_back_with_a_cursor_of_a_wiped_store_begins_anew(tmp_path: Pat
             return (await anext(feed.windows(5000))).cursor, (await anext(feed.labelled(5000))).cursor
 
     assert asyncio.run(run()) == (2, 2)
+
+
+def test_a_folder_that_cannot_be_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path, "press", vault(), rules()) as store:
+        monkeypatch.setattr("fcntl.flock", refused)
+        with pytest.raises(StateError, match="No locks available"):
+            store.take([said(1)], NOW)
+        monkeypatch.undo()
+        assert store.take([said(1)], NOW) == Counter(stored=1)
+
+
+def refused(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

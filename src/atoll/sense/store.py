@@ -319,7 +319,7 @@ class Store:
         """One commit: what is written in the block, how far sources were read, and what was counted."""
         if self._judge is None:
             raise MisuseError("this store was opened to read: give it rules to take readings")
-        with self._turn, self._held(), self._guarded():
+        with self._turn, self._guarded(), self._held():
             said: Counter[str] = Counter()
             self._sql.execute("BEGIN IMMEDIATE")  # others may write between its statements else
             yield said

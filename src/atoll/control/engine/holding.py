@@ -116,7 +116,11 @@ def wipe(settings: Client, sources: Iterable[str]) -> list[str]:
     for name in sources:
         if any(file.exists() for file in place.files(folder, name)) or place.cut_off(folder, name):
             gone.append(name)
-            place.wipe(folder, name)
+            try:
+                place.wipe(folder, name)
+            except OSError as error:  # a system on which open files stay
+                text = f"{name} is not wiped to its end: {error}. Stop its client, and do it again"
+                raise StateError(text) from None
         if settings.watch is not None and settings.watch.source == name:
             _unwatch(settings, folder / "watch")
     return gone
