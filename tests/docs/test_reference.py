@@ -51,6 +51,7 @@ def test_every_key_of_a_source_stands_on_its_page() -> None:
     from atoll.sense import source
 
     said = set(re.findall(r"`([\w.]+)`", page("client")))
-    for kind in (source.Source, source.Folder, source.Sql, source.Push, source.Mqtt, source.Span):
-        keys = set(kind.__struct_fields__) - {"window", "folder", "sql", "push", "mqtt"}  # tables
-        assert {key for key in keys if not {key, f"window.{key}"} & said} == set()
+    ways = (source.Folder, source.Sql, source.Push, source.Mqtt)
+    for kind in (source.Source, *ways, source.Span, source.Labels):
+        keys = set(kind.__struct_fields__) - {"window", "labels", "folder", "sql", "push", "mqtt"}  # tables
+        assert {key for key in keys if not {key, f"window.{key}", f"labels.{key}"} & said} == set()

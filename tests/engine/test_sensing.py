@@ -124,6 +124,109 @@ def test_a_row_may_be_a_window_of_one_device(settings: Client) -> None:
     assert held.train.y.tolist() == [1, 0, 1, 0, 1, 0]
 
 
+LATE = """
+[sources.press.labels]
+column = "result"
+folder = { path = "results", device = "a", every = 0.01 }
+"""
+
+
+def test_labels_that_come_later_make_rows_of_readings_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "press.toml").write_text(CONTRACT)
+    (tmp_path / "client.toml").write_text(SETTINGS + LATE)
+    settings = read(tmp_path / "client.toml", Client)
+    vault = vault_of(settings)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "results").mkdir()
+    lines = [f"{NOW - 100 + i},a,{i},5,{i}\n" for i in range(8)]
+    (tmp_path / "in" / "a.csv").write_text("at,source,heat,load,id\n" + "".join(lines))
+
+    async def main() -> tuple[list[Any], list[Any]]:
+        intake = sensing.intake(settings, vault)
+        intake.start()
+        windows = []
+        async for window in intake.windows("press"):
+            windows.append(window)
+            if len(windows) == 3:
+                break
+        held = await asyncio.to_thread(sensed, "press", settings.data["press"], settings, vault)
+        assert len(held.train) == 0, "no label came yet"
+        results = [f"{i},{'yes' if i % 2 else 'no'},{i}\n" for i in (6, 1, 4, 3)]
+        (tmp_path / "results" / "lab.csv").write_text("id,result,sequence\n" + "".join(results))
+        lots: list[Any] = []
+        async for lot in intake.labelled("press"):
+            lots.append(lot)
+            if sum(map(len, lots)) == 4:
+                break
+        await intake.stop()
+        return windows, lots
+
+    windows, lots = asyncio.run(main())
+    assert [w.labels for w in windows] == [None] * 3
+    assert np.concatenate([lot.rows[:, 0] for lot in lots]).tolist() == [6, 1, 4, 3]
+    assert np.concatenate([lot.labels for lot in lots]).tolist() == [0, 1, 0, 1]
+    assert [t for lot in lots for t in lot.tickets] == ["a/6", "a/1", "a/4", "a/3"]
+    held = sensed("press", settings.data["press"], settings, vault)
+    assert held.test is not None
+    assert held.train.x[:, 0].tolist() + held.test.x[:, 0].tolist() == [1, 3, 4, 6]
+    assert held.train.y.tolist() + held.test.y.tolist() == [1, 1, 0, 0]
+
+
+def test_newest_counts_the_readings_that_have_their_label(tmp_path: Path) -> None:
+    (tmp_path / "press.toml").write_text(CONTRACT)
+    (tmp_path / "client.toml").write_text(SETTINGS + LATE)
+    settings = read(tmp_path / "client.toml", Client)
+    store, _ = sensing.opened(settings, "press", vault_of(settings))
+    with store:
+        store.take([Reading("a", NOW - 100 + i, str(i), {"heat": i, "load": 5}) for i in range(60)], NOW)
+        store.label([Reading("a", NOW, str(i), {"result": i % 2}) for i in (2, 5, 9, 12)], NOW)
+
+    def rows(**data: Any) -> list[float]:
+        table = {"source": "press", "holdout": 0, **data}
+        return sensed("press", table, settings, vault_of(settings)).train.x[..., 0].tolist()
+
+    assert rows(newest=3) == [5, 9, 12]
+    assert rows(newest=2) == [], "more than 20 times as many came since"
+    assert rows(newest=100) == [2, 5, 9, 12]
+    assert rows(newest=2, labels=False) == [58, 59]
+    bare = sensed("press", {"source": "press", "labels": False}, settings, vault_of(settings))
+    assert (len(bare.train), bare.classes, bare.columns) == (48, (), ("heat", "load"))
+    assert bare.contract is not None
+    assert (bare.contract.label, tuple(bare.contract.columns)) == ("", ("heat", "load"))
+    assert rows(newest=100, windows=True) == [[2, 3, 4, 5], [6, 7, 8, 9], [9, 10, 11, 12]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({}, "say how labels come"),
+        ({"tolerance": 3}, 'for labels by = "time"'),
+        ({"by": "time", "tolerance": -1}, "from 0"),
+        ({"wait": 0}, "above 0"),
+        ({"column": "sequence"}, "no sequence"),
+        ({"push": {"token_file": "t", "listen": "here"}}, r"labels\.push\.listen"),
+    ],
+)
+def test_wrong_labels_are_refused_at_the_start(
+    settings: Client, tmp_path: Path, labels: dict[str, Any], words: str
+) -> None:
+    way = {} if not labels else {"folder": {"path": "results"}}
+    table = {"contract": "press.toml", "labels": {**way, **labels}}
+    with pytest.raises(ConfigError, match=words):
+        sensing.intake(
+            make(Client, {"folder": str(tmp_path), "sources": {"press": table}}), vault_of(settings)
+        )
+
+
+def test_labels_need_a_contract_that_names_one(settings: Client, tmp_path: Path) -> None:
+    (tmp_path / "bare.toml").write_text(CONTRACT.replace('label = "fails"\n', ""))
+    table = {"contract": "bare.toml", "labels": {"folder": {"path": "results"}}}
+    with pytest.raises(ConfigError, match=r"\$\.sources\.press\.labels.*contract names none"):
+        sensing.intake(
+            make(Client, {"folder": str(tmp_path), "sources": {"press": table}}), vault_of(settings)
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -8,6 +8,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,28 @@ import pytest
 
 from atoll.control.engine import tuning
 from atoll.control.engine.parcels import keep_frames
+from atoll.control.engine.watch import Watch
 from atoll.control.settings import Policy
-from atoll.core.errors import ProtocolError, Refused
+from atoll.core.errors import ProtocolError, Refused, StateError
 from atoll.core.rng import Rng
+from atoll.serve import monitor
 from atoll.serve.quota import Amount
 from atoll.wire import failpoint
-from tests.engine.watching import CHANGE, TABLE, VALUES, VAULT, Node, node, params, parcel, window
+from tests.engine.watching import (
+    CHANGE,
+    TABLE,
+    VALUES,
+    VAULT,
+    Later,
+    Line,
+    Node,
+    node,
+    params,
+    parcel,
+    settings,
+    window,
+)
+from tests.serve.test_shelf_trial import NOW, QUICK, TRY, Site, line
 from tests.wire.pki import member
 
 
@@ -286,3 +305,122 @@ def test_a_fine_tune_comes_as_far_as_its_time_allows() -> None:
     for seconds, few in ((0.0, rows), (-1.0, rows), (9.0, rows[:49])):
         with pytest.raises(Refused, match="too few"):
             tuned(seconds, few)
+
+
+async def played_late(made: Node, until: int, behind: int = 3, few: int = 20) -> None:
+    """Windows without labels; those of the window `behind` come by themselves, `few` at a time."""
+
+    async def without(after: int) -> AsyncIterator[Line]:
+        async for here in made.windows(after, until):
+            yield replace(here, labels=None)
+            if here.cursor <= behind:
+                continue
+            then = window(here.cursor - 1 - behind)
+            for begin in range(0, len(then.rows), few):
+                part = slice(begin, begin + few)
+                assert then.labels is not None
+                lot = Later(then.rows[part], then.labels[part], 100 * here.cursor + begin)
+                await made.watch.hear(lot)
+                await made.watch.idle()
+
+    await made.watch.run(without)
+    await made.watch.idle()
+
+
+def test_labels_that_come_later_are_heard_as_errors_and_learnt_from(tmp_path: Path) -> None:
+    made = node(tmp_path, cool_down=5400.0)
+    asyncio.run(played_late(made, CHANGE + 3))
+    assert {kind for kind in made.events() if kind[1] == "error"} == set()
+    assert made.watch.known.monitor.errors is not None  # type: ignore[union-attr]
+    before = made.error()
+    asyncio.run(played_late(made, CHANGE + 12))
+    kinds = made.events()
+    assert kinds.index(("raised", "error")) < kinds.index(("renewed", "tune"))
+    assert made.error() < 0.3 * before
+    cursor = made.watch.known.heard
+    assert cursor == 100 * (CHANGE + 12) + 60
+    again = node(tmp_path)
+    assert (again.watch.known.heard, again.watch.known.cursor) == (cursor, CHANGE + 12)
+
+
+@pytest.mark.parametrize("point", ["watch.state.before", "watch.state.after", "watch.rows.after"])
+def test_each_label_is_heard_once_whatever_ends_a_life(point: str, tmp_path: Path) -> None:
+    whole, cut = node(tmp_path / "whole"), node(tmp_path / "cut")
+    for number in range(8):
+        for made in (whole, cut):
+            asyncio.run(made.watch.take(replace(window(number), labels=None)))
+
+    def heard(made: Node) -> None:
+        for cursor in range(made.watch.known.heard + 1, 16):  # as the store gives them
+            w = window(cursor % 8)
+            part = slice(40 * (cursor // 8), 40 * (cursor // 8) + 40)
+            assert w.labels is not None
+            asyncio.run(made.watch.hear(Later(w.rows[part], w.labels[part], cursor)))
+
+    heard(whole)
+    for times in (3, 4):
+        failpoint.arm(f"{point}:{times}:raise")
+        with suppress(StateError, OSError):
+            heard(cut)
+        failpoint.arm("")
+        cut = node(tmp_path / "cut")  # what it knew in memory is gone
+    heard(cut)
+    assert cut.watch.known == whole.watch.known
+    assert cut.watch.known.monitor.errors is not None  # type: ignore[union-attr]
+    kept = [sorted(f.name for f in (made.folder / "watch" / "rows").iterdir()) for made in (whole, cut)]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 15
+
+
+def test_windows_and_labels_are_both_taken_from_where_the_state_says(tmp_path: Path) -> None:
+    made = node(tmp_path)
+
+    async def labelled(after: int) -> AsyncIterator[Later]:
+        for cursor in range(after + 1, after + 4):
+            w = window(cursor)
+            assert w.labels is not None
+            yield Later(w.rows, w.labels, cursor)
+
+    for life in (1, 2):
+        asyncio.run(made.watch.run(lambda after: made.windows(after, after + 2), labelled))
+        assert (made.watch.known.cursor, made.watch.known.heard) == (2 * life, 3 * life)
+
+
+def test_readings_that_were_wiped_are_no_longer_what_is_usual(tmp_path: Path) -> None:
+    made = played(node(tmp_path), 8)
+    assert made.watch.known.monitor.calibrated  # type: ignore[union-attr]
+    asyncio.run(made.watch.take(window(0)))  # the source has begun anew
+    state = made.watch.known.monitor
+    assert state is not None
+    assert (state.calibrated, len(state.waiting), made.watch.known.cursor) == (False, 1, 1)
+
+
+def test_a_few_errors_that_came_later_are_no_window(tmp_path: Path) -> None:
+    limits = monitor.USUAL
+    state = monitor.begun(("a",))
+    right, wrong = np.zeros(limits.least), np.ones(limits.least)
+    for _ in range(limits.stable):
+        state, _ = monitor.heard(state, right, 0.0)
+    assert state.errors is not None
+    for error in np.tile(wrong, 4):
+        state, _ = monitor.heard(state, np.array([error, np.nan]), 0.0)
+    assert state.errors is not None
+    assert state.errors.raised
+    for _ in range(limits.least * limits.windows - 1):
+        state, events = monitor.heard(state, np.zeros(1), 0.0)
+        assert events == ()
+    state, events = monitor.heard(state, np.zeros(1), 0.0)
+    assert [(e.kind, e.what) for e in events] == [("cleared", "error")]
+
+
+def test_a_label_that_comes_later_reaches_a_model_on_trial_by_its_ticket(tmp_path: Path) -> None:
+    site = Site(tmp_path / "serving")
+    site.take(1, line(tmp_path, 1.0))
+    site.take(2, line(tmp_path, 1.0, 0.5), {**TRY, "gates": {**QUICK, "disagreement": None}})
+    watch = Watch(settings(tmp_path), VAULT, site.shelf, node(tmp_path).tune, lambda *_: None, lambda: NOW)
+    site.talk(80)  # somebody asks, with tickets of their own: the readings' names
+    assert site.moves[-1] != (2, "back")
+    rows = np.float32([[i % 7, i % 5] for i in range(80)])
+    tickets = tuple(f"1-{i}" for i in range(80))
+    asyncio.run(watch.hear(Later(rows, rows[:, 0].astype(float), 80, tickets)))
+    assert site.moves[-1] == (2, "back"), "the champion is right, the candidate further off"

@@ -52,6 +52,19 @@ class Line:
     cursor: int
 
 
+@dataclass
+class Later:
+    """Rows of windows that were answered, and the labels that came for them."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    cursor: int
+    tickets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.tickets = self.tickets or tuple(f"press/{self.cursor}.{i}" for i in range(len(self.rows)))
+
+
 def window(number: int, n: int = 80, change: int = CHANGE) -> Line:
     rng = np.random.default_rng([7, number])
     x = rng.normal(size=(n, 2)).astype(np.float32)

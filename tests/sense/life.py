@@ -1,23 +1,43 @@
 """One life of a node that takes readings in and tells what it acknowledged; it may be killed anywhere.
 
 python -m tests.sense.life FOLDER take: sends batches 0..BATCHES-1, from the first unacknowledged on.
+python -m tests.sense.life FOLDER label: takes all readings, then labels in batches, all from the first on.
 python -m tests.sense.life FOLDER folder: reads FOLDER/in until no file is left there.
 python -m tests.sense.life FOLDER mqtt:PORT: listens to a broker for ever.
 python -m tests.sense.life FOLDER wipe: wipes the store.
+python -m tests.sense.life FOLDER replay: judges again what is aside, by a contract that takes more heat.
 """
 
 import asyncio
 import sys
 from pathlib import Path
 
+import msgspec
+
 from atoll.sense.folder import watch
 from atoll.sense.intake import Feed
+from atoll.sense.judge import Rules
+from atoll.sense.labels import Join
 from atoll.sense.mqtt import listen
+from atoll.sense.place import wipe
+from atoll.sense.reading import Reading
 from atoll.sense.source import Folder, Mqtt
-from atoll.sense.store import Store, wipe
-from tests.sense.plant import NOW, rules, said, vault
+from atoll.sense.store import Store
+from tests.sense.plant import NOW, contract, rules, said, vault
 
 BATCHES, SIZE = 6, 40
+
+
+def join(**over) -> Join:
+    made = contract()
+    values = {
+        "form": made.form,
+        "place": 3,
+        "number": made.columns["fails"].number,
+        "column": "fails",
+        **over,
+    }
+    return Join(**values)
 
 
 def main(folder: Path, what: str) -> None:
@@ -26,6 +46,16 @@ def main(folder: Path, what: str) -> None:
         return
     if what.startswith("mqtt:"):
         asyncio.run(listening(folder, int(what.removeprefix("mqtt:"))))
+    if what == "replay":
+        more = contract()
+        heat = msgspec.structs.replace(more.columns["heat"], high=500.0)
+        made = msgspec.structs.replace(more, columns={**more.columns, "heat": heat})
+        with Store.open(folder, "press", vault(), Rules(made.taken, tuple(made.columns), made.form)) as store:
+            store.replay(NOW)
+        return
+    if what == "label":
+        labelling(folder)
+        return
     if what == "folder":
         asyncio.run(emptied(folder))
         return
@@ -37,6 +67,17 @@ def main(folder: Path, what: str) -> None:
             store.take([*readings, said(batch, heat=999.0)], NOW, {"file": batch})
             with told.open("a") as file:
                 file.write(f"{batch}\n")
+
+
+def labelling(folder: Path) -> None:
+    with Store.open(folder, "press", vault(), rules(), join=join()) as store:
+        everything = range(BATCHES * SIZE)
+        store.take([said(i, fails=None) for i in everything], NOW)
+        for begin in everything[::SIZE]:
+            some = [
+                Reading("press-7", NOW, str(i), {"fails": i % 3 == 0}) for i in range(begin, begin + SIZE)
+            ]
+            store.label([*some, Reading("press-7", NOW, "x", {"fails": "broken"})], NOW)
 
 
 async def emptied(folder: Path) -> None:

@@ -14,8 +14,9 @@ import zstandard
 
 from atoll.core.errors import MisuseError, StateError
 from atoll.privacy.hazmat.suite import Suite, usable
+from atoll.sense.place import wipe
 from atoll.sense.reading import Reading, parse
-from atoll.sense.store import Store, wipe
+from atoll.sense.store import Store
 from atoll.wire import failpoint
 from tests.sense.life import BATCHES, SIZE
 from tests.sense.plant import NOW, rules, said, vault
@@ -241,7 +242,14 @@ def test_the_disk_shows_no_reading_no_name_and_no_key(crypto, tmp_path, monkeypa
             needles = [
                 *(struct.pack(form, v) for form in ("<d", ">d", "<f", ">f") for v in (value, bad)),
                 *(str(v).encode() for v in (value, bad)),
-                *(b"secret-press", b"heat", b"secret-file", b"secret-place", store._key, store._names),
+                *(
+                    b"secret-press",
+                    b"heat",
+                    b"secret-file",
+                    b"secret-place",
+                    store._seal.key,
+                    store._seal.names,
+                ),
                 vault().key,
             ]
             needles += [needle.hex().encode() for needle in needles[-3:]]

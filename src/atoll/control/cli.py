@@ -122,9 +122,9 @@ def _parser(say: Say) -> argparse.ArgumentParser:
 
 def _far(commands: Any, command: Any, say: Say) -> None:
     """Commands of a federation of machines, each family in a file of its own."""
-    from . import cli_admin, cli_attack, cli_models, cli_ops, cli_pki, cli_privacy, cli_serve
+    from . import cli_admin, cli_attack, cli_models, cli_ops, cli_pki, cli_privacy, cli_readings, cli_serve
 
-    for family in (cli_serve, cli_ops, cli_admin, cli_models, cli_privacy, cli_attack):
+    for family in (cli_serve, cli_readings, cli_ops, cli_admin, cli_models, cli_privacy, cli_attack):
         family.register(commands, command, say)
     cli_pki.register(commands, command, say, cli_ops.remote(say), cli_ops.connected)
 

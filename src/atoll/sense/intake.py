@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, StateError
@@ -26,11 +26,12 @@ from .store import Store
 
 if TYPE_CHECKING:
     from .source import Span
-    from .window import Form, Window
+    from .window import Form, Labelled, Window
 
 log = logging.getLogger("atoll.client")
 PAUSE = 0.1  # seconds that a commit waits for company
 _LONG = 60.0  # seconds, at most, until a source that failed is tried again
+_IDLE = 60.0  # seconds without news, then the store is looked after all the same
 _RETRY = 1.0  # seconds before a store that failed is tried again
 
 
@@ -49,7 +50,8 @@ class _Lot:
 class Feed:
     """One store's queue. `most`: readings in it, at most. `trouble`: why nothing is stored now, or "".
 
-    `span`, `form`, `late`: of its windows. Run `run` as a task; methods are for the event loop's thread.
+    `span`, `form`, `late`: of its windows. `of`: this one takes labels, for the readings of that feed. Run
+    `run` as a task; methods are for the event loop's thread.
     """
 
     store: Store
@@ -57,6 +59,7 @@ class Feed:
     span: Span | None = None
     form: Callable[[], Form] | None = None
     late: float = 0.0
+    of: Feed | None = None
     clock: Callable[[], float] = time.time
     pause: float = PAUSE
     trouble: str = ""
@@ -92,7 +95,9 @@ class Feed:
         """Store what comes, until cancelled."""
         try:
             while True:
-                await self._news.wait()
+                with suppress(TimeoutError):  # what is too old goes also where nothing comes
+                    async with asyncio.timeout(_IDLE):
+                        await self._news.wait()
                 await asyncio.sleep(self.pause)
                 self._news.clear()
                 lots, self._lots = self._lots, []
@@ -105,7 +110,7 @@ class Feed:
         """The full windows from cursor `after` on, those to come too. Without end.
 
         `histories`: rows are windows of one device among so many of the newest readings (history.py); 0: they
-        are readings.
+        are readings. Where labels come by themselves they have none, and `labelled` gives all.
         """
         from .history import Histories
         from .window import Assembler
@@ -113,23 +118,57 @@ class Feed:
         if self.span is None or self.form is None:
             raise ConfigError("this source has no window")
         form = self.form()
-        assembler: Assembler | Histories
-        if histories:
-            assembler = Histories(self.span.size, form, after, self.late, histories)
-        else:
-            assembler = Assembler(self.span, form, after, self.late)
+        span, late = self.span, self.late
+
+        def begun(after: int) -> Assembler | Histories:
+            if histories:
+                return Histories(span.size, form, after, late, histories)
+            return Assembler(span, form, after, late)
+
+        assembler, life = begun(after), self.store.life
         begin, since = assembler.begin
         while True:
             seen = self._commits
+            if life != self.store.life or begin > await asyncio.to_thread(self.store.end):  # it was wiped
+                life, assembler = self.store.life, begun(0)
+                begin, since = assembler.begin
             boxes = self.store.boxes(begin, since)
             while (box := await asyncio.to_thread(next, boxes, None)) is not None:
                 name, kept = box
                 begin, since = kept[-1].number + 1, float("-inf")
                 for window in assembler.add(kept) if name == form.name else ():
-                    yield window
-            async with self._stored:
-                while self._commits == seen:
-                    await self._stored.wait()
+                    yield window if self.store.join is None else replace(window, labels=None)
+            await self._news_of(seen)
+
+    async def labelled(self, after: int = 0) -> AsyncIterator[Labelled]:
+        """The readings whose label came after cursor `after`, in that order, those to come too. Without end.
+
+        A reading whose label was corrected comes again.
+        """
+        from .window import Labelled, table
+
+        if self.form is None:
+            raise ConfigError("this source has no window")
+        form, life = self.form(), self.store.life
+        while True:
+            seen = self._commits
+            if life != self.store.life:
+                life, after = self.store.life, 0
+            while True:
+                last, kept = await asyncio.to_thread(self.store.joined, after)
+                if last == after:
+                    break
+                after = last
+                rows, labels = table(kept, form)
+                if labels is not None:
+                    yield Labelled(rows, labels, tuple(f"{r.source}/{r.id}" for r in kept), after)
+            await self._news_of(seen)
+
+    async def _news_of(self, seen: int) -> None:
+        """Wait until more has been committed than was seen."""
+        async with self._stored:
+            while self._commits == seen:
+                await self._stored.wait()
 
     def counts(self) -> dict[str, int]:
         """The store's, with `waiting` in the queue and `refused` at it, since this start."""
@@ -144,7 +183,8 @@ class Feed:
         failed: Exception | None = None
         self._tried = time.monotonic()
         try:
-            await asyncio.to_thread(self.store.take, readings, self.clock(), places)
+            take = self.store.take if self.of is None else self.store.label
+            await asyncio.to_thread(take, readings, self.clock(), places)
         except StateError as error:
             failed = error
             if not self.trouble:
@@ -169,9 +209,15 @@ class Feed:
         async with self._room:
             self._waiting -= len(readings)
             self._room.notify_all()
-        self._commits += failed is None
+        await self._tell(stored=failed is None)
+
+    async def _tell(self, *, stored: bool) -> None:
+        """Wake who waits for what is stored; labels are news of the readings they are for."""
+        self._commits += stored
         async with self._stored:
             self._stored.notify_all()
+        if self.of is not None:
+            await self.of._tell(stored=stored)
 
 
 async def stored(feed: Feed, readings: Sequence[Reading], places: Mapping[str, Any] | None = None) -> None:
@@ -214,6 +260,10 @@ class Intake:
     def windows(self, source: str, after: int = 0, histories: int = 0) -> AsyncIterator[Window]:
         """The windows of a source from cursor `after` on. Raises ConfigError for an unknown name."""
         return self.feed(source).windows(after, histories)
+
+    def labelled(self, source: str, after: int = 0) -> AsyncIterator[Labelled]:
+        """The readings of a source whose labels came, from cursor `after` on. Raises as `windows`."""
+        return self.feed(source).labelled(after)
 
     def feed(self, source: str) -> Feed:
         """The feed of that name. Raises ConfigError with the nearest name there is."""

@@ -44,6 +44,20 @@ class Judge:
 
     def judge(self, reading: Reading, now: float) -> tuple[list[Any], str]:
         """Its cells in the order of the columns, and the reason to keep it aside, "" for a good one."""
+        cells, reason = self._sound(reading, now)
+        if not reason and self._watched:
+            reason = self._stuck(reading, cells)
+        return cells, reason
+
+    def again(self, reading: Reading, now: float, was: str) -> tuple[list[Any], str]:
+        """As `judge`, one that was kept aside because it `was` so; it came at `now`. Its sensor is still held
+        to be stuck by a rule that has not changed.
+        """
+        if was in {_lasted(name, most) for _, name, most in self._watched}:
+            return [], was
+        return self._sound(reading, now)
+
+    def _sound(self, reading: Reading, now: float) -> tuple[list[Any], str]:
         rules = self.rules
         if reading.fault:
             return [], reading.fault
@@ -51,10 +65,7 @@ class Judge:
             return [], f"its clock is ahead by more than {rules.ahead:g} s"
         if rules.behind is not None and reading.at < now - rules.behind:
             return [], f"its clock is behind by more than {rules.behind:g} s"
-        cells, reason = rules.taken(reading.values, reading.units)
-        if not reason and self._watched:
-            reason = self._stuck(reading, cells)
-        return cells, reason
+        return rules.taken(reading.values, reading.units)
 
     def _stuck(self, reading: Reading, cells: list[Any]) -> str:
         last = self._since.setdefault(reading.source, [(None, reading.at)] * len(self._watched))
@@ -63,5 +74,9 @@ class Judge:
             if cells[at] != value:
                 last[place] = cells[at], reading.at
             elif reading.at - since > most:
-                return f"column {name!r} has had one value for more than {most:g} s: is the sensor stuck?"
+                return _lasted(name, most)
         return ""
+
+
+def _lasted(name: str, most: float) -> str:
+    return f"column {name!r} has had one value for more than {most:g} s: is the sensor stuck?"

@@ -1,4 +1,4 @@
-"""Readings over HTTP: POST /readings with a token, one reading or a list of them as JSON.
+"""Readings over HTTP: POST /readings with a token, one reading or a list of them as JSON; or POST /labels.
 
     200   they are on disk (bad ones among them set aside: GET /readings says how many)
     401   no such token                       413   more than 1 MiB
@@ -60,7 +60,8 @@ def app(settings: Push, known: list[tuple[str, str]], feed: Feed) -> web.Applica
         return web.json_response(await asyncio.to_thread(feed.counts) | {"trouble": feed.trouble})
 
     made = web.Application(client_max_size=LONGEST)
-    made.add_routes([web.post("/readings", post), web.get("/readings", get)])
+    path = "/readings" if feed.of is None else "/labels"
+    made.add_routes([web.post(path, post), web.get(path, get)])
     return made
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from ..core.errors import ConfigError
+from .labels import By, Direction
 
 NEWEST = 100_000  # readings, of which the windows of devices are made unless settings say otherwise
 
@@ -104,11 +105,45 @@ class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     seconds: float = 0.0
 
 
+class Labels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Labels that come by themselves, over ways of their own, as readings do: whose they are, and the label.
+
+    `by`: "id", as the reading's device called it; "sample", as "id" whatever device says it; "time", of the
+    same device: the label next to the reading within `tolerance` seconds, in `direction` from the reading.
+    `column`: its name there, by default the contract's. `sequence`: the column whose number or time says
+    which of two labels is the later one; without it, the time at which a label was given, where it joins by
+    an id. `wait`: seconds it waits for its reading. `devices`: whose labels are taken, with * and ?.
+    """
+
+    by: By = "id"
+    tolerance: float = 0.0
+    direction: Direction = "nearest"
+    column: str = ""
+    sequence: str = "sequence"
+    wait: float = 7 * 86400.0
+    devices: tuple[str, ...] = ()
+    folder: Folder | None = None
+    sql: Sql | None = None
+    push: Push | None = None
+    mqtt: Mqtt | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.folder or self.sql or self.push or self.mqtt):
+            raise ConfigError("say how labels come: folder, sql, push or mqtt", "$.labels")
+        if self.by != "time" and (self.tolerance or self.direction != "nearest"):
+            raise ConfigError('a tolerance and a direction are for labels by = "time"', "$.labels.by")
+        if not 0 <= self.tolerance < float("inf"):
+            raise ConfigError("a tolerance is a number of seconds, from 0", "$.labels.tolerance")
+        if not self.wait > 0:
+            raise ConfigError("expected a number of seconds above 0", "$.labels.wait")
+
+
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One source. `contract`: its file. `late`: seconds that a reading may be older than the newest of its
     device; by default 60 for `mqtt` and `push`, any for the rest. `ahead`, `behind`: seconds its clock may be
     off; by default 300 and, for `mqtt` and `push`, 30 days. `quota`: bytes on disk. `days`: kept so long.
-    `queue`: readings in memory, at most.
+    `queue`: readings in memory, at most. `labels`: those that come by themselves, None where readings bring
+    them.
     """
 
     contract: str
@@ -123,6 +158,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     quota: int = 1_000_000_000
     days: float = 30.0
     queue: int = 20_000
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
         span = self.window

@@ -40,7 +40,8 @@ async def follow(settings: Sql, folder: Path, feed: Feed) -> None:
             rows = await asyncio.to_thread(_asked, engine, settings, settings.begin if at is None else at)
             for begin in range(0, len(rows), _PART):
                 part = rows[begin : begin + _PART]
-                readings = [_reading(cells, settings, feed.clock()) for cells in part]
+                own = feed.of is None  # a label's cursor may be its sequence
+                readings = [_reading(cells, settings, feed.clock(), own=own) for cells in part]
                 await stored(feed, readings, {_place(settings): part[-1][settings.cursor]})
             if not rows:
                 await asyncio.sleep(settings.every)
@@ -64,9 +65,10 @@ def _asked(engine: Any, settings: Sql, cursor: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _reading(cells: dict[str, Any], settings: Sql, now: float) -> Reading:
-    own = {settings.cursor} - {settings.at, settings.id, settings.source}
-    values = {k: v for k, v in cells.items() if k not in own}
+def _reading(cells: dict[str, Any], settings: Sql, now: float, *, own: bool) -> Reading:
+    """`own`: the cursor is none of its values."""
+    without = {settings.cursor} - {settings.at, settings.id, settings.source} if own else ()
+    values = {k: v for k, v in cells.items() if k not in without}
     otherwise = f"{settings.cursor}:{cells[settings.cursor]}"
     return row(values, settings, otherwise=otherwise, now=now, units=settings.units)
 

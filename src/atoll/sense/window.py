@@ -43,6 +43,21 @@ class Window:
         return len(self.rows)
 
 
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Readings whose labels came, each a row. `rows`: (n, *row) float32; `labels`: (n,) float64. `tickets`:
+    DEVICE/ID of each, as who asked for predictions may have called it. `cursor`: where the next ones begin.
+    """
+
+    rows: NDArray[np.float32] = field(repr=False)
+    labels: NDArray[np.float64] = field(repr=False)
+    tickets: tuple[str, ...] = field(repr=False)
+    cursor: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 def table(kept: Sequence[Kept], form: Form) -> tuple[NDArray[np.float32], NDArray[np.float64] | None]:
     """Rows (n, *row) float32 and labels (n,) or None, of readings of this form."""
     n, label = len(kept), form.label

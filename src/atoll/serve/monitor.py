@@ -43,7 +43,7 @@ class Seen:
 
 class State(msgspec.Struct, frozen=True):
     """`waiting`: stable windows so far, float32 by rows; `pending`: rows that are too few for a window;
-    with the errors of both. `rows`: of a usual window.
+    with the errors of both, `errors_later` those that came by themselves. `rows`: of a usual window.
     """
 
     columns: tuple[Column, ...]
@@ -52,6 +52,7 @@ class State(msgspec.Struct, frozen=True):
     pending: bytes = b""
     errors_waiting: bytes = b""
     errors_pending: bytes = b""
+    errors_later: bytes = b""
     rows: int = 0
     seen: int = 0
     errors: Errors | None = None
@@ -106,6 +107,23 @@ def seen(state: State, window: Seen, now: float, limits: Limits = USUAL) -> tupl
         return _late(state, errors, limits), events
     wrong, more = heard_in(state.errors, errors, now, limits)
     return msgspec.structs.replace(state, errors=wrong), events + more
+
+
+def heard(
+    state: State, errors: NDArray[np.floating], now: float, limits: Limits = USUAL
+) -> tuple[State, tuple[Event, ...]]:
+    """What errors change that are known only now, of rows that were seen before; those that are too few for a
+    verdict wait for the next. `errors`: as in Seen.
+    """
+    some = np.asarray(errors, np.float32)
+    some = np.concatenate([np.frombuffer(state.errors_later, np.float32), some[np.isfinite(some)]])
+    if len(some) < limits.least:
+        return msgspec.structs.replace(state, errors_later=some.tobytes()), ()
+    state = msgspec.structs.replace(state, errors_later=b"")
+    if state.errors is None:
+        return _late(state, some, limits), ()
+    wrong, told = heard_in(state.errors, some, now, limits)
+    return msgspec.structs.replace(state, errors=wrong), told
 
 
 def _joined(state: State, window: Seen) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -145,7 +145,12 @@ class Agent:
         send = partial(soon, asyncio.get_running_loop(), self.uplink.send)
         self.watch = Watch(self.settings, self._vault, shelf, tune, send, names=names)
         self.serving.watch = self.watch
-        self.uplink.beside(self.watch.run(windows))
+        late = self.settings.sources[source].labels is not None
+        labelled = partial(intake.labelled, source) if late else None
+        if late and histories(self.settings):
+            log.warning("labels of %s come later: a watch of windows does not hear them", source)
+            labelled = None
+        self.uplink.beside(self.watch.run(windows, labelled))
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""

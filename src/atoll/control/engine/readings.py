@@ -6,17 +6,21 @@
     newest = 100000         readings at most
     windows = true          a row is a full window of one device, labelled as its newest reading is;
                             without, it is a reading
+    labels = false          rows without their labels, for learners that need none
 
-Rows without their label are left out where the contract has one. A site that has no readings yet may join: it
+Rows without their label are left out where the contract has one; where labels come later, `newest` counts the
+rows that have theirs. A site that has no readings yet may join: it
 refuses to train until it has.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ...core.errors import ConfigError
@@ -25,13 +29,15 @@ from ...data import Examples
 from ...data.contract import Contract
 from ...data.pipeline import breaks
 from ...privacy.vault import Vault
+from ...sense.place import Absent
 from ...sense.source import NEWEST
-from ...sense.store import Absent, Kept
+from ...sense.store import Kept
 from ...sense.window import Form, table
 from ..settings import Client
 from . import sensing
 
-_KEYS = ("source", "holdout", "newest", "windows", "budget")
+_KEYS = ("source", "holdout", "newest", "windows", "labels", "budget")
+_LOOK = 20  # times as many readings are looked through for those with a label
 
 
 def rows(
@@ -57,7 +63,14 @@ def rows(
     span = settings.sources[source].window.size if said.get("windows") else 0
     if said.get("windows") and not span:
         raise ConfigError("rows are windows of a size: give the source window = { size = ... }", path)
-    found = _examples(_kept(settings, source, vault, made, newest), sensing.form(made), span, made)
+    form, labels = sensing.form(made), bool(said.get("labels", True))
+    late = labels and settings.sources[source].labels is not None
+    kept = _kept(
+        settings, source, vault, made, newest, late=late, label=form.label if late and not span else -1
+    )
+    if not labels:
+        made = _bare(made)
+    found = _examples(kept, form, span, made)
     cut = len(found) - round(share * len(found))
     return found[:cut], found[cut:] if share else None, made
 
@@ -70,14 +83,26 @@ def refusal(held: Any, wanted: Contract) -> str:
     return next((reason for part in parts if (reason := breaks(part, held.classes, wanted))), "")
 
 
-def _kept(settings: Client, source: str, vault: Vault, made: Contract, newest: int) -> list[Kept]:
+def _bare(made: Contract) -> Contract:
+    """The contract of rows without their label."""
+    columns = {name: made.columns[name] for name in made.features}
+    return msgspec.structs.replace(made, columns=columns, label="")
+
+
+def _kept(
+    settings: Client, source: str, vault: Vault, made: Contract, newest: int, *, late: bool, label: int
+) -> list[Kept]:
+    """The newest readings; `late`: so many with a label, which came by itself. `label`: its place among
+    cells, where readings without are left out, -1 to keep all.
+    """
     try:
-        store = sensing.stored(settings, source, vault)
+        store = sensing.stored(settings, source, vault, made if late else None)
     except Absent:
         return []
     with store:
-        after = max(0, store.counts()["stored"] - newest)
-        return [r for form, kept in store.boxes(after) if form == made.form for r in kept]
+        after = max(store.since(newest), store.end() - _LOOK * newest)
+        found = (r for form, kept in store.boxes(after) if form == made.form for r in kept)
+        return [r for r in found if label < 0 or not math.isnan(r.cells[label])]
 
 
 def _examples(kept: list[Kept], form: Form, span: int, made: Contract) -> Examples:

@@ -20,7 +20,8 @@ from ...core.errors import ConfigError
 from ...data.contract import Contract
 from ...privacy.vault import Vault
 from ...sense.judge import Rules
-from ...sense.source import Source
+from ...sense.labels import Join
+from ...sense.source import Labels, Source
 from ...sense.store import Store
 from ..settings import Client, address
 
@@ -65,9 +66,49 @@ def rules(source: Source, made: Contract) -> Rules:
     )
 
 
-def stored(settings: Client, name: str, vault: Vault) -> Store:
-    """The store of a source, to read. Raises StateError where there is none yet."""
-    return Store.open(Path(settings.folder), name, vault)
+def join(source: Source, made: Contract, name: str) -> Join | None:
+    """How labels that come by themselves find their readings. Raises ConfigError where there are none."""
+    said = source.labels
+    if said is None:
+        return None
+    if not made.label:
+        raise ConfigError(
+            "labels come, and the contract names none: give it label", f"$.sources.{name}.labels"
+        )
+    column = said.column or made.label
+    if said.sequence == column:
+        raise ConfigError("the label's own column is no sequence", f"$.sources.{name}.labels.sequence")
+    return Join(
+        made.form,
+        list(made.columns).index(made.label),
+        made.columns[made.label].number,
+        column,
+        said.sequence,
+        said.by,
+        said.tolerance,
+        said.direction,
+        said.wait,
+        said.devices,
+        source.ahead,
+    )
+
+
+def stored(settings: Client, name: str, vault: Vault, made: Contract | None = None) -> Store:
+    """The store of a source, to read; with its contract, readings with the labels that came.
+
+    Raises StateError where there is none yet.
+    """
+    joined = None if made is None else join(settings.sources[name], made, name)
+    return Store.open(Path(settings.folder), name, vault, join=joined)
+
+
+def opened(settings: Client, name: str, vault: Vault, *, owner: bool = True) -> tuple[Store, Contract]:
+    """The store of a source, to write, and its contract; `owner`: by its client. Raises as `intake`."""
+    source, made = settings.sources[name], contract(settings, name)
+    joined, judged = join(source, made, name), rules(source, made)
+    folder, limits = Path(settings.folder), {"quota": source.quota, "days": source.days}
+    store = Store.open(folder, name, vault, judged, join=joined, owner=owner, **limits)  # type: ignore[arg-type]
+    return store, made
 
 
 def intake(settings: Client, vault: Vault) -> Intake:
@@ -77,25 +118,28 @@ def intake(settings: Client, vault: Vault) -> Intake:
     feeds: dict[str, Feed] = {}
     ways: list[tuple[str, Callable[[], Any]]] = []
     for name, source in settings.sources.items():
-        made = contract(settings, name)
-        judged = rules(source, made)
-        store = Store.open(Path(settings.folder), name, vault, judged, quota=source.quota, days=source.days)
-        feed = Feed(store, source.queue, source.window, partial(form, made), judged.late or 0.0)
+        store, made = opened(settings, name, vault)
+        late = rules(source, made).late or 0.0
+        feed = Feed(store, source.queue, source.window, partial(form, made), late)
         feeds[name] = feed
         ways += [(name, way) for way in _ways(settings, name, source, made, feed)]
+        if source.labels is not None:
+            feeds[f"{name} labels"] = told = Feed(store, source.queue, of=feed)
+            ways += [(f"{name} labels", way) for way in _ways(settings, name, source.labels, made, told)]
     return Intake(feeds, ways)
 
 
 def _ways(
-    settings: Client, name: str, source: Source, made: Contract, feed: Feed
+    settings: Client, name: str, source: Source | Labels, made: Contract, feed: Feed
 ) -> Iterator[Callable[[], Any]]:
     folder = Path(settings.folder)
+    path = f"$.sources.{name}" if feed.of is None else f"$.sources.{name}.labels"
     if source.folder is not None:
         from ...sense import folder as files
 
         picture = None
         first = made.columns[made.features[0]]
-        if first.kind == "image":
+        if first.kind == "image" and feed.of is None:
             picture = files.Picture(made.features[0], first.shape, made.label)
         yield partial(files.watch, source.folder, folder / source.folder.path, feed, picture)
     if source.sql is not None:
@@ -105,11 +149,11 @@ def _ways(
     if source.push is not None:
         from ...sense.push import serve
 
-        host, port = address(source.push.listen, f"$.sources.{name}.push.listen")
+        host, port = address(source.push.listen, f"{path}.push.listen")
         yield partial(serve, source.push, folder, feed, host, port)
     if source.mqtt is not None:
         from ...sense.mqtt import devices, listen
 
         devices(source.mqtt)
-        session = source.mqtt.id or f"atoll-{settings.name}-{name}"
+        session = source.mqtt.id or f"atoll-{settings.name}-{name}{'' if feed.of is None else '-labels'}"
         yield partial(listen, source.mqtt, folder, feed, session)

@@ -76,6 +76,14 @@ class Window(Protocol):
         """Where the next one begins."""
 
 
+class Labelled(Window, Protocol):
+    """Rows whose labels came later, each by itself."""
+
+    @property
+    def tickets(self) -> tuple[str, ...]:
+        """Of each row: what its prediction was asked with, where somebody asked."""
+
+
 class Tune(Protocol):
     """Fine-tune `base` on `rows` into `to`; what it took. Raises as tuning.tune."""
 
@@ -101,7 +109,9 @@ class Told(NamedTuple):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """The state. `asked`: the version for which a federated run is asked for, 0 for none."""
+    """The state. `asked`: the version for which a federated run is asked for, 0 for none. `heard`: the
+    cursor of labels that came later.
+    """
 
     cursor: int = 0
     whose: Whose = Whose()
@@ -112,6 +122,7 @@ class Known(msgspec.Struct, frozen=True):
     number: int = 0
     own: int = 0
     asked: int = 0
+    heard: int = 0
 
 
 class Watch:
@@ -131,7 +142,7 @@ class Watch:
     ) -> None:
         assert settings.watch is not None  # noqa: S101  who makes it has looked
         self._watch, self._renew = settings.watch, settings.renew
-        self._names, self._windows = names, bool(histories(settings))
+        self._names, self._histories = names, bool(histories(settings))
         self._folder = Path(settings.folder) / "watch"
         self._vault, self._shelf, self._tune, self._send, self._clock = vault, shelf, tune, send, clock
         self._working: asyncio.Task[None] | None = None
@@ -142,11 +153,25 @@ class Watch:
 
     # -- what comes in ----------------------------------------------------------------------------
 
-    async def run(self, windows: Callable[[int], AsyncIterator[Window]]) -> None:
-        """Take windows, from where the state says, for ever."""
+    async def run(
+        self,
+        windows: Callable[[int], AsyncIterator[Window]],
+        labelled: Callable[[int], AsyncIterator[Labelled]] | None = None,
+    ) -> None:
+        """Take windows, from where the state says, for ever; and labels, where they come later."""
         await asyncio.to_thread(self.begin)
+        if labelled is not None:
+            await asyncio.gather(self._windows(windows), self._labels(labelled))
+        else:
+            await self._windows(windows)
+
+    async def _windows(self, windows: Callable[[int], AsyncIterator[Window]]) -> None:
         async for window in windows(self.known.cursor):
             await self.take(window)
+
+    async def _labels(self, labelled: Callable[[int], AsyncIterator[Labelled]]) -> None:
+        async for lot in labelled(self.known.heard):
+            await self.hear(lot)
 
     def begin(self) -> None:
         """Serve this node's own model again; end what was under way when the last life ended."""
@@ -160,6 +185,12 @@ class Watch:
     async def take(self, window: Window) -> None:
         """Look at a window; begin what it is a reason for."""
         start = await asyncio.to_thread(self._took, window)
+        if start is not None:
+            self._begin(start)
+
+    async def hear(self, lot: Labelled) -> None:
+        """Labels came for rows that were answered before; begin what that is a reason for."""
+        start = await asyncio.to_thread(self._heard, lot)
         if start is not None:
             self._begin(start)
 
@@ -216,8 +247,10 @@ class Watch:
             self._write(cursor=window.cursor)
             return None
         answered = said(answers)
-        newest = window.rows[:, -1] if self._windows else window.rows
+        newest = window.rows[:, -1] if self._histories else window.rows
         wrong = None if window.labels is None else errors(answers, window.labels)
+        if window.cursor < known.cursor:  # the readings were wiped, and what was usual with them
+            known = msgspec.structs.replace(known, monitor=None)
         state = known.monitor if known.whose == whose else None
         if (
             state is None
@@ -240,6 +273,32 @@ class Watch:
         asked = known.asked if served.version == known.asked else 0
         self._write(events, cursor=window.cursor, whose=whose, monitor=state, triggers=table, asked=asked)
         return start
+
+    def _heard(self, lot: Labelled) -> Start | None:
+        """What the model that serves says of these rows is compared with the truth; a model on trial hears
+        it where the rows were asked for.
+        """
+        labels = np.asarray(lot.labels, np.float64)
+        for ticket, label in zip(lot.tickets, labels.tolist(), strict=True):
+            if np.isfinite(label):
+                self._shelf.feedback(self._watch.model, ticket, [label])
+        with self._turn:
+            now, served, known = self._clock(), self._shelf.get(self._watch.model), self.known
+            self._keep(lot)
+            state, table, start = known.monitor, known.triggers, None
+            events: tuple[Event, ...] = ()
+            if state is not None and served is not None:
+                whose = Whose(served.name, served.version, served.own)
+                try:
+                    wrong = errors(served.model.run(np.asarray(lot.rows, np.float32)), labels)
+                    if whose == known.whose:  # else its first window is still to come
+                        state, events = monitor.heard(state, wrong, now, self._watch)
+                except StateError as error:
+                    log.warning("labels came for rows that are not answered: %s", error)
+            if state is not None and self._renew is not None and not state.errors_later:  # a verdict
+                table, start = triggers.happened(table, self._renew, What(drift=bool(state.raised)), now)
+            self._write(events, heard=lot.cursor, monitor=state, triggers=table)
+            return start
 
     # -- renewing ---------------------------------------------------------------------------------
 
@@ -399,7 +458,7 @@ class Watch:
         left = self._renew.recent
         for file in self._files():
             if left <= 0:
-                file.unlink()
+                file.unlink(missing_ok=True)  # a wipe takes them, too
             left -= int(file.suffix[1:])
 
     def _files(self) -> list[Path]:
