@@ -60,8 +60,8 @@ class Runner:
 
     @contextmanager
     def timed(self, runs: int) -> Iterator[None]:
-        """Within, so many runs have the time of so many; with the last the runtime gives back what it keeps of
-        memory for more of them.
+        """Within, so many runs have the time of so many; with the last the runtime gives back the memory that
+        it keeps for more of them.
         """
         self._left = runs
         timer = threading.Timer(max(1, runs) * self.seconds, self._end)
