@@ -1,7 +1,7 @@
 """`python -m bench simulate [--json FILE] [--only W1] [--cores 1 2] [--rounds N]`.
 
-Options of their own: `comms`, `distil`, `edge`, `faults`, `plan`, `private`, `robust`, `secagg`,
-`sense`, `suites`, `wire`.
+Options of their own: `comms`, `distil`, `edge`, `faults`, `node`, `plan`, `private`, `robust`,
+`secagg`, `sense`, `suites`, `wire`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from . import (
     edge,
     faults,
     machines,
+    node,
     plan,
     private,
     replay,
@@ -46,6 +47,7 @@ def main(words: list[str] | None = None) -> int:
         "drift": drift.main,
         "faults": faults.main,
         "machines": machines.main,
+        "node": node.main,
         "plan": plan.main,
         "private": private.main,
         "replay": replay.main,

@@ -42,7 +42,7 @@ class Federation:
     """A coordinator without edges and its clients, each a process of its own.
 
     `client`: the command of a client, to which its settings file is added. `again`: members that joined in
-    this folder before. `settings`: more of what stands in each client's file.
+    this folder before. `settings`: more of what stands in each client's file; `files`: texts beside it.
     """
 
     def __init__(
@@ -54,12 +54,13 @@ class Federation:
         client: Sequence[str] = (),
         again: bool = False,
         settings: Mapping[str, Any] = MappingProxyType({}),
+        files: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.folder = folder
         self.names = [f"c{k:02d}" for k in range(clients)]
         self.transport = transport
         self.processes: dict[str, psutil.Process] = {}
-        self._again, self._settings = again, settings
+        self._again, self._settings, self._files = again, settings, files
         self._client = list(client) or [sys.executable, "-m", "atoll", "client", "--config"]
         self._open: list[subprocess.Popen[bytes]] = []
 
@@ -157,7 +158,9 @@ class Federation:
                     "client", name, now=time.time(), random=secrets.token_bytes, actor="bench"
                 )
                 (self.folder / name).mkdir()
-                (self.folder / name / "rows.csv").write_text(ROWS, "utf-8")
+                for file, text in {"rows.csv": ROWS, **self._files}.items():
+                    (self.folder / name / file).parent.mkdir(exist_ok=True)
+                    (self.folder / name / file).write_text(text, "utf-8")
                 _toml(
                     self.folder / name / "client.toml",
                     {
@@ -167,8 +170,8 @@ class Federation:
                         "transport": self.transport,
                         "parts": str(INSTANT),
                         "linger": LINGER,
-                        **self._settings,
                         "data": {"bench": {"train": "rows.csv", "target": "label"}},
+                        **self._settings,
                     },
                 )
 

@@ -246,5 +246,27 @@ def test_importing_every_module_loads_no_heavy_library() -> None:
     assert loaded_by(code) & (HEAVY | {"pyarrow", "rich", "typer"}) == set()
 
 
+CLIENT = """
+from atoll.control import cli
+cli.main(["version"])  # every command is in the parser
+import atoll.control.engine.agent, atoll.sense.folder, atoll.sense.intake, atoll.transport.https_link
+"""
+SERVING_CLIENT = f"{CLIENT}import atoll.control.engine.serving, atoll.control.engine.watch"
+UNUSED = "import sys; assert not {'atoll.job', 'atoll.run', 'numpy.random'} & sys.modules.keys()"
+
+
+def test_a_client_that_waits_stays_small() -> None:
+    assert loaded_by(CLIENT) & (HEAVY | {"fastapi", "grpc", "numpy", "rich", "sqlalchemy"}) == set()
+
+
+def test_a_client_that_serves_and_watches_loads_nothing_that_learns() -> None:
+    assert "numpy" in loaded_by(f"{SERVING_CLIENT}\n{UNUSED}")
+
+
+def test_the_process_that_learns_has_no_event_loop() -> None:
+    loaded = loaded_by("import atoll.control.engine.learner, atoll.names")
+    assert loaded & (HEAVY | {"aiohttp", "asyncio", "grpc", "ssl"}) == set()
+
+
 def test_control_a_loaded_library_is_seen() -> None:
     assert "rich" in loaded_by("import atoll, rich.console")

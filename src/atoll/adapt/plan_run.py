@@ -56,11 +56,14 @@ class Runner:
         self._options = ort.RunOptions()
         self.gives = [output.name for output in self._session.get_outputs()]
         self.takes = {i.name: i.shape for i in self._session.get_inputs()}
-        self.seconds, self._name, self._late = seconds, name, False
+        self.seconds, self._name, self._late, self._left = seconds, name, False, 0
 
     @contextmanager
     def timed(self, runs: int) -> Iterator[None]:
-        """Within, so many runs have the time of so many."""
+        """Within, so many runs have the time of so many; with the last the runtime gives back the memory that
+        it keeps for more of them.
+        """
+        self._left = runs
         timer = threading.Timer(max(1, runs) * self.seconds, self._end)
         timer.daemon = True
         timer.start()
@@ -71,10 +74,6 @@ class Runner:
 
     def _end(self) -> None:
         self._late = self._options.terminate = True
-
-    def last(self) -> None:
-        """Have the next run give back what the runtime keeps of memory for more of them."""
-        self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def values(self, arrays: Arrays) -> dict[str, Any]:
         """Those of the arrays that the graph takes, as the runtime holds them."""
@@ -88,6 +87,9 @@ class Runner:
 
     def __call__(self, values: Arrays) -> dict[str, Any]:
         """What the graph gives, by name, as the runtime holds it."""
+        self._left -= 1
+        if self._left == 0:
+            self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
             found = self._session.run_with_ort_values(self.gives, values, self._options)
         except Exception as error:  # noqa: BLE001

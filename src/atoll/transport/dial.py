@@ -32,11 +32,12 @@ from typing import Any
 
 from ..core.errors import AtollError, Gone, MisuseError, ProtocolError, Refused, StateError
 from ..core.session import Packet
+from ..wire.heap import keep_memory
 from .fetch import Part
 from .frames import FrameFile, Opened, plain
 from .half import Half, Inbox, Outbox
 from .link import CAPABILITIES, DOWN, PROTOCOL, UP, Channel, Link, agreed, fault, letter, pack, read, unpack
-from .pump import brief, keep_memory, pump, thread
+from .pump import brief, pump, thread
 
 log = logging.getLogger("atoll.transport")
 

@@ -7,11 +7,9 @@ reading, frames that came are written first: what arrived once need not be sent 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..core.errors import Gone
 from ..wire.plain import Bytes, payload
@@ -20,30 +18,8 @@ from .frames import announced, number
 T = TypeVar("T")
 
 _SHORT = 1 << 16  # bytes of a head that is read while it is not written yet
-_C: Any = ctypes.CDLL(None) if os.name == "posix" else None
-_ARENAS = -8  # glibc's M_ARENA_MAX
 SMALL = 1 << 20  # bytes that are read, written or hashed in a millisecond or two
 AHEAD = 4  # frames of one transfer in memory, beyond those being written
-
-
-def keep_memory(size: int = 16 << 20) -> None:
-    """Have the C library keep as much freed memory for us as one buffer of `size` bytes.
-
-    Frames of a megabyte come and go by the thousand. By default each is given back to the system at
-    once and the next one is paid for page by page: a third of the cost of a transfer (measured). In
-    glibc the largest buffer freed so far is the measure of what is kept; elsewhere this does nothing.
-    All threads share what is kept, where each would keep as much for itself.
-    """
-    if hasattr(_C, "malloc_trim"):  # glibc
-        _C.mallopt(_ARENAS, 1)
-    buffer = bytearray(size)
-    del buffer
-
-
-def give_back() -> None:
-    """Have the C library give all freed memory back to the system, where it can (glibc)."""
-    if hasattr(_C, "malloc_trim"):
-        _C.malloc_trim(0)
 
 
 async def thread(pool: Executor | None, call: Callable[..., T], *args: object) -> T:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, Refused
+from ..wire.heap import give_back
 from ..wire.plain import FRAME, Bytes, payload
 from .frames import Announced, announced, number
 from .link import KEPT
-from .pump import AHEAD, give_back, pump, thread
+from .pump import AHEAD, pump, thread
 
 if TYPE_CHECKING:
     from .service import Desk

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..core.errors import AtollError, Gone, MisuseError, ProtocolError, Refused
 from ..core.session import Packet
+from ..wire.heap import keep_memory
 from ..wire.plain import Bytes
 from .blobs import Blobs
 from .deltas import Deltas
 from .half import Inbox, Outbox
 from .link import BLOB, CAPABILITIES, SESSION, UP, UPLOAD, agreed, letter, pack, read, unpack, word
-from .pump import keep_memory
 from .receive import Uploads
 from .seat import Line, Seat
 

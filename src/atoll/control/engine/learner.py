@@ -21,6 +21,7 @@ from ...core.errors import AtollError, Refused
 from ...learn.failure import reason
 from ...privacy.hazmat.suite import suite_of
 from ...privacy.vault import Vault
+from ...wire.heap import give_back
 from ..pipes import framed, records
 from ..settings import Client
 from .learning import Learning
@@ -45,10 +46,12 @@ def main() -> None:
         except AtollError as error:
             _say(sink, Said(kind=_kind(error), text=str(error)))
             return
+        give_back()  # what reading files has taken
         _say(sink, Said(about=learning.about()))
         decode = msgspec.msgpack.Decoder(Order).decode
         while True:
             _say(sink, _followed(learning, decode(orders.get())))
+            give_back()
 
 
 def _listen(source: BinaryIO, orders: queue.SimpleQueue[bytes]) -> None:

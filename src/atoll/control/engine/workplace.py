@@ -27,8 +27,8 @@ import msgspec
 from ...core import errors
 from ...core.errors import AtollError, Refused, StateError
 from ...privacy.vault import Vault
-from ...transport.pump import give_back
 from ...wire import failpoint
+from ...wire.heap import give_back
 from ..pipes import LENGTH, ended, framed
 from ..settings import Client
 from .spoken import Begin, Order, Said, Spoiled
