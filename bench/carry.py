@@ -22,6 +22,8 @@ from typing import Any, Self
 
 import psutil
 
+import atoll.transport  # noqa: F401  forbids TLS 1.2, before anybody imports grpc
+
 PIECE = 1 << 20
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from atoll.control.engine.coordinator import Coordinator
 from atoll.control.engine.fleet import Fleet
+from atoll.control.engine.homes import Homes
 from atoll.core.errors import ConfigError
 
 ROWS = {"data": {"heart": {"rows": 10}}}
@@ -27,6 +28,19 @@ def test_the_way_reported_last_counts_and_the_one_before_takes_over() -> None:
     assert fleet.below("edge-a", {}) == []
     assert fleet.homes({"c": 0}) == {"edge-a": [0]}, "remembered where it was last"
     assert fleet.homes({"c": 0}, here=True) == {}
+
+
+def test_homes_are_found_anew_when_the_fleet_has_changed() -> None:
+    fleet = Fleet()
+    homes = Homes(fleet, {"c": 0, "d": 1})
+    assert dict(homes) == {"c": [0], "d": [1]}
+    fleet.joined("edge-a", "edge", {"below": {"c": ROWS}})
+    assert dict(homes) == {"edge-a": [0], "d": [1]}
+    assert homes.again() == {"edge-a": [0]}
+    fleet.joined("d", "client", ROWS)
+    assert homes.again() == {"edge-a": [0], "d": [1]}
+    fleet.told("d", {"held": "it runs on its battery"})
+    assert dict(homes) == {"edge-a": [0]}
 
 
 def test_an_edge_that_leaves_takes_its_clients_along() -> None:

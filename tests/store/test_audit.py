@@ -130,3 +130,14 @@ def test_an_added_row_is_named(url: str, tmp_path: Path) -> None:
         store.submit({}, 0, "ann")
         spoil(store, "INSERT INTO bans (name, at, actor) VALUES ('bank-c', 0, '')")
         assert "the row of ban bank-c was altered" in store.verify().fault
+
+
+def test_news_are_more_than_steps_of_a_run(store: Store) -> None:
+    end, more = store.news(0)
+    assert (end, more) == (store.head()[0], True)
+    journal = store.journal(store.runs()[0]["id"])
+    journal.answered(1, "bank-c", reason="it is ill")
+    journal.closed(1, ["bank-a"], {"bank-c": "it is ill"})
+    assert store.news(end) == (end + 2, False)
+    store.submit({"rounds": 1}, 7, "ann")
+    assert store.news(end) == (store.head()[0], True)

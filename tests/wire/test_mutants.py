@@ -174,6 +174,26 @@ def test_spools_over_a_torn_disk_start_again(tmp_path: Path) -> None:
         assert again.frames == 0
 
 
+def test_a_message_of_one_frame_is_kept_as_a_whole_or_sent_again(tmp_path: Path) -> None:
+    frames, buffer, _ = message(300)
+    size = len(buffer)
+    spool = Spool(tmp_path / "spool", size)
+    spool.write(frames)
+    spool.verify()
+    assert not spool.beside.exists()
+    assert spool.path.read_bytes() == buffer
+    after = Spool(tmp_path / "spool", size)  # the server was killed before it was kept
+    after.find()
+    assert after.frames == 0
+    for frame in frames:  # not together: from then on a kill loses nothing of it
+        after.write([frame])
+    assert after.beside.exists()
+    again = Spool(tmp_path / "spool", size)
+    again.find()
+    assert again.frames == 2
+    again.verify()
+
+
 def test_a_spool_that_a_failing_disk_moved_away_starts_again(tmp_path: Path) -> None:
     """The answer was renamed to its blob, and the folder could not be synced: no receipt, no file."""
     spool = Spool(tmp_path / "spool", len(BUFFER))

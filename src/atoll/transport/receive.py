@@ -3,8 +3,8 @@
 The spool file is the bare buffer of the message, so that it can be mapped as it is; the head stands
 beside it. What is in the file *is* the committed offset: it survives the connection, the member and,
 short of a power cut, the machine. After a power cut the file may hold what was never written; then
-its SHA-256 is wrong and the upload starts again, once, without blame. A message that comes in one go, of a
-frame or two, has no head on disk: its head and its buffer are kept together, or sent again.
+its SHA-256 is wrong and the upload starts again, once, without blame. A message of one frame that
+comes with its head has no head on disk: both are kept together, or sent again.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class Spool:
         if self.lasts:
             self.beside.unlink(missing_ok=True)  # first: a new head over an old buffer would look whole
         os.ftruncate(file, 0)
-        self.lasts = told.frames > together
-        if self.lasts:  # of a message that comes as one, a kill loses no more than its few frames
+        self.lasts = told.frames > min(together, 2)
+        if self.lasts:  # of a message of one frame that is here, a kill loses no more than that
             part = self.beside.with_name(self.beside.name + ".part")
             part.write_bytes(head)
             part.replace(self.beside)

@@ -17,7 +17,8 @@ from .told import Told
 _SEAL = transition("seal")
 _MANY = 5_000  # events read at a time
 STEPS = ("asked", "answered", "closed", "note", "checkpoint")  # of a run's own way (journal.py)
-_NEWS = select(t.events.c.seq).where(t.events.c.seq > bindparam("n"), t.events.c.kind.not_in(STEPS)).limit(1)
+_MORE = select(t.events.c.seq).where(t.events.c.seq > bindparam("n"), t.events.c.kind.not_in(STEPS)).limit(1)
+_NEWS = select(t.head.c.seq, _MORE.scalar_subquery())
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,8 @@ class Audit(Database):
 
     def news(self, after: int) -> tuple[int, bool]:
         """The last event's number, and whether one after `after` is more than a step of a run."""
-        with self.read() as conn:
-            last = conn.execute(select(t.head.c.seq)).scalar_one()
-            return last, conn.execute(_NEWS, {"n": after}).first() is not None
+        ((last, more),) = self.rows(_NEWS, {"n": after})
+        return last, more is not None
 
     def head(self) -> tuple[int, str]:
         """The last event's number and hash; keep them elsewhere, and `verify` finds a cut end."""

@@ -221,8 +221,8 @@ class Journal:
             row = {**self._key, "state": name, "requests": requests, "notes": notes}
             columns = ("state", "requests", "notes")
             tx.run(insert_or_set(t.scopes, self._db.dialect, *columns), row)
-            self._pin(tx, others)
-            self._forget(tx, requests, keep, [found.state] if found else [])
+            old = self._pin(tx, others) + ([found.state] if found else [])
+            self._forget(tx, requests, keep, old)
             body = {"scope": self.scope, "requests": requests, "notes": notes, "blob": name}
             tx.event("checkpoint", {**body, "keep": sorted(keep)}, run=self.run)
 
@@ -231,15 +231,15 @@ class Journal:
         with self._db.write(_DROP) as tx:
             state = tx.run(_SCOPE, self._at).one_or_none()
             top = tx.run(select(func.max(t.asks.c.request)).where(*_here(t.asks)), self._at).scalar()
-            gone = self._forget(tx, 0 if top is None else top + 1, (), [state.state] if state else [])
-            self._pin(tx, ())
+            old = self._pin(tx, ()) + ([state.state] if state else [])
+            gone = self._forget(tx, 0 if top is None else top + 1, (), old)
             for table in (t.notes, t.scopes):
                 gone += tx.run(delete(table).where(*_here(table)), self._at).rowcount
             if gone:
                 tx.event("dropped", {"scope": self.scope}, run=self.run)
 
-    def _pin(self, tx: Tx, blobs: Sequence[str]) -> None:
-        """These are what the checkpoint refers to, and no others any more."""
+    def _pin(self, tx: Tx, blobs: Sequence[str]) -> list[str]:
+        """These are what the checkpoint refers to, and no others any more: which it was until now."""
         at = {"o": f"{self.run} {self.scope}", "keep": list(blobs)}
         for blob in blobs:
             self._blobs.need(blob)
@@ -247,7 +247,7 @@ class Journal:
         gone = list(tx.run(_UNPINNED, at).scalars())
         if gone:
             tx.run(_UNPIN, at)
-            tx.after.append(lambda: self._blobs.superfluous(gone))
+        return gone
 
     def _forget(self, tx: Tx, requests: int, keep: Sequence[int], blobs: list[str]) -> int:
         at = {**self._at, "q": requests, "keep": list(keep)}
