@@ -17,15 +17,15 @@ from .federation import LINGER, Federation, memory
 ROOT = Path(__file__).parents[1]
 
 
-def installed(folder: Path) -> Path:
-    """A fresh environment with nothing but the wheel and what it needs; its `atoll` command."""
+def installed(folder: Path, extras: str = "") -> Path:
+    """A fresh environment with nothing but the wheel, what it needs and `extras`; its `atoll` command."""
     folder.mkdir(parents=True)
     _run(sys.executable, "-m", "venv", str(folder / "venv"))
     python = str(folder / "venv" / "bin" / "python")
     pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     _run(*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
     (wheel,) = folder.glob("*.whl")
-    _run(*pip, "install", "--constraint", str(ROOT / "constraints.txt"), str(wheel))
+    _run(*pip, "install", "--constraint", str(ROOT / "constraints.txt"), f"{wheel}[{extras}]")
     return folder / "venv" / "bin" / "atoll"
 
 

@@ -31,6 +31,7 @@ from atoll.control.engine.tuning import tuned
 from atoll.core.rng import Rng
 from atoll.core.update import Update
 from atoll.data.columns import MISSING
+from atoll.learn.within import toward
 from atoll.serve import monitor, quota, triggers
 from atoll.serve.challenge import judged
 from atoll.serve.drift.event import Limits
@@ -153,7 +154,8 @@ class Node:
         rows = at.Examples(x[:-HELD].astype(np.float32), y[:-HELD])
         told.tuned += 1
         key, seconds = self.key.at("tune", told.tuned), 60 * RULES.minutes
-        fresh, _, _ = tuned(self.learner, self.first, rows, key, seconds, round=ROUNDS)
+        found = tuned(self.learner, self.first, rows, key, seconds=seconds, passes=2, round=ROUNDS)
+        fresh = toward(self.first, found.params, 0.5)
         old, new = (np.square(self.answers(p, x[-HELD:]) - y[-HELD:]) for p in (self.params, fresh))
         verdict = judged(old, new, y[-HELD:], Terms(), classes=False)
         took = (time.process_time() - began) / 60

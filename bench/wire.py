@@ -139,7 +139,7 @@ def waiting(folder: Path) -> Iterator[Figure]:
 
 def client(folder: Path) -> Iterator[Figure]:
     """A client's memory, installed without extras."""
-    base = agent.installed(folder / "base")
+    base = agent.installed(folder / "base", "grpc")
     for transport, most in (("grpc", 60.0), ("https", 50.0)):
         found = agent.measure(folder / transport, base, transport)
         shared = f"{found['rss']:.0f} MB with what it shares with others"

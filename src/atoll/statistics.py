@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,15 @@ from .core.errors import ConfigError, DataError
 from .core.transform import Transform
 from .data import Examples, Sites
 from .data.contract import Contract
-from .data.pipeline import Encode, Fill, Pipeline, Scale, by_range, fitted
+from .data.pipeline import Encode, Fill, Pipeline, Recipe, Scale
 from .job import Job
 from .learn.categories import Categories
 from .learn.exact import Still, exact
+from .learn.figures import Figures, figures, summed
 from .learn.histogram import Bins
 from .learn.moments import Magnitude, Moments, Pooled
 from .learn.order import DIGITS, Order, descend
+from .learn.select import Everyone
 from .run import Run, simulate
 
 Floats = NDArray[np.float64]
@@ -199,25 +201,39 @@ def fit_pipeline(
     the mean, the median, or the middle of the contract's range. `scale`: less the mean in units of the
     standard deviation, the contract's range to -1..1, or none. `encode`: a category as a column for each
     value, or as its place. Raises ConfigError for another word or a range that the contract lacks, DataError
-    for rows of another number of columns.
+    for rows of another number of columns, QuorumError, with the reason, where a site cannot answer.
     """
-    for given, words in ((fill, Fill), (scale, Scale), (encode, Encode)):
-        if given not in get_args(words):
-            raise ConfigError(f"expected one of {', '.join(get_args(words))}, got {given!r}", "$.pipeline")
+    recipe = Recipe(fill, scale, encode)
+    recipe.check(contract)
     columns, _ = _columns(sites, contract.features)
-    middle = half = np.ones(columns)
-    if scale == "range" or fill == "middle":
-        ends = by_range(contract, encode="ordinal").steps
-        middle, half = np.array([(s.centre, 1 / s.unit) for s in ends]).T
-    frame, _ = _frame(sites, columns)
-    fine = Moments(columns, *frame, cross=False)
-    mean, deviation = fine.each(ask(fine, sites).params)
-    full = {"mean": mean, "middle": middle}.get(fill)
-    if full is None:
-        full = order_statistics(sites, columns, (0.5,))[0][:, 0]
-    scales = {"standard": (mean, deviation), "range": (middle, half), "none": (0 * middle, np.ones(columns))}
-    centre, spread = scales[scale]
-    return fitted(contract, full, centre, spread, encode=encode)
+    learner = Figures(columns, recipe.moments, recipe.median)
+    looks = max(1, len(learner.looks))
+    run = simulate(Job(learner, figures(learner, strict=True), rounds=looks, max_weight=1.0), list(sites))
+    return recipe.made(contract, *learner.read(run.params))
+
+
+def fitting(job: Job, contract: Contract, recipe: Recipe) -> Job:
+    """The job that finds a pipeline's figures at the members of another job, summed as its updates are.
+
+    Raises ConfigError where they cannot be: under a promise of privacy, or as encrypted sums.
+    """
+    if job.privacy is not None:
+        raise ConfigError(
+            "the job promises privacy, and no noise covers the figures that its pipeline takes of rows: use"
+            ' pipeline = "range", or figures that are known without these rows',
+            "$.data.pipeline",
+        )
+    learner = Figures(len(contract.features), recipe.moments, recipe.median)
+    return job.replace(
+        learner=learner,
+        algorithm=figures(learner),
+        cohort=Everyone(),
+        rounds=max(1, len(learner.looks)),
+        stop=None,
+        sites=False,
+        max_weight=1.0,
+        exchange=summed(job.exchange),
+    )
 
 
 def tallies(sites: Any, columns: int) -> tuple[list[dict[Any, int]], Run]:

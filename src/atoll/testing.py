@@ -552,7 +552,10 @@ def _check_blobs(make: Callable[[], Any]) -> None:
         held = store.blobs.put(b"on its way")
         store.blobs.hold(held)
         _law(store.blobs.collect(older=0) == 0, "what is held must not be collected")
-        store.blobs.let_go([held, name])
+        store.blobs.superfluous([held])
+        _law(store.blobs.exists(held), "what is held must stay")
+        store.blobs.let_go(held)
+        store.blobs.superfluous([held, name])
         _law(not store.blobs.exists(held), "what is let go of must go")
     with make() as store:
         _law(store.blobs.read(name) == b"abc", "what is named must stay")

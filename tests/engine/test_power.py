@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from atoll.control.engine.policy import closed
-from atoll.control.engine.power import DAY, HELD, Held, Seen, Spent, carried, checked, held, rested
+from atoll.control.engine.power import DAY, Held, Seen, Spent, carried, checked, held, rested
 from atoll.control.engine.sensors import Energy, Meter, Sensors, metered
 from atoll.control.engine.upkeep import Upkeep
 from atoll.control.settings import Client, Power, make
 from atoll.core.errors import ConfigError, Refused
+from atoll.learn.failure import HELD
 from tests.federation.virtual import run
 
 FINE = Seen(mains=True, battery=0.9, temperature=40.0, metered=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from atoll.control import config
 from atoll.control.engine import sensing
@@ -20,7 +21,7 @@ from atoll.control.engine.learning import Learning
 from atoll.control.engine.parcels import keep_frames, read_frames
 from atoll.control.engine.safe import opened as vault_of
 from atoll.control.engine.work import opened, signed
-from atoll.control.settings import Client, make, read
+from atoll.control.settings import Client, Policy, make, read
 from atoll.core.edge import Task
 from atoll.core.errors import ConfigError, DataError, Refused
 from atoll.core.rng import Rng
@@ -180,11 +181,12 @@ def table(**data: Any) -> dict[str, Any]:
 @pytest.fixture
 def ask(settings: Client, tmp_path: Path) -> Any:
     authority = Authority.new("test", now=NOW)
-    learning = Learning(settings)
+    usual = Learning(settings)
     identity = member(authority, "coordinator", "hub", now=NOW)
     model = tmp_path / "model"
 
-    def asked(run: str, **data: Any) -> Update:
+    def asked(run: str, changed: dict[str, Any] | None = None, **data: Any) -> Update:
+        learning = Learning(structs.replace(settings, **changed)) if changed else usual
         values = {"run": run, "table": table(**data), "seed": 7, "data": "press", "features": 2, "outputs": 2}
         job = signed({**values, "classes": ["0", "1"], "federation": "test"}, identity)
         work = opened(job, authority.root, "test", now=NOW)
@@ -231,8 +233,23 @@ def test_a_job_carries_its_pipeline(ask: Any, settings: Client, tmp_path: Path) 
     by_name = ask("r2", contract=mine.table(), pipeline="range")
     by_value = ask("r2b", contract=mine.table(), pipeline=by_range(mine).table())
     assert by_name.norm() == by_value.norm() > 0
-    with pytest.raises(ConfigError, match=r'expected pipeline = "range"'):
-        ask("r3", contract=mine.table(), pipeline={"scale": "standard"})
+
+
+def test_figures_are_asked_for_under_the_sites_own_policy(ask: Any, settings: Client, tmp_path: Path) -> None:
+    stored(settings, [said(i, load=None if i % 3 else 50.0) for i in range(40)])
+    mine = Contract.read(tmp_path / "press.toml")
+    values = {"contract": mine.table(), "pipeline": {"fill": "mean"}}
+    look = ask("r1", **values)
+    assert set(look) == {"pairs", "half", "product"}  # no model is trained yet
+    budget = {"press": {**settings.data["press"], "budget": "press-2026"}}
+    for changed, words in (
+        ({"policy": Policy(min_cohort=5)}, "rounds of at least 5, this one has 4"),
+        ({"policy": Policy(secure_sum=True)}, "shows its updates to nobody"),
+        ({"policy": Policy(max_epsilon=4.0)}, "the job has no privacy bound"),
+        ({"data": budget}, "have a privacy budget"),
+    ):
+        with pytest.raises(Refused, match=words):
+            ask("r1", changed, **values)
 
 
 def test_a_job_file_names_a_contract_and_a_pipeline(tmp_path: Path) -> None:
@@ -259,6 +276,12 @@ def test_a_job_file_names_a_contract_and_a_pipeline(tmp_path: Path) -> None:
     for line, words in (
         ('pipeline = "best"', r"\$\.data\.pipeline"),
         ("pipeline = { steps = [] }", r"\$\.data\.pipeline\.steps"),
+        ('pipeline = { fil = "mean" }', r"\$\.data\.pipeline\.fil: .*'fill'"),
+        ('pipeline = { fill = "mode" }', r"\$\.data\.pipeline\.fill"),
+        (
+            "pipeline = {}\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\nclip = 1.0",
+            "promises privacy, and no noise",
+        ),
     ):
         (tmp_path / "job.toml").write_text(text + line + "\n")
         with pytest.raises(ConfigError, match=words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import subprocess
 import sys
@@ -190,6 +191,34 @@ def test_a_parcel_of_somebody_elses_is_refused(tmp_path: Path) -> None:
         tuning.read(parcel(stranger, tmp_path / "strange"), made.roots, "lagoon", Policy())
 
 
+def test_a_parcel_of_another_run_is_refused_and_fetched_again(tmp_path: Path) -> None:
+    from atoll.privacy.keys import Authority
+    from atoll.privacy.models import open_model, sign_model
+    from atoll.serve.models import Shelf
+
+    made = node(tmp_path)
+    identity = member(Authority.new("lagoon", now=time.time()), "coordinator", "hub")
+    graph = (tmp_path / "line.onnx").read_bytes()
+    manifest = {"federation": "lagoon", "run": "r1", "name": "line", "version": 3, "created": time.time()}
+    signed = sign_model(
+        identity.key, identity.chain, {**manifest, "sha256": hashlib.sha256(graph).hexdigest()}
+    )
+    shelf = Shelf(tmp_path / "shelf", lambda data, above: open_model(data, identity.roots, now=None))
+    shelf.take(signed, graph)
+    assert (shelf.run("line"), shelf.run("other"), made.shelf.run("line")) == ("r1", "", "")
+    made.roots, made.shelf, made.watch._shelf = identity.roots, shelf, shelf
+    made.watch.based("line", 3, parcel(identity, tmp_path / "foreign", run="r2"))
+    assert not made.watch.lacks("line", 3)
+    played(made, CHANGE + 4)
+    why = [told.event.why for told in made.watch.known.told if told.event.kind == "kept"]
+    assert why[0] == "the model to fine-tune is of run r2, the one that serves of r1"
+    assert made.watch.lacks("line", 3), "another is asked for"
+    made.watch.based("line", 3, parcel(identity, tmp_path / "own", run="r1"))
+    played(made, CHANGE + 16)
+    assert ("renewed", "tune") in made.events()
+    shelf.close()
+
+
 def test_a_plan_is_fine_tuned_by_the_graph_that_came_with_its_job(tmp_path: Path) -> None:
     from atoll.adapt.plan import Plan
     from atoll.control.engine.work import Work, signed
@@ -216,7 +245,7 @@ def test_a_plan_is_fine_tuned_by_the_graph_that_came_with_its_job(tmp_path: Path
     with pytest.raises(Refused, match="plans = true"):
         tuning.tune(*files, asked, policy=Policy(), **whose)
     took = tuning.tune(*files, asked, policy=Policy(plans=True), **whose)
-    assert took["rows"] == 200
+    assert took["pieces"] == 20, "five times each of four"
 
     def right(data: bytes) -> float:
         return float((Model(data).run(x)["label"] == y).mean())
@@ -226,7 +255,7 @@ def test_a_plan_is_fine_tuned_by_the_graph_that_came_with_its_job(tmp_path: Path
     assert right(VAULT.read(tmp_path / "new")) > max(0.6, before + 0.2)
 
 
-def test_a_fine_tune_learns_from_as_many_rows_as_its_time_allows() -> None:
+def test_a_fine_tune_comes_as_far_as_its_time_allows() -> None:
     from atoll.data import Examples
 
     class Slow:
@@ -238,16 +267,22 @@ def test_a_fine_tune_learns_from_as_many_rows_as_its_time_allows() -> None:
             from atoll.core.message import Contribution
 
             self.now += len(data) / 100
+            assert ctx.round == 3
             return Contribution(start.zeros(), len(data))
 
     rows = Examples(np.zeros((10_000, 2), np.float32), np.zeros(10_000))
-    for seconds, passes, used in ((1000.0, 2, 10_000), (150.0, 1, 10_000), (55.0, 1, 5000)):
+
+    def tuned(seconds: float, rows: Examples = rows) -> tuning.Tuned:
         learner = Slow()
-        _, done, learnt = tuning.tuned(
-            learner, params(), rows, Rng.of(1), seconds, clock=lambda one=learner: one.now
-        )
-        assert (done, learnt) == (passes, used)
-        assert learner.now <= seconds
-    learner = Slow()
-    with pytest.raises(Refused, match="too few"):
-        tuning.tuned(learner, params(), rows, Rng.of(1), 5.2, clock=lambda: learner.now)
+        more = {"seconds": seconds, "passes": 2, "round": 3}
+        found = tuning.tuned(learner, params(), rows, Rng.of(1), clock=lambda: learner.now, **more)
+        assert found.seconds == learner.now
+        return found
+
+    for seconds, why, pieces in ((1000.0, "rows", 40), (150.0, "seconds", 30), (57.0, "seconds", 11)):
+        found = tuned(seconds)
+        assert (found.stopped, found.pieces) == (why, pieces)
+        assert found.seconds <= seconds
+    for seconds, few in ((0.0, rows), (-1.0, rows), (9.0, rows[:49])):
+        with pytest.raises(Refused, match="too few"):
+            tuned(seconds, few)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from atoll.core.errors import ConfigError, QuorumError
+from atoll.core.errors import ConfigError, QuorumError, Refused
 from atoll.core.message import FitContext
 from atoll.core.rng import Rng
 from atoll.core.update import Update
 from atoll.job import Job, Tree
 from atoll.learn.cyclic import cyclic
+from atoll.learn.failure import HELD
 from atoll.learn.moon import moon
 from atoll.learn.select import sample
 from atoll.run import simulate
@@ -68,6 +69,18 @@ def test_a_client_that_fails_is_left_out() -> None:
     run = simulate(Job(Shy(), cyclic(), rounds=5), SITES)
     assert [r["clients"] for r in run.history[1:]] == [2] * 5
     assert all("no rows today" in r["failed"][1] for r in run.history[1:])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_client_that_holds_back_is_left_out_wherever_it_stands(seed) -> None:
+    class Tired(Quadratic):
+        def fit(self, params, data, ctx):
+            if ctx.client == 1:
+                raise Refused(f"{HELD}its battery is below 20%")
+            return super().fit(params, data, ctx)
+
+    run = simulate(Job(Tired(), cyclic(), rounds=3), SITES, seed=seed)
+    assert [(r["round"], r["clients"]) for r in run.history[1:]] == [(1, 2), (2, 2), (3, 2)]
 
 
 @pytest.mark.parametrize("seed", range(4))

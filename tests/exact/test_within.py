@@ -12,7 +12,7 @@ import atoll as at
 from atoll.adapt.plan_learner import plan_learner
 from atoll.core.errors import ConfigError
 from atoll.core.rng import Rng
-from atoll.learn.within import Budget, Tuned, fine_tune_within
+from atoll.learn.within import Budget, Tuned, fine_tune_within, toward
 from tests.serve.plans import FILE, Labelled
 
 KEY, ROWS = Rng.of(7), Labelled(100)
@@ -49,6 +49,22 @@ def test_killed_at_any_piece_it_goes_on_to_the_same_params() -> None:
     for left in kept:
         again = fine_tune_within(learner, left, ROWS, budget, ticking(0.1), key=KEY, piece=32)
         assert np.array_equal(again.params.buffer, whole.params.buffer)
+
+
+def test_who_has_less_time_comes_less_far_on_the_same_way() -> None:
+    learner, kept = at.softmax(features=4, outputs=3), list[Tuned]()
+    params = at.Update.of(learner.init(np.random.default_rng(0)))
+    fine_tune_within(learner, params, ROWS, Budget(), ticking(1.0), key=KEY, piece=16, keep=kept.append)
+    for seconds in (1.0, 3.5, 5.0):
+        slow = Budget(seconds=seconds)
+        done = fine_tune_within(learner, params, ROWS, slow, ticking(1.0), key=KEY, piece=16)
+        assert done.pieces == int(seconds)
+        assert np.array_equal(done.params.buffer, kept[done.pieces - 1].params.buffer)
+
+
+def test_half_way_lies_half_way() -> None:
+    first, last = (at.Update.of({"w": np.float32([a, 1.0])}) for a in (0.0, 4.0))
+    assert [toward(first, last, r)["w"].tolist() for r in (0.5, 1.0)] == [[2.0, 1.0], [4.0, 1.0]]
 
 
 def test_no_rows_and_no_budget() -> None:

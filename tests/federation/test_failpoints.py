@@ -14,7 +14,7 @@ from tests.federation.kills import Case, Sweep
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="processes are waited for by descriptors, which needs Linux"
 )
-ELSEWHERE = ("store.", "files.", "sense.", "shelf.", "watch.")  # reached in tests/{store,sense,serve,engine}
+ELSEWHERE = ("store.", "files.", "sense.", "shelf.", "watch.", "fitting.")  # reached in tests of their own
 
 
 def test_a_run_reaches_every_failpoint_and_may_die_there() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import atoll as at
+from atoll.control.engine.parcels import keep_frames, read_frames
+from atoll.wire.codec import Message
 from tests.federation.processes import ROOT, Federation, Nursery, simulated
 
 torch = pytest.importorskip("torch")
@@ -45,6 +47,12 @@ class Net(torch.nn.Module):
         return self.b(torch.relu(self.n(self.a(x))))
 
 
+def plans(folder: Path) -> list[Path]:
+    """Blobs that hold a plan."""
+    files = [f for f in folder.rglob("blobs/*/*") if len(f.name) == 64]
+    return [f for f in files if read_frames(f, finite=False).kind == "plan"]
+
+
 def test_a_module_travels_as_a_plan_and_learns_without_torch(tmp_path: Path, nursery: Nursery) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     path = os.pathsep.join([str(tmp_path), str(ROOT / "src"), str(ROOT)])
@@ -72,5 +80,11 @@ def test_a_module_travels_as_a_plan_and_learns_without_torch(tmp_path: Path, nur
         for name in fed.clients:
             assert "libtorch" not in Path(f"/proc/{fed.lives[name].pid}/maps").read_text()
         assert hub.export("own-net", tmp_path / "net.onnx").exists()
+        edges = fed.folder / "edges"
+        fed.until(lambda: not plans(edges), what="the edge to let the plan go")
+        planted = edges / "blobs" / "aa" / ("a" * 64)
+        planted.parent.mkdir(parents=True)
+        keep_frames(planted, Message("plan", {}, {}))
+        assert plans(edges) == [planted], "the control"
         fed.stop(*fed.names)
         assert fed.leaves(run.id) == simulated(table, 5)

@@ -18,12 +18,15 @@ import atoll as at
 from atoll.control.cli import main as atoll
 from atoll.control.config import parse
 from atoll.control.engine.agent import QUARANTINED
+from atoll.control.engine.safe import opened
+from atoll.control.settings import Client
 from atoll.control.store import Store
 from atoll.core.errors import AtollError
 from atoll.core.session import Packet
 from atoll.learn.integers import Scale
 from atoll.privacy.keys import Current, Identity
 from atoll.privacy.ledger import Ledger
+from atoll.privacy.vault import Vault
 from atoll.transport.enrol import renew
 from atoll.transport.link import Link, letter, pack, read, unpack
 from atoll.transport.open import open_link
@@ -390,6 +393,11 @@ def test_a_member_that_never_comes_back(tmp_path: Path, nursery: Nursery, step: 
         np.testing.assert_allclose(np.frombuffer(leaf, np.float32), rest[name].reshape(-1), atol=1e-2)
 
 
+def vault_at(fed: Federation, name: str) -> tuple[Path, Vault]:
+    folder = fed.place(name)
+    return folder, opened(Client(folder=str(folder)))
+
+
 def test_noise_of_the_clients_under_their_masks(tmp_path: Path, nursery: Nursery) -> None:
     """A promise with nobody to trust: the policy's limit on epsilon counts, and the budget at the site."""
     promise = {"epsilon": 8.0, "delta": 1e-4, "clip": 1.0}
@@ -398,7 +406,7 @@ def test_noise_of_the_clients_under_their_masks(tmp_path: Path, nursery: Nursery
         held = fed.read("client-1")["data"]
         fed.set("client-1", data={key: {**table, "budget": "wine"} for key, table in held.items()})
         fed.set("client-2", policy={"max_epsilon": 8.5, "secure_sum": True})
-        Ledger.create(fed.place("client-1"), "wine", epsilon=10.0, delta=1e-3)
+        Ledger.create(*vault_at(fed, "client-1"), "wine", epsilon=10.0, delta=1e-3)
         fed.start_all()
         gathered(fed)
         runs = [fed.submit(job=job, seed=5), fed.submit(job=job, seed=5)]
@@ -418,7 +426,7 @@ def test_noise_of_the_clients_under_their_masks(tmp_path: Path, nursery: Nursery
     assert told["trust"].startswith("semi-honest coordinator") and told["seen"].startswith("sums of updates")
     assert all(r["failed"] == {} and r.get("train", {}) == {} for r in history if "failed" in r)
     assert max(abs(np.frombuffer(leaf, np.float32)).max() for leaf in first.values()) > 0
-    spent = Ledger.open(fed.place("client-1"), "wine").spent
+    spent = Ledger.open(*vault_at(fed, "client-1"), "wine").spent
     assert [(s.epsilon, s.delta) for s in spent] == [(8.0, 1e-4)]
 
 
@@ -536,7 +544,7 @@ def test_a_ledger_from_a_backup_is_found_out(tmp_path: Path, nursery: Nursery, e
         held = fed.read("client-1")["data"]
         fed.set("client-1", data={key: {**table, "budget": "wine"} for key, table in held.items()})
         site = fed.place("client-1")
-        Ledger.create(site, "wine", epsilon=10.0, delta=1e-3)
+        Ledger.create(*vault_at(fed, "client-1"), "wine", epsilon=10.0, delta=1e-3)
         fed.start_all()
         gathered(fed)
         assert failed(fed) == {}
@@ -552,7 +560,7 @@ def test_a_ledger_from_a_backup_is_found_out(tmp_path: Path, nursery: Nursery, e
         assert atoll(["privacy", "recover", "wine", "--folder", str(site)]) == 0
         assert failed(fed) == {}
         fed.stop(*fed.names)
-    assert Ledger.open(site, "wine").total[0] == 6.0
+    assert Ledger.open(*vault_at(fed, "client-1"), "wine").total.promised[0] == 6.0
 
 
 def test_a_budget_is_spent_over_all_jobs_whatever_dies(tmp_path: Path, nursery: Nursery) -> None:
@@ -560,7 +568,7 @@ def test_a_budget_is_spent_over_all_jobs_whatever_dies(tmp_path: Path, nursery: 
         for name in fed.clients[:2]:
             held = fed.read(name)["data"]
             fed.set(name, data={key: {**table, "budget": "wine"} for key, table in held.items()})
-        ledger = Ledger.create(fed.place("client-1"), "wine", epsilon=10.0, delta=1e-3)  # client-2 has none
+        Ledger.create(*vault_at(fed, "client-1"), "wine", epsilon=10.0, delta=1e-3)  # client-2 has none
         for name in ("coordinator", "client-2", "client-3"):
             fed.start(name)
         fed.start("client-1", failpoints="learning.trained:2:kill")  # its process that learns, once
@@ -576,9 +584,9 @@ def test_a_budget_is_spent_over_all_jobs_whatever_dies(tmp_path: Path, nursery: 
         fed.stop(*fed.names)
     assert [sorted(failed) for failed in found] == [[1], [0, 1], [1], [0, 1]]
     assert all("has no ledger" in failed[1] for failed in found[:3]), found
-    assert "has epsilon 2 and delta 0.0009 left, the job needs 8" in found[1][0], found
+    assert "left, the job needs 8 and 0.0001" in found[1][0], found
     assert "promises no privacy" in found[3][0], found
-    spent = Ledger.open(ledger.path.parents[1], "wine").spent
+    spent = Ledger.open(*vault_at(fed, "client-1"), "wine").spent
     assert [(s.epsilon, s.delta) for s in spent] == [(8.0, 1e-4), (2.0, 1e-4)]
 
 

@@ -49,6 +49,14 @@ def test_control_who_works_all_the_same_is_seen(tmp_path) -> None:
     assert any("against its policy" in text for text in wrong)
 
 
+@pytest.mark.parametrize("seed", [51, 185, 318, 549])
+def test_a_run_outlives_that_all_who_could_be_asked_hold_back(tmp_path, seed) -> None:
+    """Killed while they hold back, remembered so by a coordinator that was killed, asked before they do."""
+    wrong, seer = run(weathered(tmp_path, seed))
+    assert not wrong
+    assert seer.state == "done"
+
+
 @pytest.mark.parametrize("block", range(3))
 def test_who_holds_back_is_not_asked_and_does_not_work(tmp_path, block) -> None:
     found, notices, work = {}, 0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from atoll.core.errors import ProtocolError
 from atoll.privacy.orders import OPEN, Gates, Order
 from atoll.serve import rollout
-from atoll.serve.evidence import FEW, Bet, Evidence, Pair, over, psi, quantile, stopped
+from atoll.serve.evidence import FEW, Bet, Evidence, Pair, over, quantile, stopped
 from atoll.serve.rollout import Line, Move
 
 FAST = (0.001, 0.001)
@@ -312,5 +313,8 @@ def test_figures_hold_counts_and_rates_alone() -> None:
         *("compared", "given", "dropped", "disagreement", "p50", "p99", "psi", "labels", "error"),
     }
     assert stopped(seen, OPEN) == over(seen, OPEN) == ""
-    assert psi({1: 50, 2: 50}, {1: 50, 2: 50}) == 0.0
+    assert Evidence(answers=({1: 50, 2: 50}, {1: 50, 2: 50})).psi == Evidence().psi == 0.0
+    assert Evidence(answers=({1: 50, 2: 50}, {3: 50, 2: 50})).psi == pytest.approx(
+        2 * (0.5 - 0.5 / 100.5) * math.log(50 / 0.5), rel=0.02
+    )
     assert quantile({}, 0.5) > 0

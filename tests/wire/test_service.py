@@ -246,8 +246,8 @@ def test_heartbeats_come_in_groups_over_the_whole_interval(tmp_path: Path) -> No
                 _, welcome = await enter(link(f"m{k}"))
                 firsts.append(welcome.head["first"])
             assert all(0 <= first <= 120 for first in firsts)
-            groups = {round((first + service._clock()) % 120 / 2) % 60 for first in firsts}
-            assert len(groups) == 60, "each group gets its members"
+            groups = {round((first + service._clock()) % 120 / 8) % 15 for first in firsts}
+            assert len(groups) == 15, "each group gets its members"
 
     run(story())
 

@@ -179,15 +179,15 @@ def _parsed(data: bytes) -> Plan:
     at = HEAD.size + length
     if min(sizes) < 0 or at + sum(sizes) != len(data):
         raise ProtocolError(f"the plan's parts have {sum(sizes)} bytes, and {len(data) - at} came")
-    parts = []
-    for size in sizes:
-        parts.append(data[at : at + size])
+    graphs = {}
+    for name, size in head.graphs.items():
+        graphs[name] = data[at : at + size]
         at += size
-    plan = Plan(dict(zip(head.graphs, parts[:-1], strict=True)), head.about)
-    return replace(plan, first=_first(plan, parts[-1])) if head.first else plan
+    plan = Plan(graphs, head.about)
+    return replace(plan, first=_first(plan, memoryview(data)[at:])) if head.first else plan
 
 
-def _first(plan: Plan, data: bytes) -> Update:
+def _first(plan: Plan, data: memoryview) -> Update:
     if len(data) != 4 * plan.layout.size:
         raise ProtocolError(f"first values are {plan.layout.size} float32, and {len(data)} bytes came")
     found = Update(plan.layout, np.frombuffer(data, "<f4").astype(np.float32))

@@ -2,7 +2,7 @@
 
 A plan came over the network. It may hold standard operators that compute, on arrays of one file, with all
 shapes said, so that the memory it takes is known before it takes any. Nothing that loops, branches, draws
-at random or reads another file. Who signed it is asked elsewhere (privacy/plans.py).
+at random or reads another file. A job's signature names it (control/engine/plans.py).
 """
 
 from __future__ import annotations

@@ -114,8 +114,10 @@ class PlanLearner:
         with steps.runner.timed(count):
             for at, (epoch, here) in enumerate(batches(n, size, epochs)):
                 rows = orders[epoch][here]
+                if at == count - 1:
+                    steps.runner.last()
                 total += steps.take(x[rows], y[rows], rate * factor(self.schedule, at, count))
-        change = (steps.params().buffer - params.buffer.astype(np.float32)).astype(params.buffer.dtype)
+        change = steps.change().buffer.astype(params.buffer.dtype, copy=False)
         return Contribution(Update(params.layout, change), float(n), {"loss": total / count}, steps=count)
 
     def evaluate(

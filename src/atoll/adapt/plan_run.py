@@ -5,6 +5,8 @@ Params stay in the runtime's own arrays from one step to the next; what a step m
 
 from __future__ import annotations
 
+import ctypes
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, DataError, MisuseError, StateError
 from ..core.message import Pull
@@ -69,6 +72,10 @@ class Runner:
     def _end(self) -> None:
         self._late = self._options.terminate = True
 
+    def last(self) -> None:
+        """Have the next run give back what the runtime keeps of memory for more of them."""
+        self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
     def values(self, arrays: Arrays) -> dict[str, Any]:
         """Those of the arrays that the graph takes, as the runtime holds them."""
         found = {}
@@ -123,7 +130,7 @@ class Steps:
                 fixed["slope/" + name] = np.asarray(slope[name], np.float32)
         self._fixed = self.runner.values(fixed)
         self._moving = self.runner.values(
-            {name: np.array(params[name], np.float32) for name in params} | memory
+            {name: np.asarray(params[name], np.float32) for name in params} | memory
         )
         self._next = [*self._changed, *memory]
         self.taken = 0
@@ -143,12 +150,26 @@ class Steps:
         self.take(x, y, 0.0)
         return {name: self._moving[f"{MEMORY}m/{name}"].numpy() / beta for name in self.plan.about.trained}
 
+    def change(self) -> Update:
+        """How far the params have come, float32."""
+        buffer = np.zeros(self._start.layout.size, np.float32)
+        for name in self._changed:
+            part = buffer[self._start.layout.slices[name]]
+            np.subtract(_seen(self._moving[name]), self._start[name].reshape(-1), out=part)
+        return Update(self._start.layout, buffer)
+
     def params(self) -> Update:
         """The params by now, in the order of those it began with."""
         buffer = self._start.buffer.astype(np.float32)
         for name in self._changed:
-            buffer[self._start.layout.slices[name]] = self._moving[name].numpy().reshape(-1)
+            buffer[self._start.layout.slices[name]] = _seen(self._moving[name])
         return Update(self._start.layout, buffer)
+
+
+def _seen(value: Any) -> NDArray[np.float32]:
+    """The numbers of a tensor, read where they lie: `numpy()` would copy the largest once more."""
+    room = (ctypes.c_float * math.prod(value.shape())).from_address(value.data_ptr())
+    return np.ctypeslib.as_array(room)
 
 
 def padded(plan: Plan, x: Any, y: Any, batch: int | None = None) -> dict[str, Any]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .cli_ops import show
 from .table import number, size, table
@@ -126,6 +123,8 @@ def _profile(args: argparse.Namespace, say: Say) -> int:
 
 def _rows(args: argparse.Namespace) -> tuple[Any, Any]:
     """Rows to calibrate on, and rows to measure on: the set's own test rows, else every fifth."""
+    import numpy as np
+
     from .look import load
 
     found = load(args)
@@ -145,6 +144,8 @@ def _read(path: Path) -> bytes:
 
 
 def _serve(args: argparse.Namespace, say: Say) -> int:
+    import asyncio
+
     from ..core.errors import ConfigError
     from ..serve.above import Above
     from ..serve.service import called, follow, trust

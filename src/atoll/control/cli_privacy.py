@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from .cli_ops import chosen, connected, group, remote
 
 Say = Callable[[str], str]
@@ -64,21 +66,35 @@ def _report(args: argparse.Namespace, say: Say) -> int:
 
 
 def _folder(c: Any, say: Say) -> None:
-    c.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help=say("the client's folder"))
+    c.add_argument("--folder", type=Path, metavar="DIR", help=say("the client's folder"))
+    text = "the client's settings, which say who keeps its key; client.toml in its folder without"
+    c.add_argument("--config", type=Path, metavar="FILE.toml", help=say(text))
+
+
+def _site(args: argparse.Namespace) -> tuple[Path, Any]:
+    """The client's folder, and what opens its files."""
+    from . import settings
+    from .engine.safe import opened
+
+    beside = (args.folder or Path()) / "client.toml"
+    path = args.config or (beside if beside.exists() else None)
+    found = settings.Client() if path is None else settings.read(path, settings.Client)
+    folder = args.folder or Path(found.folder)
+    return folder, opened(structs.replace(found, folder=str(folder)))
 
 
 def _open(args: argparse.Namespace, say: Say) -> int:
     from ..privacy.ledger import Ledger
 
-    made = Ledger.create(args.folder, args.id, epsilon=args.epsilon, delta=args.delta)
-    print(json.dumps(_row(made)) if args.json else f"{say('budget')}: {made.path}")
+    made = Ledger.create(*_site(args), args.id, epsilon=args.epsilon, delta=args.delta)
+    print(json.dumps(_row(made)) if args.json else f"{say('budget')}: {made.id}, {made.path}")
     return 0
 
 
 def _recover(args: argparse.Namespace, say: Say) -> int:
     from .engine.spent import recover
 
-    row = _row(recover(args.folder, args.id))
+    row = _row(recover(*_site(args), args.id))
     if args.json:
         print(json.dumps(row))
     else:
@@ -90,7 +106,7 @@ def _status(args: argparse.Namespace, say: Say) -> int:
     from ..privacy.ledger import ledgers
     from .table import table
 
-    rows = [_row(made) for made in ledgers(args.folder)]
+    rows = [_row(made) for made in ledgers(*_site(args))]
     if args.json:
         print(json.dumps({"budgets": rows}))
     elif rows:
@@ -104,7 +120,7 @@ def _status(args: argparse.Namespace, say: Say) -> int:
 def _row(made: Any) -> dict[str, Any]:
     left = made.left
     return {
-        "budget": made.path.stem,
+        "budget": made.id,
         "epsilon": made.epsilon,
         "left": left[0],
         "delta": made.delta,

@@ -86,7 +86,7 @@ def _member(c: Any, say: Say) -> None:
 
 
 def _transport(c: Any, say: Say, default: str | None) -> None:
-    kinds = ["grpc", "https", "websocket"]
+    kinds = ["auto", "grpc", "https", "websocket"]
     c.add_argument("--transport", choices=kinds, default=default, help=say("how members talk"))
 
 

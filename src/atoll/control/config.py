@@ -19,7 +19,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
@@ -29,11 +29,11 @@ from ..core.errors import ConfigError, DataError
 from ..core.registry import build, call, nearest, parts
 from ..data import Sites, load_data, partition
 from ..data.contract import Contract
-from ..data.pipeline import Pipeline, breaks, by_range
+from ..data.pipeline import Pipeline, Recipe, breaks, by_range
 from ..job import Job, placement
 from ..privacy.claim import Claim, solved
 from ..simulate.faults import World
-from ..statistics import fit_pipeline, standardise
+from ..statistics import fit_pipeline, fitting, standardise
 from .settings import rollout
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology", "exchange")
@@ -66,8 +66,32 @@ class JobFile:
             raise ConfigError(text, f"$.data.contract{error.path.removeprefix('$')}") from None
 
     @cached_property
+    def recipe(self) -> Recipe | None:
+        """What a pipeline's figures are to be taken from; None where the file says them, or there is none.
+
+        Raises ConfigError with the path in it.
+        """
+        said = self.data.get("pipeline")
+        if not isinstance(said, Mapping) or "steps" in said or self.contract is None:
+            return None
+        made: Recipe = call(Recipe, said, "$.data.pipeline")
+        made.check(self.contract)
+        return made
+
+    @property
+    def fits(self) -> bool:
+        """Whether somebody has to look at rows before there is a pipeline."""
+        return self.recipe is not None and (self.recipe.moments or self.recipe.median)
+
+    @cached_property
+    def fitting(self) -> Job:
+        """The job that looks at them. Raises ConfigError where it cannot."""
+        assert self.contract is not None and self.recipe is not None  # noqa: S101, PT018  asked where it fits
+        return fitting(self.job, self.contract, self.recipe)
+
+    @cached_property
     def pipeline(self) -> Pipeline | None:
-        """What members do to raw rows, as the file says it in figures; None where it does not.
+        """What members do to raw rows, as far as the file and its contract say it; None where they do not.
 
         Raises ConfigError with the path in it.
         """
@@ -83,8 +107,8 @@ class JobFile:
             if tuple(step.name for step in made.steps) != self.contract.features:
                 raise ConfigError("its steps are not the contract's columns", "$.data.pipeline.steps")
             return made
-        if isinstance(said, Mapping):
-            return None  # to be fitted
+        if self.recipe is not None:
+            return None if self.fits else self.recipe.made(self.contract, None, None, None)
         raise ConfigError('expected "range", or a table of fill, scale and encode', "$.data.pipeline")
 
     def _kept(self, sites: Sites) -> Sites:
@@ -95,12 +119,12 @@ class JobFile:
         for name, rows in zip(sites.names, sites, strict=True):
             if reason := breaks(rows, sites.classes, contract):
                 raise DataError(f"site {name!r} does not keep the contract {contract.name!r}: {reason}")
-        if pipeline is None and isinstance(options := self.data.get("pipeline"), Mapping):
-            pipeline = call(fit_pipeline, {"sites": sites, "contract": contract, **options}, "$.pipeline")
+        if self.recipe is not None and pipeline is None:
+            pipeline = fit_pipeline(sites, contract, **asdict(self.recipe))
         return sites if pipeline is None else pipeline.sites(sites)
 
-    def sites(self) -> Sites:
-        """Load the data and deal it to clients, by the file's seed."""
+    def sites(self, *, raw: bool = False) -> Sites:
+        """Load the data and deal it to clients, by the file's seed; `raw`: before its pipeline."""
         table = dict(self.data)
         table.pop("contract", None)
         table.pop("pipeline", None)
@@ -115,7 +139,7 @@ class JobFile:
             scale = split.pop("standardise", None)
             dealt = partition(dataset, seed=self.seed, **split)
             dealt = dealt if scale is None else standardise(dealt, scale)
-            return self._kept(dealt)
+            return dealt if raw else self._kept(dealt)
         except ConfigError as error:  # its path starts at the data
             text = str(error).removeprefix(f"{error.path}: ")
             raise ConfigError(text, f"$.data{error.path.removeprefix('$')}") from None
@@ -180,6 +204,7 @@ def parse(table: Mapping[str, Any]) -> JobFile:
         table,
     )
     _ = made_file.pipeline, made_file.contract  # wrong ones are refused before anything runs
+    _ = made_file.fits and made_file.fitting
     return made_file
 
 

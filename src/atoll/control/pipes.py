@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+if TYPE_CHECKING:
+    import asyncio
 
 LENGTH = struct.Struct("<I")
 
@@ -28,6 +30,8 @@ async def ended(process: asyncio.subprocess.Process, patience: float = 5.0) -> N
 
     One that is killed as it ends by itself confuses those who wait for it.
     """
+    import asyncio  # the started process reads records without it
+
     stdin = cast("asyncio.StreamWriter", process.stdin)
     stdin.close()
     with suppress(ConnectionError):

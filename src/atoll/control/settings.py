@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 from ..core.registry import nearest
 from ..privacy.hazmat.suite import Crypto
 from ..privacy.orders import Gates
-from ..sense.source import Source
+from ..sense.source import NEWEST, Source
 from ..serve import egress
 from ..serve.drift.event import Limits
 from ..serve.quota import Amount, Quota
@@ -25,7 +25,7 @@ from ..serve.timetable import Cron, Hours
 from ..serve.triggers import Rules
 
 PLAIN = ("http", "grpc", "ws")  # schemes without TLS
-Transport: TypeAlias = Literal["grpc", "https", "websocket"]
+Transport: TypeAlias = Literal["auto", "grpc", "https", "websocket"]  # "auto": see transport/open.py
 S = TypeVar("S", bound=msgspec.Struct)
 _PATHS = ("folder", "parts", "ca", "root")  # relative to the file they stand in
 
@@ -78,11 +78,13 @@ class Power(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Watch(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a client watches for drift. `source`: whose windows. `model`: the served model that answers
-    them, "" for the only one. The rest: serve/drift/event.py.
+    them, "" for the only one. `data`: the data set of that source as whose rows they are built, where these
+    are windows of one device; "" for readings. The rest: serve/drift/event.py.
     """
 
     source: str
     model: str = ""
+    data: str = ""
 
 
 class Renew(Rules, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -219,7 +221,7 @@ class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str = "edge"
     join: tuple[str, ...] = ()
     token: str = ""
-    transport: Transport = "grpc"
+    transport: Transport = "auto"
     proxy: str = ""
     ca: str = ""
     api: str = ""
@@ -250,7 +252,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str = ""
     join: tuple[str, ...] = ()
     token: str = ""
-    transport: Transport = "grpc"
+    transport: Transport = "auto"
     proxy: str = ""
     ca: str = ""
     data: dict[str, dict[str, Any]] = {}
@@ -289,6 +291,14 @@ def watched(settings: Client) -> None:
         raise ConfigError(
             f"there is no source {source!r}: {nearest(source, settings.sources)}", "$.watch.source"
         )
+    if (data := settings.watch.data) and settings.data.get(data, {}).get("source") != source:
+        raise ConfigError(f"there is no data set {data!r} of {source!r}", "$.watch.data")
+    newest, size = histories(settings), settings.sources[source].window.size
+    if newest and not 0 < size <= newest:
+        raise ConfigError(
+            "rows are windows of a size: give the source window = { size = ... }, at most `newest`",
+            "$.watch.data",
+        )
     if not settings.predict:
         raise ConfigError('what is watched is served: give predict = "127.0.0.1:8470"', "$.predict")
     if (renew := settings.renew) is not None:
@@ -298,6 +308,15 @@ def watched(settings: Client) -> None:
         for name, value, most in (("held", renew.held, 0.9), ("reach", renew.reach, 1.0)):
             if not 0 < value <= most:
                 raise ConfigError(f"{name} is above 0, at most {most:g}, got {value}", f"$.renew.{name}")
+
+
+def histories(settings: Client) -> int:
+    """Among how many of the newest readings a watched row's are; 0 where a row is a reading."""
+    table = {} if settings.watch is None else settings.data.get(settings.watch.data, {})
+    newest = table.get("newest", NEWEST)
+    if not isinstance(newest, int) or newest < 1:
+        raise ConfigError("newest is a number of readings, from 1", "$.watch.data")
+    return newest if table.get("windows") else 0
 
 
 def read(path: Path, kind: type[S], **over: Any) -> S:

@@ -88,6 +88,7 @@ ZH = {
     "what a run promised, and who could see what": "一次运行承诺了什么，谁能看到什么",
     "none": "无",
     "the client's folder": "客户端的文件夹",
+    "the client's settings, which say who keeps its key; client.toml in its folder without": "客户端的设置，其中说明由谁保管密钥；不给则用其文件夹中的 client.toml",
     "no budgets here: atoll privacy open ID --epsilon E --delta D": "此处没有预算：atoll privacy open ID --epsilon E --delta D",
     "budget": "预算",
     "left": "剩余",

@@ -120,7 +120,7 @@ def _member(name: str, above: Mapping[str, str], table: Mapping[str, Any]) -> Me
         values = {"federation": table.get("federation", "atoll"), **values}
     else:
         values = {
-            "transport": table.get("transport", "grpc"),
+            "transport": table.get("transport", "auto"),
             "join": [_url(door, table["members"][door]) for door in doors(name, above)],
             **values,
         }

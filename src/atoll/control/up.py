@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 from ..core.errors import ConfigError, StateError
 from ..data import Sites
-from ..data.examples import Examples
+from ..data.examples import Examples, gaps
 from ..privacy.private import write_private
 from ..simulate.folder import write
 from .config import JobFile, read
@@ -151,7 +151,7 @@ def running(folder: Path) -> dict[str, Any]:
 
 def _deal(file: JobFile, folder: Path, names: Sequence[str]) -> Own:
     """Each client's rows as CSV files in its folder, as a site would have them, and its settings for them."""
-    sites = file.sites()
+    sites = file.sites(raw=True)
     for k, name in enumerate(sorted(names)):
         _rows(folder / name / "train.csv", sites, sites[k])
         if sites.tests:
@@ -163,6 +163,8 @@ def _deal(file: JobFile, folder: Path, names: Sequence[str]) -> Own:
         table |= {"task": "classes", "classes": list(sites.classes)}
     if sites.tests:
         table["test"] = "test.csv"
+    if any(gaps(rows) for rows in (*sites, *sites.tests)):
+        table["missing"] = "keep"  # the job's pipeline fills them
     return lambda place: {"data": {str(file.data["name"]): table}}
 
 

@@ -296,7 +296,7 @@ def _whole(
         x, whole = room[:, :, : block.stop - block.start]
         units = p.units(block)
         each = units if units.ndim else units * w  # exact: a power of two times a float64
-        np.multiply(np.stack([reply.update.buffer[block] for _, reply in replies]), each, out=x)
+        np.multiply(np.stack([reply.update.buffer[block] for _, reply in replies], out=x), each, out=x)
         if units.ndim:
             x *= w
         np.rint(x, out=whole)

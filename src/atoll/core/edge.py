@@ -21,7 +21,7 @@ from .rng import Rng
 from .transform import Context, Transform
 from .update import Update
 
-LOST = "out of reach: "  # begins the reason of those who never heard a question
+LOST, UNASKED = "out of reach: ", "nobody answered for it"  # begin reasons of those who heard no question
 TRIES = 3  # times a client is asked under one child
 
 
@@ -173,7 +173,7 @@ async def relay(
         until = p.now + rehome
         while p.now < until and set(lost).difference(*again().values()):
             await p.sleep(rehome / 8)
-    failed = {**dict.fromkeys(set(task.clients), "nobody answered for it"), **answer.failed}
+    failed = {**dict.fromkeys(set(task.clients), UNASKED), **answer.failed}
     return replace(answer, failed={c: why for c, why in failed.items() if c not in answer.clients})
 
 

@@ -10,10 +10,7 @@ and are not compared; every parser checks its own format.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +59,10 @@ def download(file: File, path: Path, timeout: float = 30.0) -> Path:
 
     Raises DataError if the server fails, or sends other bytes than declared.
     """
+    import http.client  # four megabytes, which who has the files does without
+    import urllib.error
+    import urllib.request
+
     try:
         with whole(path) as out, urllib.request.urlopen(file.url, timeout=timeout) as answer:  # noqa: S310  ours
             _copy(answer, out, file)

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -156,6 +156,57 @@ class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         }
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a pipeline's figures are taken from. `fill`: what a missing cell becomes: the mean, the median, or
+    the middle of the contract's range. `scale`: less the mean in units of the standard deviation, the
+    contract's range to -1..1, or none. `encode`: a category as a column for each value, or as its place.
+
+    Raises ConfigError for another word.
+    """
+
+    fill: Fill = "mean"
+    scale: Scale = "standard"
+    encode: Encode = "onehot"
+
+    def __post_init__(self) -> None:
+        for name, words in (("fill", Fill), ("scale", Scale), ("encode", Encode)):
+            given = getattr(self, name)
+            if given not in get_args(words):
+                raise ConfigError(f"expected one of {', '.join(get_args(words))}, got {given!r}", f"$.{name}")
+
+    @property
+    def moments(self) -> bool:
+        """Whether it takes means and deviations of rows."""
+        return self.fill == "mean" or self.scale == "standard"
+
+    @property
+    def median(self) -> bool:
+        """Whether it takes medians of rows."""
+        return self.fill == "median"
+
+    def check(self, contract: Contract) -> None:
+        """Raise ConfigError where the contract has no range that is asked for, or pictures."""
+        zeros = np.zeros(len(contract.features))
+        self.made(contract, zeros, zeros, zeros)
+
+    def made(self, contract: Contract, mean: Any, deviation: Any, median: Any) -> Pipeline:
+        """The pipeline of a contract from figures of its features, (d,) each; those it does not take may be
+        None.
+        """
+        count = len(contract.features)
+        middle = half = np.ones(count)
+        if self.scale == "range" or self.fill == "middle":
+            middle, half = _middles(contract)
+        full = {"mean": mean, "median": median, "middle": middle}[self.fill]
+        scales = {
+            "standard": (mean, deviation),
+            "range": (middle, half),
+            "none": (np.zeros(count), np.ones(count)),
+        }
+        return fitted(contract, full, *scales[self.scale], encode=self.encode)
+
+
 def fitted(
     contract: Contract,
     fill: Iterable[float],
@@ -189,13 +240,18 @@ def by_range(contract: Contract, *, encode: Encode = "onehot") -> Pipeline:
 
     It needs nobody's statistics. Raises ConfigError for a number without bounds.
     """
+    middle, half = _middles(contract)
+    return fitted(contract, middle, middle, half, encode=encode)
+
+
+def _middles(contract: Contract) -> tuple[Any, Any]:
+    """The middle and half the width of each range. Raises ConfigError for a number without bounds."""
     ends = {name: _bounds(contract.columns[name]) for name in contract.features}
     for name, bounds in ends.items():
         if None in bounds and contract.columns[name].kind == "number":
             raise ConfigError("scaling by range needs low and high", f"$.columns.{name}")
     lows, highs = np.array([[low or 0.0, high or 0.0] for low, high in ends.values()]).T
-    middle = (lows + highs) / 2
-    return fitted(contract, middle, middle, (highs - lows) / 2, encode=encode)
+    return (lows + highs) / 2, (highs - lows) / 2
 
 
 def breaks(rows: Examples, classes: Sequence[str], contract: Contract) -> str:

@@ -51,7 +51,8 @@ class Roles:
     `client(local)`: what a client answers, None for its contribution as in learn/rounds.py.
     `edge(children, algorithm, online)`: what an edge answers, None for its children's sum; see Edge.
     `apart`: every client is a peer of its own; otherwise one peer may hold many and batch them.
-    `buffer`: updates may wait at their clients until such a buffer is full (learn/waiting.py).
+    `buffer`: updates may wait at their clients until such a buffer is full (learn/waiting.py). `summed`: what
+    is seen of clients is one sum a round, as in learn/rounds.py.
     """
 
     coordinator: Callable[..., Coroutine[Any, Any, Any]]
@@ -59,6 +60,7 @@ class Roles:
     edge: Edge | None = None
     apart: bool = True
     buffer: Buffered | None = None
+    summed: bool = False
 
 
 _ROUNDS = (
@@ -156,7 +158,7 @@ class Algorithm:
             raise CompositionError(
                 f"{type(self.exchange).__name__} makes one sum of all: buckets go with secure_sum()"
             )
-        if self.protocol is not None:
+        if self.protocol is not None and not self.protocol.summed:
             self._check_buffer()
 
     def _check_buffer(self) -> None:

@@ -40,7 +40,7 @@ async def one_cycle(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
         record = joined(record, visit)
     if not record["clients"]:
         return skip(plan, now, record["failed"]), record
-    return replace(after, empty=0), record
+    return replace(after, round=now.round + 1, empty=0), record
 
 
 def joined(record: dict[str, Any], visit: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ async def until_still(p: Party, plan: Plan, still: Still | None) -> Progress:
     while now.round < plan.rounds and not now.over:
         before = now.params
         now, record = await one_round(p, plan, now)
-        _complete(record)
+        complete(record)
         if still is not None and still(before, now.params):
             now = replace(now, over="the model stands still")
         if now.over or now.round == plan.rounds:
@@ -78,7 +78,8 @@ async def until_still(p: Party, plan: Plan, still: Still | None) -> Progress:
     return now
 
 
-def _complete(record: dict[str, Any]) -> None:
+def complete(record: dict[str, Any]) -> None:
+    """Raise QuorumError, with the reasons, unless everybody who was asked is in a round's sum."""
     missing = record["cohort"] - record["clients"]
     if missing:
         reasons = sorted({reason.strip().splitlines()[-1] for reason in record["failed"].values()})

@@ -6,6 +6,7 @@ import traceback
 
 from ..core.errors import AtollError
 
+HELD = "held by its own policy: "  # stands in the reason of who may not work at this time
 NOT_LET_IN = "its answer was not let in: "  # begins the reason of who sent what nobody takes
 
 

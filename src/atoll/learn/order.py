@@ -108,15 +108,25 @@ def descend(quantiles: Sequence[float]) -> Transform:
         step = {name: np.array(zeros) for name, zeros in still.items()}
         if rank is None:
             step["count"], step["missing"] = counts[:, 0].sum(axis=-1), sums["missing"]
-            wanted = _rank(step["count"][:, None], quantiles)
-            rank = np.stack([np.floor(wanted), np.ceil(wanted)], axis=-1).reshape(len(counts), -1)
-        upto = counts.cumsum(axis=-1)
-        digit = np.minimum((upto <= rank[..., None]).sum(axis=-1), BASE - 1)
-        below = np.take_along_axis(upto - counts, digit[..., None], axis=-1)[..., 0]
-        step["digits"][ctx.round] = digit
-        return Update.of(step), (still, rank - below)
+            rank = ranks(step["count"], quantiles)
+        step["digits"][ctx.round], rank = chosen(counts, rank)
+        return Update.of(step), (still, rank)
 
     return transform("descend()", back=back, init=lambda params: (params.zeros(), None), keeps="back")
+
+
+def ranks(count: Floats, quantiles: Sequence[float]) -> Floats:
+    """Places from 0 in sorted order, two for each quantile: (columns, wanted)."""
+    wanted = _rank(count[:, None], quantiles)
+    return np.stack([np.floor(wanted), np.ceil(wanted)], axis=-1).reshape(len(count), -1)
+
+
+def chosen(counts: Floats, rank: Floats) -> tuple[Floats, Floats]:
+    """The next digit of each wanted rank from counts (columns, wanted, 256); the rank among its values."""
+    upto = counts.cumsum(axis=-1)
+    digit = np.minimum((upto <= rank[..., None]).sum(axis=-1), BASE - 1)
+    below = np.take_along_axis(upto - counts, digit[..., None], axis=-1)[..., 0]
+    return digit, rank - below
 
 
 def _rank(n: Floats, quantiles: Sequence[float]) -> Floats:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..core.aggregate import Aggregator, Points, own, points
-from ..core.edge import Answer, Task, relay, wire
+from ..core.edge import UNASKED, Answer, Task, relay, wire
 from ..core.errors import ConfigError, MisuseError, ProtocolError, QuorumError
 from ..core.message import Learner
 from ..core.metrics import merge_all
@@ -28,6 +28,7 @@ from .algorithm import Algorithm, Roles
 from .aside import aside, refused, told, witnessed
 from .detect import Record
 from .exchange import TABLE
+from .failure import HELD
 from .kernel import spread
 from .local import Local
 from .select import Choice, Cohort, Everyone
@@ -150,11 +151,20 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
     """One cohort's contributions, through the chain, onto the model; and the round's record.
 
     A round that nobody contributed to changes nothing; the third in a row, or the last of a shorter
-    run, raises QuorumError.
+    run, raises QuorumError. Where all who were asked came to hold back, it is begun anew; where nobody knows
+    of them why they were not asked, a few times.
     """
-    key = p.key.at("round", now.round)
-    cohort = await choose(p, plan, now, key)
-    after, record = await ask(p, plan, now, cohort, key)
+    key, unasked = p.key.at("round", now.round), 0
+    while True:
+        cohort = await choose(p, plan, now, key)
+        after, record = await ask(p, plan, now, cohort, key)
+        unasked += UNASKED in record["failed"].values()
+        if after is not now:
+            break
+        if unasked > PATIENCE:
+            after = skip(plan, now, record["failed"])
+            break
+        await p.sleep(PAUSE)
     return after, {**record, **told(after.records, cohort, left_out(plan, now))}
 
 
@@ -166,7 +176,10 @@ async def ask(
     key: Any,
     rule: Callable[[Task], Aggregator] | None = None,
 ) -> tuple[Progress, dict[str, Any]]:
-    """`one_round` for a cohort that is chosen; `rule(task)` sums the answers, None for the algorithm's."""
+    """`one_round` for a cohort that is chosen; `rule(task)` sums the answers, None for the algorithm's.
+
+    `now` itself where all of the cohort hold back by now.
+    """
     private = plan.algorithm.private  # then nobody but the coordinator may know who was drawn, or how many
     most = len(plan.clients) if private else len(cohort)
     points = await p.work(lambda: update_points(plan, now.params, most), share=0.0)
@@ -182,6 +195,8 @@ async def ask(
         "cohort": len(cohort),
         "failed": dict(answer.failed),
     }
+    if not answer.clients and _rest(plan, answer.failed):
+        return now, {**record, "clients": 0}
     if plan.algorithm.watched:
         now = replace(now, records=refused(now.records, answer.failed))
     if not answer.clients:
@@ -220,6 +235,14 @@ def skip(plan: Plan, now: Progress, failed: Mapping[int, str]) -> Progress:
         rounds = f"in {patience} rounds in a row, up to" if patience > 1 else "in"
         raise QuorumError(f"nobody contributed {rounds} round {now.round + 1}. {why(failed)}")
     return replace(now, round=now.round + 1, empty=now.empty + 1)
+
+
+def _rest(plan: Plan, failed: Mapping[int, str]) -> bool:
+    """Whether a round of these answers may be had again: its clients hold back, some since before they were
+    asked. Where updates are hidden or noised it is over: what was made for it must not meet another sum.
+    """
+    plain = plan.algorithm.exchange.shows == "each" and not plan.algorithm.private
+    return plain and bool(failed) and all(HELD in said or said == UNASKED for said in failed.values())
 
 
 def why(failed: Mapping[int, str]) -> str:

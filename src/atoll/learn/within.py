@@ -2,7 +2,12 @@
 
 A piece is one local training on a few of the node's rows. What has been reached is a value, on disk whenever
 the caller keeps it, so a node that was killed goes on at the next piece and comes to the same params: each
-piece is a function of the key, its number and the params before it.
+piece is a function of the key, its number and the params before it. Who has less time comes less far, on the
+same way.
+
+`toward` goes a part of the way from the federation's model to what this made of it (Wortsman et al. 2022,
+"Robust fine-tuning of zero-shot models": half-way, weights mostly answer better to a world that moves on than
+at either end).
 """
 
 from __future__ import annotations
@@ -57,13 +62,15 @@ def fine_tune_within(
     clock: Callable[[], float],
     *,
     key: Rng,
+    round: int = 0,
     piece: int = 64,
     keep: Callable[[Tuned], None] = lambda tuned: None,
 ) -> Tuned:
     """Train the params on `rows` (`.x`, `.y`) until the budget or the rows are used up.
 
     `so_far`: params, or what an earlier call reached, with what it has spent. `clock`: seconds, as
-    time.process_time gives a process's own. `piece`: rows of a piece. `keep` sees each piece's end.
+    time.process_time gives a process's own. `round`: where schedules of the rate stand. `piece`: rows of a
+    piece. `keep` sees each piece's end.
     A piece that might take the time beyond the budget, by the longest one yet, is not begun; the first one
     is. Momentum begins anew with each piece.
     """
@@ -74,12 +81,12 @@ def fine_tune_within(
         why = _over(now, budget, parts)
         if why:
             return replace(now, stopped=why)
+        began = clock()
         turn, place = divmod(now.pieces, parts)
         order = key.at("order", turn).generator().permutation(n)
         here = order[place * piece : (place + 1) * piece]
-        began = clock()
         part = Drawn(np.asarray(rows.x)[here], np.asarray(rows.y)[here])
-        made = learner.fit(now.params, part, FitContext(key.at("piece", now.pieces)))
+        made = learner.fit(now.params, part, FitContext(key.at("piece", now.pieces), round))
         took = max(0.0, clock() - began)
         now = Tuned(
             now.params + made.update,
@@ -89,6 +96,11 @@ def fine_tune_within(
             max(now.longest, took),
         )
         keep(now)
+
+
+def toward(first: Update, tuned: Update, reach: float) -> Update:
+    """The params that lie `reach`, in (0, 1], of the way from the first ones to the others."""
+    return first + (tuned - first).scale(reach)
 
 
 def _over(now: Tuned, budget: Budget, parts: int) -> str:

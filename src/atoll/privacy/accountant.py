@@ -100,6 +100,29 @@ def delta(releases: Sequence[Release], epsilon: float) -> float:
     return float(_accountant(releases).get_delta(epsilon))
 
 
+def curve(release: Release, orders: Sequence[float]) -> tuple[float, ...]:
+    """The Rényi divergences of a release at these orders, each above 1; infinite where that is all one knows.
+
+    Its neighbours are those of the release (`replaced`).
+    """
+    if release.rate == 1:
+        rho = release.times * (1 / release.sigma**2 + (BLUR if release.noise == "distributed" else 0)) / 2
+        return tuple(a * rho for a in orders)
+    d = _library()
+    relation = d.NeighboringRelation
+    made = d.rdp.RdpAccountant(
+        orders=list(orders),
+        neighboring_relation=relation.REPLACE_ONE if replaced(release) else relation.ADD_OR_REMOVE_ONE,
+    )
+    made.compose(_event(d, release, replaced=replaced(release)), release.times)
+    return tuple(map(float, made.rdp))
+
+
+def replaced(release: Release) -> bool:
+    """Whether its neighbours differ in one member that is another one, and not in one more."""
+    return release.sampling == "fixed" and release.rate < 1
+
+
 def _together(releases: Sequence[Release]) -> float:
     """The sigma of the one sum of everybody that tells as much as all of these."""
     return 1 / sqrt(sum(r.times / r.sigma**2 for r in releases))
@@ -146,7 +169,7 @@ def _check_delta(value: float) -> None:
 def _accountant(releases: Sequence[Release]) -> Any:
     """dp-accounting's, fed with these releases."""
     d = _library()
-    fixed = any(r.sampling == "fixed" and r.rate < 1 for r in releases)
+    fixed = any(map(replaced, releases))
     if all(r.noise == "distributed" for r in releases):
         made = d.rdp.RdpAccountant()
     elif fixed:
@@ -364,4 +387,4 @@ _LOUD = 6.0  # noise over clip, measured: docs/explanation/privacy.md
 _FEW = 15.0  # members over sigma, the same for a model of 8,000 numbers
 
 
-__all__ = ["Plan", "Release", "advantage", "cost", "delta", "epsilon", "plan", "warnings"]
+__all__ = ["Plan", "Release", "advantage", "cost", "curve", "delta", "epsilon", "plan", "warnings"]

@@ -15,7 +15,7 @@ from math import ceil, isfinite
 from typing import Any, Literal
 
 from ..core.errors import ConfigError, PrivacyError
-from .accountant import Placement, Plan, Release, Sampling, cost, plan
+from .accountant import Placement, Plan, Release, Sampling, cost, plan, replaced
 
 REPLACED = 2.0  # clips: how far two updates of one client can be apart
 TOLERANCE = 1e-3  # of ε: two machines' arithmetic
@@ -110,6 +110,11 @@ class Claim:
             return Release(self.sigma / REPLACED, 1.0, rounds, "all", None, self.noise)
         rate, sampling = drawn(cohort, self.population)
         return Release(self.sigma, rate, rounds, sampling, self.population, self.noise)
+
+    def neighbours(self, cohort: Any) -> str:
+        """What two worlds differ in that nobody can tell apart: "client", "example", or one for another."""
+        local = self.noise == "local" and self.unit == "client"
+        return f"{self.unit} replaced" if local or replaced(self.release(cohort, 1)) else self.unit
 
     def holds(self, clients: int, rows: int | None, cohort: Any) -> None:
         """Raise PrivacyError where so few clients or rows, or another number of clients, were not reckoned

@@ -46,10 +46,8 @@ class _Signed(msgspec.Struct, forbid_unknown_fields=True):
     signature: str
 
 
-def sign_model(
-    key: PrivateKey, chain: bytes, manifest: Mapping[str, Any], *, purpose: str = _PURPOSE
-) -> bytes:
-    """The signed manifest as JSON, at most 128 KiB; `purpose`: what else it may be good for than a model.
+def sign_model(key: PrivateKey, chain: bytes, manifest: Mapping[str, Any]) -> bytes:
+    """The signed manifest as JSON, at most 128 KiB.
 
     `manifest`: federation, run, name: text; version: from 1; sha256: 64 hex digits; created: Unix seconds;
     takes_back: only in a roll-back order, the newest version it takes back; order: the fields of an Order,
@@ -61,13 +59,11 @@ def sign_model(
         raise MisuseError(f"this is no model manifest: {error}") from None
     if checked.federation != member_of(chain).federation:
         raise MisuseError("the manifest names another federation than the certificate that signs it")
-    signature = sign(key, _canonical(checked), purpose=purpose)
+    signature = sign(key, _canonical(checked), purpose=_PURPOSE)
     return msgspec.json.encode(_Signed(checked, chain.decode(), b64encode(signature).decode()))
 
 
-def open_model(
-    data: bytes, roots: bytes, *, now: float | None, above: int = 0, purpose: str = _PURPOSE
-) -> dict[str, Any]:
+def open_model(data: bytes, roots: bytes, *, now: float | None, above: int = 0) -> dict[str, Any]:
     """The manifest, signed by a coordinator of its federation and newer than version `above`; one with an
     order may name that version again.
 
@@ -83,7 +79,7 @@ def open_model(
         raise ProtocolError(f"this is no signed model: {error}") from None
     manifest = signed.manifest
     when = manifest.created if now is None else now
-    signer = verify(signed.chain.encode(), roots, _canonical(manifest), signature, now=when, purpose=purpose)
+    signer = verify(signed.chain.encode(), roots, _canonical(manifest), signature, now=when, purpose=_PURPOSE)
     if signer.role != "coordinator" or signer.federation != manifest.federation:
         raise ProtocolError(f"{signer.uri} may not sign models of {manifest.federation}: a coordinator does")
     again = manifest.order is not msgspec.UNSET and manifest.version == above

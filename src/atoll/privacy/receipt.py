@@ -16,7 +16,7 @@ import msgspec
 
 from ..core.errors import PrivacyError, ProtocolError
 from .identity import Identity
-from .ledger import Ledger
+from .ledger import Ledger, Total
 from .signed import open_values, sign_values
 
 _PURPOSE = "atoll budget receipt"
@@ -25,8 +25,11 @@ LONGEST = 1 << 12  # characters
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A ledger as it stood at `made` (Unix seconds): how many `entries`, what they came to, and the `head` of
-    their chain of hashes.
+    """A ledger as it stood at `made` (Unix seconds): how many `entries`, what they promised in all, and the
+    `head` of their chain of hashes.
+
+    `curve`: at `orders`, what those of neighbours `of` came to that count by it; then `plain`, ε and δ of
+    the others. An earlier version's has none: all count as promised.
     """
 
     federation: str
@@ -37,13 +40,34 @@ class Receipt:
     delta: float
     head: str
     made: float
+    plain: tuple[float, float] | None = None
+    curve: tuple[float, ...] = ()
+    orders: tuple[float, ...] = ()
+    of: str = ""
+
+    @property
+    def total(self) -> Total:
+        """What its ledger came to."""
+        promised = self.epsilon, self.delta
+        return Total(promised, *(self.plain or promised), self.curve, self.orders, self.of)
 
 
 def signed(ledger: Ledger, identity: Identity, *, now: float) -> str:
     """The ledger's receipt as text."""
-    member, (epsilon, delta) = identity.member, ledger.total
+    member, total = identity.member, ledger.total
     made = Receipt(
-        member.federation, member.name, ledger.id, ledger.entries, epsilon, delta, ledger.head, now
+        federation=member.federation,
+        member=member.name,
+        budget=ledger.id,
+        entries=ledger.entries,
+        epsilon=total.promised[0],
+        delta=total.promised[1],
+        head=ledger.head,
+        made=now,
+        plain=(total.epsilon, total.delta),
+        curve=total.curve,
+        orders=total.orders,
+        of=total.of,
     )
     return sign_values(identity.key, identity.chain, asdict(made), _PURPOSE)
 
@@ -55,6 +79,8 @@ def opened(text: str, roots: bytes) -> Receipt:
     )
     try:
         made = msgspec.convert(values, Receipt)
+        if len(made.curve) != len(made.orders) or not all(c >= 0 for c in made.curve):
+            raise msgspec.ValidationError
     except msgspec.ValidationError:
         raise ProtocolError("this is no signed receipt of a budget") from None
     if (signer.role, signer.federation, signer.name) != ("client", made.federation, made.member):
@@ -67,7 +93,7 @@ def check(ledger: Ledger, receipt: Receipt) -> None:
     if ledger.follows(receipt.entries, receipt.head):
         return
     was = f"{receipt.entries} entries of {receipt.epsilon:.4g} in all"
-    epsilon, _ = ledger.total
+    epsilon, _ = ledger.total.promised
     raise PrivacyError(
         f"the ledger of budget {ledger.id!r} is an older copy: this site signed for {was}, and it has"
         f" {ledger.entries} of {epsilon:.4g}. Restore the newer one, or count what is missing as spent:"

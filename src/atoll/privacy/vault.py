@@ -15,6 +15,7 @@ old files can be told by what is kept elsewhere only.
 
 from __future__ import annotations
 
+import hmac
 import io
 import os
 from collections.abc import Iterator
@@ -82,6 +83,10 @@ class Vault:
         except BaseException:
             file.close()
             raise
+
+    def name(self, kind: str, text: str) -> str:
+        """What a file is called whose own name nobody need read on the disk, whatever suite seals it."""
+        return hmac.digest(self.key, f"atoll name 1 {kind}:{text}".encode(), "sha256")[:16].hex()
 
     def _key(self, suite: Suite, path: Path, salt: bytes) -> bytes:
         name = f"{path.parent.name}/{path.name}"

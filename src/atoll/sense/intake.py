@@ -101,14 +101,23 @@ class Feed:
             for lot in self._lots:
                 lot.done.cancel()
 
-    async def windows(self, after: int = 0) -> AsyncIterator[Window]:
-        """The full windows from cursor `after` on, those to come too. Without end."""
+    async def windows(self, after: int = 0, histories: int = 0) -> AsyncIterator[Window]:
+        """The full windows from cursor `after` on, those to come too. Without end.
+
+        `histories`: rows are windows of one device among so many of the newest readings (history.py); 0: they
+        are readings.
+        """
+        from .history import Histories
         from .window import Assembler
 
         if self.span is None or self.form is None:
             raise ConfigError("this source has no window")
         form = self.form()
-        assembler = Assembler(self.span, form, after, self.late)
+        assembler: Assembler | Histories
+        if histories:
+            assembler = Histories(self.span.size, form, after, self.late, histories)
+        else:
+            assembler = Assembler(self.span, form, after, self.late)
         begin, since = assembler.begin
         while True:
             seen = self._commits
@@ -202,9 +211,9 @@ class Intake:
         for feed in self.feeds.values():
             await asyncio.to_thread(feed.store.close)
 
-    def windows(self, source: str, after: int = 0) -> AsyncIterator[Window]:
+    def windows(self, source: str, after: int = 0, histories: int = 0) -> AsyncIterator[Window]:
         """The windows of a source from cursor `after` on. Raises ConfigError for an unknown name."""
-        return self.feed(source).windows(after)
+        return self.feed(source).windows(after, histories)
 
     def feed(self, source: str) -> Feed:
         """The feed of that name. Raises ConfigError with the nearest name there is."""

@@ -16,6 +16,8 @@ import msgspec
 
 from ..core.errors import ConfigError
 
+NEWEST = 100_000  # readings, of which the windows of devices are made unless settings say otherwise
+
 
 class Folder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Files that appear in `path`: CSV, Parquet, pictures in folders named by their label.

@@ -21,6 +21,7 @@ from statistics import NormalDist
 import msgspec
 
 from ..privacy.orders import Gates
+from .drift.psi import index
 
 FEW = 32  # requests: nothing but a broken answer stops a candidate before
 FLOOR = 5e-4  # seconds: a difference below is no difference
@@ -142,7 +143,9 @@ class Evidence(msgspec.Struct, frozen=True):
     @property
     def psi(self) -> float:
         """Population stability index of the candidate's answers against the champion's."""
-        return psi(*self.answers)
+        was, now = self.answers
+        classes = sorted(set(was) | set(now))
+        return index([was.get(k, 0) for k in classes], [now.get(k, 0) for k in classes])
 
     def figures(self) -> dict[str, float]:
         """For people, and to be reported: counts, rates and ratios."""
@@ -199,14 +202,6 @@ def _rates(seen: Evidence, gates: Gates) -> list[tuple[str, Bet, float]]:
 def _middle(error: float) -> float:
     """A limit of a difference of rates, from -1 to 1, as a mean from 0 to 1."""
     return (min(error, 0.99) + 1) / 2
-
-
-def psi(was: Mapping[int, int], now: Mapping[int, int]) -> float:
-    """Sum of (q - p) ln(q / p) over classes, each count half an observation larger so that none is empty."""
-    classes = set(was) | set(now)
-    n, m = (sum(counts.values()) + 0.5 * len(classes) for counts in (was, now))
-    shares = [((was.get(k, 0) + 0.5) / n, (now.get(k, 0) + 0.5) / m) for k in classes]
-    return sum((q - p) * math.log(q / p) for p, q in shares)
 
 
 def quantile(times: Mapping[int, int], q: float) -> float:

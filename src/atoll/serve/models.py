@@ -108,6 +108,16 @@ class Shelf:
         row = self._rows.get(name)
         return None if row is None else row.line
 
+    def run(self, name: str) -> str:
+        """The run that a name's champion comes from, as its manifest says; "" for a model without one.
+
+        Raises ProtocolError as `opened`.
+        """
+        row = self._rows.get(name)
+        if row is None or self._opened is None or not row.champion.manifest:
+            return ""
+        return str(self._opened(row.champion.manifest, None)["run"])
+
     def seen(self, served: Served, ticket: str, rows: NDArray[np.float32]) -> None:
         """These rows were answered. Where there is a candidate, both models are compared on a copy."""
         row = self._rows.get(served.name)

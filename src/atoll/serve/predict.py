@@ -44,7 +44,6 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 T = TypeVar("T")
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Seen: TypeAlias = Callable[[Served, NDArray[np.float32], Answers], None]
 
 
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,22 +73,20 @@ def app(
     threads: int = 2,
     rows: int = ROWS,
     batch: int = 32,
-    seen: Seen | None = None,
     joint: Joint | None = None,
     above: Above | None = None,
 ) -> web.Application:
     """The service. `token`: what callers must bring as a bearer, "" for none. `hosts`: the names callers may
     call it by, so that no web page reaches it under a name of its own. `threads` >= 1: models running at
-    once. `rows`: the most of one request. `batch` >= 1: requests that may run as one. `seen(served, x,
-    answers)`: told of each request that was answered, in the thread that ran it; it must not raise. `joint`:
-    whom it asks about rows it is unsure of. `above`: its keys, where it is the larger model of others.
+    once. `rows`: the most of one request. `batch` >= 1: requests that may run as one. `joint`: whom it asks
+    about rows it is unsure of. `above`: its keys, where it is the larger model of others.
 
     Raises ConfigError for a number below 1.
     """
     for name, value in (("threads", threads), ("rows", rows), ("batch", batch)):
         if value < 1:
             raise ConfigError(f"{name} is at least 1, got {value}")
-    service = _Service(shelf, token, frozenset(hosts), rows, seen, joint, above)
+    service = _Service(shelf, token, frozenset(hosts), rows, joint, above)
     service.start(threads, batch)
     made = web.Application(middlewares=[service.guard], client_max_size=BODY)
     made.router.add_post("/v1/predict", service.predict)
@@ -106,7 +103,7 @@ def below(
     shelf: Shelf, above: Above, joint: Joint | None = None, *, threads: int = 2, batch: int = 32
 ) -> tuple[Tier, Callable[[], Awaitable[None]]]:
     """Only what nodes below ask, for a door that is there already and knows its callers; and what ends it."""
-    service = _Service(shelf, "", frozenset(), ROWS, None, joint, above)
+    service = _Service(shelf, "", frozenset(), ROWS, joint, above)
     service.start(threads, batch)
     assert service.tier is not None  # noqa: S101  it has keys
     return service.tier, service.close
@@ -147,11 +144,10 @@ class _Service:
         token: str,
         hosts: frozenset[str],
         rows: int,
-        seen: Seen | None,
         joint: Joint | None,
         above: Above | None,
     ) -> None:
-        self._shelf, self._token, self._hosts, self._rows, self._seen = shelf, token, hosts, rows, seen
+        self._shelf, self._token, self._hosts, self._rows = shelf, token, hosts, rows
         self._joint = joint
         self.tier = None if above is None else Tier(above, joint, self._own, rows)
 
@@ -277,8 +273,6 @@ class _Service:
             except StateError as error:
                 return error
         self._shelf.seen(served, asked.ticket, x)
-        if self._seen is not None:
-            self._seen(served, x, found)
         question = asked.rows if isinstance(asked.rows, Question) else None
         if self._joint is not None and (question is None or question.on):
             rows = self._joint.doubtful(found)

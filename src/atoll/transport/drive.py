@@ -166,6 +166,7 @@ class _Open:
     waiting: set[str] = field(default_factory=set)
     folded: Any = None
     bad: dict[str, str] = field(default_factory=dict)
+    unfolded: list[Answered] = field(default_factory=list)
     folding: asyncio.Task[None] | None = None
     recording: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
     late: set[str] = field(default_factory=set)
@@ -382,8 +383,8 @@ class Drive:
     def _handle(self, event: h.Event) -> None:
         for effect in self._hub.handle(self.clock(), event):
             match effect:
-                case h.Accept(request, peer, body):
-                    self._fold(self._open[request], peer, body)
+                case h.Accept(request, _, body):
+                    self._fold(self._open[request], body)
                 case h.Wake(at):
                     self._at(at, lambda: self._handle(h.Tick()))
                 case h.Closed(request):
@@ -408,14 +409,22 @@ class Drive:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _fold(self, o: _Open, peer: str, body: Answered) -> None:
-        """Fold after those that came before; the event loop goes on meanwhile."""
-        o.folding = self._spawn(self._folded(o, o.folding, peer, body))
+    def _fold(self, o: _Open, body: Answered) -> None:
+        """Fold after those that came before, and with those that come meanwhile; the event loop goes on."""
+        o.unfolded.append(body)
+        if o.folding is None or o.folding.done():
+            o.folding = self._spawn(self._folded(o, o.folding))
 
-    async def _folded(self, o: _Open, before: asyncio.Task[None] | None, peer: str, body: Answered) -> None:
+    async def _folded(self, o: _Open, before: asyncio.Task[None] | None) -> None:
         if before is not None:
-            await before
-        await self._work(lambda: self._join(o, peer, body))
+            await before  # what went wrong in it is not forgotten
+        while o.unfolded:
+            bodies, o.unfolded = o.unfolded, []
+            await self._work(lambda bodies=bodies: self._joined(o, bodies))
+
+    def _joined(self, o: _Open, bodies: Sequence[Answered]) -> None:
+        for body in bodies:
+            self._join(o, body.peer, body)
 
     def _join(self, o: _Open, peer: str, body: Answered) -> None:
         """An answer that does not fit is set aside and counts as missing."""

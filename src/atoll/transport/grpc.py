@@ -1,4 +1,4 @@
-"""Sessions, uploads and downloads over gRPC, with mutual certificates: the default between members.
+"""Sessions, uploads and downloads over gRPC, with mutual certificates: the default where grpcio is installed.
 
 The messages are those of atoll.proto, but gRPC hands them over as bytes: a Frame of a megabyte is
 wrapped and unwrapped here by its few bytes of protobuf, not copied through a message object.
@@ -12,9 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
-import grpc
 from google.protobuf.message import DecodeError
-from grpc._cython.cygrpc import InternalError
 
 from ..core.errors import AtollError, ConfigError, Gone, ProtocolError
 from ..core.session import Packet
@@ -25,6 +23,15 @@ from .address import authority, claimed, loopback
 from .link import DOWN, PACKET, fault, letter, pack, read, unpack
 from .service import Service, Way
 from .tls import Source, grpc_channel_credentials, grpc_member, grpc_server_credentials
+
+try:
+    import grpc
+    from grpc._cython.cygrpc import InternalError
+except ImportError:
+    raise ConfigError(
+        "gRPC needs grpcio: pip install 'atoll-fl[grpc]'. Or do without: transport = \"https\" at a member, "
+        'grpc = "" at a server'
+    ) from None
 
 _SERVICE = "/atoll.v1.Link/"
 LONGEST = PACKET + 64  # bytes of one message

@@ -20,6 +20,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 from aiohttp import web
@@ -301,7 +302,8 @@ class _Calls:
 
         try:
             await self._service.session(member, _way("https", request, seal), line.incoming(), send)
-            await response.write_eof()
+            with suppress(ConnectionResetError):  # whoever has hung up needs no farewell
+                await response.write_eof()
         finally:
             self._polled.pop(key, None)
         return response

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,13 @@ from .service import Service
 if TYPE_CHECKING:
     from .https import Extra
     from .tls import Source
+
+
+def chosen(transport: str) -> str:
+    """The transport that a setting stands for here: "auto" is gRPC where grpcio is installed, else HTTPS."""
+    if transport != "auto":
+        return transport
+    return "grpc" if find_spec("grpc") else "https"
 
 
 class Listening(Protocol):

@@ -3,8 +3,8 @@
 The spool file is the bare buffer of the message, so that it can be mapped as it is; the head stands
 beside it. What is in the file *is* the committed offset: it survives the connection, the member and,
 short of a power cut, the machine. After a power cut the file may hold what was never written; then
-its SHA-256 is wrong and the upload starts again, once, without blame.
-
+its SHA-256 is wrong and the upload starts again, once, without blame. A message that comes in one go, of a
+frame or two, has no head on disk: its head and its buffer are kept together, or sent again.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Spool:
         self.head = b""
         self.told: Announced | None = None
         self.found = False  # some of it was written by an earlier process
+        self.lasts = True  # there may be a file of the head, from which to go on after a kill
         self._digest: Any = None  # of the buffer up to `frames`; None until it is needed
 
     @property
@@ -78,15 +79,15 @@ class Spool:
         file = os.open(self.path, flags, 0o600)
         try:
             for frame in frames:
-                self._write(file, frame)
+                self._write(file, frame, len(frames))
         finally:
             os.close(file)
 
-    def _write(self, file: int, frame: Bytes) -> None:
+    def _write(self, file: int, frame: Bytes, together: int) -> None:
         sequence = number(frame)
         data = payload(frame)
         if sequence == 0:
-            self._begin(file, data)
+            self._begin(file, data, together)
             return
         if sequence < self.frames:
             return  # sent again: it is here
@@ -103,7 +104,7 @@ class Spool:
             done += os.pwrite(file, data[done:], place + done)
         self.frames += 1
 
-    def _begin(self, file: int, head: memoryview) -> None:
+    def _begin(self, file: int, head: memoryview, together: int) -> None:
         if self.frames and head == self.head:
             return
         told = announced(head)
@@ -111,11 +112,14 @@ class Spool:
             raise ProtocolError(
                 f"expected an upload of at most {self.limit} bytes, its head says {told.size}"
             )
-        self.beside.unlink(missing_ok=True)  # first: a new head over an old buffer would look whole
+        if self.lasts:
+            self.beside.unlink(missing_ok=True)  # first: a new head over an old buffer would look whole
         os.ftruncate(file, 0)
-        part = self.beside.with_name(self.beside.name + ".part")
-        part.write_bytes(head)
-        part.replace(self.beside)
+        self.lasts = told.frames > together
+        if self.lasts:  # of a message that comes as one, a kill loses no more than its few frames
+            part = self.beside.with_name(self.beside.name + ".part")
+            part.write_bytes(head)
+            part.replace(self.beside)
         self.head, self.told, self.frames = bytes(head), told, 1
         self.found, self._digest = False, sha256()
 
@@ -230,7 +234,8 @@ class Uploads:
         if not one.known:
             async with one.turn:
                 if not one.known:
-                    if one.spool.beside.exists():
+                    one.spool.lasts = one.spool.beside.exists()
+                    if one.spool.lasts:
                         await thread(self._pool, one.spool.find)
                     one.known = True
         return one
@@ -300,8 +305,9 @@ class Uploads:
             with suppress(OSError):
                 await thread(self._pool, spool.drop)
             raise
-        with suppress(OSError):
-            spool.beside.unlink(missing_ok=True)
+        if spool.lasts:
+            with suppress(OSError):
+                spool.beside.unlink(missing_ok=True)
         self._open.pop((name, upload), None)
         return dict(receipt)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -237,8 +238,7 @@ def answer_of(checked: Checked, path: Path) -> Answer:
     The file may be unlinked then, never written to. Raises StateError where it cannot be read.
     """
     try:
-        raw = np.memmap(path, np.uint8, "r") if checked.sections else np.empty(0, np.uint8)
-        raw = raw.view(np.ndarray)  # a plain view: memmap's own bookkeeping costs on every slice
+        raw = mapped(path) if checked.sections else np.empty(0, np.uint8)
         arrays = {}
         for s in checked.sections:
             dtype = np.dtype(s.dtype)
@@ -256,6 +256,15 @@ def answer_of(checked: Checked, path: Path) -> Answer:
     except OSError as error:
         raise StateError(f"there is no room to unpack an answer: {error.strerror}") from None
     return answer
+
+
+def mapped(path: Path) -> NDArray[np.uint8]:
+    """A file's bytes, read-only, mapped; `np.memmap` takes a third of a millisecond to begin.
+
+    Raises OSError as the system does, ValueError where it is empty.
+    """
+    with path.open("rb", buffering=0) as file:
+        return np.frombuffer(mmap(file.fileno(), 0, access=ACCESS_READ), np.uint8)
 
 
 def opened(message: Message, most: int = 1 << 20) -> tuple[Values, dict[str, Array]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ConfigError
 from ...wire.files import whole
-from ..settings import Client, watched
+from ..settings import Client, histories, watched
 from .outside import Outside
 from .policy import inside
 from .safe import opened
@@ -139,12 +139,13 @@ class Agent:
             return await metered(self._sensors, self.settings.power, work)
 
         intake, source = self.intake, self.settings.watch.source
+        windows = partial(intake.windows, source, histories=histories(self.settings))
         names = contract(self.settings, source).features
         shelf = self.serving.shelf
         send = partial(soon, asyncio.get_running_loop(), self.uplink.send)
         self.watch = Watch(self.settings, self._vault, shelf, tune, send, names=names)
         self.serving.watch = self.watch
-        self.uplink.beside(self.watch.run(lambda after: intake.windows(source, after)))
+        self.uplink.beside(self.watch.run(windows))
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""
@@ -168,11 +169,11 @@ class Agent:
 
         async def use(model: Path, sound: bool) -> None:  # noqa: FBT001  see `using`
             if sound:  # it was fetched
-                self.upkeep.carried(await _size(model))
+                self.upkeep.carried(_size(model))
             await work(model=model, to=to, sound=sound)
 
         await self.uplink.using(str(head.get("params", "")), use)
-        self.upkeep.carried(await _size(to))
+        self.upkeep.carried(_size(to))
 
     def _opened(self) -> None:
         self._spent = []
@@ -184,7 +185,7 @@ class Agent:
 
     def _tell_spent(self) -> None:
         """Give the parent what our ledgers say now, signed, to keep (privacy/receipt.py)."""
-        found = told(self.uplink.folder)
+        found = told(self.uplink.folder, self._vault)
         if found != self._spent:
             self._spent = found
             self.uplink.send("spent", {"receipts": {self.uplink.identity.member.name: found}})
@@ -208,8 +209,8 @@ class Agent:
             note.unlink(missing_ok=True)
 
 
-async def _size(path: Path) -> int:
-    return (await asyncio.to_thread(path.stat)).st_size
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _leave(note: Path, text: str) -> None:

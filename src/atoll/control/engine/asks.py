@@ -138,7 +138,9 @@ class Asks:
         self._held[blob] -= 1
         if self._held[blob] <= 0:
             del self._held[blob]
-            self.errands.spawn(self.errands.durable(lambda: self.errands.store.blobs.let_go([blob])))
+            blobs = self.errands.store.blobs
+            blobs.let_go(blob)  # at once: whoever holds it from here on keeps it
+            self.errands.spawn(self.errands.durable(lambda: blobs.superfluous([blob])))
 
     def _find(self, name: str, upload: str) -> tuple[str, Sent]:
         ask = upload.removesuffix(f".{name}")

@@ -21,6 +21,7 @@ from typing import Any
 from ...core.errors import AtollError, ConfigError, QuorumError
 from ...core.registry import nearest
 from ...core.rng import Rng
+from ...data.pipeline import Pipeline
 from ...learn import rounds
 from ...learn.detect import Record
 from ...learn.rounds import Plan, Progress
@@ -34,7 +35,7 @@ from ..desk import desk
 from ..desk.bell import Bell
 from ..settings import Rerun, Server
 from ..store.store import Store
-from . import finished, plans, rollouts, standing, watched
+from . import finished, fitting, plans, rollouts, standing, watched
 from .asking import Asking
 from .datasets import agree
 from .homes import Homes
@@ -137,10 +138,14 @@ class Coordinator:
 
     async def _work(self, bell: Bell) -> None:
         """Start what waits, end what is to stop, until closed."""
-        closing = asyncio.ensure_future(self._closing.wait())
+        closing, clock = asyncio.ensure_future(self._closing.wait()), asyncio.get_running_loop().time
+        seen, due = 0, 0.0
         while not self._closing.is_set():
             pulled = bell.pulled
-            await self._look()
+            seen, news = await self.host.durable(lambda seen=seen: self.store.news(seen))  # type: ignore[misc]
+            if news or clock() >= due:  # steps of rounds, which ring most, are none of our business
+                due = clock() + TICK
+                await self._look()
             await asyncio.wait({closing}, timeout=PAUSE)  # a round rings several times
             waiting = asyncio.ensure_future(Bell.wait(pulled, TICK))
             await asyncio.wait({closing, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -234,43 +239,74 @@ class Coordinator:
     # -- one run ----------------------------------------------------------------------------
 
     async def _train(self, record: Mapping[str, Any]) -> None:
-        run, seed = str(record["id"]), int(record["seed"])
-        table = dict(record["table"])
-        data = data_name(table)
-        roster = await self._roster(run, data, config.parse(table).job.wait)
-        shared = roster.shared
-        letter = signed(
-            {
-                "run": run,
-                "table": table,
-                "seed": seed,
-                "data": data,
-                "features": shared["features"],
-                "outputs": shared["outputs"],
-                "classes": shared["classes"],
-                "federation": self.settings.federation,
-            },
-            self.current(),
-        )
+        run, table = str(record["id"]), dict(record["table"])
+        roster = await self._roster(run, data_name(table), config.parse(table).job.wait)
         plan, blob = await self.host.kept(lambda: plans.sent(self.store, table))
+        letter = self._signed(record, table, roster)
+        work = Work(letter["text"])
+        await self._offered(run, work.job.crypto, roster.clients)
+        if work.fits:
+            pipeline = await self._fitted(work, letter, roster)
+            letter = self._signed(record, fitting.frozen(table, pipeline), roster)
         work = Work(letter["text"], plan)
-        names = {client: name for name, client in roster.clients.items()}
-        asking = Asking(self.host, run, "main", letter, work.job.trained, names, blob)
-        if blob:
-            self.host.asks.hold(blob)
-        homes = self._homes[run] = Homes(self.host.fleet, roster.clients, self.outside.clock)
-        sizes = [int(shared["rows"][names[c]]) for c in sorted(names)]
+        sizes = roster.sizes
         if work.job.privacy is not None:
             work.job.privacy.holds(len(sizes), sum(sizes), work.job.cohort)
-        await self._offered(run, work.job.crypto, roster.clients)
         secret = await self._secret(run) if work.job.trained.private else b""
-        rules = _plan(work, homes, sizes, self.host.rehome, secret, roster.records)
+        if blob:
+            self.host.asks.hold(blob)
+        try:
+            last = await self._driven(work, letter, roster, "main", blob=blob, secret=secret)
+        finally:
+            if blob:
+                self.host.asks.release(blob)
+        hit(_TRAINED)
+        await self._finish(run, work, last)
+
+    def _signed(self, record: Mapping[str, Any], table: Mapping[str, Any], roster: Roster) -> dict[str, Any]:
+        """A run's job as letters carry it."""
+        values = {
+            "run": str(record["id"]),
+            "table": table,
+            "seed": int(record["seed"]),
+            "data": data_name(table),
+            "features": roster.shared["features"],
+            "outputs": roster.shared["outputs"],
+            "classes": roster.shared["classes"],
+            "federation": self.settings.federation,
+        }
+        return signed(values, self.current())
+
+    async def _fitted(self, work: Work, letter: Mapping[str, Any], roster: Roster) -> Pipeline:
+        """The pipeline's figures: as frozen, else found by looking at all members' rows."""
+        before = await self.host.durable(lambda: fitting.kept(self.store, work.run))
+        if before is not None:
+            return before
+        last = await self._driven(work, letter, roster, fitting.SCOPE)
+        names = {client: name for name, client in roster.clients.items()}
+        return await self.host.kept(lambda: fitting.freeze(self.store, work, last, names))
+
+    async def _driven(
+        self,
+        work: Work,
+        letter: Mapping[str, Any],
+        roster: Roster,
+        scope: str,
+        *,
+        blob: str = "",
+        secret: bytes = b"",
+    ) -> Progress:
+        """What its algorithm comes to, durably: `scope` names its journal, `blob` its learner's plan."""
+        names = {client: name for name, client in roster.clients.items()}
+        asking = Asking(self.host, work.run, scope, letter, work.job.trained, names, blob)
+        homes = self._homes[work.run] = Homes(self.host.fleet, roster.clients, self.outside.clock)
+        rules = _plan(work, homes, roster.sizes, self.host.rehome, secret, roster.records)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
-            Rng.of(seed).at(COORDINATOR),
+            Rng.of(work.seed).at(COORDINATOR),
             lambda p: roles.coordinator(p, rules),
-            journal=self.store.journal(run, "main"),
+            journal=self.store.journal(work.run, scope),
             net=asking,
             durable=self.host.durable,
             work=self.host.kept,  # checkpoints are blobs
@@ -283,11 +319,8 @@ class Coordinator:
             last: Progress = await drive.run()
         finally:
             asking.close()
-            self._homes.pop(run, None)
-            if blob:
-                self.host.asks.release(blob)
-        hit(_TRAINED)
-        await self._finish(run, work, last)
+            self._homes.pop(work.run, None)
+        return last
 
     async def _offered(self, run: str, crypto: str, clients: Iterable[str]) -> None:
         """Say in the run's log who does not offer its suite, and will refuse. Raises ConfigError where that
@@ -461,7 +494,9 @@ class Coordinator:
                 return self.waiting(run)
             roster = self._rosters[run] = Roster.load(state)
         names = {str(client): name for name, client in roster.clients.items()}
-        return {**roster.shared, "names": names, **self.waiting(run)}
+        pipeline = fitting.kept(self.store, run)
+        fitted = {} if pipeline is None else {"pipeline": pipeline.table()}
+        return {**roster.shared, "names": names, **fitted, **self.waiting(run)}
 
     def waiting(self, run: str) -> dict[str, Any]:
         """{"waiting": since when, of how many clients how many hold back, by which rules} of a run that waits
@@ -502,7 +537,7 @@ def _plan(
         roster=range(len(sizes)),
         rehome=rehome,
         secret=secret,
-        label=(str(work.values["federation"]), work.run),
+        label=(str(work.values["federation"]), work.name),
         records=records,
     )
 

@@ -99,10 +99,12 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
     except ConfigError as error:
         text = str(error).removeprefix(f"{error.path}: ")
         raise ConfigError(text, path + error.path.removeprefix("$")) from None
-    for rows in (train, test):
-        if rows is not None and (gaps(rows) or not np.isfinite(rows.y).all()):
+    kept = table.get("missing") == "keep"
+    for rows in filter(None, (train, test)):
+        if not np.isfinite(rows.y).all() or (np.isinf(rows.x).any() if kept else gaps(rows)):
             raise DataError(
-                f'data set {name!r} has missing or infinite cells: add missing = "mean" (or "drop") to it'
+                f'data set {name!r} has missing or infinite cells: add missing = "mean" (or "drop") to it;'
+                ' "keep" leaves missing ones to the pipelines of jobs'
             )
     return Held(train, test, classes, tuple(pool.features), _budget(table, path))
 

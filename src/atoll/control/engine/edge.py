@@ -57,7 +57,6 @@ class EdgeNode:
         self._servers: Any
         self._told: Mapping[str, Any] | None = None
         self._served: dict[tuple[str, str, str], Mapping[str, Any]] = {}  # what clients said of their models
-        self._plans: set[str] = set()  # blobs held for the children
 
     def about(self) -> Mapping[str, Any]:
         """Who is below: what the parent plans with."""
@@ -161,18 +160,25 @@ class EdgeNode:
     async def _summed(self, asked: Asked) -> Answer:
         left = asked.deadline
         deadline = None if left is None else asyncio.get_running_loop().time() + left
-        task, work = asked.task, asked.work
         roster = {str(name): int(client) for name, client in asked.names.items()}
-        if set(roster.values()) != set(task.clients):
+        if set(roster.values()) != set(asked.task.clients):
             raise ProtocolError("an edge is told the name of every client it is asked for")
-        run, _, scope = asked.id.partition(".")
         await self._tidy(asked.id)
         await self._take_in(asked.blob)
-        if asked.plan and asked.plan not in self._plans:
-            await self._take_in(asked.plan)
+        if asked.plan:
             self.host.asks.hold(asked.plan)
-            self._plans.add(asked.plan)
-        hit(_TAKEN)
+        try:
+            if asked.plan:
+                await self._take_in(asked.plan)
+            hit(_TAKEN)
+            return await self._driven(asked, roster, deadline)
+        finally:
+            if asked.plan:
+                self.host.asks.release(asked.plan)
+
+    async def _driven(self, asked: Asked, roster: Mapping[str, int], deadline: float | None) -> Answer:
+        task, work = asked.task, asked.work
+        run, _, scope = asked.id.partition(".")
         names = {client: name for name, client in roster.items()}
         asking = Asking(self.host, run, scope, asked.job, work.job.trained, names, asked.plan)
         asking.keep(task.params, asked.blob)
@@ -266,10 +272,16 @@ class EdgeNode:
 
     async def _serve(self, head: Mapping[str, Any]) -> None:
         """Pass a model that clients are to serve on to them; they check its signature themselves."""
-        for blob in filter(None, (str(head.get(key, "")) for key in ("blob", "tune"))):
+        for blob in _carried(head):
             await self._take_in(blob)
             self.host.asks.hold(blob)
-        self.host.serve_model(dict(head))
+        for blob in _carried(self.host.serve_model(dict(head))):
+            self.host.asks.release(blob)
+
+
+def _carried(model: Mapping[str, Any]) -> list[str]:
+    """The blobs that a letter about a model names."""
+    return [str(model[key]) for key in ("blob", "tune") if model.get(key)]
 
 
 async def _opened(read: Callable[..., Asked], model: Path, sound: bool) -> Asked:  # noqa: FBT001  see `using`

@@ -67,6 +67,7 @@ class Fleet:
     def __init__(self) -> None:
         self.clients: dict[str, Seen] = {}
         self.children: dict[str, str] = {}
+        self.changes = 0  # grows with each report: what was found before may have changed since
         self._order = count(1)
 
     def joined(self, name: str, role: str, about: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -86,6 +87,7 @@ class Fleet:
         return self._report(name, {})
 
     def _report(self, way: str, clients: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+        self.changes += 1
         before = {name: seen.via for name, seen in self.clients.items()}
         for name, seen in self.clients.items():
             if way in seen.ways and name not in clients:
@@ -107,12 +109,13 @@ class Fleet:
         if seen is None or name not in seen.ways:
             return False
         seen.about = {**seen.about, "power": dict(power)}
+        self.changes += 1
         return True
 
     def held(self, names: Iterable[str]) -> list[str]:
-        """Which of these clients are here and hold back."""
-        here = ((name, self.clients.get(name)) for name in names)
-        return [name for name, seen in here if seen is not None and seen.present and seen.held]
+        """Which of these clients hold back by the last that was heard of them, be they here or away."""
+        known = ((name, self.clients.get(name)) for name in names)
+        return [name for name, seen in known if seen is not None and seen.held]
 
     def rules(self, names: Iterable[str]) -> dict[str, int]:
         """By which rules of their own (power.py) how many of these clients hold back that are here."""
@@ -122,6 +125,7 @@ class Fleet:
     def remembered(self, name: str, via: str, about: Mapping[str, Any]) -> None:
         """A client known from before this process began."""
         self.clients.setdefault(name, Seen(name, dict(about), {}, via or name))
+        self.changes += 1
 
     def homes(
         self, roster: Mapping[str, int], *, here: bool = False, steps: bool = False

@@ -28,6 +28,8 @@ class Homes(Mapping[str, Sequence[int]]):
         self.drive: Drive | None = None
         self._again = self._steps = False
         self._held: list[int] = []  # as last said
+        self._found: dict[tuple[bool, bool], dict[str, list[int]]] = {}  # since the fleet last changed
+        self._changes = -1
 
     def held(self) -> list[int]:
         """Clients that hold back by their own policy: nobody chooses them."""
@@ -63,20 +65,28 @@ class Homes(Mapping[str, Sequence[int]]):
         """The mapping as it is for the next request."""
         self._again, self._steps = False, steps
         recorded = self._recorded()
-        return self._fleet.homes(self._roster, steps=steps) if recorded is None else _homes(recorded)
+        return self._homes(steps=steps) if recorded is None else _homes(recorded)
 
     def again(self, *, steps: bool = False) -> dict[str, list[int]]:
         """The mapping to ask lost clients again by; nobody, where an earlier life did not ask again."""
         self._again, self._steps = True, steps
         recorded = self._recorded()
         if recorded is None:
-            return self._fleet.homes(self._roster, here=True, steps=steps)
+            return self._homes(here=True, steps=steps)
         return _homes(recorded) if recorded.get("again") else {}
 
     def context(self) -> dict[str, Any]:
         """What the journal keeps with each request."""
-        homes = self._fleet.homes(self._roster, here=self._again, steps=self._steps)
+        homes = self._homes(here=self._again, steps=self._steps)
         return {"homes": homes, "again": self._again, **({"held": self._held} if self._held else {})}
+
+    def _homes(self, *, here: bool = False, steps: bool = False) -> dict[str, list[int]]:
+        """The fleet's: found once, for whoever looks at this mapping looks at each of its names."""
+        if self._changes != self._fleet.changes:
+            self._found, self._changes = {}, self._fleet.changes
+        if (here, steps) not in self._found:
+            self._found[here, steps] = self._fleet.homes(self._roster, here=here, steps=steps)
+        return self._found[here, steps]
 
     def _recorded(self) -> Mapping[str, Any] | None:
         return None if self.drive is None else self.drive.recorded()

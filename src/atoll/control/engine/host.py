@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from ...core.edge import LOST
 from ...core.errors import Refused
+from ...learn.failure import HELD
 from ...privacy.keys import Member
 from ...transport.service import Offer, Service
 from ..gate.gate import Gate
@@ -23,7 +24,6 @@ from ..store.store import Store
 from .asks import Asks, Sent
 from .errands import Errands
 from .fleet import Fleet
-from .power import HELD
 from .receipts import Receipts
 
 OnServing: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
@@ -370,14 +370,16 @@ class Host(Errands):
         for letter in letters:
             self.serve_model(letter)
 
-    def serve_model(self, letter: dict[str, Any]) -> None:
-        """Tell every member which model to serve, now and whenever one comes."""
+    def serve_model(self, letter: dict[str, Any]) -> dict[str, Any]:
+        """Tell every member which model to serve, now and whenever one comes; the letter in whose place."""
         key = _slot(letter)
-        if self.asks.models.get(key) == letter:
-            return
+        before = self.asks.models.get(key, {})
+        if before == letter:
+            return before
         self.asks.models[key] = letter
         for name in self.fleet.children:
             self.service.send(name, "model", letter)
+        return before
 
     def sent(self, ask: str, sent: Sent, peer: str, letter: dict[str, Any], asked: Want) -> None:
         """An ask goes out to a member, now or when it comes; one that went elsewhere is not waited for."""

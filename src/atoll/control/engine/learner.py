@@ -25,7 +25,7 @@ from ..pipes import framed, records
 from ..settings import Client
 from .learning import Learning
 from .process import logged
-from .workplace import Begin, Order, Said
+from .spoken import Begin, Order, Said
 
 log = logging.getLogger("atoll.client")
 

@@ -66,6 +66,7 @@ class Learning:
         self._locals: dict[str, Local] = {}
         self._orders: Orders | None = None
         self._true = ""  # the run whose promise was looked at
+        self._begun = ""  # the run whose rows were
 
     def about(self) -> dict[str, Any]:
         """What the federation may know of this site: figures and names."""
@@ -107,19 +108,20 @@ class Learning:
 
         Raises Refused where they are none of the job's contract, or there are none yet.
         """
-        name = work.data
-        if work.run not in self._locals and "source" in self._settings.data.get(name, {}):
+        name, fresh = work.data, work.run != self._begun
+        if fresh and "source" in self._settings.data.get(name, {}):
             self._held[name] = self._loaded(name)
         held = pick(self._held, name)
-        if work.run not in self._locals:
+        if fresh:
             contract = work.file.contract
             if contract is not None and (reason := refusal_of(held, contract)):
                 raise Refused(f"the data here do not keep the job's contract {contract.name!r}: {reason}")
             if not len(held.train):
                 raise Refused(f"there are no rows of {name!r} here yet")
             parts = filter(None, (held.train, held.test))
-            if work.pipeline is None and any(gaps(part) for part in parts):
+            if not work.fits and work.pipeline is None and any(gaps(part) for part in parts):
                 raise Refused(f"rows of {name!r} have missing cells, and the job has no pipeline")
+            self._begun = work.run
         return held
 
     def lighten(self, graph: Path, to: Path, data: str) -> None:
@@ -206,17 +208,27 @@ class Learning:
         self._look(work, claim)
         try:
             whose = f"{work.values['federation']}/{work.run}"
-            spend(self._folder, budget, whose, claim.epsilon, claim.delta, asked.receipts, now=time.time())
+            spend(
+                self._folder,
+                self._vault,
+                budget,
+                whose,
+                (claim.epsilon, claim.delta),
+                asked.receipts,
+                now=time.time(),
+                release=claim.release(work.job.cohort, work.job.rounds),
+                of=claim.neighbours(work.job.cohort),
+            )
         except PrivacyError as error:
             raise Refused(str(error)) from None
 
     def _local(self, asked: Asked, client: int, roots: bytes, fetched: Path) -> Local:
         """This run's learner over our rows, with what it kept from earlier rounds."""
         work = asked.work
-        local = self._locals.get(work.run)
+        local = self._locals.get(work.name)
         if local is None:
             learner = planned(work.values["table"])
-            if learner is not None:
+            if learner is not None and not work.fits:
                 policy = self._settings.policy
                 plan = plan_of(fetched / Path(asked.plan).name, str(learner["sha256"]), policy)
                 work = replace(work, plan=plan, seconds=policy.plan_seconds)
@@ -224,10 +236,10 @@ class Learning:
             if work.job.exchange.shows == "sum":
                 least = self._settings.policy.min_cohort
                 local.seat = taken(
-                    self._folder, work.run, roots, work.values["federation"], least, self._vault
+                    self._folder, work.name, roots, work.values["federation"], least, self._vault
                 )
             if dp.by_rows(work.job.trained.chain) or dp.local(work.job.trained.chain):
-                local.seat.coins = coins(self._folder, work.run, self._vault)
+                local.seat.coins = coins(self._folder, work.name, self._vault)
             path = self._state(work)
             if path.exists():
                 try:
@@ -235,8 +247,8 @@ class Learning:
                     local.committed, local.staged = dict(kept["committed"]), dict(kept["staged"])
                     local.waiting = dict(kept.get("waiting", {}))
                 except StateError as error:
-                    log.warning("%s: what this client kept for the run is lost: %s", work.run, error)
-            self._locals = {work.run: local}
+                    log.warning("%s: what this client kept for the run is lost: %s", work.name, error)
+            self._locals = {work.name: local}
         return local
 
     def _keep(self, work: Work, local: Local) -> None:
@@ -250,7 +262,7 @@ class Learning:
         hit(_KEPT[1])
 
     def _state(self, work: Work) -> Path:
-        return self._folder / "runs" / f"{work.run}.state"
+        return self._folder / "runs" / f"{work.name}.state"
 
 
 def _name(part: Any) -> str:

@@ -17,8 +17,8 @@ from ...privacy.vault import Vault
 from ...wire import body
 from ...wire.failpoint import declare, hit
 from .parcels import keep_frames, read_frames, take_frames
+from .spoken import Spoiled
 from .work import Work, opened
-from .workplace import Spoiled
 
 _WRITTEN = declare("orders.written.before"), declare("orders.written.after")
 MANY = 16  # signed jobs remembered

@@ -16,7 +16,6 @@ import msgspec
 from ...core.errors import ConfigError
 from ..settings import Power
 
-HELD = "held by its own policy: "
 DAY = 86_400.0
 CHARGED, COOLED = 0.05, 5.0  # how far beyond its limit a battery or a temperature must be to let go
 

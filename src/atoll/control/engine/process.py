@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -24,6 +23,8 @@ def logged() -> None:
 
 def until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
     """Run `serve` until it ends, or SIGTERM or SIGINT asks for `close`; 0 where it ended in order."""
+    import asyncio
+
     logged()
     return asyncio.run(_until_stopped(serve, close))
 
@@ -38,6 +39,8 @@ def program(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[
 
 
 async def _until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
+    import asyncio
+
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

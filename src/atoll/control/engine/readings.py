@@ -25,13 +25,13 @@ from ...data import Examples
 from ...data.contract import Contract
 from ...data.pipeline import breaks
 from ...privacy.vault import Vault
+from ...sense.source import NEWEST
 from ...sense.store import Absent, Kept
 from ...sense.window import Form, table
 from ..settings import Client
 from . import sensing
 
 _KEYS = ("source", "holdout", "newest", "windows", "budget")
-_NEWEST = 100_000
 
 
 def rows(
@@ -48,7 +48,7 @@ def rows(
     source = said["source"]
     if source not in settings.sources:
         raise ConfigError(f"there is no source {source!r}: {nearest(str(source), settings.sources)}", path)
-    share, newest = said.get("holdout", 0.2), said.get("newest", _NEWEST)
+    share, newest = said.get("holdout", 0.2), said.get("newest", NEWEST)
     if not isinstance(share, (int, float)) or not 0 <= share < 1:
         raise ConfigError("holdout is a share, from 0 to below 1", f"{path}.holdout")
     if not isinstance(newest, int) or newest < 1:

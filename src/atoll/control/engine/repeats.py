@@ -51,7 +51,8 @@ class Repeats:
         if before is not None:
             raise PrivacyError(
                 "this very update was in a sum with other members before, and the two sums' difference would"
-                " show one member's: submit the job with another seed, or under a promise of privacy"
+                " show one member's: submit the job with another seed, or under a promise of privacy; where"
+                " it fits a pipeline, with an earlier run's figures"
             )
         self._seen[what] = who
         if len(self._seen) > MANY:

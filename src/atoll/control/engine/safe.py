@@ -32,6 +32,7 @@ NAME = "store.key"
 VARIABLE = "ATOLL_STORE_KEY"
 CREDENTIAL = "atoll-store-key"
 _KINDS = ("runs/*.secrets", "runs/*.coins", "runs/*.state", "answers/*")
+_ALL = (*_KINDS, "budgets/*.ledger")
 _WAIT = 60  # seconds for a command that prints a key
 
 
@@ -162,12 +163,12 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _nothing_sealed(folder: Path) -> None:
-    for path in _files(folder):
+    for path in (path for kind in _ALL for path in folder.glob(kind) if path.suffix != ".part"):
         with path.open("rb") as file:
             if file.read(len(MAGIC)) == MAGIC:
                 raise StateError(
                     f"{folder / NAME} is missing, and {path.name} needs it: restore it, or remove the folders"
-                    " runs and answers to begin anew"
+                    " runs, answers and budgets to begin anew"
                 )
 
 

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import ConfigError
 from ...data.contract import Contract
 from ...privacy.vault import Vault
-from ...sense import folder as files
-from ...sense.intake import Feed, Intake
 from ...sense.judge import Rules
 from ...sense.source import Source
 from ...sense.store import Store
 from ..settings import Client, address
 
 if TYPE_CHECKING:
+    from ...sense.intake import Feed, Intake
     from ...sense.window import Form
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -73,6 +72,8 @@ def stored(settings: Client, name: str, vault: Vault) -> Store:
 
 def intake(settings: Client, vault: Vault) -> Intake:
     """All sources of a client. Raises ConfigError for wrong settings, StateError for damaged stores."""
+    from ...sense.intake import Feed, Intake  # the process that learns reads stores alone
+
     feeds: dict[str, Feed] = {}
     ways: list[tuple[str, Callable[[], Any]]] = []
     for name, source in settings.sources.items():
@@ -90,6 +91,8 @@ def _ways(
 ) -> Iterator[Callable[[], Any]]:
     folder = Path(settings.folder)
     if source.folder is not None:
+        from ...sense import folder as files
+
         picture = None
         first = made.columns[made.features[0]]
         if first.kind == "image":

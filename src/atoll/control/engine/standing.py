@@ -51,6 +51,11 @@ class Roster:
         return cls(**json.loads(data))
 
     @property
+    def sizes(self) -> list[int]:
+        """Rows of each client, by id."""
+        return [int(self.shared["rows"][name]) for name in sorted(self.clients, key=self.clients.__getitem__)]
+
+    @property
     def records(self) -> dict[int, Record]:
         """What earlier runs have shown of these clients, by id."""
         kept = {name: known["record"] for name, known in self.known.items()}

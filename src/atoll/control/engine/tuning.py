@@ -1,10 +1,8 @@
 """The workplace's part of renewing: the federation's model, trained on a site's own recent rows within its
 time.
 
-The new model lies part of the way from the federation's to what local training makes of it (Wortsman et al.
-2022, "Robust fine-tuning of zero-shot models": half-way, weights mostly answer better to a world that moves
-on than at either end). Each begins at the federation's version and never at an earlier own one, so that own
-models do not wander off.
+The new model lies part of the way from the federation's to what local training makes of it (learn/within.py).
+Each begins at the federation's version and never at an earlier own one, so that own models do not wander off.
 
     base    a parcel of kind "tune": the signed job, the params, and the coordinator's word that they belong
     rows    sealed: the site's recent rows and labels
@@ -15,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,14 +22,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from ...adapt.plan_table import planned
-from ...core.errors import CodecError, ProtocolError, Refused
-from ...core.message import FitContext, fit_many
+from ...core.errors import CodecError, IntegrityError, ProtocolError, Refused
 from ...core.rng import Rng
 from ...core.update import Update
 from ...data import Examples
+from ...learn.within import Budget, Tuned, fine_tune_within, toward
 from ...learn.wrapped import Wrapped
 from ...privacy.keys import Identity, sign, verify
 from ...privacy.vault import Vault
@@ -38,30 +36,12 @@ from ...wire.codec import Message
 from ..settings import Policy
 from . import plans
 from .parcels import read_frames
+from .recent import Rows
 from .work import Work, opened
 
 PURPOSE = "atoll tune"
-PROBE = 20  # a pass over so small a part of the rows tells what one over all costs
-LEAST = 50  # rows
-
-
-class Rows(msgspec.Struct):
-    """`x` (n, *row) float32 and `y` (n,) float64 as bytes."""
-
-    row: tuple[int, ...]
-    x: bytes
-    y: bytes
-
-    @classmethod
-    def of(cls, x: NDArray[np.float32], y: NDArray[np.float64]) -> Rows:
-        """These."""
-        return cls(x.shape[1:], x.astype(np.float32).tobytes(), y.astype(np.float64).tobytes())
-
-    def examples(self, *, classes: bool) -> Examples:
-        """Labels are class numbers, or values."""
-        y = np.frombuffer(self.y, np.float64)
-        x = np.frombuffer(self.x, np.float32).reshape(len(y), *self.row)
-        return Examples(x, y.astype(np.int64) if classes else y)
+PIECES = 20  # of a pass: between two of them the time is looked at
+LEAST = 50  # rows of a piece, and to learn from at all
 
 
 def parcel(work: Work, letter: Mapping[str, Any], params: Update, identity: Identity) -> Message:
@@ -80,11 +60,12 @@ def _belong(work: Work, params: Update, created: float) -> bytes:
     return json.dumps({"run": work.run, "params": digest, "created": created}, sort_keys=True).encode()
 
 
-def read(base: Path, roots: bytes, federation: str, policy: Policy) -> tuple[Work, Update]:
+def read(base: Path, roots: bytes, federation: str, policy: Policy, run: str = "") -> tuple[Work, Update]:
     """The job and the model of a parcel, as of when it was made: its signer's certificate may have ended
-    since.
+    since. `run`: whose it has to be, "" for any.
 
-    Raises ProtocolError unless a coordinator signed both, Refused for a plan that this site does not run.
+    Raises ProtocolError unless a coordinator signed both and they are this run's, Refused for a plan that
+    this site does not run.
     """
     message = read_frames(base)
     params, values = message.arrays.get("params"), message.head
@@ -103,6 +84,8 @@ def read(base: Path, roots: bytes, federation: str, policy: Policy) -> tuple[Wor
     signer = verify(chain, roots, text, signature, now=created, purpose=PURPOSE)
     if signer.role != "coordinator" or signer.federation != federation:
         raise ProtocolError("the model to fine-tune was not signed by this federation's coordinator")
+    if run not in ("", work.run):
+        raise ProtocolError(f"the model to fine-tune is of run {work.run}, the one that serves of {run}")
     if (learner := planned(work.values["table"])) is not None:
         if not policy.plans:
             raise Refused("this site runs no plans: [policy] plans = true allows them")
@@ -122,13 +105,17 @@ def tune(
     federation: str,
     policy: Policy,
 ) -> dict[str, Any]:
-    """Write the new model; {passes, rows, cpu_seconds}. `values`: seconds of CPU, passes, reach, seed.
+    """Write the new model; {pieces, steps, cpu_seconds}. `values`: seconds of CPU, passes, reach, seed, run.
 
     Raises Refused where the time is too short or the model cannot be fine-tuned here, ProtocolError as
-    `read`.
+    `read`: the parcel goes then, so that another is fetched.
     """
     began = time.process_time()
-    work, params = read(base, roots, federation, policy)
+    try:
+        work, params = read(base, roots, federation, policy, str(values.get("run", "")))
+    except (ProtocolError, CodecError, IntegrityError):
+        base.unlink()
+        raise
     learner = work.learner
     while isinstance(learner, Wrapped):
         learner = learner.learner
@@ -139,16 +126,9 @@ def tune(
         kept = Examples(work.pipeline.rows(kept.x), kept.y)
     key = Rng.of(int(values["seed"])).at("tune")
     left = float(values["seconds"]) - (time.process_time() - began)
-    fresh, passes, used = tuned(
-        learner,
-        params,
-        kept,
-        key,
-        left,
-        int(values["passes"]),
-        round=work.job.rounds,
-        reach=float(values["reach"]),
-    )
+    passes = int(values["passes"])
+    found = tuned(learner, params, kept, key, seconds=left, passes=passes, round=work.job.rounds)
+    fresh = toward(params, found.params, float(values["reach"]))
     part = to.with_name(f"{to.name}.part")
     try:
         learner.export(fresh, part, np.asarray(kept.x[:8], np.float32))
@@ -156,7 +136,7 @@ def tune(
         vault.write(to, graph if work.pipeline is None else work.pipeline.frozen(graph))
     finally:
         part.unlink(missing_ok=True)
-    return {"passes": passes, "rows": used, "cpu_seconds": time.process_time() - began}
+    return {"pieces": found.pieces, "steps": found.steps, "cpu_seconds": time.process_time() - began}
 
 
 def tuned(
@@ -164,32 +144,15 @@ def tuned(
     params: Update,
     rows: Examples,
     key: Rng,
-    seconds: float,
-    passes: int = 2,
     *,
-    reach: float = 0.5,
+    seconds: float,
+    passes: int,
     round: int = 0,
     clock: Callable[[], float] = time.process_time,
-) -> tuple[Update, int, int]:
-    """The model `reach` of the way that `passes` trainings go, as many as fit into `seconds` of CPU; how many
-    did, and how many of the newest rows they learnt from. Raises Refused where there is too little time.
-    """
-    began = clock()
-
-    def trained(start: Update, part: Examples, turn: int) -> tuple[Update, float]:
-        before = clock()
-        (made,) = fit_many(learner, start, [part], [FitContext(key.at(turn), round)])
-        return start + made.update, clock() - before
-
-    probe = max(LEAST, len(rows) // PROBE)
-    _, cost = trained(params, rows[-probe:], 0)
-    each = max(cost, 1e-6) / min(probe, len(rows))
-    fits = int((seconds - cost) / each)
-    if min(fits, len(rows)) < LEAST:
+) -> Tuned:
+    """As far as it comes within `seconds` of CPU. Raises Refused where that is not LEAST rows far."""
+    piece = max(LEAST, -(-len(rows) // PIECES))
+    if len(rows) < LEAST or seconds <= 0:
         raise Refused(f"{seconds:.3g} s of CPU or {len(rows)} rows are too few to fine-tune")
-    part, fresh, done = rows[-min(fits, len(rows)) :], params, 0
-    while done < passes and (not done or clock() - began + each * len(part) <= seconds):
-        fresh, cost = trained(fresh, part, done + 1)
-        each, done = cost / len(part), done + 1
-    buffer = params.buffer + reach * (fresh.buffer - params.buffer)
-    return Update(params.layout, buffer.astype(params.buffer.dtype)), done, len(part)
+    budget = Budget(sys.maxsize, seconds, passes)
+    return fine_tune_within(learner, params, rows, budget, clock, key=key, round=round, piece=piece)

@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from ...core.errors import Refused
+from ...learn.failure import HELD
 from ...wire.files import whole
 from ..settings import Power
 from .policy import closed
-from .power import HELD, Held, Seen, Spent, carried, checked, held, rested
+from .power import Held, Seen, Spent, carried, checked, held, rested
 from .sensors import Energy, Meter, Sensors
 
 log = logging.getLogger("atoll.member")

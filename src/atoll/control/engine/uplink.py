@@ -40,7 +40,7 @@ from ...transport.frames import FrameFile, plain
 from ...wire.failpoint import declare, hit
 from ..settings import PLAIN, Client, Edge, authorities, login
 from .outside import Outside
-from .workplace import Spoiled
+from .spoken import Spoiled
 
 log = logging.getLogger("atoll.member")
 _ASKED, _FETCHED = declare("uplink.asked"), declare("uplink.fetched")
@@ -341,12 +341,13 @@ class Uplink:
             path.touch()  # in use: others are older
         else:
             assert self.dial is not None  # noqa: S101  asks come through it
-            held = {p.name: p for p in path.parent.iterdir() if len(p.name) == 64}
-            await self.dial.download(blob, path, held)
+            before = list(path.parent.iterdir())
+            await self.dial.download(blob, path, {p.name: p for p in before if len(p.name) == 64})
             hit(_FETCHED)
-            newest = sorted((p for p in path.parent.iterdir()), key=lambda p: p.stat().st_mtime_ns)
-            for old in newest[:-KEPT]:
-                old.unlink(missing_ok=True)
+            if len(before) >= KEPT:
+                newest = sorted(path.parent.iterdir(), key=lambda p: p.stat().st_mtime_ns)
+                for old in newest[:-KEPT]:
+                    old.unlink(missing_ok=True)
         return path
 
     def _model_path(self, blob: str) -> Path:

@@ -10,6 +10,11 @@
     folder/watch/base/...    what to fine-tune: the federation's model as its run left it
     folder/watch/own/...     this node's own model and, written last, what it was made of; sealed
 
+Where rows are windows of one device (sense/history.py), the model answers these, and is renewed and compared
+on them; drift is looked for in each one's newest reading alone. Its other columns are the same series, moved:
+a reading would be counted once for each of them, a change told as often as a window is long, each time a step
+later, and the monitor's state would be as many times as large.
+
 A node that is killed goes on where its state says. A fine-tune that was under way then has spent what it had
 reserved, and is over; the model that serves is the last that was wholly written.
 """
@@ -39,9 +44,9 @@ from ...serve.quota import Amount
 from ...serve.triggers import Start, What
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
-from ..settings import Client
+from ..settings import Client, histories
 from .answered import errors, losses, said
-from .tuning import Rows
+from .recent import Rows
 
 log = logging.getLogger("atoll.client")
 _STATE = declare("watch.state.before"), declare("watch.state.after")
@@ -54,7 +59,9 @@ JOB = "renew"  # the name under which a quota holds what is under way
 
 
 class Window(Protocol):
-    """`rows`: (n, *row) float32. `labels`: (n,) float64, NaN for none, or None. `cursor`: of the next."""
+    """`rows`: (n, *row) float32; a row is a reading, or a window of one device, (size, *reading). `labels`:
+    (n,) float64, NaN for none, or None. `cursor`: of the next.
+    """
 
     @property
     def rows(self) -> NDArray[np.float32]:
@@ -124,7 +131,7 @@ class Watch:
     ) -> None:
         assert settings.watch is not None  # noqa: S101  who makes it has looked
         self._watch, self._renew = settings.watch, settings.renew
-        self._names = names
+        self._names, self._windows = names, bool(histories(settings))
         self._folder = Path(settings.folder) / "watch"
         self._vault, self._shelf, self._tune, self._send, self._clock = vault, shelf, tune, send, clock
         self._working: asyncio.Task[None] | None = None
@@ -209,6 +216,7 @@ class Watch:
             self._write(cursor=window.cursor)
             return None
         answered = said(answers)
+        newest = window.rows[:, -1] if self._windows else window.rows
         wrong = None if window.labels is None else errors(answers, window.labels)
         state = known.monitor if known.whose == whose else None
         if (
@@ -218,13 +226,12 @@ class Watch:
         ):
             state = monitor.renewed(known.monitor)
         if state is None:
-            count = int(np.prod(window.rows.shape[1:])) + answered.shape[1]
-            wide = count - answered.shape[1]
+            wide = int(np.prod(newest.shape[1:]))
             named = len(self._names) == wide
             names = self._names if named else tuple(f"column {i}" for i in range(wide))
             names += tuple(f"answer {i}" for i in range(answered.shape[1]))
             state = monitor.begun(names, values="label" not in answers)
-        seen = monitor.Seen(window.rows, answered, wrong)
+        seen = monitor.Seen(newest, answered, wrong)
         state, events = monitor.seen(state, seen, now, self._watch)
         table, start = known.triggers, None
         if self._renew is not None:
@@ -303,8 +310,9 @@ class Watch:
             raise Refused(refused)
         source, to = self._folder / "own" / "rows", self._folder / "own" / "challenger"
         await asyncio.to_thread(self._vault.write, source, msgspec.msgpack.encode(Rows.of(*rows)))
-        values = {"seconds": minutes * 60, "seed": self.known.number}
+        values: dict[str, Any] = {"seconds": minutes * 60, "seed": self.known.number}
         values |= {"passes": self._renew.passes, "reach": self._renew.reach}
+        values["run"] = await asyncio.to_thread(self._shelf.run, name)
         try:
             async with asyncio.timeout(max(0.0, start.until - now)):
                 took = await self._tune(base, source, to, values)

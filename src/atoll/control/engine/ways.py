@@ -1,13 +1,15 @@
 """Doors and ways: what a server listens on, and how a member finds it from one URL.
 
 A member knows its parent by one https:// URL. There the server says which other doors it has
-(`/v1/ways`), so that one line, `transport = "grpc"`, chooses how the two talk.
+(`/v1/ways`), so that one line, `transport = "grpc"`, chooses how the two talk; without it gRPC
+where the member has grpcio and the server a door for it, else HTTPS.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 import ssl
@@ -21,7 +23,7 @@ from ...core.errors import Gone
 from ...privacy.keys import Current
 from ...privacy.private import write_private
 from ...transport import link
-from ...transport.open import open_link
+from ...transport.open import chosen, open_link
 from ...wire.plain import Bytes
 from ..settings import PLAIN, Client, Edge, Transport, address, authorities, login
 
@@ -34,11 +36,12 @@ if TYPE_CHECKING:
     from .host import Host
     from .pki import Registrar
 
+log = logging.getLogger("atoll.member")
 CACHE = 8 << 20  # bytes of models read last: the system has the rest in memory anyway
 SECONDS = 20.0  # until a server must have said which doors it has
 LONGEST = 1 << 16  # bytes of what it says
 GRACE = 30.0  # seconds a member's seat waits for it to connect again
-_SCHEMES: Mapping[Transport, str] = {"grpc": "grpcs", "https": "https", "websocket": "wss"}
+_SCHEMES: Mapping[str, str] = {"grpc": "grpcs", "https": "https", "websocket": "wss"}
 
 
 class Servers:
@@ -61,7 +64,7 @@ class Servers:
 
     async def start(self) -> None:
         """Listen. Raises ConfigError or StateError where it cannot."""
-        from ...transport import grpc, https
+        from ...transport import https
 
         source = None if self.settings.insecure else self.current
         federation = self.current().member.federation
@@ -69,6 +72,8 @@ class Servers:
         host, _ = address(self.settings.listen, "$.listen")
         grpc_port = None
         if self.settings.grpc:
+            from ...transport import grpc
+
             door = await grpc.serve(self.service, self.settings.grpc, source, federation=federation)
             self._open.append(door)
             grpc_port = door.port
@@ -202,12 +207,15 @@ def find_link(current: Current, settings: Client | Edge) -> Callable[[str], link
     Over plain text, which links take to this machine only, we say who we are and nothing proves it.
     """
     transport, proxy, ca, user = settings.transport, settings.proxy, authorities(settings), login(settings)
+    dialled = {urlsplit(url).scheme for url in settings.join or current().urls}
+    if transport == "auto" and chosen(transport) == "https" and "https" in dialled:
+        log.warning("grpcio is not installed: this member talks HTTPS (gRPC: pip install 'atoll-fl[grpc]')")
 
     def make(url: str) -> link.Link:
         scheme = urlsplit(url).scheme
         if scheme in PLAIN:
             return open_link(url, None, claim=current().member)
-        if scheme == "https" and transport != "https":
+        if scheme == "https" and chosen(transport) != "https":
             return Found(url, current, transport, proxy)
         return open_link(url, current(), proxy=proxy or None, ca=ca, user=user)
 
@@ -252,13 +260,15 @@ class Found:
 
     async def _door(self) -> link.Link:
         if self._inner is None:
-            ways = await self._ask()
-            port = ways.get(self._transport)
+            ways, transport = await self._ask(), chosen(self._transport)
+            if self._transport == "auto" and not isinstance(ways.get(transport), int):
+                transport = "https"
+            port = ways.get(transport)
             if not isinstance(port, int):
-                raise Gone(f"{self.url} offers no {self._transport}: choose another transport")
+                raise Gone(f"{self.url} offers no {transport}: choose another transport")
             host = urlsplit(self.url).hostname or ""
             host = f"[{host}]" if ":" in host else host
-            door = f"{_SCHEMES[self._transport]}://{host}:{port}"
+            door = f"{_SCHEMES[transport]}://{host}:{port}"
             self._inner = open_link(door, self._current(), proxy=self._proxy or None)
         return self._inner
 

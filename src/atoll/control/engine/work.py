@@ -2,6 +2,8 @@
 
     text = {"run": ..., "table": the job file's values, "seed": ..., what the sites' data have in common}
 
+A table whose pipeline has no figures yet asks for these figures; with them it asks to train.
+
 The text is signed by the coordinator's key, so that an edge in between, or a proxy, can neither invent
 nor change work. Members run named, installed parts with these values; no code travels.
 """
@@ -85,24 +87,24 @@ class Work:
         return config.parse(self.values["table"])
 
     @property
+    def fits(self) -> bool:
+        """Whether this is the part of a run that comes before its rounds: a pipeline without figures yet."""
+        return self.file.fits
+
+    @property
+    def name(self) -> str:
+        """What this part of the run is called where its two may not be taken for each other."""
+        return f"{self.run}.fit" if self.fits else self.run
+
+    @property
     def job(self) -> Job:
-        """The job."""
-        return self.file.job
+        """The job, or the one that fits its pipeline."""
+        return self.file.fitting if self.fits else self.file.job
 
-    @cached_property
+    @property
     def pipeline(self) -> Pipeline | None:
-        """What happens to raw rows before they are learnt from, and in the model's graph before it answers.
-
-        Raises ConfigError where its figures are not in the job: nobody fits them in a federation's run.
-        """
-        data = self.values["table"].get("data")
-        made = self.file.pipeline
-        if made is None and isinstance(data, Mapping) and "pipeline" in data:
-            raise ConfigError(
-                'expected pipeline = "range", or the figures of at.fit_pipeline(...).table()',
-                "$.data.pipeline",
-            )
-        return made
+        """What happens to raw rows before they are learnt from, and in the graph before the model."""
+        return self.file.pipeline
 
     @cached_property
     def learner(self) -> Any:

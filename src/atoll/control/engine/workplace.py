@@ -31,6 +31,7 @@ from ...transport.pump import give_back
 from ...wire import failpoint
 from ..pipes import LENGTH, ended, framed
 from ..settings import Client
+from .spoken import Begin, Order, Said, Spoiled
 
 if TYPE_CHECKING:
     from .datasets import Held
@@ -40,42 +41,6 @@ COMMAND = (sys.executable, "-m", "atoll.control.engine.learner")
 STRIKES = 2
 _ERRORS = {e.__name__: e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, AtollError)}
 GRACE = 5.0  # seconds for work that nobody waits for any more to end, before its process is ended
-
-
-class Spoiled(StateError):  # noqa: N818  it says what happened
-    """The model's file is not what was fetched, as a power cut leaves it: fetch it again."""
-
-
-class Begin(msgspec.Struct):
-    """What the process is told first: a client's settings, and the key of its files."""
-
-    settings: Client
-    key: bytes
-
-
-class Order(msgspec.Struct, omit_defaults=True):
-    """Answer `head` with the model in files[0] into files[1]; without a head, make files[2] of files[0] and
-    the delta files[1]. `calibrate`: instead, make files[1] of the ONNX file files[0], on this data set.
-    `tune`: instead, train the model in files[0] on the rows in files[1] into files[2].
-    """
-
-    files: list[str]
-    head: dict[str, Any] | None = None
-    sound: bool = False
-    roots: bytes = b""
-    federation: str = ""
-    calibrate: str = ""
-    tune: dict[str, Any] | None = None
-
-
-class Said(msgspec.Struct, omit_defaults=True):
-    """Done, or the error: its class and words. `about`: what its rows are, of the first of a process; what a
-    fine-tune took.
-    """
-
-    about: dict[str, Any] = {}
-    kind: str = ""
-    text: str = ""
 
 
 class Workplace(Protocol):

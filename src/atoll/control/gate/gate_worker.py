@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +23,7 @@ import zstandard  # noqa: F401  loaded before memory is short: wire/coded.py unp
 
 from ...core.errors import AtollError
 from ...core.registry import parts
-from ...wire.body import Section
+from ...wire.body import Section, mapped
 from ...wire.manifest import build
 from ...wire.plain import Limits, Message
 from ...wire.values import VALUES, Values, head_of
@@ -89,8 +88,7 @@ def _open(case: Case) -> tuple[Message, int]:
     size = Path(case.path).stat().st_size
     if size != head.size:
         raise AtollError(f"its file has {size} bytes, and its head announces {head.size}")
-    raw: Any = np.memmap(case.path, np.uint8, "r") if size else np.empty(0, np.uint8)
-    raw = raw.view(np.ndarray)
+    raw = mapped(Path(case.path)) if size else np.empty(0, np.uint8)
     return build(head, sections, raw, 0, finite=False), raw.__array_interface__["data"][0]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...core.errors import AtollError, ConfigError
 from ...privacy.token import Token
+from ...transport.open import chosen
 from ..pinning import blind, fingerprint
 from ..settings import Client, Edge, read
 from .doctor_broker import by_broker
@@ -32,7 +33,7 @@ def doors(folder: Path, timeout: float, clock: Callable[[], float]) -> Iterator[
     identity = _identity(folder / "identity")
     urls: Sequence[str] = (settings.join if settings else ()) or (identity.urls if identity else ())
     proxy = settings.proxy if settings else ""
-    transport = settings.transport if settings else ""
+    transport = chosen(settings.transport) if settings else ""
     pins = _pins(identity, settings.token if settings else "")
     for url in urls:
         if url.startswith("mqtt"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 
 from . import schema as t
 from .chain import link
@@ -16,6 +16,8 @@ from .told import Told
 
 _SEAL = transition("seal")
 _MANY = 5_000  # events read at a time
+STEPS = ("asked", "answered", "closed", "note", "checkpoint")  # of a run's own way (journal.py)
+_NEWS = select(t.events.c.seq).where(t.events.c.seq > bindparam("n"), t.events.c.kind.not_in(STEPS)).limit(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,12 @@ class Audit(Database):
         found = select(t.events).where(t.events.c.seq > after).order_by(t.events.c.seq).limit(limit)
         rows = self.rows(found if run is None else found.where(t.events.c.run == run))
         return [{**row._mapping, "body": parsed(row.body)} for row in rows]
+
+    def news(self, after: int) -> tuple[int, bool]:
+        """The last event's number, and whether one after `after` is more than a step of a run."""
+        with self.read() as conn:
+            last = conn.execute(select(t.head.c.seq)).scalar_one()
+            return last, conn.execute(_NEWS, {"n": after}).first() is not None
 
     def head(self) -> tuple[int, str]:
         """The last event's number and hash; keep them elsewhere, and `verify` finds a cut end."""

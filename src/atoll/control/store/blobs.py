@@ -177,13 +177,13 @@ class Blobs:
 
     def hold(self, name: str) -> None:
         """Spare a blob that no row names, such as a model on its way, until `let_go` or the process ends."""
-        self._held.add(name)
+        with self._lock:  # not while it is being taken away: who looks afterwards sees whether it is here
+            self._held.add(name)
 
-    def let_go(self, names: Collection[str]) -> None:
-        """Nobody here needs these any more: they go, unless a row names them."""
-        self._held.difference_update(names)
-        self._fresh.difference_update(names)
-        self.superfluous(names)
+    def let_go(self, name: str) -> None:
+        """Nobody here needs it any more: it is superfluous, unless a row names it."""
+        self._held.discard(name)
+        self._fresh.discard(name)
 
     def superfluous(self, names: Collection[str]) -> None:
         """Some rows named these blobs and are gone: so are the blobs, unless somebody else needs them."""
@@ -227,8 +227,9 @@ class Blobs:
         return gone
 
     def _take_away(self, name: str) -> None:
-        self._files.unlink(self.path(name))
-        self._files.unlink(self.head(name))
+        path = self.path(name)
+        self._files.unlink(path)
+        self._files.unlink(path.with_name(path.name + ".head"))
         self._fresh.discard(name)
         hit(_TAKEN)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
@@ -49,6 +50,11 @@ _CLOSE = (
     .where(*_this(t.asks), t.asks.c.closed == 0)
     .values(closed=bindparam("n"), replied=bindparam("yes"), missing=bindparam("no"))
 )
+_NEW = ("run", "scope", "request", "peer", "seq", "blob", "reason", "info")
+_IF_OPEN = select(
+    *(t.asks.c[name] for name in _NEW[:3]),
+    *(bindparam(name, type_=t.answers.c[name].type) for name in _NEW[3:]),
+).where(*_this(t.asks), t.asks.c.closed == 0)
 _ASKS = select(t.asks).where(*_here(t.asks)).order_by(t.asks.c.request)
 _ANSWERS = select(t.answers).where(*_here(t.answers)).order_by(t.answers.c.seq)
 _ANSWER = select(t.answers).where(*_this(t.answers), t.answers.c.peer == bindparam("p"))
@@ -63,6 +69,12 @@ _UNPIN, _UNPINNED = delete(t.pins).where(*_LEFT), select(t.pins.c.blob).where(*_
 _FORGET_ASKS = delete(t.asks).where(
     *_here(t.asks), t.asks.c.request < bindparam("q"), t.asks.c.request.not_in(_KEPT)
 )
+
+
+@cache
+def _answer(dialect: str) -> Any:
+    """Insert an answer of a request under way, unless its peer has one: rowcount says which."""
+    return insert_new(t.answers, dialect).from_select(_NEW, _IF_OPEN)
 
 
 class Journal:
@@ -129,22 +141,25 @@ class Journal:
         """
         with self._db.write(_ANSWERED) as tx:
             at = {**self._at, "q": request}
-            ask = tx.run(_ASK, at).one_or_none()
-            if ask is None:
-                self._not_before_checkpoint(tx, request)
-                raise StateError(f"request {request} of {self.run}/{self.scope} was not asked")
-            if tx.run(_ONE, {**at, "p": peer}).one_or_none() is not None:
-                return False
-            if ask.closed:
-                raise StateError(f"request {request} of {self.run}/{self.scope} is closed")
+            peer, reason, kept = clean(peer), clean(reason), canonical(dict(info or {}))
+            row = {**at, "peer": peer, "seq": tx.seq + 1, "blob": blob, "reason": reason, "info": kept}
+            if not tx.run(_answer(self._db.dialect), row).rowcount:
+                return self._known(tx, at, peer)
             if blob is not None:
                 self._blobs.need(blob)
-            peer, reason, kept = clean(peer), clean(reason), canonical(dict(info or {}))
             body = {"scope": self.scope, "request": request, "blob": blob, "reason": reason}
-            seq = tx.event("answered", {**body, "info": digest(kept)}, run=self.run, node=peer)
-            row = {**self._key, "request": request, "peer": peer, "seq": seq, "blob": blob}
-            tx.run(t.answers.insert(), {**row, "reason": reason, "info": kept})
+            tx.event("answered", {**body, "info": digest(kept)}, run=self.run, node=peer)
             return True
+
+    def _known(self, tx: Tx, at: Mapping[str, Any], peer: str) -> bool:
+        """False where this peer's answer is here already. Raises StateError where it may not be."""
+        ask, request = tx.run(_ASK, at).one_or_none(), at["q"]
+        if ask is None:
+            self._not_before_checkpoint(tx, request)
+            raise StateError(f"request {request} of {self.run}/{self.scope} was not asked")
+        if tx.run(_ONE, {**at, "p": peer}).one_or_none() is None:
+            raise StateError(f"request {request} of {self.run}/{self.scope} is closed")
+        return False
 
     def closed(self, request: int, replied: Sequence[str], missing: Mapping[str, str]) -> None:
         """The request is over. The same again: nothing.

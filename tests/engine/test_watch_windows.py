@@ -1,0 +1,82 @@
+"""The watch of windows: rows of the data set, answered, judged, learnt from; none twice when killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from atoll.control.engine.tuning import Rows
+from atoll.control.settings import Client, make, watched
+from atoll.core.errors import ConfigError
+from atoll.wire import failpoint
+from tests.engine.watching import VAULT
+from tests.engine.windowed import DATA, SOURCE, Node
+
+
+def test_windows_are_answered_judged_by_their_newest_reading_and_learnt_from(tmp_path: Path) -> None:
+    made = Node(tmp_path)
+    made.parcel()
+    made.play()
+    state = made.watch.known.monitor
+    assert state is not None
+    assert [c.name for c in state.columns] == ["u", "v", "answer 0", "answer 1", "answer 2"]
+    told = [(t.event.kind, t.event.what) for t in made.watch.known.told]
+    assert told[0] == ("calibrated", "")
+    assert ("raised", "error") in told and ("renewed", "tune") in told and ("cleared", "error") in told
+    assert not {"u", "v"} & {what for kind, what in told if kind == "raised"}, "they are as they were"
+    served, rows = made.shelf.get("line"), made.learnt_from()
+    assert served is not None and served.own > 0
+    x, y = rows.x[-300:], rows.y[-300:]
+    assert (served.model.run(x)["label"] == y).mean() > 0.9
+
+
+def kept(made: Node) -> list[tuple[bytes, float]]:
+    found = [
+        msgspec.msgpack.decode(VAULT.read(f), type=Rows).examples(classes=False) for f in made.watch._files()
+    ]
+    return [(x.tobytes(), y) for part in found for x, y in zip(part.x, part.y, strict=True)]
+
+
+@pytest.mark.parametrize("point", ["watch.rows.after", "watch.state.before", "watch.state.after"])
+def test_killed_anywhere_no_row_is_counted_twice(point: str, tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    more = {"drift": False, "recent": 10_000, "n": 60}
+    whole = Node(tmp_path / "whole", **more).play()
+    rows = whole.learnt_from()
+    final = rows.x[: len(kept(whole))]
+    assert len(final) > 150
+    assert {x for x, _ in kept(whole)} <= {x.tobytes() for x in rows.x}, "bit for bit what is learnt from"
+    Node(tmp_path / "killed", **more).store.close()
+    environment = {**os.environ, failpoint.VARIABLE: f"{point}:4:kill"}
+    command = [sys.executable, "-m", "tests.engine.windowed", str(tmp_path / "killed")]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    again = Node(tmp_path / "killed", **more)
+    assert 0 < again.watch.known.cursor < whole.watch.known.cursor
+    again.play()
+    assert again.watch.known.monitor == whole.watch.known.monitor
+    assert sorted(kept(again)) == sorted(kept(whole))
+    assert len(set(kept(whole))) == len(kept(whole))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"watch": {"source": "engine", "data": "other"}}, "no data set 'other' of 'engine'"),
+        ({"data": {"engine": {**DATA, "newest": 1}}}, "at most `newest`"),
+        ({"data": {"engine": {**DATA, "newest": "all"}}}, "newest is a number"),
+        ({"sources": {"engine": {**SOURCE, "window": {"seconds": 5}}}}, "windows of a size"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_at_the_start(change: dict[str, object], words: str) -> None:
+    table = {"sources": {"engine": SOURCE}, "data": {"engine": DATA}, "predict": "127.0.0.1:0"}
+    table |= {"watch": {"source": "engine", "data": "engine"}}
+    watched(make(Client, table))
+    with pytest.raises(ConfigError, match=words):
+        watched(make(Client, {**table, **change}))
