@@ -98,7 +98,11 @@ def test_in_a_browser_what_others_wrote_is_text(hall, browser, tmp_path) -> None
     hall.store.move(lost, "failed", frm=("queued",), reason=f"QuorumError: {evil}")
     hall.store.node_seen("north", "client", {"parent": evil, "version": evil})
     hall.store.node_seen("plant", "edge", {})
-    hall.office.about = lambda _: {"names": {"0": "plant", "1": "north"}}
+    power = {"held": evil, "rule": "battery", "since": 900.0, "until": 1000.0}
+    hall.store.node_seen("east", "client", {"power": power})
+    waiting = {"since": 900.0, "of": 2, "held": 1, "rules": {"battery": 1, evil: 2}}
+    hall.office.about = lambda _: {"names": {"0": "plant", "1": "north"}, "waiting": waiting}
+    hall.live["plant"] = {"joint": {"asked": 9, "answered": 7, "passed": 2, "late": 0}}
     hall.live["north"] = {"phase": evil, "up": 2000, "down": 3000}
     with served(hall, pem=None) as url:
         page = drawn(browser, f"{url}/#{hall.token('viewer')}", tmp_path / "profile")
@@ -106,6 +110,9 @@ def test_in_a_browser_what_others_wrote_is_text(hall, browser, tmp_path) -> None
     assert "<title>owned</title>" not in page
     assert page.count("&lt;script&gt;") >= 4
     assert "<img" not in page
+    assert "waiting: 1 of 2 hold back (battery 1, &lt;script" in page
+    assert "holds back: battery, since " in page
+    assert "rows asked 9, answered 7, passed on 2, too late 0" in page
     assert 'class="curve"' in page  # the chart is drawn
     assert 'class="site' in page  # and the ring
     assert "atoll1." not in page.replace("atoll1.…", "")  # the token is not in the page

@@ -252,6 +252,7 @@ def test_metrics_for_prometheus(hall) -> None:
     began = hall.office.clock() - 0.1
     told = {"since": hall.office.clock() - 30, "of": 1, "held": 1, "rules": {"duty": 1}}
     hall.office.about = lambda _: {"waiting": told}
+    hall.live = {"a": {"joint": {"asked": 9, "late": 2}}}
     viewer = hall.as_("viewer")
     (row,) = viewer.get("/v1/nodes").json()["nodes"]
     assert row["holds"] == {"rule": "duty", "since": hall.now - 5, "until": hall.now + 60}
@@ -262,6 +263,7 @@ def test_metrics_for_prometheus(hall) -> None:
     assert 'atoll_nodes_holding_back{rule="battery"} 0.0' in text
     seconds = text.partition(f'atoll_run_waiting_seconds{{run="{run}"}} ')[2].split()[0]
     assert 30 <= float(seconds) < 30 + hall.office.clock() - began
+    assert 'atoll_edge_rows{node="a",what="late"} 2.0' in text
     assert 'atoll_runs{state="running"} 1.0' in text
     assert f'atoll_run_round{{run="{run}"}} 2.0' in text
     assert f'atoll_run_suspects{{run="{run}"}} 2.0' in text

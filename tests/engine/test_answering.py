@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from atoll.control.engine.answering import Answering
 from atoll.control.engine.host import JOINT, Host
@@ -123,6 +124,24 @@ def test_nobody_else_is_answered(made: Path) -> None:
     assert refused == [None] * 4
     assert good is not None
     assert counts["asked"] == 1
+
+
+def test_a_question_may_be_larger_than_what_members_else_send(made: Path) -> None:
+    """The door itself takes 1 MiB of a request; a question of 2 is read, and not one of 5."""
+    settings = Edge(models={"medium": str(made / "medium.onnx")})
+
+    async def talk() -> tuple[int, int]:
+        async with (
+            door(settings, made / "plant", lambda: member(made, "north")) as (url, answering),
+            ClientSession() as session,
+        ):
+            mine = asks(joint(above=(url,)), Identity.open(made / "north"), ())
+            assert await mine.ask(np.zeros((10_000, 50), np.float32)) is None  # the model reads rows of 3
+            await mine.close()
+            async with session.post(f"{url}/v1/joint", data=BytesIO(bytes(5 << 20))) as answer:
+                return answering.counts()["asked"], answer.status
+
+    assert asyncio.run(talk()) == (10_000, 413)
 
 
 def test_settings_name_models_and_whom_an_edge_asks(made: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,60 @@ def test_rows_of_a_tier_further_up_are_told_by_the_numbers_here() -> None:
     for rows in ((3,), (-1,)):
         with pytest.raises(ProtocolError, match="none to these rows"):
             unpack(pack({}, answers, Beyond({}, (0,), Beyond({}, rows))), 3)
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_whatever_is_set_rows_are_read_by_whom_the_node_lets_and_answered(block: int, made: Path) -> None:
+    total: Counter[str] = Counter()
+    for seed in range(8 * block, 8 * block + 8):
+        with ExitStack() as stack:
+            total += world(seed, made, Chain(made, stack))
+    assert set(total) == {"plant", "hub"}, "some rows are read by each"
+
+
+def world(seed: int, made: Path, chain: Chain) -> Counter[str]:
+    """Policies, thresholds, shares, models and who is away by dice; rows that each server could read."""
+    dice = np.random.default_rng(seed)
+    readers, on = (str(dice.choice(["edge", "both", "coordinator"])) for _ in range(2))
+    send, passes = (str(dice.choice(["nothing", "sample", "sample"])) for _ in range(2))
+    shares, thresholds = dice.choice([0.05, 0.3, 1.0], 2), dice.choice([0.0, 0.5, 0.8], 2)
+    here, away = dice.random() < 0.7, dice.random() < 0.3
+    cloud = chain.server("hub", chain.model("large"))
+    url = "http://127.0.0.1:1" if away else cloud.url
+    up = {"send": passes, "readers": on, "share": shares[1], "threshold": thresholds[1], "model": "net"}
+    asks = joint(made, url, **up)
+    edge = chain.server(
+        "plant", chain.model("medium") if here else {"other": chain.model("medium")["net"]}, asks
+    )
+    read: Counter[str] = Counter()
+    for who, keys in chain.keys.items():
+
+        def reads(message: bytes, most: int, who: str = who, inner: Any = keys.read) -> Any:
+            question = inner(message, most)
+            read[who] += len(question.x)
+            return question
+
+        keys.read = reads  # type: ignore[method-assign]
+    limits = {"share": shares[0], "threshold": thresholds[0]}
+    node, counts = chain.node(edge.url, send=send, readers=readers, model="net", **limits)
+    by = {name: says(made, name) for name in ("small", "medium", "large")}
+    for part in np.array_split(np.arange(len(X)), 5):
+        found = told(node, "/v1/predict", X[part])
+        p, above = np.array(found["predictions"]["probabilities"]), found.get("above")
+        who = np.array(["small"] * len(part), object)
+        if above is not None:
+            who[above["rows"]] = "medium" if here and readers != "coordinator" else "large"
+            who[above.get("above", {"rows": []})["rows"]] = "large"
+        for k, name in enumerate(who):
+            np.testing.assert_allclose(p[k], by[name][part[k]], atol=1e-5)
+    may = {"plant": readers != "coordinator", "hub": readers != "edge" and passes != "nothing" and not away}
+    if readers == "both" and on == "edge":
+        may["hub"] = False
+    for server, rows in read.items():
+        assert may[server] or not rows, (server, rows, send, readers, on, passes)
+    assert counts["sent"] == counts["answered"] + counts["late"] + counts["failed"]
+    for one, share in ((counts, shares[0]), (asks.counts, shares[1])):
+        assert one["sent"] <= share * one["seen"] + SPARE
+    assert send != "nothing" or not any(read.values())
+    assert read["plant"] == told(edge, "/v1/models")["below"]["asked"]
+    return read

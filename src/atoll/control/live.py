@@ -63,7 +63,7 @@ def _lines(run: RemoteRun, say: Say) -> Row:
         if record["state"] not in (state, *ENDED):  # its end is said below, with the result
             state = record["state"]
             print(f"{run.id} {say(state)}", flush=True)
-        if (now := waiting(record, say)) != waits:
+        if (now := waiting(record, say)) != waits and record["state"] not in ENDED:
             waits = now
             print(now or f"{run.id} {say('goes on')}", flush=True)
         for round in run.since(done):

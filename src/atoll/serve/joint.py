@@ -24,6 +24,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from .reply import Asked, unpack
 PURPOSE = "atoll joint 1"
 TOP = "/v1/top"  # where edges carry what they do not read to the coordinator
 MOST = 16 << 20  # bytes of an answer
+LARGE = 1 << 20  # bytes that are sent in parts
 SPARE = 10  # rows that may go up before the share is counted
 LEAST = 0.01  # seconds; who has less left is not asked for
 PAUSE, LONGEST = 1.0, 60.0  # seconds that nobody is asked after a failure; doubled at each further one
@@ -235,7 +237,8 @@ class Joint:
     ) -> tuple[int, bytes]:
         session = upstream.session = upstream.session or _session(self.settings, upstream.url, self._token)
         url = f"{upstream.url}{path}"
-        async with session.request(method, url, data=body, allow_redirects=False) as answer:
+        data: Any = BytesIO(body) if body and len(body) > LARGE else body
+        async with session.request(method, url, data=data, allow_redirects=False) as answer:
             found = await answer.content.read(MOST)
             while len(found) < MOST and (more := await answer.content.read(MOST - len(found))):
                 found += more

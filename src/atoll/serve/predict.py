@@ -36,9 +36,8 @@ from .joint import Joint
 from .models import Served, Shelf
 from .reply import Beyond, merged, pack
 from .rows import ROWS, fits, read_rows
-from .tier import Declined, Tier, Unsure
+from .tier import BODY, Declined, Tier, Unsure
 
-BODY = 4 << 20  # bytes of a request
 SMALL = 64 << 10  # bytes of a request that may share a run with others
 WAITING = 64  # requests that may wait for a thread
 LOCAL = ("127.0.0.1", "::1", "localhost")

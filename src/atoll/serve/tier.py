@@ -28,6 +28,8 @@ from .batch import Answers
 from .joint import TOP, Joint
 from .reply import merged, pack
 
+BODY = 4 << 20  # bytes of a question
+CARRYING = 64  # questions on their way through here at once
 SHARE = 0.8  # of the time that is left, for who is above
 
 
@@ -64,6 +66,7 @@ class Tier:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._above, self._joint, self._find, self._rows, self._clock = above, joint, find, rows, clock
+        self._carrying = 0
         self.counts = dict.fromkeys(("asked", "answered", "passed", "carried"), 0)
 
     def routes(self) -> dict[tuple[str, str], Callable[[web.Request], Awaitable[web.Response]]]:
@@ -85,7 +88,7 @@ class Tier:
 
     async def answer(self, request: web.Request) -> web.Response:
         """A node's sealed rows."""
-        body, came = await request.read(), self._clock()
+        body, came = await _body(request), self._clock()
         try:
             question = self._above.read(body, self._rows)
         except ProtocolError as error:
@@ -110,13 +113,18 @@ class Tier:
         """What is the coordinator's to read, there and back."""
         assert self._joint is not None  # noqa: S101  there is a route
         post = request.method == "POST"
-        body = await request.read() if post else None
+        body = await _body(request) if post else None
+        if self._carrying >= CARRYING:
+            raise Declined(503, "too many requests at once: come again")
+        self._carrying += 1
         try:
             status, found = await self._joint.carry(request.path.removeprefix(TOP), body)
         except Refused as error:
             raise Declined(403, str(error)) from None
         except Gone as error:
             raise Declined(503, str(error)) from None
+        finally:
+            self._carrying -= 1
         if status != 200:
             raise Declined(status if status == 409 else 502, f"above, the answer was status {status}")
         self.counts["carried"] += post
@@ -148,6 +156,16 @@ class Tier:
     def _told(self, question: Question, came: float) -> dict[str, Any]:
         left = SHARE * max(question.left - (self._clock() - came), 0.0)
         return {"model": question.model, "features": question.features, "left": left}
+
+
+async def _body(request: web.Request) -> bytes:
+    """The question, whatever else this door takes."""
+    found = bytearray()
+    while part := await request.content.readany():
+        found += part
+        if len(found) > BODY:
+            raise Declined(413, f"a question has at most {BODY} bytes: send fewer rows")
+    return bytes(found)
 
 
 def _sealed(body: bytes) -> web.Response:

@@ -66,6 +66,10 @@ class _Figures(Collector):
         text = "Columns, answers and errors of which a member's watch says that they changed"
         counts = [((name, w["model"]), len(w["raised"])) for name, w in watches]
         yield _gauge("atoll_node_drift_raised", text, ("node", "model"), counts)
+        text = "Rows of their children that edges were asked for, and what became of them"
+        joint = {n["name"]: n["live"].get("joint") or {} for n in nodes}
+        rows = (((name, what), count) for name, told in joint.items() for what, count in told.items())
+        yield _gauge("atoll_edge_rows", text, ("node", "what"), rows)
         events = CounterMetricFamily("atoll_events", "Events in the chained log")
         events.add_metric([], store.head()[0])
         yield events

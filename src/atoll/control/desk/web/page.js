@@ -126,7 +126,9 @@ function members(seen) {
     const until = node.holds && node.holds.until ? `, ${say("until")} ${moment(node.holds.until)}` : "";
     const since = node.holds && node.holds.since ? `, ${say("since")} ${moment(node.holds.since)}` : "";
     const holds = node.holds ? `${say("holds back")}: ${say(node.holds.rule)}${since}${until}` : "";
-    const note = node.drained ? say("drained") : holds || lines[lines.length - 1] || standing || drift || sealed || serves;
+    const joint = node.live.joint || {};
+    const rows = joint.asked ? `${say("rows asked")} ${joint.asked}, ${say("answered")} ${joint.answered}, ${say("passed on")} ${joint.passed}, ${say("too late")} ${joint.late}` : "";
+    const note = node.drained ? say("drained") : holds || lines[lines.length - 1] || standing || drift || sealed || serves || rows;
     const look = node.state !== "online" ? node.state : failed[number] && !ended ? "failed" : busy || ended ? "" : "idle";
     const value = seen.run && metrics[number] ? metrics[number][seen.run.metric] : undefined;
     const below = node.role === "client" && edges.has(node.parent);

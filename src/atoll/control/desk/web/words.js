@@ -15,6 +15,7 @@ const CHINESE = {
   "nobody has joined yet": "尚无成员加入", version: "版本", "a round": "每轮",
   queued: "排队中", running: "运行中", paused: "已暂停", stopping: "正在停止", done: "已完成", failed: "失败",
   stopped: "已停止", away: "离线", revoked: "已撤销", drained: "不接新任务", drift: "漂移", quarantined: "已隔离", suspect: "可疑", "set aside": "已排除", shadow: "影子", canary: "金丝雀", all: "全部", back: "已撤回", waiting: "等待", "waiting for clients": "等待客户端", "hold back": "暂不参与", "holds back": "暂不参与", since: "自", until: "至",
+  "rows asked": "被询问行数", answered: "已回答", "passed on": "转问上级", "too late": "超时",
   hours: "时段", mains: "外接电源", battery: "电量", temperature: "温度", metered_bytes: "计费流量", duty: "工作占比", training: "训练中",
   evaluating: "评估中", sending: "上传中", receiving: "下载中", edge: "边缘节点", working: "工作中", accuracy: "准确率",
   loss: "损失", idle: "空闲", "a proxy ends TLS: signatures carry the trust": "代理终止 TLS，由签名保证信任", "the newest": "最新",
