@@ -86,7 +86,8 @@ class Wire:
 
     def pass_on(self, task: Task, answer: Answer, *, whole: bool) -> Answer:
         rule = rounds._rule(self.algorithm, task) if task.want == "fit" else None
-        bits = self.algorithm.exchange.bits or ring_bits(self.algorithm.chain)
+        exchange, points = self.algorithm.exchange, task.points
+        bits = exchange.bits_of(self.algorithm, points) or ring_bits(self.algorithm.chain)
         asked = want(task, rule, member="m", run="r", request=task.round, edge=whole, bits=bits)
         most = task.points.max_weight if task.points else None
         message = answer_message(answer, run="r", request=task.round, most=most)

@@ -53,7 +53,7 @@ class Seen(Beside, SecureSum):
 
     async def collect(self, p, plan, task, rule, quorum):
         answer, read = await super().collect(p, plan, task, rule, quorum)
-        self.compared(task, answer, self.bits)
+        self.compared(task, answer, self.bits or 32)
         return answer, read
 
 

@@ -48,10 +48,13 @@ class Lying:
         """As `inner`."""
         return self.inner.shows  # type: ignore[no-any-return]
 
-    @property
-    def bits(self) -> int | None:
+    def bits_of(self, algorithm: Any, points: Any) -> int | None:
         """As `inner`."""
-        return self.inner.bits  # type: ignore[no-any-return]
+        return self.inner.bits_of(algorithm, points)  # type: ignore[no-any-return]
+
+    def integers(self, algorithm: Any, members: int, size: int) -> str:
+        """As `inner`."""
+        return self.inner.integers(algorithm, members, size)  # type: ignore[no-any-return]
 
     @property
     def blind(self) -> bool:

@@ -73,9 +73,9 @@ def released(algorithm: Algorithm, made: Made, key: Rng, *, population: int, mem
 def _integers(algorithm: Algorithm, replies: Mapping[int, Reply], key: Rng, members: int) -> Total:
     exchange: Any = algorithm.exchange
     heaviest = max(reply.weight for reply in replies.values()) or 1.0
-    scale = exchange.scale(algorithm, members, heaviest)
-    crew = 1 if scale.noise is None else scale.noise.crew(members)
     layout = next(iter(replies.values())).update.layout
+    scale = exchange.scale(algorithm, members, heaviest, layout.size)
+    crew = 1 if scale.noise is None else scale.noise.crew(members)
     total = np.zeros(layout.size + scale.digits, np.uint64)
     for client, reply in replies.items():
         mine = key.at("secure", client)

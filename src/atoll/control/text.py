@@ -461,6 +461,7 @@ ZH = {
     "numbers": "数据",
     "a million encrypted numbers": "每一百万个加密数值",
     "crypto": "密码套件",
+    "integers": "整数",
     "who reads updates": "谁能读取更新",
     "one client plus the server reads all": "任一客户端与服务器合谋即可读取全部",
     "engines that report to six nodes: learn, serve, notice, renew, take back": "发动机向六个节点上报：学习、服务、发现漂移、更新、撤回",

@@ -36,7 +36,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.aggregate import Aggregator, Partial, Reply, Sum
+from ..core.aggregate import Aggregator, Partial, Points, Reply, Sum
 from ..core.edge import Answer, Task
 from ..core.errors import ConfigError, PrivacyError, ProtocolError
 from ..core.protocol import Party
@@ -111,6 +111,14 @@ class EncryptedSum:
         """Of the ring that ciphertexts are added in."""
         return self.ring.width
 
+    def bits_of(self, algorithm: Algorithm, points: Points | None) -> int:
+        """As `bits`, whatever is asked."""
+        return self.bits
+
+    def integers(self, algorithm: Algorithm, members: int, size: int) -> str:
+        """For people: of what is encrypted."""
+        return f"{self.plain} bits: the job says so"
+
     @property
     def tags(self) -> int:
         """Coefficients of each ciphertext that are its tags."""
@@ -124,7 +132,7 @@ class EncryptedSum:
     def scale(self, algorithm: Algorithm, members: int, heaviest: float) -> Scale:
         """A round's integers: those of `secure_sum`."""
         sums = SecureSum(self.plain, self.largest, self.least)
-        return sums.scale(algorithm, members, heaviest)
+        return sums.scale(algorithm, members, heaviest, 0)
 
     def layout(self, size: int) -> Layout:
         """The leaves that travel for `size` integers."""

@@ -11,28 +11,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from ..core.aggregate import Aggregator
+from ..core.aggregate import Aggregator, Points
 from ..core.edge import Answer, Task
 from ..core.errors import ProtocolError
 from ..core.protocol import Party
 from ..core.registry import part
 
 if TYPE_CHECKING:
+    from .algorithm import Algorithm
     from .local import Local
     from .rounds import Plan
 
 
 class Exchange(Protocol):
-    """How updates are summed. `shows`: single updates, or their sum only. `bits`: of the ring in which
-    they travel, None where they travel as their chain leaves them. `blind`: whether it takes many members'
-    help to see a single update.
+    """How updates are summed. `shows`: single updates, or their sum only. `bits_of`: of the ring in which
+    answers to a task with these points travel, None where they travel as their chain leaves them. `blind`:
+    whether it takes many members' help to see a single update.
     """
 
     @property
     def shows(self) -> Literal["sum", "each"]: ...
 
-    @property
-    def bits(self) -> int | None: ...
+    def bits_of(self, algorithm: Algorithm, points: Points | None) -> int | None: ...
+
+    def integers(self, algorithm: Algorithm, members: int, size: int) -> str:
+        """For people: of how many bits a sum of so many members is, and why; "" where it is of real ones."""
 
     @property
     def blind(self) -> bool: ...
@@ -54,8 +57,15 @@ class Plain:
     """Every update as it is."""
 
     shows: ClassVar[Literal["sum", "each"]] = "each"
-    bits: ClassVar[int | None] = None
     blind: ClassVar[bool] = False
+
+    def bits_of(self, algorithm: Algorithm, points: Points | None) -> int | None:
+        """Real numbers."""
+        return None
+
+    def integers(self, algorithm: Algorithm, members: int, size: int) -> str:
+        """None."""
+        return ""
 
     async def collect(
         self, p: Party, plan: Plan, task: Task, rule: Callable[[Task], Aggregator], quorum: int | None

@@ -30,7 +30,10 @@ from .ring import signed
 Noise: TypeAlias = Callable[[int, float], NDArray[np.int64]]  # (numbers, deviation of all together) -> ours
 
 WEIGHT = "secure.weight"  # the leaf that the weights travel in
+NARROW, WIDE = 16, 32  # bits of a ring that is chosen
+INT8 = 127  # steps of a number, on either side of 0
 _WEIGHT_BITS = 32
+_FLOAT = 1 + 1e-5  # a number of a clipped update, in float32
 _SHRINKS = 40  # of two in a hundred each
 _FINE = 24  # a scale with so many bits below the largest number is rounded to the nearest
 
@@ -155,6 +158,65 @@ class Scale:
         units = sum(int(digit) << (i * self.digit) for i, digit in enumerate(whole[plain.size :]))
         weight = units / 2**_WEIGHT_BITS * self.heaviest if self.digits else float(count)
         return Total(Update(plain, whole[: plain.size] * (self.heaviest / self.unit)), weight, count, {})
+
+
+@dataclass(frozen=True)
+class Width:
+    """How many bits a round's integers have, as follows from the job: 16 where those do, else 32.
+
+    They do where each of n members has INT8 steps for a number and there is room for all, INT8 n + 9 σ < 2^15
+    with σ the noise in steps; and where rounding is small: an update's is at most an eighth as long as
+    `bound`, the most that an update may be (a hundredth where rows are bounded), and all of it adds at most a
+    hundredth to the noise's variance. `bound`: None where nothing in the job says so.
+    """
+
+    largest: float
+    heaviest: float
+    bound: float | None
+    noise: Hidden | None = None
+
+    def scale(self, members: int, size: int) -> Scale:
+        """A round's, for updates of `size` numbers of so many members."""
+        return self._narrow(members, size) or self._scale(WIDE, self.largest, members)
+
+    def why(self, members: int, size: int) -> str:
+        """For people: the bits of sums of up to so many members, and by what they were chosen."""
+        if self.bound is None:
+            return f"{WIDE} bits: nothing in the job bounds the length of an update"
+        most = next((n for n in range(members, 1, -1) if self._narrow(n, size)), 0)
+        if not most:
+            return (
+                f"{WIDE} bits: for sums of {members} clients' {size} numbers, {NARROW} would round coarsely"
+                f" against the bound of {self.bound:g}" + (" or its noise" if self.noise else "")
+            )
+        beyond = f", {WIDE} beyond" if most < members else ""
+        return (
+            f"{NARROW} bits in sums of up to {most} clients{beyond}: {INT8} steps a number for each"
+            f"{' and 9 deviations of noise' if self.noise else ''} stay below 2^15, and rounding is small"
+            f" against the bound of {self.bound:g}"
+        )
+
+    def _narrow(self, members: int, size: int) -> Scale | None:
+        """The scale in 16 bits, where it does."""
+        if self.bound is None:
+            return None
+        rows = self.noise is not None and self.noise.rows
+        largest = self.largest if rows else min(self.largest, self.bound * _FLOAT)
+        try:
+            made = self._scale(NARROW, largest, members)
+            step, length = 1 / made.unit, sqrt(size)
+            if largest / step < INT8 or length * step > self.bound * (1 / 200 if rows else 1 / 4):
+                return None
+            if self.noise is not None:
+                sigma, crew = self.noise.sigma * self.bound, max(1, self.noise.crew(members))
+                discrete.spread(self.noise.sigma, self.bound / step, crew, size)
+                return made if sqrt(members) / 2 * step <= sigma / 10 else None
+        except ConfigError:
+            return None
+        return made
+
+    def _scale(self, bits: int, largest: float, members: int) -> Scale:
+        return Scale(bits, largest, members, self.heaviest, self.noise)
 
 
 @dataclass(frozen=True)

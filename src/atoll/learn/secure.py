@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
-from ..core.aggregate import Aggregator, Partial, Reply
+from ..core.aggregate import Aggregator, Partial, Points, Reply
 from ..core.edge import Answer, Task
 from ..core.errors import ConfigError, ProtocolError
 from ..core.protocol import Party
@@ -33,7 +34,7 @@ from ..privacy import dp
 from ..privacy.graph import threshold
 from . import attempts, deal
 from .attempts import Integers, honest
-from .integers import Counted, Hidden, Read, Scale
+from .integers import WEIGHT, WIDE, Counted, Hidden, Read, Scale, Width
 from .quantise import dense
 from .robust import Buckets
 from .server import positive
@@ -73,7 +74,7 @@ class Step(msgspec.Struct, array_like=True):
 class SecureSum:
     """See `secure_sum`."""
 
-    bits: int = 32
+    bits: int | None = None
     largest: float = 16.0
     least: int = 2
     attempts: int = 3
@@ -121,17 +122,39 @@ class SecureSum:
         return Read(scale=self._scale(plan, task, k), plain=attempts.plain(task))
 
     def _scale(self, plan: Plan, task: Task, k: int) -> Scale:
-        return self.scale(plan.algorithm, max(2, -(-len(task.clients) // k)), attempts.heaviest(plan))
+        members, size = max(2, -(-len(task.clients) // k)), attempts.plain(task).size
+        return self.scale(plan.algorithm, members, attempts.heaviest(plan), size)
 
-    def scale(self, algorithm: Algorithm, members: int, heaviest: float) -> Scale:
-        """A round's, for so many members: with noise where the algorithm has some."""
+    def scale(self, algorithm: Algorithm, members: int, heaviest: float, size: int) -> Scale:
+        """A round's, for so many members' updates of `size` numbers: with noise where there is some."""
+        width = self.width(algorithm, heaviest)
+        if self.bits is None:
+            return width.scale(members, size)
+        return Scale(self.bits, width.largest, members, width.heaviest, width.noise)
+
+    def width(self, algorithm: Algorithm, heaviest: float = 1.0) -> Width:
+        """What the bits follow from."""
         noise = dp.noisy(algorithm.chain)
         if noise is None:
-            return Scale(self.bits, self.largest, members, heaviest)
+            return Width(self.largest, heaviest, dp.longest(algorithm.chain))
         rows = dp.by_rows(algorithm.chain)
         hidden = Hidden(noise.sigma, noise.bound, self.colluders, rows)
         largest = self.largest if rows else min(self.largest, noise.bound)
-        return Scale(self.bits, largest, members, 1.0, hidden)
+        return Width(largest, 1.0, noise.bound, hidden)
+
+    def bits_of(self, algorithm: Algorithm, points: Points | None) -> int:
+        """Of what answers a task with these points; an update that waits at home has no numbers."""
+        leaves = () if points is None else (n for n, _ in points.layout.leaves if n != WEIGHT)
+        size = sum(prod(points.layout.shapes[name]) for name in leaves) if points is not None else 0
+        if self.bits is not None or points is None or not size:
+            return self.bits or WIDE
+        return self.width(algorithm).scale(points.cohort, size).bits
+
+    def integers(self, algorithm: Algorithm, members: int, size: int) -> str:
+        """For people: how many bits, and why."""
+        if self.bits is not None:
+            return f"{self.bits} bits: the job says so"
+        return self.width(algorithm).why(max(2, members), size)
 
     # -- the client's role -------------------------------------------------------------------
 
@@ -149,10 +172,14 @@ class SecureSum:
         step = read(task.note)
         if step.step != "mask":
             raise ProtocolError("this job's updates leave their clients masked: the task is for another step")
-        scale = self.scale(local.algorithm, step.members, step.heaviest)
-        return attempts.hidden(
-            local, answer, lambda c, reply: self._masked(local, task, step, scale, c, reply, integers)
-        )
+
+        def masked(client: int, reply: Reply) -> Reply:
+            dense(reply.update, "secure_sum")
+            size = reply.update.layout.size
+            scale = self.scale(local.algorithm, step.members, step.heaviest, size)
+            return self._masked(local, task, step, scale, client, reply, integers)
+
+        return attempts.hidden(local, answer, masked)
 
     def _masked(
         self,
@@ -166,13 +193,12 @@ class SecureSum:
     ) -> Reply:
         from ..privacy.secure_sum import mask
 
-        dense(reply.update, "secure_sum")
         secret = attempts.kept(local, client, step, WHAT, step.of(client)[0])
         rng = local.key.at("secure", client, task.round)
         numbers = integers(client, reply, scale, rng, attempts.noise(secret, scale))
-        secret, hidden = mask(attempts.named(local, secret, reply), task.notes[client], numbers, self.bits)
+        secret, hidden = mask(attempts.named(local, secret, reply), task.notes[client], numbers, scale.bits)
         local.seat.keep(client, secret)
-        return Reply(Update(scale.layout(reply.update.layout), hidden, bits=self.bits))
+        return Reply(Update(scale.layout(reply.update.layout), hidden, bits=scale.bits))
 
 
 @dataclass(kw_only=True)
@@ -374,17 +400,22 @@ _STEPS: dict[str, Callable[[SecureSum, Local, int, Step, int, bytes], bytes]] = 
 
 @part("exchange")
 def secure_sum(
-    bits: int = 32, largest: float = 16.0, least: int = 2, attempts: int = 3, colluders: int = 0
+    bits: int | Literal["auto"] = "auto",
+    largest: float = 16.0,
+    least: int = 2,
+    attempts: int = 3,
+    colluders: int = 0,
 ) -> SecureSum:
     """Only the sum of a round's updates is seen by anybody, the coordinator included (Bonawitz et al. 2017).
 
-    `bits` (8 to 64): of each integer on the wire. `largest` > 0: magnitude of a single number of an update;
+    `bits` (8 to 64): of each integer on the wire; "auto": 16 where the job's numbers show that those do, else
+    32 (integers.Width). `largest` > 0: magnitude of a single number of an update;
     what is larger is refused. `least`: the fewest clients that a sum is taken of, at least 2. `attempts`: how
     often a round begins again when too many drop out; more than two thirds of a cohort must stay.
     `colluders`: under a promise of privacy, how many of those who stay may tell the noise that they added.
     """
     positive(largest=largest)
-    if not 8 <= bits <= 64:
+    if bits != "auto" and not 8 <= bits <= 64:
         raise ConfigError(f"bits must be from 8 to 64, got {bits}")
     if least < 2:
         raise ConfigError(f"a sum of one is that one's update: least must be at least 2, got {least}")
@@ -395,4 +426,4 @@ def secure_sum(
             f"colluders must be from 0 to {threshold(least) - 1}, one less than must stay of {least} members"
             f" (least): got {colluders}"
         )
-    return SecureSum(bits, float(largest), least, attempts, colluders)
+    return SecureSum(None if bits == "auto" else bits, float(largest), least, attempts, colluders)

@@ -106,7 +106,7 @@ class Ready(Fleet):
 def keep(local: Local, task: Task, answer: Answer) -> Answer:
     """Replies stay here, in place of any that waited; what leaves is that their clients are ready."""
     failed = dict(answer.failed)
-    bits = local.algorithm.exchange.bits
+    bits = local.algorithm.exchange.bits_of(local.algorithm, None)
     ready: list[tuple[int, Reply]] = []
     for client, reply in answer.replies:
         try:

@@ -43,11 +43,13 @@ def report(
     ended: float,
     label: str = "",
     crypto: str = "",
+    integers: str = "",
     buffers: bool = False,
 ) -> dict[str, Any]:
     """The page's values. `shows`: what the exchange shows, "each" or "sum"; `plan`: the claim's cost over all
     rounds it was made for; `rounds`: how many there were; `ended`: Unix seconds; `label`: what the exchange
-    says of itself; `crypto`: the suite that hid updates, "" where only TLS did; `buffers`: whether updates
+    says of itself; `crypto`: the suite that hid updates, "" where only TLS did; `integers`: of
+    how many bits they were summed, and why, "" where they were real numbers; `buffers`: whether updates
     came without rounds.
     """
     noisy = ", each with its own noise" if claim is not None and claim.noise == "local" else ""
@@ -60,6 +62,7 @@ def report(
         "crypto": f"{crypto} ({suite_of(crypto).says})"
         if crypto
         else "TLS 1.3 between members, nothing else",
+        **({"integers": integers} if integers else {}),
         "trust": TRUST,
         "promise": None,
     }

@@ -42,15 +42,15 @@ class Asking:
     drive: Drive | None = None
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
     _late: list[str] = field(default_factory=list)
-    _bits: int | None = field(init=False)
+    _ring: int | None = field(init=False)
     _more: dict[str, Any] = field(init=False)
     _models: tuple[Any, ...] = ()  # of the last checkpoint
     _made: list[tuple[Update, str]] = field(default_factory=list)  # by checkpoints, off the event loop
 
     def __post_init__(self) -> None:
         exchange = self.algorithm.exchange
-        self._bits = exchange.bits or ring_bits(self.algorithm.chain)
-        self._more = {"norm": None if exchange.bits else dp.longest(self.algorithm.chain)}
+        self._ring = ring_bits(self.algorithm.chain)
+        self._more = {"norm": None if exchange.shows == "sum" else dp.longest(self.algorithm.chain)}
         if self.algorithm.private or exchange.shows == "sum":
             self._more["metrics"] = 0  # no noise covers them, or no mask
 
@@ -150,7 +150,7 @@ class Asking:
             request=request,
             edge=edge,
             together=together,
-            bits=self._bits,
+            bits=self.algorithm.exchange.bits_of(self.algorithm, task.points) or self._ring,
             **({} if together or rule is None else self._more),
         )
         assert self.drive is not None  # noqa: S101  set when the drive was made

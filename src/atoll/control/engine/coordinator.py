@@ -412,10 +412,13 @@ class Coordinator:
         )
         hit(_REGISTERED)
         await self._tell_models()
-        await self._report(run, work, last.round)
+        asked = max((r.get("clients", 0) + len(r.get("failed", ())) for r in history), default=0)
+        await self._report(run, work, last.round, asked, params.layout.size)
 
-    async def _report(self, run: str, work: Work, rounds: int) -> None:
-        """What the run promised and who saw what, signed, in the log."""
+    async def _report(self, run: str, work: Work, rounds: int, asked: int, size: int) -> None:
+        """What the run promised and who saw what, signed, in the log. `asked`: clients of a round, at most;
+        `size`: numbers of the model.
+        """
         job, mine = work.job, self.current()
         plan = None if job.privacy is None else await asyncio.to_thread(job.epsilon)
         values = report(
@@ -428,6 +431,7 @@ class Coordinator:
             ended=time.time(),
             label=getattr(job.exchange, "label", ""),
             crypto=job.crypto if job.exchange.shows == "sum" else "",
+            integers=job.exchange.integers(job.trained, asked, size),
             buffers=job.trained.buffer is not None,
         )
         signed = sign_report(mine.key, mine.chain, values)
