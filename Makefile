@@ -55,7 +55,7 @@ bench: $(DEV) ## measure speed against a bare PyTorch loop; minutes
 faults: $(DEV) ## break whole federations in every way we know; hours
 	$(BIN)/python -m bench faults --json faults.json
 
-nightly: $(DEV) ## ten thousand seeds of the deterministic world, every combination of parts
+nightly: $(DEV) ## ten thousand seeds of the deterministic world, every combination of parts; four hours of a core
 	$(BIN)/python -m tests.worlds.product
 	$(BIN)/python -m tests.worlds.moves 10000
 	$(BIN)/python -m bench faults --only worlds --worlds 10000 --cores $(WORKERS)

@@ -8,15 +8,18 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from ...core.errors import AtollError
+from ...core.errors import AtollError, StateError
 from ...core.update import Update
 from ...privacy.keys import Identity, sign_model
+from ...serve.model import Model
 from ...wire.codec import Message
 from ...wire.failpoint import declare, hit
 from ...wire.tensorfile import save_safetensors
@@ -28,6 +31,7 @@ from .work import Work
 from .work import signed as signed_job
 
 log = logging.getLogger("atoll.coordinator")
+NEAR = 1e-4  # between a model as ONNX and its source, of the largest answer where that is above 1
 _EXPORTED, _STORED = declare("finished.exported"), declare("finished.stored")
 _ADDED = declare("finished.added")
 
@@ -92,6 +96,23 @@ def slug(name: str) -> str:
     return plain or "model"
 
 
+def _agrees(work: Work, params: Update, graph: bytes, raw: NDArray[np.float32]) -> None:
+    """Raises StateError where the graph answers raw rows otherwise than its source; where it can be run here.
+
+    A learner that has no `answers` of its own compares when it exports (adapt/torch_plan.py).
+    """
+    if find_spec("onnxruntime") is None or not hasattr(work.learner, "answers"):
+        return
+    got = Model(graph).run(raw)
+    rows = raw if work.pipeline is None else work.pipeline.rows(raw)
+    for name, want in work.learner.answers(params, rows).items():
+        if want.dtype.kind != "f":
+            continue  # classes follow from scores, and two that are equal may come in either order
+        far, scale = float(np.abs(got[name] - want).max()), max(1.0, float(np.abs(want).max()))
+        if not far <= NEAR * scale:
+            raise StateError(f"its {name} differ from its source's by {far:.2g}: it is not served")
+
+
 def _onnx(work: Work, params: Update, path: Path) -> bytes | None:
     """The model as ONNX, checked against its source; None where this learner or installation cannot."""
     if not hasattr(work.learner, "export"):
@@ -104,7 +125,11 @@ def _onnx(work: Work, params: Update, path: Path) -> bytes | None:
     try:
         work.learner.export(params, path, rows)
         graph = path.read_bytes()
-        return graph if work.pipeline is None else work.pipeline.frozen(graph)
+        if work.pipeline is not None:
+            graph = work.pipeline.frozen(graph)
+            rows = np.random.default_rng(0).normal(size=(8, len(work.pipeline.steps))).astype(np.float32)
+        _agrees(work, params, graph, rows)
+        return graph
     except (AtollError, ImportError) as error:
         log.warning("run %s has no ONNX: %s", work.run, error)
         return None
