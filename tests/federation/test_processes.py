@@ -423,6 +423,7 @@ def test_noise_of_the_clients_under_their_masks(tmp_path: Path, nursery: Nursery
     assert record["table"]["privacy"]["noise"] == "distributed"
     assert told["promise"]["epsilon"] == pytest.approx(8.0, rel=1e-3)
     assert told["promise"]["mechanism"].startswith("discrete Gaussian noise by the clients")
+    assert told["integers"].startswith("16 bits in sums of up to 3 clients: 127 steps a number")
     assert told["trust"].startswith("semi-honest coordinator") and told["seen"].startswith("sums of updates")
     assert all(r["failed"] == {} and r.get("train", {}) == {} for r in history if "failed" in r)
     assert max(abs(np.frombuffer(leaf, np.float32)).max() for leaf in first.values()) > 0
