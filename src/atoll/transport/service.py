@@ -484,8 +484,8 @@ class Service:
         """Seconds to a member's first heartbeat.
 
         They are spread over the interval, but in groups: waking up for one heartbeat costs several
-        times what handling it does, and a group shares the waking: four times larger ones, of some hundred
-        members of thousands, cost the server half as much (measured), and hold up others for 50 ms.
+        times what handling it does, and a group shares the waking: groups four times as large cost the
+        server of 5,000 members half as much (measured), and take 25 ms of its event loop each.
         """
         beat = self.limits.heartbeat
         step = min(GROUPED, beat / 10)
