@@ -121,7 +121,7 @@ def node(folder: Path, command: Path) -> Iterator[Figure]:
     with up.reserved(1) as (port,):
         settings = {**SETTINGS, "predict": f"127.0.0.1:{port}"}
     files = {"press.toml": dump(CONTRACT), "in/first.csv": csv(2000, rng), "images.csv": images(rng)}
-    client = [str(command), "client", "--config"]
+    client = ["env", "-u", "PYTHONPATH", str(command), "client", "--config"]  # what is installed there
     plain: dict[str, Any] = {"client": client, "transport": "auto"}
     with Federation(folder / "waits", 1, **plain):
         pass  # enrolled: what follows is an agent's usual start
