@@ -3,6 +3,7 @@
 import json
 import math
 import stat
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,14 @@ def test_a_job_from_python_keeps_its_exchange(exchange) -> None:
     job = at.Job(at.softmax(lr=0.5), at.fedavg(), exchange=exchange)
     assert build("exchange", restate.table(job)["exchange"]) == exchange
     assert "exchange" not in restate.table(job.replace(exchange=at.plain_sum()))
+
+
+def test_a_job_from_python_keeps_every_value() -> None:
+    own = {"rounds": 3, "every": 2, "deadline": 4.0, "wait": 5.0, "max_weight": 6.0, "sites": False}
+    job = at.Job(at.softmax(lr=0.5), exchange=at.secure_sum(), name="mine", crypto="gm", **own)
+    assert restate.table(job).items() >= {**own, "name": "mine", "crypto": "gm"}.items()
+    plain = {f.name for f in fields(job)} - {"exchange", "privacy", *restate._PARTS}
+    assert plain == set(restate._VALUES)
 
 
 def test_a_promise_from_python_keeps_who_adds_the_noise() -> None:

@@ -33,7 +33,9 @@ class RemoteRun:
 
     @property
     def record(self) -> Row:
-        """Where it stands: state, round, of, metric, value, up, down, reason, table and more."""
+        """Where it stands: state, round, of, metric, value, up, down, reason, table and more; `waiting` while
+        it waits for clients: since when, of how many how many hold back, by which rules.
+        """
         return dict(self._fed._rest.get(path("runs", self.id))["run"])
 
     @property
