@@ -125,9 +125,9 @@ class PowerOfChoice:
     candidates: int
 
     async def pick(self, choice: Choice) -> tuple[int, ...]:
-        """Asks the candidates for their losses, highest first, ties by id."""
+        """Asks the candidates for their losses, highest first, ties by id; by id alone where none tells."""
         drawn = await Sample(None, min(self.candidates, len(choice.clients)), "size", 1.0).pick(choice)
-        losses = await choice.losses(drawn)
+        losses = await choice.losses(drawn) or dict.fromkeys(drawn, 0.0)
         worst = sorted(losses, key=lambda client: (-losses[client], client))
         return tuple(sorted(worst[: self.count]))
 
