@@ -34,7 +34,7 @@ from .exact import complete, total
 from .exchange import Exchange
 from .moments import Moments
 from .order import DIGITS, Order, chosen, ranks
-from .rounds import Plan, Progress, add, ask, begin, choose
+from .rounds import Plan, Progress, add, ask, begin, choose, pause
 from .secure import SecureSum
 from .table import cells
 
@@ -174,10 +174,15 @@ def figures(learner: Figures, *, strict: bool = False) -> Algorithm:
 
     async def role(p: Party, plan: Plan) -> Progress:
         now: Progress = p.restored or begin(plan, p)
+        waited = 0.0
         while learner.now(now.params) is not None:
             key = p.key.at("look", now.round)
             members = tuple(now.more or await choose(p, plan, now, key))
             after, record = await ask(p, plan, now, members, key)
+            if after is now:  # all of them hold back
+                waited = await pause(p, plan, waited)
+                continue
+            waited = await pause(p, plan)
             if strict:
                 complete(record)
             await p.note(record)

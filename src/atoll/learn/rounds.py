@@ -154,7 +154,7 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
     run, raises QuorumError. Where all who were asked came to hold back, it is begun anew; where nobody knows
     of them why they were not asked, a few times.
     """
-    key, unasked = p.key.at("round", now.round), 0
+    key, unasked, waited = p.key.at("round", now.round), 0, 0.0
     while True:
         cohort = await choose(p, plan, now, key)
         after, record = await ask(p, plan, now, cohort, key)
@@ -164,7 +164,7 @@ async def one_round(p: Party, plan: Plan, now: Progress) -> tuple[Progress, dict
         if unasked > PATIENCE:
             after = skip(plan, now, record["failed"])
             break
-        await p.sleep(PAUSE)
+        waited = await pause(p, plan, waited)
     return after, {**record, **told(after.records, cohort, left_out(plan, now))}
 
 
