@@ -36,6 +36,7 @@ class Fixed:
         return {"loss": 0.0} if self.metrics is None else self.metrics
 
 
+PROMISE = {"epsilon": 8.0, "delta": 1e-4, "clip": 1.0}
 JOBS = [
     ({"rouns": 3}, "$.rouns", "did you mean 'rounds'"),
     ({"learner": {"name": "mpl"}}, "$.learner.name", "did you mean 'mlp'"),
@@ -55,6 +56,7 @@ JOBS = [
     ({"rounds": 0}, "$.rounds", "at least 1"),
     ({"seed": "x"}, "$.seed", "whole number"),
     ({"workers": 0}, "$.workers", "at least 1"),
+    ({"data": {"standardise": "all"}, "privacy": PROMISE}, "$.data.standardise", "no noise covers"),
 ]
 
 

@@ -205,6 +205,12 @@ def parse(table: Mapping[str, Any]) -> JobFile:
     )
     _ = made_file.pipeline, made_file.contract  # wrong ones are refused before anything runs
     _ = made_file.fits and made_file.fitting
+    if made_file.job.privacy is not None and "standardise" in made_file.data:
+        raise ConfigError(
+            "the job promises privacy, and no noise covers the figures that standardise takes of rows: use"
+            ' a contract and pipeline = "range", or leave it out',
+            "$.data.standardise",
+        )
     return made_file
 
 
