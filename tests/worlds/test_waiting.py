@@ -53,7 +53,7 @@ class Watched(Beside, SecureSum):
 
         async def compared(quorum):
             answer = await inner(quorum)
-            self.compared(task, answer, self.bits)
+            self.compared(task, answer, self.bits or 32)
             self.spent.extend((c, self.versions[task.round, c]) for c in answer.clients)
             return answer
 
