@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +22,7 @@ from numpy.typing import NDArray
 
 import atoll as at
 
-from .wire import Figure
+from .wire import Figure, told
 
 SEEDS = (1, 2, 3)
 LAST, CAP = 30, 125.0  # cycles of a window; a life that is further away counts as so many
@@ -127,13 +125,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench machines", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
     asked = parser.parse_args(words)
-    found = []
-    for figure in figures():
-        print(figure, flush=True)
-        found.append(figure)
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(figure) for figure in found], indent=1) + "\n")
-    return int(any(f.target is not None and f.value > f.target for f in found))
+    return told(figures(), asked.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ waits both say nearly the same: what a machine of its own would have to give.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -37,7 +35,7 @@ from atoll.core.errors import AtollError
 
 from .agent import ROOT, installed
 from .federation import LINGER, WAIT, Federation, status
-from .wire import Figure
+from .wire import Figure, told
 
 NAMES = ("a", "b", "c", "d")
 CONTRACT: dict[str, Any] = {
@@ -190,25 +188,22 @@ def until(true: Callable[[], bool]) -> None:
     raise RuntimeError(f"nothing came in {WAIT:g} seconds")
 
 
+def everything(atoll: Path | None) -> Iterator[Figure]:
+    """Of an installation's `atoll`, or of a fresh one and its wheels."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if atoll is None:
+            yield Figure("wheels of the edge set", wheels(folder), "MB", 60)
+        yield from node(folder, atoll or installed(folder / "edge", "edge"))
+
+
 def main(words: list[str]) -> int:
     """Print the figures; 1 where a goal is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench node", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--atoll", type=Path, help="an installation's `atoll`, in place of a fresh one")
     asked = parser.parse_args(words)
-    found = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if asked.atoll is None:
-            size = Figure("wheels of the edge set", wheels(folder), "MB", 60)
-            print(size, flush=True)
-            found.append(size)
-        for figure in node(folder, asked.atoll or installed(folder / "edge", "edge")):
-            print(figure, flush=True)
-            found.append(figure)
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(figure) for figure in found], indent=1) + "\n")
-    return int(any(f.target is not None and f.value > f.target for f in found))
+    return told(everything(asked.atoll), asked.json)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from atoll.serve.quota import Amount, Quota
 from atoll.serve.terms import Terms
 from atoll.serve.triggers import Rules, What
 
-from .wire import Figure
+from .wire import Figure, told
 
 COLUMNS = ("PM10", "SO2", "NO2", "CO", "O3", "TEMP", "PRES", "DEWP", "RAIN", "WSPM")
 WINDS = ("N", "NNE", "NE", "ENE", "E", "ESE", "SE", "SSE", "S", "SSW", "SW", "WSW", "W", "WNW", "NW", "NNW")
@@ -209,13 +208,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures there")
     asked = parser.parse_args(words)
-    found = []
-    for figure in figures(asked.stations, asked.seed):
-        print(figure, flush=True)
-        found.append(figure)
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(figure) for figure in found], indent=1) + "\n")
-    return int(any(f.target is not None and f.value > f.target for f in found))
+    return told(figures(asked.stations, asked.seed), asked.json)
 
 
 if __name__ == "__main__":

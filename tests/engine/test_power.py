@@ -15,6 +15,7 @@ from atoll.control.engine.upkeep import Upkeep
 from atoll.control.settings import Client, Power, make
 from atoll.core.errors import ConfigError, Refused
 from atoll.learn.failure import HELD
+from tests.engine.says import Says
 from tests.federation.virtual import run
 
 FINE = Seen(mains=True, battery=0.9, temperature=40.0, metered=False)
@@ -184,25 +185,9 @@ def test_energy_is_measured_where_it_can_be_and_else_an_estimate(tmp_path) -> No
 # -- a node ---------------------------------------------------------------------------------------
 
 
-class Says:
-    """Sensors that say what they are told to."""
-
-    def __init__(self) -> None:
-        self.seen = FINE
-
-    def __call__(self) -> Seen:
-        return self.seen
-
-    def energy(self) -> dict[Path, float]:
-        return {}
-
-    def drain(self) -> None:
-        return None
-
-
 def node(folder: Path, power: Power) -> tuple[Upkeep, Says, list[dict]]:
     said: list[dict] = []
-    sensors = Says()
+    sensors = Says(FINE)
     clock = asyncio.get_running_loop().time
     return Upkeep(power, folder, sensors, lambda: NOON + clock(), said.append), sensors, said
 
@@ -317,7 +302,7 @@ def test_hours_hold_until_they_begin(tmp_path) -> None:
         later = (minute + 60) % 1440
         hours = f"{minute // 60:02}:{minute % 60:02}-{later // 60:02}:{later % 60:02}"
         said: list[dict] = []
-        upkeep = Upkeep(Power(), tmp_path, Says(), lambda: NOON + loop.time(), said.append, hours)
+        upkeep = Upkeep(Power(), tmp_path, Says(FINE), lambda: NOON + loop.time(), said.append, hours)
         await upkeep.look()
         assert (said[-1]["held"], said[-1]["until"]) == ("it is outside its hours", NOON + 600)
         await asyncio.sleep(601)

@@ -11,6 +11,7 @@ import pytest
 from atoll.control.desk import desk
 from atoll.control.engine.power import Seen
 from atoll.control.settings import Power
+from tests.engine.says import Says
 from tests.federation.faults import DATA, TABLE
 from tests.federation.world import World, run
 
@@ -20,26 +21,12 @@ NOON = 1.8e9  # when virtual time begins
 BUFFER = {"name": "fedbuff", "size": 2, "concurrency": 2}
 
 
-class Battery:
-    def __init__(self, seen: Seen) -> None:
-        self.seen = seen
-
-    def __call__(self) -> Seen:
-        return self.seen
-
-    def energy(self) -> dict[Path, float]:
-        return {}
-
-    def drain(self) -> None:
-        return None
-
-
 def held(folder: Path, edges: int) -> World:
     """A federation of which all clients but the first have a low battery."""
     world = World(folder, DATA, edges=edges)
     for name in world.clients[1:]:
         world.power[name] = Power(battery=0.5, every=0.5)
-        world.sensors[name] = Battery(LOW)
+        world.sensors[name] = Says(LOW)
     world.start_all()
     return world
 
@@ -53,7 +40,7 @@ def test_a_run_that_waits_says_for_whom_and_ends_after_what_its_job_allows(
         await world.gathered()
         table = {**WHOLE, "algorithm": algorithm, "wait": 30.0}
         if algorithm == BUFFER:
-            world.sensors[world.clients[0]] = Battery(LOW)
+            world.sensors[world.clients[0]] = Says(LOW)
         run_id = world.submit(table, 5)
         coordinator = world.processes["coordinator"].node
         await world.until(lambda: coordinator.waiting(run_id))

@@ -283,8 +283,7 @@ class Coordinator:
         if before is not None:
             return before
         last = await self._driven(work, letter, roster, fitting.SCOPE)
-        names = {client: name for name, client in roster.clients.items()}
-        return await self.host.kept(lambda: fitting.freeze(self.store, work, last, names))
+        return await self.host.kept(lambda: fitting.freeze(self.store, work, last, roster.names))
 
     async def _driven(
         self,
@@ -297,8 +296,7 @@ class Coordinator:
         secret: bytes = b"",
     ) -> Progress:
         """What its algorithm comes to, durably: `scope` names its journal, `blob` its learner's plan."""
-        names = {client: name for name, client in roster.clients.items()}
-        asking = Asking(self.host, work.run, scope, letter, work.job.trained, names, blob)
+        asking = Asking(self.host, work.run, scope, letter, work.job.trained, roster.names, blob)
         homes = self._homes[work.run] = Homes(self.host.fleet, roster.clients, self.outside.clock)
         rules = _plan(work, homes, roster.sizes, self.host.rehome, secret, roster.records)
         roles = work.job.trained.protocol or rounds.ROLES

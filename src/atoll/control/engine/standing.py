@@ -51,6 +51,11 @@ class Roster:
         return cls(**json.loads(data))
 
     @property
+    def names(self) -> dict[int, str]:
+        """Of the clients, by id."""
+        return {client: name for name, client in self.clients.items()}
+
+    @property
     def sizes(self) -> list[int]:
         """Rows of each client, by id."""
         return [int(self.shared["rows"][name]) for name in sorted(self.clients, key=self.clients.__getitem__)]
