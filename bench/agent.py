@@ -55,13 +55,11 @@ def measure(folder: Path, base: Path, transport: str) -> dict[str, float]:
     return {"pss": pss / 1e6, "rss": rss / 1e6, "after": after / 1e6, "peak": peak.most / 1e6}
 
 
-class Peak:
-    """The most memory (PSS) of a process and those it starts, looked at as often as it can be."""
+class Looking:
+    """Looks at a process in a thread, as often as it can be, while a block lasts."""
 
     def __init__(self, process: psutil.Process) -> None:
-        self.most = 0
-        self._process = process
-        self._over = threading.Event()
+        self._process, self._over = process, threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> Self:
@@ -74,8 +72,22 @@ class Peak:
 
     def _look(self) -> None:
         while not self._over.wait(0.02):
-            with suppress(psutil.NoSuchProcess):
-                self.most = max(self.most, memory(self._process)[0])
+            self.look()
+
+    def look(self) -> None:
+        """Once."""
+        raise NotImplementedError
+
+
+class Peak(Looking):
+    """The most memory (PSS) of a process and those it starts."""
+
+    most = 0
+
+    def look(self) -> None:
+        """Once."""
+        with suppress(psutil.NoSuchProcess):
+            self.most = max(self.most, memory(self._process)[0])
 
 
 def trained(folder: Path, base: Path) -> int:

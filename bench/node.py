@@ -17,13 +17,12 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import psutil
@@ -33,7 +32,7 @@ from atoll.control.config import dump
 from atoll.control.remote import predicting
 from atoll.core.errors import AtollError
 
-from .agent import ROOT, installed
+from .agent import ROOT, Looking, installed
 from .federation import LINGER, WAIT, Federation, status
 from .wire import Figure, told
 
@@ -89,28 +88,17 @@ def held(process: psutil.Process) -> tuple[float, float]:
     return found.rss / 1e6, found.pss / 1e6
 
 
-class Learner:
-    """The second process of a client: the most that it holds, looked at as often as it can be."""
+class Learner(Looking):
+    """The second process of a client: the most that it holds."""
 
-    def __init__(self, client: psutil.Process) -> None:
-        self.rss = self.pss = 0.0
-        self._client, self._over = client, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+    rss = pss = 0.0
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._over.wait(0.02):
-            with suppress(psutil.Error, StopIteration, OSError):
-                for child in self._client.children():
-                    self.rss = max(self.rss, status(child, "VmHWM") / 1e6)
-                    self.pss = max(self.pss, held(child)[1])
+    def look(self) -> None:
+        """Once."""
+        with suppress(psutil.Error, StopIteration, OSError):
+            for child in self._process.children():
+                self.rss = max(self.rss, status(child, "VmHWM") / 1e6)
+                self.pss = max(self.pss, held(child)[1])
 
 
 def node(folder: Path, command: Path) -> Iterator[Figure]:
