@@ -18,6 +18,7 @@ from atoll.control.desk.guard import Guard, Limits
 from atoll.control.desk.office import Office
 from atoll.control.store import Store
 from tests.api.roots import root_of
+from tests.store.fresh import opened
 
 JOB = {
     "name": "heart",
@@ -95,7 +96,7 @@ async def _settled() -> None:
 
 
 def hall_at(folder: Path, limits: Limits | None = None, name: str = "reef") -> Hall:
-    store = Store.open("", folder)
+    store = opened(folder)
     root, _ = root_of(name)
     office = Office(store, name, root, folder)
     hall = Hall(store, office, guarded(office, limits or Limits(), clock=lambda: hall.now))

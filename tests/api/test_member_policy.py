@@ -19,11 +19,11 @@ from atoll.control.engine.founding import found_authority
 from atoll.control.engine.host import Host
 from atoll.control.engine.ways import Servers
 from atoll.control.settings import Server
-from atoll.control.store import Store
 from atoll.privacy.keys import Authority, Identity
 from atoll.transport import atoll_pb2 as pb
 from atoll.transport.grpc import _Handlers
 from atoll.transport.tls import client_context, grpc_channel_credentials
+from tests.store.fresh import opened
 from tests.wire.pki import NOW, member
 
 BLOB = "0" * 64
@@ -71,7 +71,7 @@ async def doors(folder: Path) -> AsyncIterator[Doors]:
     settings = Server(
         folder=str(folder), federation="reef", listen="127.0.0.1:0", grpc="127.0.0.1:0", names=("127.0.0.1",)
     )
-    with Store.open("", folder) as store:
+    with opened(folder) as store:
         registrar, current = found_authority(settings, store, now=NOW)
         servers = Servers(settings, current, Host(store, None, "reef"), registrar)  # type: ignore[arg-type]
         await servers.start()

@@ -17,12 +17,12 @@ from atoll.control.engine.answering import Answering
 from atoll.control.engine.host import JOINT, Host
 from atoll.control.engine.joint import asks
 from atoll.control.settings import Edge, Server, read
-from atoll.control.store import Store
 from atoll.core.errors import ConfigError
 from atoll.privacy.keys import Authority, Identity, Member, member_of, new_key, request
 from atoll.serve.egress import Settings
 from atoll.serve.model import Model
 from tests.serve.test_joint import X, net
+from tests.store.fresh import opened
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -162,7 +162,7 @@ def test_settings_name_models_and_whom_an_edge_asks(made: Path, tmp_path: Path) 
 
 
 def test_what_edges_say_they_answered_is_kept_as_numbers(tmp_path: Path) -> None:
-    store = Store.open("", tmp_path)
+    store = opened(tmp_path)
     host = Host(store, None, "works")  # type: ignore[arg-type]
     host.fleet.joined("plant", "edge", {"below": {"mill": {"role": "edge"}, "north": {}}})
     host.fleet.joined("south", "client", {})

@@ -11,6 +11,7 @@ import pytest
 from atoll.control.engine.asks import Asks, Sent
 from atoll.control.engine.errands import Errands
 from atoll.control.store import Store
+from tests.store.fresh import opened
 
 
 class Drive:
@@ -34,6 +35,6 @@ def test_a_refusal_is_believed_by_the_life_that_asked(tmp_path: Path, life: str,
         await asks.refused("ann", "r1.main.4", "no rows", said[0]["life"] if life == "own" else life)
         return drive
 
-    with Store.open("", tmp_path) as store:
+    with opened(tmp_path) as store:
         drive = asyncio.run(story(store))
     assert drive.told == [(4, "ann", "no rows")] * believed

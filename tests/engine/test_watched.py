@@ -14,6 +14,7 @@ from atoll.control.engine.coordinator import Coordinator
 from atoll.control.engine.errands import Errands
 from atoll.control.settings import Rerun, Server
 from atoll.control.store.store import Store
+from tests.store.fresh import opened
 
 JOB = """
 name = "line"
@@ -63,7 +64,7 @@ class Hub:
     """A coordinator without its sockets: what it keeps and submits is real."""
 
     def __init__(self, folder: Path, rule: Rerun | None) -> None:
-        self.store = Store.open("", folder)
+        self.store = opened(folder)
         made = Coordinator(Server(folder=str(folder), renew={} if rule is None else {"line": rule}))
         made.store, made.host = self.store, Errands(self.store)  # type: ignore[assignment]
         self.tell = made._watch

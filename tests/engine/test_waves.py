@@ -20,6 +20,7 @@ from atoll.privacy.orders import Gates, Order
 from atoll.serve import rollout
 from atoll.serve.evidence import Pair
 from atoll.serve.rollout import Line
+from tests.store.fresh import opened
 
 NOW = 1_800_000_000.0
 OURS = Authority.new("lagoon", now=NOW)
@@ -127,7 +128,7 @@ class Fleet:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.dice = folder, Random(seed)
-        self.store = Store.open("", folder, clock=self._tick)
+        self.store = opened(folder, clock=self._tick)
         self.identity = Identity(KEY, CHAIN, OURS.root)
         self.members = [Member(f"node-{k}", Random(seed * 100 + k)) for k in range(self.dice.randint(2, 7))]
         for member in self.members:
@@ -156,7 +157,7 @@ class Fleet:
     def dies(self) -> None:
         """The coordinator, and it comes again: it has what is in its store."""
         self.store.close()
-        self.store = Store.open("", self.folder, clock=self._tick)
+        self.store = opened(self.folder, clock=self._tick)
 
     def post(self, member: Member) -> None:
         if member.online:

@@ -45,6 +45,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jump.now
 
+    def call_at(self, when, callback, *args, context=None):
+        """Two timers that go off before their time, within the loop's resolution, would stop the clock."""
+        soon = self.time() + self._clock_resolution
+        return super().call_at(soon if self.time() < when < soon else when, callback, *args, context=context)
+
     def run_in_executor(self, executor, func, *args):
         """Threads have no virtual time: what would run in one runs at once."""
         future = self.create_future()

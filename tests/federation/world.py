@@ -43,6 +43,7 @@ from atoll.wire import failpoint
 from atoll.wire.body import Checked, layout_of
 from tests.federation.quick import identity, pki, quick
 from tests.federation.virtual import VirtualLoop
+from tests.store.fresh import opened
 
 PROCESS: ContextVar[Process | None] = ContextVar("PROCESS", default=None)
 OWNER: WeakKeyDictionary[Any, Process | None] = WeakKeyDictionary()  # of each task
@@ -366,7 +367,7 @@ class World:
         return Agent(settings, outside)
 
     def _store(self, process: Process, folder: Path) -> Store:
-        store = Store.open("", folder, clock=lambda: 1.8e9 + asyncio.get_running_loop().time())
+        store = opened(folder, clock=lambda: 1.8e9 + asyncio.get_running_loop().time())
         write = store.write
 
         def guarded(*args, **values):
