@@ -108,6 +108,7 @@ def test_wrong_commands_say_what_is_wrong(atoll, project: Path, argv, code: int,
 
 def test_version(atoll) -> None:
     assert atoll("version").out.startswith("atoll ")
+    assert atoll("--version").out == atoll("version").out
     assert json.loads(atoll("version", "--json").out)["atoll"]
 
 

@@ -71,6 +71,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.format_usage()}{self.say('error')}: {message}\n")
 
 
+class _Version(argparse.Action):
+    """`atoll --version`, what is installed looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"atoll {_installed()}")
+        parser.exit()
+
+
 def _parser(say: Say) -> argparse.ArgumentParser:
     lang = argparse.ArgumentParser(add_help=False)
     lang.add_argument("--lang", choices=["en", "zh"], help=say("language of the output"))
@@ -116,6 +124,7 @@ def _parser(say: Say) -> argparse.ArgumentParser:
     c = command("compare", _compare, "compare runs")
     c.add_argument("folders", type=Path, nargs="+", metavar="RUN", help=say("the folder of a run"))
     command("version", _version, "print the version")
+    top.add_argument("--version", action=_Version, nargs=0, help=say("print the version"))
     _far(commands, command, say)
     return top
 
@@ -220,8 +229,11 @@ def _data_list(args: argparse.Namespace, say: Say) -> int:
 
 
 def _version(args: argparse.Namespace, say: Say) -> int:
+    print(json.dumps({"atoll": _installed()}) if args.json else f"atoll {_installed()}")
+    return 0
+
+
+def _installed() -> str:
     from importlib.metadata import version
 
-    found = version("atoll-fl")
-    print(json.dumps({"atoll": found}) if args.json else f"atoll {found}")
-    return 0
+    return version("atoll-fl")
