@@ -6,6 +6,7 @@ stays small.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -27,6 +28,10 @@ class _Atoll(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Atoll
+
+# ONNX Runtime's wheels tell their maker, from the moment they are imported, which models a process runs
+# (docs/Privacy.md there, since 1.29). Nothing of ours tells anybody; processes that we start inherit it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def __getattr__(name: str) -> Any:

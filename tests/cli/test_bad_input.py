@@ -39,6 +39,7 @@ class Fixed:
 PROMISE = {"epsilon": 8.0, "delta": 1e-4, "clip": 1.0}
 JOBS = [
     ({"rouns": 3}, "$.rouns", "did you mean 'rounds'"),
+    ({"pipeline": "range"}, "$.pipeline", "stands under [data]"),
     ({"learner": {"name": "mpl"}}, "$.learner.name", "did you mean 'mlp'"),
     ({"learner": {"name": "mlp", "hiden": [3]}}, "$.learner.hiden", "did you mean 'hidden'"),
     ({"learner": {"name": "mlp", "lr": "fast"}}, "$.learner.lr", "expected a number, got 'fast'"),

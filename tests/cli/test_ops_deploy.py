@@ -3,6 +3,7 @@
 import configparser
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def test_images(path: Path) -> None:
     assert ":latest" not in text
     assert "constraints.txt" in text
     assert not re.search(r"(?i)password|token|secret", text)
+
+
+def test_what_images_are_built_from_holds_no_tokens() -> None:
+    lines = (DEPLOY.parent / ".dockerignore").read_text("utf-8").splitlines()
+    taken = {line[1:] for line in lines if line.startswith("!")}
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert "*" in lines  # nothing else, deploy/compose/members among it
+    built = {"src", "pyproject.toml", "hatch_build.py", "constraints.txt", project["readme"]}
+    assert taken == built | set(project["license-files"])
 
 
 def test_compose() -> None:

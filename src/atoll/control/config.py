@@ -180,7 +180,8 @@ def parse(table: Mapping[str, Any]) -> JobFile:
     """A job from the values of a job file. Raises ConfigError with the path of what is wrong."""
     for key in table:
         if key not in _KEYS:
-            raise ConfigError(f"unknown key {key!r}: {nearest(key, _KEYS)}", f"$.{key}")
+            advice = "it stands under [data]" if key in _SPLIT else nearest(key, _KEYS)
+            raise ConfigError(f"unknown key {key!r}: {advice}", f"$.{key}")
     if "learner" not in table:
         raise ConfigError('a job needs a learner, as in [learner] name = "softmax"', "$.learner")
     for key in (*_PARTS, "data", "world"):

@@ -209,7 +209,7 @@ def find_link(current: Current, settings: Client | Edge) -> Callable[[str], link
     transport, proxy, ca, user = settings.transport, settings.proxy, authorities(settings), login(settings)
     dialled = {urlsplit(url).scheme for url in settings.join or current().urls}
     if transport == "auto" and chosen(transport) == "https" and "https" in dialled:
-        log.warning("grpcio is not installed: this member talks HTTPS (gRPC: pip install 'atoll-fl[grpc]')")
+        log.info("grpcio is not installed: this member talks HTTPS (gRPC: pip install 'atoll-fl[grpc]')")
 
     def make(url: str) -> link.Link:
         scheme = urlsplit(url).scheme
