@@ -248,7 +248,7 @@ def test_the_command_prints_tables_and_draws(tmp_path: Path, capsys: Any) -> Non
         'rounds = 2\n[data]\nname = "digits"\nclients = 10\nholdout = 0.5\n'
         '[learner]\nname = "softmax"\nlr = 0.1\n'
     )
-    words = ["attack", "leak", str(path), "--clients", "1", "5", "--runs", "20"]
+    words = ["attack", "leak", str(path), "--clients", "1", "5", "--runs", "20", "--canaries", "50"]
     assert cli.main([*words, "--json", "--pictures", str(tmp_path / "drawn")]) == 0
     said = json.loads(capsys.readouterr().out)
     assert [(row["protection"], row["clients"]) for row in said["inversion"]] == [
@@ -257,7 +257,8 @@ def test_the_command_prints_tables_and_draws(tmp_path: Path, capsys: Any) -> Non
         *(("noise, epsilon 2", n) for n in (1, 5)),
     ]
     assert [row["protection"] for row in said["membership"]] == ["none", "noise, epsilon 2"]
-    assert said["audit"]["kept"] is True
+    assert said["audit"]["kept"] is said["one_run"]["kept"] is True
+    assert said["one_run"]["canaries"] == 50
     assert len(said["pictures"]) == len(list((tmp_path / "drawn").iterdir())) == 5
     assert cli.main([*words, "--lang", "zh"]) == 0
     assert "安全求和" in capsys.readouterr().out

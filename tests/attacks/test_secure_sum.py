@@ -190,6 +190,35 @@ def test_of_two_lists_one_at_most_is_opened(n: int) -> None:
     assert min(both_lists(enough - 1, n)) < threshold(n)
 
 
+def split(colluders: int, n: int) -> bool:
+    """Whether member 0 is read by a coordinator that tells half of the honest ones it was lost; colluders
+    sign both lists.
+    """
+    sitting = Sitting(n, vectors(n, 4, 32)).run("mask")
+    bad = range(n - colluders, n)
+    adversary, cut = Adversary(sitting, bad), (n - colluders) // 2
+    for half, gone in ((range(cut), ()), (range(cut, n - colluders), (0,))):
+        survivors = ss.survivors_out(c for c in range(n) if c not in gone)
+        signed = {c: ss.sign(sitting.secrets[c], survivors, sitting.sign[c]) for c in (*half, *bad)}
+        proof = ss.signatures_out({c: signature for c, (_, signature) in signed.items()})
+        for c in half:
+            try:
+                _, note = ss.reveal(signed[c][0], survivors, proof, check=sitting.check)
+            except PrivacyError:
+                continue
+            adversary.take(note, of=c)
+    return adversary.sees(0)
+
+
+@pytest.mark.parametrize("n", [4, 7, 10, 13])
+def test_with_a_lying_coordinator_it_takes_so_many_and_no_fewer(n: int) -> None:
+    """docs/explanation/secure-sums.md: 2t - n of them read a member, one less nobody."""
+    enough = 2 * threshold(n) - n
+    assert enough < threshold(n)
+    assert split(enough, n)
+    assert not split(enough - 1, n)
+
+
 def test_a_member_never_gives_both_secrets_of_another() -> None:
     sitting = Sitting(N, vectors(N, 8, 32)).run("sign")
     proof = ss.signatures_out(sitting.signatures)

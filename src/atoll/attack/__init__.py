@@ -1,6 +1,7 @@
 """Attacks as tools: against one's own job, before others try. Poison: poison.py, attacks.py and trial.py.
 
-Leaks: watch.py says who sees what, invert.py and membership.py what that tells; audit.py attacks a promise.
+Leaks: watch.py says who sees what, invert.py and membership.py what that tells; audit.py and one_run.py
+attack a promise.
 """
 
 from .attacks import (
@@ -21,6 +22,7 @@ from .attacks import (
 from .audit import Audit, audit
 from .invert import Leak, leaks
 from .membership import Membership, memberships
+from .one_run import OneRun, one_run
 from .poison import Attack, poison
 from .trial import Trial, attackers, trials, ways
 
@@ -29,6 +31,7 @@ __all__ = [
     "Audit",
     "Leak",
     "Membership",
+    "OneRun",
     "Trial",
     "alie",
     "attackers",
@@ -44,6 +47,7 @@ __all__ = [
     "mimic",
     "min_max",
     "nan",
+    "one_run",
     "poison",
     "scaling",
     "sign_flip",

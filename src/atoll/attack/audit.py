@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import exp, lgamma, log, log1p
+from functools import lru_cache
+from math import lgamma, log, log1p, sqrt
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.errors import ConfigError
 from ..core.message import Contribution, FitContext
@@ -40,6 +42,7 @@ from .watch import released
 WIDTH = 8  # numbers in a canary
 LONG = 1000.0  # clips: what is clipped away shows
 NORMAL = NormalDist()
+SURE = 1 - 1e-12  # of a guess
 
 
 @dataclass(frozen=True)
@@ -92,22 +95,48 @@ def most(errors: int, runs: int, beyond: float) -> float:
     low, high = errors / runs, 1.0
     while high - low > 1e-9:
         middle = (low + high) / 2
-        low, high = (middle, high) if _at_most(errors, runs, middle) > beyond else (low, middle)
+        low, high = (middle, high) if binomial(runs, middle)[: errors + 1].sum() > beyond else (low, middle)
     return high
 
 
-def _at_most(k: int, n: int, p: float) -> float:
-    """P[Binomial(n, p) <= k], 0 < p < 1."""
-    logs = (lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1) + i * log(p) for i in range(k + 1))
-    return sum(exp(each + (n - i) * log1p(-p)) for i, each in enumerate(logs))
+def binomial(n: int, p: float) -> NDArray[np.float64]:
+    """P[Binomial(n, p) = 0, 1 ... n], 0 < p < 1."""
+    k = np.arange(n + 1)
+    return np.asarray(np.exp(_ways(n) + k * log(p) + (n - k) * log1p(-p)))
 
 
-def distance(fpr: float, fnr: float, rate: float = 1.0) -> float:
-    """The least 1 / sigma that allows guesses as good as these error rates; 0 for any noise at all."""
-    hit = (1 - fnr - (1 - rate) * fpr) / rate
-    if not (0 < fpr < 1 and hit > fpr):
+@lru_cache(maxsize=8)
+def _ways(n: int) -> NDArray[np.float64]:
+    """log (n choose 0, 1 ... n)."""
+    logs = np.array([lgamma(i + 1) for i in range(n + 1)])
+    return np.asarray(logs[-1] - logs - logs[::-1])
+
+
+def distance(fpr: float, fnr: float, rate: float = 1.0, times: int = 1) -> float:
+    """The least 1 / sigma that allows guesses as good as these error rates, by the sum of so many rounds with
+    the canary in each at this `rate`; 0 for any noise at all.
+    """
+    if not (0 < fpr < 1 and 1 - fnr > fpr):
         return 0.0
-    return NORMAL.inv_cdf(min(hit, 1 - 1e-12)) - NORMAL.inv_cdf(fpr)
+    base = NORMAL.inv_cdf(fpr)
+    if rate == 1:
+        return (NORMAL.inv_cdf(min(1 - fnr, SURE)) - base) / sqrt(times)
+    chances = binomial(times, rate)
+    often = np.flatnonzero(chances > 1e-15)
+    never = float(chances[0])
+    wanted = min(1 - fnr, never * fpr + (1 - never) * SURE)
+    low, high = 0.0, 1.0
+    while _hit(base, high, times, often, chances) < wanted:
+        high *= 2
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _hit(base, middle, times, often, chances) < wanted else (low, middle)
+    return low
+
+
+def _hit(base: float, near: float, times: int, often: NDArray[Any], chances: NDArray[Any]) -> float:
+    """How often a guess is right that the canary is there: n times in `times` rounds, with these chances."""
+    return float(sum(chances[n] * NORMAL.cdf(base + n * near / sqrt(times)) for n in often))
 
 
 def lowest(fpr: float, fnr: float, delta: float) -> float:
@@ -139,14 +168,14 @@ def _clients(job: Job, claim: Claim) -> Callable[[int, Rng], float]:
     there, against = Contribution(way.scale(LONG * claim.clip)), Contribution(way.scale(-LONG * claim.clip))
     nothing = Contribution(way.zeros())
     population = claim.population or others + 1
-    share = _share(algorithm, way, population)
+    over = share(algorithm, way, population)
 
     def score(present: int, key: Rng) -> float:
         made = dict.fromkeys(range(others), there)
         if present or summed:
             made[others] = against if present else nothing
         seen = released(algorithm, made, key, population=population, members=members)
-        return others - float(seen.buffer @ way.buffer) / (share * claim.clip)
+        return others - float(seen.buffer @ way.buffer) / (over * claim.clip)
 
     return score
 
@@ -159,7 +188,7 @@ def _rows(job: Job, claim: Claim) -> Callable[[int, Rng], float]:
     params = learner.init(Rng.of(0).generator())
     row = Examples(np.full((1, WIDTH // 2 - 1), LONG * max(1.0, claim.clip)), [0])
     way: Update = learner.learner.clipped(params, row, 1.0)
-    share = _share(algorithm, way, 1)
+    over = share(algorithm, way, 1)
     sites = threshold(members) if job.exchange.shows == "sum" else 2
 
     def score(present: int, key: Rng) -> float:
@@ -167,7 +196,7 @@ def _rows(job: Job, claim: Claim) -> Callable[[int, Rng], float]:
         ctxs = [FitContext(key.at("rows", site), client=site) for site in range(sites)]
         made = dict(enumerate(learner.fit_many(params, datas, ctxs)))
         seen = released(algorithm, made, key, population=sites, members=members)
-        return float(seen.buffer @ way.buffer) / (share * claim.clip)
+        return float(seen.buffer @ way.buffer) / (over * claim.clip)
 
     return score
 
@@ -182,7 +211,7 @@ def bare(algorithm: Algorithm) -> Algorithm:
     return replace(algorithm, chain=chain(*steps))
 
 
-def _share(algorithm: Algorithm, like: Update, population: int) -> float:
+def share(algorithm: Algorithm, like: Update, population: int) -> float:
     """What the mean makes of 1."""
     step = next(s for s in algorithm.chain.steps if s.averages)
     ctx = Context(Rng.of(0), weight=population, count=population, population=population)
@@ -190,4 +219,4 @@ def _share(algorithm: Algorithm, like: Update, population: int) -> float:
     return float(step.back(ones, None, ctx)[0].buffer[0])
 
 
-__all__ = ["Audit", "audit", "bare", "distance", "lowest", "most"]
+__all__ = ["Audit", "audit", "bare", "binomial", "distance", "lowest", "most", "share"]

@@ -35,6 +35,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--clients", type=int, nargs="+", metavar="N", help=say(text))
     text = "guesses with a canary, and without: more find smaller lapses"
     c.add_argument("--runs", type=int, default=1000, metavar="N", help=say(text))
+    text = "canaries of the audit of a whole run"
+    c.add_argument("--canaries", type=int, default=1000, metavar="N", help=say(text))
     text = "rows and their reconstructions as pictures, into this folder"
     c.add_argument("--pictures", type=Path, metavar="DIR", help=say(text))
     _job_options(c, say)
@@ -81,7 +83,7 @@ def _row(trial: Any, say: Say) -> list[str]:
 
 
 def _leak(args: argparse.Namespace, say: Say) -> int:
-    from ..attack import audit, leaks, memberships
+    from ..attack import audit, leaks, memberships, one_run
     from ..attack.invert import CLIENTS, private
 
     file = _read(args)
@@ -90,12 +92,16 @@ def _leak(args: argparse.Namespace, say: Say) -> int:
     sizes = args.clients or [n for n in CLIENTS if n <= most]
     shown = list(leaks(file.job, sites, sizes, args.epsilon, file.seed))
     told = list(memberships(file.job, sites, args.epsilon, file.seed))
-    found = audit(private(file.job, len(sites), args.epsilon), args.runs, seed=file.seed)
+    promised = private(file.job, len(sites), args.epsilon)
+    found = audit(promised, args.runs, seed=file.seed)
+    alone = promised.privacy is not None and promised.privacy.noise == "local"
+    whole = None if alone else one_run(promised, args.canaries, seed=file.seed)
     saved = _pictures(args.pictures, shown, sites[0].x.shape[1:]) if args.pictures else []
     if args.json:
         rows = [{k: v for k, v in vars(leak).items() if k != "pairs"} for leak in shown]
         parts = {"inversion": rows, "membership": [vars(m) for m in told]}
-        print(json.dumps({**parts, "audit": {**vars(found), "kept": found.kept}, "pictures": saved}))
+        audits = {"audit": _audited(found), "one_run": None if whole is None else _audited(whole)}
+        print(json.dumps({**parts, **audits, "pictures": saved}))
         return 0
     heads: tuple[str, ...] = ("clients", "dB", "mean image", "rows shown", "labels", "guessed", "protection")
     table([say(head) for head in heads], [_shown(leak, say) for leak in shown])
@@ -103,11 +109,21 @@ def _leak(args: argparse.Namespace, say: Say) -> int:
     heads = ("members told", "at most", "accuracy", "protection")
     table([say(head) for head in heads], [_told(m, say) for m in told])
     print()
-    kept = "nothing contradicts it" if found.kept else "the promise is broken"
-    print(say("a canary finds epsilon of {} at least, {} is promised: {}").format(
-        f"{found.epsilon:.3g}", f"{found.claim:g}", say(kept)
-    ))  # fmt: skip
+    text = "a canary, round by round, finds epsilon of {} at least, {} is promised: {}"
+    print(say(text).format(f"{found.epsilon:.3g}", f"{found.claim:g}", _kept(found, say)))
+    if whole is not None:
+        text = "{} canaries in a whole run find {} at least, and {} whatever the noise: {}"
+        numbers = (f"{whole.epsilon:.3g}", f"{whole.proven:.3g}")
+        print(say(text).format(whole.canaries, *numbers, _kept(whole, say)))
     return 0
+
+
+def _audited(found: Any) -> dict[str, Any]:
+    return {**vars(found), "kept": found.kept}
+
+
+def _kept(found: Any, say: Say) -> str:
+    return say("nothing contradicts it" if found.kept else "the promise is broken")
 
 
 def _shown(leak: Any, say: Say) -> list[str]:
