@@ -28,9 +28,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from ..core.errors import ProtocolError, StateError
-from ..privacy.hazmat.suite import NONCE, SUITES, Suite
+from ..privacy.hazmat.suite import NONCE, SUITES
 from .reading import Reading, moment
-from .seal import NUMBERS, number_of
+from .seal import NUMBERS, Seal, number_of
 
 By: TypeAlias = Literal["id", "sample", "time"]
 Direction: TypeAlias = Literal["nearest", "forward", "backward"]
@@ -123,13 +123,11 @@ class Label(NamedTuple):
 
 @dataclass
 class Labels:
-    """The labels of one store: its connection, hash and key are the store's, and so is every commit."""
+    """The labels of one store, in its file; every commit is the store's."""
 
     sql: sqlite3.Connection = field(repr=False)
     join: Join
-    hashed: Callable[..., bytes] = field(repr=False)
-    secret: bytes = field(repr=False)
-    suite: Suite
+    seal: Seal = field(repr=False)
     _keys: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def came(self, source: str, at: float, id_: str, number: int, cell: float) -> None:
@@ -249,10 +247,10 @@ class Labels:
     def _place(self, source: str, at: float, id_: str) -> tuple[bytes, float] | None:
         """Where a reading and its label meet; None for a reading without an id where they join by it."""
         if self.join.by == "time":
-            return self.hashed("label of", source), at
+            return self.seal.hashed("label of", source), at
         if not id_:
             return None
-        return self.hashed("label of", source if self.join.by == "id" else "", id_), 0.0
+        return self.seal.hashed("label of", source if self.join.by == "id" else "", id_), 0.0
 
     def _readings(self, who: bytes, at: float) -> list[tuple[int, float]]:
         span = (at, at) if self.join.by != "time" else self.join.reach(at)
@@ -286,14 +284,14 @@ class Labels:
 
     def _key(self, name: str) -> bytes:
         if name not in self._keys:
-            self._keys[name] = SUITES[name].derived(self.secret, "atoll sense labels 1", name)
+            self._keys[name] = SUITES[name].derived(self.seal.key, "atoll sense labels 1", name)
         return self._keys[name]
 
     def _sealed(self, label: Label, place: tuple[bytes, float]) -> bytes:
         """Under one key of the store's and a random nonce: small boxes, for 2^32 of them (SP 800-38D)."""
-        nonce, text = os.urandom(NONCE), msgspec.msgpack.encode(label)
-        key = self._key(self.suite.name)
-        return bytes([number_of(self.suite)]) + nonce + self.suite.encrypted(key, nonce, text, _bound(place))
+        suite, nonce, text = self.seal.suite, os.urandom(NONCE), msgspec.msgpack.encode(label)
+        key = self._key(suite.name)
+        return bytes([number_of(suite)]) + nonce + suite.encrypted(key, nonce, text, _bound(place))
 
     def _opened(self, box: bytes, place: tuple[bytes, float]) -> Label:
         try:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .boxes import Kept
 from .source import Span
-from .store import Kept, Store
+from .store import Store
 
 
 @dataclass(frozen=True)
