@@ -26,6 +26,7 @@ from atoll.sense.store import Store
 from tests.sense.plant import NOW, contract, rules, said, vault
 
 BATCHES, SIZE = 6, 40
+FINAL = 5.0
 
 
 def join(**over) -> Join:
@@ -70,7 +71,7 @@ def main(folder: Path, what: str) -> None:
 
 
 def labelling(folder: Path) -> None:
-    with Store.open(folder, "press", vault(), rules(), join=join()) as store:
+    with Store.open(folder, "press", vault(), rules(late=FINAL), join=join(final=FINAL)) as store:
         everything = range(BATCHES * SIZE)
         store.take([said(i, fails=None) for i in everything], NOW)
         for begin in everything[::SIZE]:

@@ -30,6 +30,12 @@ def store(tmp_path):
         yield made
 
 
+def test_a_device_whose_clock_is_ahead_is_known_when_it_says_the_same_again(tmp_path) -> None:
+    with Store.open(tmp_path, "press", vault(), rules(late=5.0)) as store:
+        store.take([said(i) for i in range(1000, 1010)], NOW)
+        assert store.take([said(i) for i in range(1000, 1010)], NOW + 100) == Counter(late=4, repeated=6)
+
+
 def test_readings_come_back_as_they_were_and_in_their_order(store, tmp_path) -> None:
     assert store.take([said(i) for i in range(10)], NOW) == Counter(stored=10)
     assert store.take([said(i) for i in range(10, 15)], NOW) == Counter(stored=5)

@@ -19,7 +19,7 @@ from ..core.errors import StateError
 from ..privacy.hazmat.suite import Suite
 from ..privacy.vault import Vault
 from ..wire.failpoint import hit
-from . import labels, place
+from . import labels, place, series
 from .seal import Seal
 
 _SCHEMA = """
@@ -122,7 +122,7 @@ class File:
         if not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             hash_ = self.suite.hash.lower()
             sql.executescript(f"BEGIN; {_SCHEMA} INSERT INTO about VALUES ('{hash_}'); COMMIT;")  # noqa: S608  ours
-        sql.executescript(labels.SCHEMA)
+        sql.executescript(labels.SCHEMA + series.SCHEMA)
         return sql
 
     # -- what stands in it ------------------------------------------------------------------------

@@ -11,7 +11,8 @@ is the same, the one whose bytes are larger, so that everybody's answer is the s
 
 On disk, in the store's file and commits: `marks` (a reading's place and number), `labels` (a label's place
 and box, the newest reading that has it) and `joined` (numbers of readings in the order in which a label came
-to them). A place is a keyed hash of device or id, and a time in the open where labels join by time.
+to them). A place is a keyed hash of device or id, and a time in the open where labels join by time. Windows
+of devices and their labels: series.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ..core.errors import ProtocolError, StateError
 from ..privacy.hazmat.suite import NONCE, SUITES
 from .reading import Reading, moment
 from .seal import NUMBERS, Seal, number_of
+from .series import Series, forget
 
 By: TypeAlias = Literal["id", "sample", "time"]
 Direction: TypeAlias = Literal["nearest", "forward", "backward"]
@@ -56,7 +58,8 @@ class Join:
     `number`: a label's cell by its value and unit, or why it is none, as a contract's column says it.
     `tolerance`: seconds between the two, by time. `wait`: seconds a label waits for its reading. `devices`:
     whose labels are taken, with * and ?; () for all. `column`, `sequence`: what the two are called where
-    labels come from. `ahead`: seconds that a label's clock may be.
+    labels come from. `ahead`: seconds that a label's clock may be. `final`: seconds after which a device's
+    window can change no more, where labels of windows are heard; None where they are not.
     """
 
     form: str
@@ -70,6 +73,7 @@ class Join:
     wait: float = 7 * 86400.0
     devices: tuple[str, ...] = ()
     ahead: float | None = None
+    final: float | None = None
 
     @property
     def rule(self) -> list[Any]:
@@ -128,10 +132,13 @@ class Labels:
     sql: sqlite3.Connection = field(repr=False)
     join: Join
     seal: Seal = field(repr=False)
+    series: Series | None = None
     _keys: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def came(self, source: str, at: float, id_: str, number: int, cell: float) -> None:
         """A reading is stored as this number; `cell`: the label that came with it, NaN for none."""
+        if self.series is not None and self.series.form == self.join.form:
+            self.series.came(source, at, number)
         labelled = not math.isnan(cell)
         place = self._place(source, at, id_)
         if place is not None:
@@ -142,7 +149,7 @@ class Labels:
                     "UPDATE labels SET reading = ? WHERE who = ? AND at = ?", (number, place[0], found[0])
                 )
         if labelled:
-            self.sql.execute("INSERT INTO joined (reading) VALUES (?)", (number,))
+            self._joined(number)
 
     def put(self, label: Label, now: float) -> str:
         """Keep a label; what became of it (COUNTS)."""
@@ -162,8 +169,14 @@ class Labels:
             self.sql.execute("UPDATE labels SET reading = ? WHERE who = ? AND at = ?", (max(mine), *place))
         if old is not None and self._cell(old) == self._cell(label):
             return "labels_repeated"
-        self.sql.executemany("INSERT INTO joined (reading) VALUES (?)", [(n,) for n in mine])
+        for number in mine:
+            self._joined(number)
         return "labels" if old is None else "labels_corrected"
+
+    def _joined(self, number: int) -> None:
+        self.sql.execute("INSERT INTO joined (reading) VALUES (?)", (number,))
+        if self.series is not None:
+            self.series.labelled(number)
 
     def fill(self, kept: Sequence[Any]) -> None:
         """Put the labels that came into the cells of these readings, the lowest number first; a reading's own
@@ -182,7 +195,7 @@ class Labels:
     def rebuild(self, boxes: Iterable[tuple[str, list[Any]]]) -> None:
         """Find all places and matches anew: the rule by which they were made is another now."""
         rows = self.sql.execute("SELECT who, at, box, taken FROM labels").fetchall()
-        for table in ("marks", "labels", "joined"):
+        for table in ("marks", "labels", "joined", "due"):
             self.sql.execute(f"DELETE FROM {table}")  # noqa: S608  ours
         for form, kept in boxes:
             for reading in kept:
@@ -217,18 +230,26 @@ class Labels:
         self.sql.execute("DELETE FROM marks WHERE number < ?", (first,))
         self.sql.execute("DELETE FROM labels WHERE reading < ?", (first,))
         self.sql.execute("DELETE FROM joined WHERE reading < ?", (first,))
+        forget(self.sql, first)
 
-    def joined(self, after: int, most: int) -> tuple[int, list[int]]:
-        """Numbers of the readings whose label came or changed after this event, and the last event. An event
-        that is still to come is one of a store that was wiped.
+    def joined(self, after: int, most: int, table: str = "joined") -> tuple[int, list[int]]:
+        """Numbers of the readings whose label came or changed after this event, each at the last of its own,
+        and the last event. One that is to come is of a store that was wiped. `table`: "due" for windows.
         """
-        row = self.sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'joined'").fetchone()
+        row = self.sql.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
         after = 0 if row is None or after > row[0] else after
         rows = self.sql.execute(
-            "SELECT event, reading FROM joined WHERE event > ? ORDER BY event LIMIT ?", (after, most)
+            f"SELECT event, reading FROM {table} e WHERE event > ? AND NOT EXISTS"  # noqa: S608  ours
+            f" (SELECT 1 FROM {table} o WHERE o.reading = e.reading AND o.event > e.event)"
+            " ORDER BY event LIMIT ?",
+            (after, most),
         ).fetchall()
-        last = {reading: event for event, reading in rows}
-        return (rows[-1][0] if rows else after), sorted(last, key=lambda n: last[n])
+        return (rows[-1][0] if rows else after), [reading for _, reading in rows]
+
+    def changed(self, after: int, number: int, table: str = "joined") -> bool:
+        """Whether this reading has an event after that one."""
+        query = f"SELECT 1 FROM {table} WHERE reading = ? AND event > ?"  # noqa: S608  ours
+        return self.sql.execute(query, (number, after)).fetchone() is not None
 
     def since(self, n: int) -> int:
         """The number of the `n`-th last reading that has a label, 0 where there are fewer."""

@@ -6,7 +6,7 @@
 A box is one commit's readings, sealed (seal.py) and never written again; a label that comes later has one of
 its own (labels.py). Devices and ids lie there as keyed hashes (HMAC) alone. What a disk shows to who has no
 key: how many readings and labels came and when, and of each unnamed device the times within `late`, or all
-where labels join by time.
+where labels join by time or are heard of windows.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from .judge import Judge, Rules
 from .labels import Join, Labels
 from .reading import Reading
 from .retention import Retention
+from .series import Series
 
 COUNTS = ("stored", "repeated", "late", "aside", "expired", "dropped")
 _COMMIT = declare("sense.stored.before"), declare("sense.stored.after")
 _LABELLED = declare("sense.labelled.before"), declare("sense.labelled.after")
 _REPLAYED = declare("sense.replayed.before"), declare("sense.replayed.after")
 _RULE = "the rule that labels join by"
+_SERIES = "the rule that windows are labelled by"
 
 
 class Store:
@@ -85,19 +87,27 @@ class Store:
 
     def _begun(self) -> None:
         """A life of its file begins."""
-        file, judge = self._file, self._judge
-        self._labels = None
-        if self._join is not None and (judge is not None or self._has_labels()):
-            self._labels = Labels(file.sql, self._join, file.seal)
-            if judge is not None and file.place(_RULE) != self._join.rule:
-                if not self._owner:
-                    raise StateError(
-                        "labels join by another rule than before: start the client with it first"
-                    )
-                self._rejoin(self._labels)
-        late = None if judge is None else judge.rules.late
-        self._boxes = Boxes(file, self._labels)
-        self._retention = Retention(file, self._labels, *self._limits, late)
+        self._labels = self._joining()
+        self._boxes = Boxes(self._file, self._labels)
+        late = None if self._judge is None else self._judge.rules.late
+        self._retention = Retention(self._file, self._labels, *self._limits, late)
+
+    def _joining(self) -> Labels | None:
+        """How labels meet readings and windows; found anew where that is by another rule than before."""
+        file, join, taking = self._file, self._join, self._judge is not None
+        if join is None or not (taking or self._has_labels()):
+            return None
+        held = Labels(file.sql, join, file.seal)
+        rule, series = file.place(_RULE), file.place(_SERIES)
+        if taking and not self._owner and rule != join.rule:
+            raise StateError("labels join by another rule than before: start the client with it first")
+        wanted = None if join.final is None else Series(file.sql, join.form, join.final, file.device)
+        if not (taking and self._owner):
+            held.series = None if series is None else Series(file.sql, series[0], series[1], file.device)
+        elif (join.rule, None if wanted is None else wanted.rule) != (rule, series):
+            self._rejoin(held, wanted, anew=rule != join.rule)
+        held.series = held.series or wanted
+        return held
 
     @property
     def path(self) -> Path:
@@ -183,7 +193,22 @@ class Store:
         with self._file.reading():
             last, numbers = self._labels.joined(after, most)
         found = self._boxes.of(numbers, self._labels.join.form)
-        return last, [found[n] for n in numbers if n in found]
+        with self._file.reading():  # a label that another took the place of meanwhile is that one's event
+            return last, [found[n] for n in numbers if n in found and not self._labels.changed(last, n)]
+
+    def due(self, size: int, after: int = 0, most: int = 100) -> tuple[int, list[list[Kept]]]:
+        """As `joined`, windows of one device that can change no more: `size` readings in the order of their
+        time, the newest of which has the label. Without where some are here no longer, or are too few.
+        """
+        if self._labels is None or (series := self._labels.series) is None:
+            return after, []
+        with self._file.reading():
+            last, numbers = self._labels.joined(after, most, "due")
+            windows = [series.window(number, size) for number in numbers]
+        found = self._boxes.of({n for window in windows for n in window}, series.form)
+        with self._file.reading():  # as above
+            windows = [w for w in windows if w and not self._labels.changed(last, w[-1], "due")]
+        return last, [[found[n] for n in w] for w in windows if all(n in found for n in w)]
 
     def end(self) -> int:
         """The number that the next reading will have."""
@@ -265,7 +290,10 @@ class Store:
     def _stored(self, first: int, good: list[list[Any]], now: float) -> None:
         """A commit's good readings, from number `first` on."""
         assert self._judge is not None  # noqa: S101  take looked
-        self._file.settle({source for source, *_ in good})
+        sources = {source for source, *_ in good}
+        if self._labels is not None and self._labels.series is not None:
+            self._labels.series.moved(sources)
+        self._file.settle(sources)
         if good:
             self._boxes.put(self._judge.rules.form, good, first, now)
 
@@ -275,12 +303,17 @@ class Store:
         with self._file.reading() as sql:
             return sql.execute(query).fetchone() is not None
 
-    def _rejoin(self, held: Labels) -> None:
-        """Find whose the labels are by another rule than the one before, or by the first."""
+    def _rejoin(self, held: Labels, series: Series | None, *, anew: bool) -> None:
+        """Find whose the labels are, where that is `anew`, and the windows that are labelled."""
+        boxes = Boxes(self._file, None)
         with self._file.reading() as sql:
             sql.execute("BEGIN IMMEDIATE")
-            held.rebuild(Boxes(self._file, None).bare())
-            self._file.note(_RULE, held.join.rule)
+            if anew:
+                held.rebuild(boxes.bare())
+                self._file.note(_RULE, held.join.rule)
+            if series is not None:
+                series.rebuild(boxes.bare())
+            self._file.note(_SERIES, None if series is None else series.rule)
             sql.commit()
 
     def _labelled(self, held: Labels, said: Reading, now: float) -> str:
@@ -293,7 +326,8 @@ class Store:
         if self._file.sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone() is not None:
             return "labels_repeated"
         number, _ = self._file.device(said.source)
-        self._file.sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, min(said.at, now)))
+        known_at = min(said.at, now) + held.join.wait  # labels are later than readings
+        self._file.sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, known_at))
         aside.put(self._file, said, reason, now, "label")
         return "labels_aside"
 
@@ -328,7 +362,8 @@ class Store:
         if known is not None:
             return "repeated"
         cells, reason = self._judge.judge(reading, now)
-        self._file.sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, min(reading.at, now)))
+        known_at = min(reading.at, now) if reason else reading.at  # bad ones may be of any time
+        self._file.sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, known_at))
         if reason:
             aside.put(self._file, reading, reason, now)
             return "aside"
