@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from atoll.control.engine.tuning import Rows
@@ -37,6 +38,23 @@ def test_windows_are_answered_judged_by_their_newest_reading_and_learnt_from(tmp
 
 
 WINDOWS = 13  # commits of 100 readings of three devices
+
+
+def test_a_pipeline_in_the_models_graph_sees_what_is_said_and_so_does_the_watch(tmp_path: Path) -> None:
+    made = Node(tmp_path, piped=True)
+    made.parcel()
+    made.play()
+    told = [(t.event.kind, t.event.what) for t in made.watch.known.told]
+    assert ("raised", "error") in told and ("renewed", "tune") in told and ("cleared", "error") in told
+    assert not {"u", "v"} & {what for kind, what in told if kind == "raised"}, "they are as they were"
+    state = made.watch.known.monitor
+    assert state is not None
+    seen = np.frombuffer(b"".join([*state.waiting, state.pending]), np.float32).reshape(-1, 5)
+    assert seen[:, :2].std(axis=0) == pytest.approx([100, 0.1], rel=0.3)
+    served, rows = made.shelf.get("line"), made.learnt_from()
+    assert served is not None and served.own > 0
+    assert abs(rows.x[..., 0].mean() - 500) < 20
+    assert (served.model.run(rows.x[-300:])["label"] == rows.y[-300:]).mean() > 0.9
 
 
 def kept(made: Node) -> list[tuple[bytes, float]]:

@@ -32,6 +32,7 @@ from atoll.core.message import FitContext
 from atoll.core.rng import Rng
 from atoll.core.update import Update
 from atoll.data import Examples
+from atoll.data.pipeline import Pipeline, Step
 from atoll.privacy.keys import Authority
 from atoll.sense.intake import Feed
 from atoll.sense.reading import Reading
@@ -97,6 +98,15 @@ def readings(n: int, change: int) -> list[Reading]:
     return [made[i] for i in order]
 
 
+PIPELINE = Pipeline((Step("u", 500.0, centre=500.0, unit=0.01), Step("v", -3.0, centre=-3.0, unit=10.0)))
+
+
+def scaled(said: Reading) -> Reading:
+    """In units of which PIPELINE makes those that the model learns in."""
+    u, v = float(said.values["u"]), float(said.values["v"])
+    return replace(said, values={**said.values, "u": 500 + 100 * u, "v": -3 + v / 10})
+
+
 def bare(said: Reading) -> Reading:
     """Without its label."""
     return replace(said, values={k: v for k, v in said.values.items() if k != "moves"})
@@ -132,10 +142,18 @@ class Node:
     """A node with everything real but its federation, and one source with so many readings of each device.
 
     `late`: what they do is told by itself: some before, most after, each twice, some wrong at first.
+    `piped`: what they say is in other units than those the model learns in.
     """
 
     def __init__(
-        self, folder: Path, n: int = 400, change: int = 200, *, late: bool = False, **renew: Any
+        self,
+        folder: Path,
+        n: int = 400,
+        change: int = 200,
+        *,
+        late: bool = False,
+        piped: bool = False,
+        **renew: Any,
     ) -> None:
         (folder / "engine.toml").write_text(CONTRACT)
         table = {
@@ -150,7 +168,7 @@ class Node:
         whose = contract(self.made, "engine")
         if not (folder / "sense").exists():
             with opened(self.made, "engine", VAULT)[0] as store:
-                said = readings(n, change)
+                said = [scaled(r) for r in readings(n, change)] if piped else readings(n, change)
                 told = labels(said) if late else []
                 for i in range(0, len(said), 24):
                     some = [bare(r) for r in said[i : i + 24]] if late else said[i : i + 24]
@@ -161,7 +179,8 @@ class Node:
                     store.label(told[i : i + 24], MIDNIGHT + n)
         self.shelf = Shelf()
         plan_learner(plan()).export(params(), folder / "model.onnx")
-        self.shelf.put("line", 3, (folder / "model.onnx").read_bytes())
+        graph, self.piped = (folder / "model.onnx").read_bytes(), piped
+        self.shelf.put("line", 3, PIPELINE.frozen(graph) if piped else graph)
         self.store, self.form = opened(self.made, "engine", VAULT)[0], form(whose)
         names, self.sent = whose.features, list[Any]()
         self.watch = Watch(
@@ -172,6 +191,9 @@ class Node:
         """Have what the model can be fine-tuned from."""
         identity = member(Authority.new("lagoon", now=time.time()), "coordinator", "hub")
         table = {**TABLE, "learner": {"name": "plan", "sha256": plan().sha256, "blob": "0" * 64}}
+        if self.piped:
+            whose = contract(self.made, "engine").table()
+            table["data"] = {"name": "engine", "contract": whose, "pipeline": PIPELINE.table()}
         values = {
             **VALUES,
             "table": table,
