@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -397,10 +398,13 @@ class Watch:
         used = Amount(cpu_minutes=spent, energy_wh=joules / 3600)
         with self._turn:
             self._write(quota=quota.settle(self.known.quota, JOB, used, self._clock()))
-        won, why, figures = await asyncio.to_thread(self._challenged, to, held)
+        judge = partial(self._challenged, to, held, fills=bool(took["fills"]))
+        won, why, figures = await asyncio.to_thread(judge)
         return won, why, {**figures, "cpu_seconds": 60 * spent, f"joules_{source}": joules}
 
-    def _challenged(self, to: Path, held: tuple[Any, Any]) -> tuple[bool, str, dict[str, float]]:
+    def _challenged(
+        self, to: Path, held: tuple[Any, Any], *, fills: bool
+    ) -> tuple[bool, str, dict[str, float]]:
         assert self._renew is not None  # noqa: S101  as above
         whose, served = self.known.whose, self._shelf.get(self.known.whose.name)
         data = self._vault.read(to)
@@ -408,6 +412,9 @@ class Watch:
         if served is None or served.version != whose.version:
             return False, "another version serves by now", {}
         x, y = held
+        if not fills:
+            whole = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+            x, y = x[whole], y[whole]
         both = [model.run(x) for model in (served.model, Model(data, whose.name))]
         old, new = (losses(answers, y) for answers in both)
         verdict = challenge.judged(old, new, y, self._renew.terms, classes="label" in both[0])
@@ -461,7 +468,7 @@ class Watch:
             return self.known.rows
         known = np.isfinite(window.labels)
         x, y = np.asarray(window.rows, np.float32)[known], np.asarray(window.labels)[known]
-        sound = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+        sound = ~np.isinf(x.reshape(len(x), -1)).any(axis=1)  # what is missing a pipeline may fill
         if not sound.any():
             return self.known.rows
         data = msgspec.msgpack.encode(Rows.of(x[sound], y[sound]))
