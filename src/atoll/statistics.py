@@ -197,15 +197,16 @@ def fit_pipeline(
 ) -> Pipeline:
     """The pipeline of a contract by exact figures of all sites' raw rows; only sums travel.
 
-    `sites`: Sites, Examples or (n, d) arrays of raw rows, NaN missing. `fill`: what a missing cell becomes:
-    the mean, the median, or the middle of the contract's range. `scale`: less the mean in units of the
-    standard deviation, the contract's range to -1..1, or none. `encode`: a category as a column for each
-    value, or as its place. Raises ConfigError for another word or a range that the contract lacks, DataError
-    for rows of another number of columns, QuorumError, with the reason, where a site cannot answer.
+    `sites`: Sites, Examples or (n, d) arrays of raw rows, NaN missing, or of windows (n, size, d), whose
+    readings are the rows then. `fill`: what a missing cell becomes: the mean, the median, or the middle of
+    the contract's range. `scale`: less the mean in units of the standard deviation, the contract's range to
+    -1..1, or none. `encode`: a category as a column for each value, or as its place. Raises ConfigError for
+    another word or a range that the contract lacks, DataError for rows of another number of columns,
+    QuorumError, with the reason, where a site cannot answer.
     """
     recipe = Recipe(fill, scale, encode)
     recipe.check(contract)
-    columns, _ = _columns(sites, contract.features)
+    columns, _ = _columns(sites, contract.features, windows=True)
     learner = Figures(columns, recipe.moments, recipe.median)
     looks = max(1, len(learner.looks))
     run = simulate(Job(learner, figures(learner, strict=True), rounds=looks, max_weight=1.0), list(sites))
@@ -249,12 +250,12 @@ def classes(sites: Any) -> tuple[Any, ...]:
     return tuple(tally)
 
 
-def _columns(sites: Any, names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+def _columns(sites: Any, names: Sequence[str], *, windows: bool = False) -> tuple[int, tuple[str, ...]]:
     """How many columns the first site has, and their names. Raises DataError for another number of names."""
     if not len(sites):
         raise ConfigError("there are no clients: the data has no sites", "$.data")
     x = np.asarray(getattr(sites[0], "x", sites[0]))
-    columns = int(np.prod(x.shape[1:], dtype=np.int64))
+    columns = int(np.prod(x.shape[2:] if windows and x.ndim == 3 else x.shape[1:], dtype=np.int64))
     own = tuple(names) or tuple(getattr(sites[0], "names", ())) or tuple(f"x{j}" for j in range(columns))
     if len(own) != columns:
         raise DataError(f"{len(own)} names for {columns} columns")

@@ -38,6 +38,7 @@ def works() -> dict[str, Work]:
         "dense": Work(json.dumps(values).encode()),
         "plan": Work(json.dumps({**values, **wide}).encode(), plan=PLAN),
         "pipeline": Work(json.dumps({**values, "table": piped}).encode()),
+        "windows": Work(json.dumps({**values, "features": [3, 2], "table": piped}).encode()),
     }
 
 
@@ -51,7 +52,7 @@ class Otherwise:
         self.export_right(params.scale(1.01), path, example)
 
 
-@pytest.mark.parametrize("kind", ["dense", "plan", "pipeline"])
+@pytest.mark.parametrize("kind", ["dense", "plan", "pipeline", "windows"])
 def test_it_is_compared_with_its_source(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     work = works()[kind]
     params = Update.of(work.learner.init(np.random.default_rng(3)))

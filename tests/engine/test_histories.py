@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from atoll.control.engine.readings import _windowed as dataset
 from atoll.sense import history
+from atoll.sense.boxes import Kept
 from atoll.sense.history import Histories
-from atoll.sense.store import Kept
 from atoll.sense.window import Form, Window
 
 FORM = Form("press", (2,), 2)

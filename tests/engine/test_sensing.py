@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+import atoll as at
 from atoll.control import config
 from atoll.control.engine import sensing
 from atoll.control.engine.datasets import sensed
@@ -24,10 +25,12 @@ from atoll.control.engine.work import opened, signed
 from atoll.control.settings import Client, Policy, make, read
 from atoll.core.edge import Task
 from atoll.core.errors import ConfigError, DataError, Refused
+from atoll.core.message import FitContext
 from atoll.core.rng import Rng
 from atoll.core.update import Update
 from atoll.data.contract import Contract
 from atoll.data.pipeline import by_range
+from atoll.learn.figures import Figures
 from atoll.learn.rounds import Plan, update_points
 from atoll.privacy.keys import Authority
 from atoll.sense.reading import Reading
@@ -288,9 +291,10 @@ def ask(settings: Client, tmp_path: Path) -> Any:
     identity = member(authority, "coordinator", "hub", now=NOW)
     model = tmp_path / "model"
 
-    def asked(run: str, changed: dict[str, Any] | None = None, **data: Any) -> Update:
+    def asked(run: str, changed: dict[str, Any] | None = None, row: Any = 2, **data: Any) -> Update:
         learning = Learning(structs.replace(settings, **changed)) if changed else usual
-        values = {"run": run, "table": table(**data), "seed": 7, "data": "press", "features": 2, "outputs": 2}
+        values = {"run": run, "table": table(**data), "seed": 7, "data": "press"}
+        values |= {"features": row, "outputs": 2}
         job = signed({**values, "classes": ["0", "1"], "federation": "test"}, identity)
         work = opened(job, authority.root, "test", now=NOW)
         params = Update.of(work.learner.init(Rng.of(1).generator()))
@@ -336,6 +340,24 @@ def test_a_job_carries_its_pipeline(ask: Any, settings: Client, tmp_path: Path) 
     by_name = ask("r2", contract=mine.table(), pipeline="range")
     by_value = ask("r2b", contract=mine.table(), pipeline=by_range(mine).table())
     assert by_name.norm() == by_value.norm() > 0
+
+
+def test_a_job_of_windows_fits_and_carries_its_pipeline(ask: Any, settings: Client, tmp_path: Path) -> None:
+    stored(settings, [said(i, load=None if i % 3 else 50.0) for i in range(40)])
+    mine = Contract.read(tmp_path / "press.toml")
+    windows = {"data": {"press": {"source": "press", "windows": True, "holdout": 0}}}
+    held = sensed("press", windows["data"]["press"], settings, vault_of(settings)).train
+    assert held.x.shape == (37, 4, 2)
+    look = ask("r1", windows, [4, 2], contract=mine.table(), pipeline={"fill": "mean"})
+    learner = Figures(2, median=False)
+    params = Update.of(learner.init(Rng.of(1).generator()))
+    want = learner.fit(params, held.x.reshape(-1, 2), FitContext(Rng.of(0))).update
+    assert look == want, "of each sensor, over all readings that windows hold"
+    made = at.fit_pipeline([held], mine)
+    pipeline = made.table()
+    assert ask("r2", windows, [4, 2], contract=mine.table(), pipeline=pipeline).norm() > 0
+    with pytest.raises(Refused, match="missing cells, and the job has no pipeline"):
+        ask("r3", windows, [4, 2], contract=mine.table())
 
 
 def test_figures_are_asked_for_under_the_sites_own_policy(ask: Any, settings: Client, tmp_path: Path) -> None:

@@ -327,6 +327,23 @@ async def played_late(made: Node, until: int, behind: int = 3, few: int = 20) ->
     await made.watch.idle()
 
 
+def test_rows_with_missing_cells_are_left_out_where_no_pipeline_fills_them(tmp_path: Path) -> None:
+    made = node(tmp_path)
+
+    async def some(after: int, until: int) -> AsyncIterator[Line]:
+        for number in range(after, until):
+            w = window(number)
+            w.rows[::10, 0] = np.nan
+            yield w
+            await made.watch.idle()
+
+    made.windows = some  # type: ignore[method-assign]
+    before = made.error()
+    asyncio.run(made.play(CHANGE + 12))
+    assert ("renewed", "tune") in made.events()
+    assert made.error() < 0.3 * before
+
+
 def test_labels_that_come_later_are_heard_as_errors_and_learnt_from(tmp_path: Path) -> None:
     made = node(tmp_path, cool_down=5400.0)
     asyncio.run(played_late(made, CHANGE + 3))

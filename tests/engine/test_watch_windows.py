@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from atoll.control.engine.tuning import Rows
 from atoll.control.settings import Client, make, watched
 from atoll.core.errors import ConfigError
+from atoll.sense.reading import Reading
 from atoll.wire import failpoint
-from tests.engine.watching import VAULT
+from tests.engine.watching import MIDNIGHT, VAULT
 from tests.engine.windowed import DATA, SOURCE, Node
 
 
@@ -33,6 +35,28 @@ def test_windows_are_answered_judged_by_their_newest_reading_and_learnt_from(tmp
     assert served is not None and served.own > 0
     x, y = rows.x[-300:], rows.y[-300:]
     assert (served.model.run(x)["label"] == y).mean() > 0.9
+
+
+WINDOWS = 13  # commits of 100 readings of three devices
+
+
+def test_a_pipeline_in_the_models_graph_sees_what_is_said_and_so_does_the_watch(tmp_path: Path) -> None:
+    made = Node(tmp_path, piped=True)
+    made.parcel()
+    made.play()
+    told = [(t.event.kind, t.event.what) for t in made.watch.known.told]
+    assert ("raised", "error") in told and ("renewed", "tune") in told and ("cleared", "error") in told
+    assert not {"u", "v"} & {what for kind, what in told if kind == "raised"}, "they are as they were"
+    state = made.watch.known.monitor
+    assert state is not None
+    seen = np.frombuffer(b"".join([*state.waiting, state.pending]), np.float32).reshape(-1, 5)
+    assert np.nanstd(seen[:, :2], axis=0) == pytest.approx([100, 0.1], rel=0.3)
+    assert np.isnan(seen[:, 1]).any() and np.isfinite(seen[:, 2:]).all()
+    assert any(np.isnan(np.frombuffer(x, np.float32)).any() for x, _ in kept(made)), "and learns from it"
+    served, rows = made.shelf.get("line"), made.learnt_from()
+    assert served is not None and served.own > 0
+    assert abs(rows.x[..., 0].mean() - 500) < 20
+    assert (served.model.run(rows.x[-300:])["label"] == rows.y[-300:]).mean() > 0.9
 
 
 def kept(made: Node) -> list[tuple[bytes, float]]:
@@ -63,6 +87,50 @@ def test_killed_anywhere_no_row_is_counted_twice(point: str, tmp_path: Path) -> 
     assert again.watch.known.monitor == whole.watch.known.monitor
     assert sorted(kept(again)) == sorted(kept(whole))
     assert len(set(kept(whole))) == len(kept(whole))
+
+
+def test_windows_whose_labels_come_later_are_judged_by_them_and_learnt_from(tmp_path: Path) -> None:
+    made = Node(tmp_path, late=True)
+    made.parcel()
+    made.play()
+    assert made.watch.known.monitor is not None
+    assert made.watch.known.monitor.errors is None, "no label came yet"
+    assert kept(made) == []
+    made.play(late=True)
+    told = [(t.event.kind, t.event.what) for t in made.watch.known.told]
+    kinds = [("raised", "error"), ("renewed", "tune"), ("cleared", "error")]
+    assert [told.index(kind) for kind in kinds] == sorted(told.index(kind) for kind in kinds)
+    assert not {"u", "v"} & {what for kind, what in told if kind == "raised"}
+    served, rows = made.shelf.get("line"), made.learnt_from()
+    assert served is not None and served.own > 0
+    assert (served.model.run(rows.x[-300:])["label"] == rows.y[-300:]).mean() > 0.9
+
+
+@pytest.mark.parametrize("point", ["watch.rows.after", "watch.state.before"])
+def test_killed_anywhere_no_label_of_a_window_is_heard_twice(point: str, tmp_path: Path) -> None:
+    more = {"drift": False, "recent": 10_000, "n": 100, "late": True}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        Node(tmp_path / name, **more).store.close()
+    whole = Node(tmp_path / "whole", **more).play(late=True)
+    times = 1 if point == "watch.rows.after" else WINDOWS + 1
+    environment = {**os.environ, failpoint.VARIABLE: f"{point}:{times}:kill"}
+    command = [sys.executable, "-m", "tests.engine.windowed", str(tmp_path / "killed"), "late"]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    again = Node(tmp_path / "killed", **more)
+    assert (again.watch.known.cursor, again.watch.known.heard_windows) == (whole.watch.known.cursor, 0)
+    again.store.label([Reading("d0", 0.0, "60", {"moves": "odd", "sequence": 3})], MIDNIGHT)  # corrected now
+    again.play(late=True)
+    state, other = again.watch.known.monitor, whole.watch.known.monitor
+    assert state is not None and other is not None
+    assert state.columns == other.columns
+    learnt = again.learnt_from()
+    rows = sorted((x.tobytes(), float(y)) for x, y in zip(learnt.x, learnt.y, strict=True))
+    found = sorted(kept(again))
+    assert len(found) == len(set(found)) > 270
+    assert set(found) <= set(rows), "bit for bit what is learnt from"
+    assert len(found) == len(kept(whole))
 
 
 @pytest.mark.parametrize(

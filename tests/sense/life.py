@@ -3,7 +3,7 @@
 python -m tests.sense.life FOLDER take: sends batches 0..BATCHES-1, from the first unacknowledged on.
 python -m tests.sense.life FOLDER label: takes all readings, then labels in batches, all from the first on.
 python -m tests.sense.life FOLDER folder: reads FOLDER/in until no file is left there.
-python -m tests.sense.life FOLDER mqtt:PORT: listens to a broker for ever.
+python -m tests.sense.life FOLDER mqtt:PORT: listens to a broker for ever, for labels too.
 python -m tests.sense.life FOLDER wipe: wipes the store.
 python -m tests.sense.life FOLDER replay: judges again what is aside, by a contract that takes more heat.
 """
@@ -26,6 +26,7 @@ from atoll.sense.store import Store
 from tests.sense.plant import NOW, contract, rules, said, vault
 
 BATCHES, SIZE = 6, 40
+FINAL = 5.0
 
 
 def join(**over) -> Join:
@@ -70,7 +71,7 @@ def main(folder: Path, what: str) -> None:
 
 
 def labelling(folder: Path) -> None:
-    with Store.open(folder, "press", vault(), rules(), join=join()) as store:
+    with Store.open(folder, "press", vault(), rules(late=FINAL), join=join(final=FINAL)) as store:
         everything = range(BATCHES * SIZE)
         store.take([said(i, fails=None) for i in everything], NOW)
         for begin in everything[::SIZE]:
@@ -92,11 +93,15 @@ async def emptied(folder: Path) -> None:
 
 
 async def listening(folder: Path, port: int) -> None:
-    with Store.open(folder, "press", vault(), rules()) as store:
+    with Store.open(folder, "press", vault(), rules(), join=join(final=0.0)) as store:
         feed = Feed(store, clock=lambda: NOW, pause=0.0)
-        running = asyncio.create_task(feed.run())
-        said = Mqtt(url=f"mqtt://127.0.0.1:{port}", topic="plant/{source}/data")
-        await asyncio.gather(listen(said, folder, feed, "node"), running)
+        told = Feed(store, clock=lambda: NOW, pause=0.0, of=feed)
+        said, labels = (
+            Mqtt(url=f"mqtt://127.0.0.1:{port}", topic=f"plant/{{source}}/{what}")
+            for what in ("data", "label")
+        )
+        ways = listen(said, folder, feed, "node"), listen(labels, folder, told, "node-labels")
+        await asyncio.gather(*ways, feed.run(), told.run())
 
 
 if __name__ == "__main__":

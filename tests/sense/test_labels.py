@@ -268,7 +268,7 @@ def test_any_order_and_repetition_of_readings_and_labels_gives_the_same_rows(
     events += random.sample(events, len(events) // 2)
     random.shuffle(events)
     with TemporaryDirectory() as folder, opened(Path(folder), **rule) as store:
-        store._sql.execute("PRAGMA synchronous=OFF")
+        store._file.sql.execute("PRAGMA synchronous=OFF")
         while events:
             kind = events[0][0]
             n = next((i for i, (k, _) in enumerate(events) if k != kind), len(events))
@@ -349,7 +349,7 @@ def test_labels_go_with_their_readings_by_retention(tmp_path) -> None:
         store.label([label(200)], NOW + 40_000)
         store.take([bare(90_000)], NOW + 90_000)
         assert labels(store) == {"200": 1.0}
-        sizes = [store._sql.execute(f"SELECT * FROM {t}").fetchall() for t in TABLES]  # noqa: S608  ours
+        sizes = [store._file.sql.execute(f"SELECT * FROM {t}").fetchall() for t in TABLES]  # noqa: S608  ours
         assert [len(rows) for rows in sizes] == [2, 1, 1]
 
 
@@ -402,7 +402,7 @@ def test_the_disk_shows_no_label_and_no_name(crypto, tmp_path) -> None:
         assert [r.cells[3] for r in store.readings()] == [secret]
         needles = [b"secret-press", b"fails", struct.pack("<d", secret), struct.pack(">d", secret)]
         assert plain(tmp_path, needles) == set()
-        store._sql.execute("UPDATE labels SET box = (SELECT max(box) FROM labels)")
-        store._sql.commit()
+        store._file.sql.execute("UPDATE labels SET box = (SELECT max(box) FROM labels)")
+        store._file.sql.commit()
         with pytest.raises(StateError, match="was changed"):
             [*store.readings(), *store.label([label(2, 1.0, "secret-press")], NOW)]

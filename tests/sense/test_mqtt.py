@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from atoll.core.errors import ConfigError, StateError
 from atoll.privacy.keys import Authority, key_pem
@@ -22,11 +23,12 @@ from atoll.sense.source import Mqtt
 from atoll.sense.store import Store
 from atoll.wire import failpoint
 from tests.sense import broker as brokers
+from tests.sense.life import join
 from tests.sense.plant import NOW, rules, vault
 from tests.wire.pki import member
 
 needs_broker = pytest.mark.skipif(bool(brokers.missing()), reason=brokers.missing() or "there is one")
-TOPIC = "plant/{source}/data"
+TOPIC, LABELS = "plant/{source}/data", "plant/{source}/label"
 
 
 @pytest.fixture
@@ -41,10 +43,16 @@ def settings(broker: brokers.Broker, **over) -> Mqtt:
 
 @asynccontextmanager
 async def node(path: Path, said: Mqtt):
-    """A node that listens; gone in order at the end."""
-    store = Store.open(path, "press", vault(), rules())
+    """A node that listens, to labels of windows too; gone in order at the end."""
+    store = Store.open(path, "press", vault(), rules(), join=join(final=0.0))
     feed = Feed(store, clock=lambda: NOW, pause=0.0)
-    intake = Intake({"press": feed}, [("press", lambda: listen(said, path, feed, "node"))])
+    told = Feed(store, clock=lambda: NOW, pause=0.0, of=feed)
+    labels = structs.replace(said, topic=LABELS)
+    ways = [
+        ("press", lambda: listen(said, path, feed, "node")),
+        ("press labels", lambda: listen(labels, path, told, "node-labels")),
+    ]
+    intake = Intake({"press": feed, "press labels": told}, ways)
     intake.start()
     try:
         yield feed
@@ -101,6 +109,10 @@ def says(i: int, device: str = "press-7", **over) -> tuple[str, object]:
     } | over
 
 
+def tells(i: int, device: str = "press-7", **over) -> tuple[str, object]:
+    return f"plant/{device}/label", {"id": i, "fails": i % 3 == 0, "sequence": 1} | over
+
+
 async def until(what) -> None:
     while not what():  # noqa: ASYNC110  what a broker does
         await asyncio.sleep(0.01)
@@ -114,13 +126,13 @@ def ids(path: Path) -> list[int]:
 async def subscribed(path: Path, said: Mqtt) -> None:
     """Make the node known to the broker, which keeps for it from then on."""
     async with node(path, said):
-        log = path / "broker" / "broker.log"
-        await until(lambda: "plant" in log.read_text() or _known(path))
+        await until(lambda: _known(path))
 
 
 def _known(path: Path) -> bool:
     saved = path / "broker" / "mosquitto.db"
-    return saved.exists() and b"plant/+/data" in saved.read_bytes()
+    kept = saved.read_bytes() if saved.exists() else b""
+    return b"plant/+/data" in kept and b"plant/+/label" in kept
 
 
 @needs_broker
@@ -199,6 +211,40 @@ def test_a_node_is_killed_and_each_reading_is_there_once(name, broker, presses, 
 
     asyncio.run(main())
     assert sorted(ids(tmp_path)) == list(range(n + 20))
+
+
+@needs_broker
+@pytest.mark.parametrize("name", ["sense.labelled.before:2", "sense.labelled.after:2"])
+def test_labels_come_later_over_a_broker_and_each_is_heard_once(name, broker, presses, tmp_path) -> None:
+    asyncio.run(subscribed(tmp_path, settings(broker)))
+    command = [sys.executable, "-m", "tests.sense.life", str(tmp_path), f"mqtt:{broker.port}"]
+    process = subprocess.Popen(command, env=os.environ | {failpoint.VARIABLE: f"{name}:kill"})
+    try:
+        presses.send(*(says(i) for i in range(20)), *(tells(i) for i in range(10, 25)))
+        n = 25
+        while process.poll() is None:
+            presses.send(says(n), tells(n))
+            n += 1
+        assert process.returncode == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+    presses.send(*(says(i) for i in range(20, 25)), *(tells(i) for i in (*range(20), *range(8))))
+    wrong = [tells(3, "press-7", source="press-8"), tells(4, fails="perhaps"), tells(3, "press-9")]
+    presses.send(*wrong, tells(5, fails=True, sequence=2), tells(5, fails=False, sequence=1))
+
+    async def main() -> None:
+        async with node(tmp_path, settings(broker)) as feed:
+            await until(lambda: feed.counts()["labelled"] == n and feed.counts()["labels_aside"] == 2)
+            await until(lambda: feed.counts()["labels_corrected"] == 1)
+            _, windows = await asyncio.to_thread(feed.store.due, 3, 0, 10_000)
+            counts = feed.counts()
+            assert (counts["labels"], counts["labels_waiting"], counts["stored"]) == (n + 1, 1, n)
+        found = {int(w[-1].id): ([int(r.id) for r in w], w[-1].cells[3]) for w in windows}
+        assert len(found) == len(windows)
+        assert found == {i: ([i - 2, i - 1, i], float(i % 3 == 0 or i == 5)) for i in range(2, n)}
+
+    asyncio.run(main())
 
 
 @needs_broker

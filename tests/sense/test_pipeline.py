@@ -34,10 +34,10 @@ def pipelines(draw) -> Pipeline:
     return Pipeline(tuple(steps))
 
 
-def passing(tmp_path, wide: int) -> bytes:
+def passing(tmp_path, *row: int) -> bytes:
     """A model that answers its rows."""
     path = tmp_path / "passing.onnx"
-    write_graph(path, (wide,), [Node("Identity", ("x",), "y")], {}, [Answer("y", "float32", (wide,))])
+    write_graph(path, row, [Node("Identity", ("x",), "y")], {}, [Answer("y", "float32", row)])
     return path.read_bytes()
 
 
@@ -45,15 +45,16 @@ def passing(tmp_path, wide: int) -> bytes:
 def test_rows_are_those_of_the_graph(tmp_path_factory, data) -> None:
     pipeline = data.draw(pipelines())
     places = st.sampled_from([-2.0, 0.0, 1.0, 2.0, 3.0, 0.5, math.nan])
-    shape = (data.draw(st.integers(1, 5)), len(pipeline.steps))
+    size = data.draw(st.just(()) | st.tuples(st.integers(1, 3)))  # of windows
+    shape = (data.draw(st.integers(1, 5)), *size, len(pipeline.steps))
     raw = data.draw(arrays(np.float32, shape, elements=NUMBERS.map(np.float32) | places | st.just(math.inf)))
     with np.errstate(invalid="ignore", over="ignore"):
         rows = pipeline.rows(raw)
     folder = tmp_path_factory.getbasetemp()
-    frozen = pipeline.frozen(passing(folder, len(pipeline.names)))
+    frozen = pipeline.frozen(passing(folder, *size, len(pipeline.names)))
     found = Model(frozen, "frozen").run(raw)["y"]
     assert rows.dtype == found.dtype == np.float32
-    assert rows.shape == found.shape == (len(raw), len(pipeline.names))
+    assert rows.shape == found.shape == (len(raw), *size, len(pipeline.names))
     np.testing.assert_allclose(found, rows, rtol=1e-6, atol=0)
     assert Pipeline.of(pipeline.table()) == pipeline
 
@@ -95,6 +96,46 @@ def test_figures_are_those_of_pooled_rows(fill) -> None:
     rows = pipeline.rows(pool)
     assert np.isfinite(rows).all()
     assert rows[:, 0].std() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("fill", ["mean", "median"])
+def test_figures_of_windows_are_those_of_all_readings_that_they_hold(fill) -> None:
+    parts = [np.lib.stride_tricks.sliding_window_view(raw(n, n), 4, axis=0).swapaxes(1, 2) for n in (40, 25)]
+    sites = at.Sites.of({f"s{k}": (x, np.zeros(len(x), np.int64)) for k, x in enumerate(parts)})
+    flat = [x.reshape(-1, 3) for x in parts]
+    made = fit_pipeline(sites, contract(), fill=fill)
+    assert made == fit_pipeline(flat, contract(), fill=fill)
+    assert 1 / made.steps[0].unit == pytest.approx(np.concatenate(flat)[:, 0].astype(float).std(), rel=1e-9)
+    assert [breaks(site, ("0",), contract()) for site in sites] == ["", ""]
+    assert "other columns" in breaks(at.Examples(parts[0][..., :2], np.zeros(len(parts[0]))), (), contract())
+    hot = parts[0].copy()
+    hot[3, 1, 0] = 999
+    assert breaks(at.Examples(hot, np.zeros(len(hot))), (), contract()) == (
+        "column 'heat' has 1 cells out of its range"
+    )
+    with pytest.raises(DataError, match="names for 2 columns"):
+        fit_pipeline([x[..., :2] for x in parts], contract())
+
+
+def test_a_model_of_windows_takes_raw_windows(tmp_path) -> None:
+    parts = {}
+    for k in range(3):
+        x = raw(60 * 4, k).reshape(60, 4, 3)
+        parts[f"site{k}"] = x, (x[:, -1, 0] > x[:, 0, 0]).astype(np.int64)
+    sites = at.Sites.of(parts)
+    pipeline = fit_pipeline(sites, contract())
+    ready = pipeline.sites(sites)
+    assert (ready.x.shape, ready.columns) == ((180, 4, 4), ())
+    run = at.simulate(at.Job(at.softmax(), rounds=3), ready)
+    path = run.export(tmp_path / "model.onnx")
+    frozen = Model(pipeline.frozen(path.read_bytes()), "frozen")
+    answers = run.learner.answers(run.params, ready.x)
+    assert np.isnan(sites.x).any()
+    assert np.abs(frozen.run(sites.x)["probabilities"] - answers["probabilities"]).max() <= 1e-6
+    with pytest.raises(ConfigError, match="4 columns"):
+        pipeline.frozen(passing(tmp_path, 4, 3))
+    with pytest.raises(ConfigError, match="4 columns"):
+        pipeline.frozen(passing(tmp_path, 2, 4, 4))
 
 
 def test_other_scales_and_codes() -> None:

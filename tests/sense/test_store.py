@@ -30,6 +30,12 @@ def store(tmp_path):
         yield made
 
 
+def test_a_device_whose_clock_is_ahead_is_known_when_it_says_the_same_again(tmp_path) -> None:
+    with Store.open(tmp_path, "press", vault(), rules(late=5.0)) as store:
+        store.take([said(i) for i in range(1000, 1010)], NOW)
+        assert store.take([said(i) for i in range(1000, 1010)], NOW + 100) == Counter(late=4, repeated=6)
+
+
 def test_readings_come_back_as_they_were_and_in_their_order(store, tmp_path) -> None:
     assert store.take([said(i) for i in range(10)], NOW) == Counter(stored=10)
     assert store.take([said(i) for i in range(10, 15)], NOW) == Counter(stored=5)
@@ -180,14 +186,14 @@ def test_a_full_disk_refuses_and_heals(store) -> None:
             store.take([said(5)], NOW)
     finally:
         failpoint.arm("")
-    (pages,) = store._sql.execute("PRAGMA page_count").fetchone()
-    store._sql.execute(f"PRAGMA max_page_count={pages}")
+    (pages,) = store._file.sql.execute("PRAGMA page_count").fetchone()
+    store._file.sql.execute(f"PRAGMA max_page_count={pages}")
     big = [said(i, state="run", load=i * 0.37) for i in range(5, 4000)]
     for _ in range(2):
         with pytest.raises(StateError, match=r"database or disk is full"):
             store.take(big, NOW + 4000)
         assert store.counts()["stored"] == 5
-    store._sql.execute("PRAGMA max_page_count=1000000")
+    store._file.sql.execute("PRAGMA max_page_count=1000000")
     assert store.take(big, NOW + 4000) == Counter(stored=3995)
     assert [int(r.id) for r in store.readings()] == list(range(4000))
 
@@ -211,7 +217,7 @@ def test_quota_and_retention_let_the_oldest_go_and_count_them(tmp_path) -> None:
 def test_ids_within_the_lateness_alone_are_kept(store) -> None:
     for second in range(0, 3000, 100):
         store.take([said(second + i) for i in range(100)], NOW + second)
-    (n,) = store._sql.execute("SELECT count(*) FROM ids").fetchone()
+    (n,) = store._file.sql.execute("SELECT count(*) FROM ids").fetchone()
     assert n <= 300
 
 
@@ -247,8 +253,8 @@ def test_the_disk_shows_no_reading_no_name_and_no_key(crypto, tmp_path, monkeypa
                     b"heat",
                     b"secret-file",
                     b"secret-place",
-                    store._seal.key,
-                    store._seal.names,
+                    store._file.seal.key,
+                    store._file.seal.names,
                 ),
                 vault().key,
             ]

@@ -75,6 +75,15 @@ def test_an_error_that_rises_from_20_to_35_percent_is_found(make: Callable[[], A
     assert float(np.median(delays)) <= 400
 
 
+def test_a_model_that_is_always_wrong_from_then_on_is_found_too() -> None:
+    detector, least = Adwin(delta=0.0002), 0.0
+    for x in [*(np.random.default_rng(1).random(512) < 0.3), *np.ones(600)]:
+        detector.add(float(x))
+        least = min(least, detector.spread)
+    assert least < 0, "rounding leaves less than no variance"
+    assert (detector.mean, detector.n) == (1.0, 600)
+
+
 @pytest.mark.parametrize("make", [Adwin, PageHinkley])
 def test_a_stream_that_does_not_change_alarms_nobody(make: Callable[[], Any]) -> None:
     for seed in range(10):

@@ -6,6 +6,8 @@
 
 A raw row is a contract's: numbers in their units, a category's place, NaN for a missing cell. Law: `rows` and
 the frozen graph are the same arithmetic in float32, step by step; what was trained on is what is served on.
+Where a row is a window of readings, (size, d), each reading goes through the same: a sensor has one set of
+figures, whatever its place in a window, of all readings that windows hold, each as often as they do.
 
     clean = min(max(fill where missing else x, low), high)
     out   = clean == value                for each value of a category (all 0 where it is missing)
@@ -73,29 +75,34 @@ class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         return tuple(f"{s.name}={v}" if s.hot else s.name for s in self.steps for v in range(s.hot or 1))
 
     def rows(self, raw: Any) -> Floats:
-        """Raw rows (n, d) as rows (n, len(names)) float32. Raises DataError for another number of columns."""
+        """Raw rows (n, d), or windows (n, size, d), as such of len(names) columns, float32.
+
+        Raises DataError for another number of columns.
+        """
         x = np.asarray(raw, np.float32)
-        if x.ndim != 2 or x.shape[1] != len(self.steps):
+        if x.ndim not in (2, 3) or x.shape[-1] != len(self.steps):
             raise DataError(f"expected rows of {len(self.steps)} columns, got {x.shape}")
         n = self._numbers
         clean = np.minimum(np.maximum(np.where(np.isnan(x), n["fill"], x), n["low"]), n["high"])
-        picked = clean[:, n["place"]]
+        picked = clean[..., n["place"]]
         same = (picked == n["value"]).astype(np.float32)
         out: Floats = np.where(n["hot"], same, (picked - n["centre"]) * n["unit"])
         return out
 
     def examples(self, rows: Examples) -> Examples:
         """The same examples with rows as they come out."""
-        return Examples(self.rows(rows.x), rows.y, self.names)
+        return Examples(self.rows(rows.x), rows.y, self.names if rows.x.ndim == 2 else ())
 
     def sites(self, sites: Sites) -> Sites:
         """The same clients with rows as they come out, test rows too."""
         test = None if sites.test is None else self.examples(sites.test)
         tests = tuple(map(self.examples, sites.tests))
-        return replace(sites, x=self.rows(sites.x), tests=tests, test=test, columns=self.names)
+        columns = self.names if sites.x.ndim == 2 else ()
+        return replace(sites, x=self.rows(sites.x), tests=tests, test=test, columns=columns)
 
     def frozen(self, model: bytes) -> bytes:
-        """An ONNX model of one input "x" (rows, len(names)), made to take raw rows (rows, d) in its place.
+        """An ONNX model of one input "x" (rows, len(names)), made to take raw rows (rows, d) in its place; or
+        of windows (rows, size, len(names)).
 
         Raises ConfigError where onnx is not installed or the model takes other rows.
         """
@@ -106,7 +113,8 @@ class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
             raise ConfigError("writing ONNX needs the onnx package: pip install 'atoll-fl[export]'") from None
         made = onnx.load_from_string(model)
         graph, wide = made.graph, len(self.names)
-        if [i.name for i in graph.input] != ["x"] or _width(graph.input[0]) not in (wide, 0):
+        *sizes, width = _sizes(graph.input[0]) if [i.name for i in graph.input] == ["x"] else (-1,)
+        if width not in (wide, 0):
             raise ConfigError(f'expected a model of one input "x" with {wide} columns')
         for node in graph.node:
             for at, name in enumerate(node.input):
@@ -117,7 +125,7 @@ class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
             ("Where", ["missing", "fill", "x"], "whole", {}),
             ("Max", ["whole", "low"], "above", {}),
             ("Min", ["above", "high"], "clean", {}),
-            ("Gather", ["clean", "place"], "picked", {"axis": 1}),
+            ("Gather", ["clean", "place"], "picked", {"axis": 1 + len(sizes)}),
             ("Equal", ["picked", "value"], "same", {}),
             ("Cast", ["same"], "one", {"to": onnx.TensorProto.FLOAT}),
             ("Sub", ["picked", "centre"], "moved", {}),
@@ -134,9 +142,8 @@ class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         graph.initializer.extend(
             numpy_helper.from_array(array, f"atoll.{name}") for name, array in self._numbers.items()
         )
-        graph.input[0].CopyFrom(
-            helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", len(self.steps)])
-        )
+        row = [*(size or None for size in sizes), len(self.steps)]
+        graph.input[0].CopyFrom(helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", *row]))
         onnx.checker.check_model(made, full_check=True)
         return made.SerializeToString()
 
@@ -256,7 +263,8 @@ def _middles(contract: Contract) -> tuple[Any, Any]:
 
 def breaks(rows: Examples, classes: Sequence[str], contract: Contract) -> str:
     """Why raw rows are none of a contract, "" where they are; no cell is told, but how many there are."""
-    if tuple(rows.names) != contract.features and rows.x.shape[1:] != contract.row:
+    windows = rows.x.ndim == 3 and rows.x.shape[2:] == contract.row
+    if tuple(rows.names) != contract.features and rows.x.shape[1:] != contract.row and not windows:
         return "other columns"
     if rows.names and tuple(rows.names) != contract.features:
         return "other columns, or another order of them"
@@ -264,7 +272,7 @@ def breaks(rows: Examples, classes: Sequence[str], contract: Contract) -> str:
         return f"{len(unknown)} classes that the contract does not know"
     for j, name in enumerate(contract.features):
         column = contract.columns[name]
-        if column.kind != "image" and (reason := _broken(rows.x[:, j], column)):
+        if column.kind != "image" and (reason := _broken(rows.x[..., j], column)):
             return f"column {name!r} {reason}"
     return ""
 
@@ -292,6 +300,7 @@ def _bounds(column: Any) -> tuple[float | None, float | None]:
     return 0.0, float(max(len(column.values) - 1, 1))
 
 
-def _width(value: Any) -> int:
-    sizes = value.type.tensor_type.shape.dim
-    return int(sizes[1].dim_value) if len(sizes) == 2 else -1
+def _sizes(value: Any) -> tuple[int, ...]:
+    """Of a row: (columns,) or (size, columns); 0 for what is open, (-1,) for none of both."""
+    sizes = tuple(int(size.dim_value) for size in value.type.tensor_type.shape.dim[1:])
+    return sizes if len(sizes) in (1, 2) else (-1,)

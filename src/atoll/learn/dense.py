@@ -11,6 +11,7 @@ same bytes for any grouping of clients and any number of threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -78,13 +79,14 @@ class Dense:
             object.__setattr__(self, "outputs", 1)
         _check(self)
 
-    def sized(self, features: int, outputs: int) -> Self:
-        """The same learner for rows of `features` numbers and `outputs` classes or targets.
+    def sized(self, features: int | tuple[int, ...], outputs: int) -> Self:
+        """The same learner for rows of `features` numbers, or this shape, and `outputs` classes or targets.
 
         A logistic learner tells two classes apart with one output: both 1 and 2 say that.
         Raises ConfigError where other widths were set before.
         """
-        asked = replace(self, features=features, outputs=outputs)
+        wide = math.prod(features) if isinstance(features, tuple) else features
+        asked = replace(self, features=wide, outputs=outputs)
         for name in ("features", "outputs"):
             mine, wanted = getattr(self, name), getattr(asked, name)
             if mine not in (None, wanted):

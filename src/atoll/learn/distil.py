@@ -55,7 +55,7 @@ class Distilled(Wrapped):
     alpha: float
     _said: dict[Any, tuple[Any, Array]] = field(default_factory=dict, compare=False, repr=False)
 
-    def sized(self, features: int, outputs: int) -> Distilled:
+    def sized(self, features: int | tuple[int, ...], outputs: int) -> Distilled:
         """The same with its student sized."""
         sized = self.learner.sized(features, outputs)
         return Distilled(sized, self.teacher, self.temperature, self.alpha, self._said)

@@ -49,7 +49,8 @@ _MEDIAN = (0.5,)
 
 @dataclass(frozen=True)
 class Figures:
-    """A learner of the means, deviations (over n) and medians of `columns`; data as `Order` takes them.
+    """A learner of the means, deviations (over n) and medians of `columns`; data as `Order` takes them, or
+    windows (n, size, columns), whose readings are the rows then.
 
     `moments`, `median`: what is asked for.
     """
@@ -88,6 +89,7 @@ class Figures:
     def fit(self, params: Update, data: Any, ctx: FitContext) -> Contribution:
         """This site's sums of the look. Raises DataError for other columns, or cells that are no float32."""
         look, x = self.now(params), np.asarray(getattr(data, "x", data))
+        x = x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x
         blocks = (x[i : i + _BLOCK] for i in range(0, len(x) or 1, _BLOCK))
         sums = reduce(operator.add, (self._sums(look, params, block, ctx) for block in blocks))
         if look not in ("rough", "fine"):

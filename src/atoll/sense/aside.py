@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from .file import File
 from .reading import Reading
 
 CELLS = 4096  # bytes of values that are kept with the reason
@@ -38,14 +39,26 @@ class Aside(NamedTuple):
         return Reading(self.source, self.at, self.id, self.values, self.units)
 
 
-def packed(said: Reading, reason: str, kind: str) -> list[Any]:
+def put(file: File, said: Reading, reason: str, now: float, kind: str = "reading") -> None:
+    """Set one aside, in the commit under way."""
+    box = file.seal.sealed(_packed(said, reason, kind), -2)
+    file.sql.execute("INSERT INTO aside (taken, box) VALUES (?, ?)", (now, box))
+
+
+def kept(file: File) -> list[Aside]:
+    """What lies aside, the oldest first."""
+    rows = file.sql.execute("SELECT number, taken, box FROM aside ORDER BY number").fetchall()
+    return [_unpacked(number, taken, *file.seal.opened(box, -2)) for number, taken, box in rows]
+
+
+def _packed(said: Reading, reason: str, kind: str) -> list[Any]:
     """Plain values to keep of it."""
     values = plain(said.values)
     shown = values if len(values) <= CELLS else b""
     return [said.source, said.at, said.id, reason, shown, dict(said.units), kind, bool(said.fault)]
 
 
-def unpacked(
+def _unpacked(
     number: int, taken: float, source: str, at: float, id_: str, reason: str, values: bytes, *more: Any
 ) -> Aside:
     """The inverse, with its number and when it came."""

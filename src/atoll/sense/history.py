@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .boxes import Kept
 from .source import NEWEST
-from .store import Kept
 from .window import Form, Window, table
 
 log = logging.getLogger("atoll.client")

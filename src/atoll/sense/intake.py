@@ -25,6 +25,7 @@ from .reading import Reading
 from .store import Store
 
 if TYPE_CHECKING:
+    from .boxes import Kept
     from .source import Span
     from .window import Form, Labelled, Window
 
@@ -140,28 +141,32 @@ class Feed:
                     yield window if self.store.join is None else replace(window, labels=None)
             await self._news_of(seen)
 
-    async def labelled(self, after: int = 0) -> AsyncIterator[Labelled]:
-        """The readings whose label came after cursor `after`, in that order, those to come too. Without end.
+    async def labelled(self, after: int = 0, histories: int = 0) -> AsyncIterator[Labelled]:
+        """The readings whose label came after cursor `after`, in that order, those to come too; or, with
+        `histories`, the windows that end with them, once they are final. Without end.
 
-        A reading whose label was corrected comes again.
+        One whose label was corrected comes again.
         """
-        from .window import Labelled, table
+        from .window import labelled
 
-        if self.form is None:
+        if self.form is None or self.span is None:
             raise ConfigError("this source has no window")
-        form, life = self.form(), self.store.life
+        form, life, size = self.form(), self.store.life, self.span.size
+
+        def came(after: int) -> tuple[int, Sequence[Kept] | Sequence[Sequence[Kept]]]:
+            return self.store.due(size, after) if histories else self.store.joined(after)
+
         while True:
             seen = self._commits
             if life != self.store.life:
                 life, after = self.store.life, 0
             while True:
-                last, kept = await asyncio.to_thread(self.store.joined, after)
+                last, kept = await asyncio.to_thread(came, after)
                 if last == after:
                     break
                 after = last
-                rows, labels = table(kept, form)
-                if labels is not None:
-                    yield Labelled(rows, labels, tuple(f"{r.source}/{r.id}" for r in kept), after)
+                if kept and (lot := labelled(kept, form, after)) is not None:
+                    yield lot
             await self._news_of(seen)
 
     async def _news_of(self, seen: int) -> None:
@@ -261,9 +266,9 @@ class Intake:
         """The windows of a source from cursor `after` on. Raises ConfigError for an unknown name."""
         return self.feed(source).windows(after, histories)
 
-    def labelled(self, source: str, after: int = 0) -> AsyncIterator[Labelled]:
-        """The readings of a source whose labels came, from cursor `after` on. Raises as `windows`."""
-        return self.feed(source).labelled(after)
+    def labelled(self, source: str, after: int = 0, histories: int = 0) -> AsyncIterator[Labelled]:
+        """The rows of a source whose labels came, from cursor `after` on. Raises as `windows`."""
+        return self.feed(source).labelled(after, histories)
 
     def feed(self, source: str) -> Feed:
         """The feed of that name. Raises ConfigError with the nearest name there is."""

@@ -11,7 +11,8 @@ is the same, the one whose bytes are larger, so that everybody's answer is the s
 
 On disk, in the store's file and commits: `marks` (a reading's place and number), `labels` (a label's place
 and box, the newest reading that has it) and `joined` (numbers of readings in the order in which a label came
-to them). A place is a keyed hash of device or id, and a time in the open where labels join by time.
+to them). A place is a keyed hash of device or id, and a time in the open where labels join by time. Windows
+of devices and their labels: series.py.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from ..core.errors import ProtocolError, StateError
-from ..privacy.hazmat.suite import NONCE, SUITES, Suite
+from ..privacy.hazmat.suite import NONCE, SUITES
 from .reading import Reading, moment
-from .seal import NUMBERS, number_of
+from .seal import NUMBERS, Seal, number_of
+from .series import Series, forget
 
 By: TypeAlias = Literal["id", "sample", "time"]
 Direction: TypeAlias = Literal["nearest", "forward", "backward"]
@@ -56,7 +58,8 @@ class Join:
     `number`: a label's cell by its value and unit, or why it is none, as a contract's column says it.
     `tolerance`: seconds between the two, by time. `wait`: seconds a label waits for its reading. `devices`:
     whose labels are taken, with * and ?; () for all. `column`, `sequence`: what the two are called where
-    labels come from. `ahead`: seconds that a label's clock may be.
+    labels come from. `ahead`: seconds that a label's clock may be. `final`: seconds after which a device's
+    window can change no more, where labels of windows are heard; None where they are not.
     """
 
     form: str
@@ -70,6 +73,7 @@ class Join:
     wait: float = 7 * 86400.0
     devices: tuple[str, ...] = ()
     ahead: float | None = None
+    final: float | None = None
 
     @property
     def rule(self) -> list[Any]:
@@ -123,17 +127,18 @@ class Label(NamedTuple):
 
 @dataclass
 class Labels:
-    """The labels of one store: its connection, hash and key are the store's, and so is every commit."""
+    """The labels of one store, in its file; every commit is the store's."""
 
     sql: sqlite3.Connection = field(repr=False)
     join: Join
-    hashed: Callable[..., bytes] = field(repr=False)
-    secret: bytes = field(repr=False)
-    suite: Suite
+    seal: Seal = field(repr=False)
+    series: Series | None = None
     _keys: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def came(self, source: str, at: float, id_: str, number: int, cell: float) -> None:
         """A reading is stored as this number; `cell`: the label that came with it, NaN for none."""
+        if self.series is not None and self.series.form == self.join.form:
+            self.series.came(source, at, number)
         labelled = not math.isnan(cell)
         place = self._place(source, at, id_)
         if place is not None:
@@ -144,7 +149,7 @@ class Labels:
                     "UPDATE labels SET reading = ? WHERE who = ? AND at = ?", (number, place[0], found[0])
                 )
         if labelled:
-            self.sql.execute("INSERT INTO joined (reading) VALUES (?)", (number,))
+            self._joined(number)
 
     def put(self, label: Label, now: float) -> str:
         """Keep a label; what became of it (COUNTS)."""
@@ -164,8 +169,14 @@ class Labels:
             self.sql.execute("UPDATE labels SET reading = ? WHERE who = ? AND at = ?", (max(mine), *place))
         if old is not None and self._cell(old) == self._cell(label):
             return "labels_repeated"
-        self.sql.executemany("INSERT INTO joined (reading) VALUES (?)", [(n,) for n in mine])
+        for number in mine:
+            self._joined(number)
         return "labels" if old is None else "labels_corrected"
+
+    def _joined(self, number: int) -> None:
+        self.sql.execute("INSERT INTO joined (reading) VALUES (?)", (number,))
+        if self.series is not None:
+            self.series.labelled(number)
 
     def fill(self, kept: Sequence[Any]) -> None:
         """Put the labels that came into the cells of these readings, the lowest number first; a reading's own
@@ -184,7 +195,7 @@ class Labels:
     def rebuild(self, boxes: Iterable[tuple[str, list[Any]]]) -> None:
         """Find all places and matches anew: the rule by which they were made is another now."""
         rows = self.sql.execute("SELECT who, at, box, taken FROM labels").fetchall()
-        for table in ("marks", "labels", "joined"):
+        for table in ("marks", "labels", "joined", "due"):
             self.sql.execute(f"DELETE FROM {table}")  # noqa: S608  ours
         for form, kept in boxes:
             for reading in kept:
@@ -219,18 +230,26 @@ class Labels:
         self.sql.execute("DELETE FROM marks WHERE number < ?", (first,))
         self.sql.execute("DELETE FROM labels WHERE reading < ?", (first,))
         self.sql.execute("DELETE FROM joined WHERE reading < ?", (first,))
+        forget(self.sql, first)
 
-    def joined(self, after: int, most: int) -> tuple[int, list[int]]:
-        """Numbers of the readings whose label came or changed after this event, and the last event. An event
-        that is still to come is one of a store that was wiped.
+    def joined(self, after: int, most: int, table: str = "joined") -> tuple[int, list[int]]:
+        """Numbers of the readings whose label came or changed after this event, each at the last of its own,
+        and the last event. One that is to come is of a store that was wiped. `table`: "due" for windows.
         """
-        row = self.sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'joined'").fetchone()
+        row = self.sql.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
         after = 0 if row is None or after > row[0] else after
         rows = self.sql.execute(
-            "SELECT event, reading FROM joined WHERE event > ? ORDER BY event LIMIT ?", (after, most)
+            f"SELECT event, reading FROM {table} e WHERE event > ? AND NOT EXISTS"  # noqa: S608  ours
+            f" (SELECT 1 FROM {table} o WHERE o.reading = e.reading AND o.event > e.event)"
+            " ORDER BY event LIMIT ?",
+            (after, most),
         ).fetchall()
-        last = {reading: event for event, reading in rows}
-        return (rows[-1][0] if rows else after), sorted(last, key=lambda n: last[n])
+        return (rows[-1][0] if rows else after), [reading for _, reading in rows]
+
+    def changed(self, after: int, number: int, table: str = "joined") -> bool:
+        """Whether this reading has an event after that one."""
+        query = f"SELECT 1 FROM {table} WHERE reading = ? AND event > ?"  # noqa: S608  ours
+        return self.sql.execute(query, (number, after)).fetchone() is not None
 
     def since(self, n: int) -> int:
         """The number of the `n`-th last reading that has a label, 0 where there are fewer."""
@@ -249,10 +268,10 @@ class Labels:
     def _place(self, source: str, at: float, id_: str) -> tuple[bytes, float] | None:
         """Where a reading and its label meet; None for a reading without an id where they join by it."""
         if self.join.by == "time":
-            return self.hashed("label of", source), at
+            return self.seal.hashed("label of", source), at
         if not id_:
             return None
-        return self.hashed("label of", source if self.join.by == "id" else "", id_), 0.0
+        return self.seal.hashed("label of", source if self.join.by == "id" else "", id_), 0.0
 
     def _readings(self, who: bytes, at: float) -> list[tuple[int, float]]:
         span = (at, at) if self.join.by != "time" else self.join.reach(at)
@@ -286,14 +305,14 @@ class Labels:
 
     def _key(self, name: str) -> bytes:
         if name not in self._keys:
-            self._keys[name] = SUITES[name].derived(self.secret, "atoll sense labels 1", name)
+            self._keys[name] = SUITES[name].derived(self.seal.key, "atoll sense labels 1", name)
         return self._keys[name]
 
     def _sealed(self, label: Label, place: tuple[bytes, float]) -> bytes:
         """Under one key of the store's and a random nonce: small boxes, for 2^32 of them (SP 800-38D)."""
-        nonce, text = os.urandom(NONCE), msgspec.msgpack.encode(label)
-        key = self._key(self.suite.name)
-        return bytes([number_of(self.suite)]) + nonce + self.suite.encrypted(key, nonce, text, _bound(place))
+        suite, nonce, text = self.seal.suite, os.urandom(NONCE), msgspec.msgpack.encode(label)
+        key = self._key(suite.name)
+        return bytes([number_of(suite)]) + nonce + suite.encrypted(key, nonce, text, _bound(place))
 
     def _opened(self, box: bytes, place: tuple[bytes, float]) -> Label:
         try:

@@ -1,66 +1,42 @@
 """Readings on disk: encrypted, each once, in the order they came; gone after a while, or at a word.
 
-    folder/sense/engine.db     SQLite: boxes of readings, ids, counts
+    folder/sense/engine.db     SQLite (file.py): boxes of readings, ids, counts
     folder/sense/engine.key    the store's own key, sealed by the client's vault
-
-One SQLite file, and not segments of our own: its transactions put readings, their ids, the counts and how far
-a source was read on disk together or not at all, whatever is killed and when; a full disk leaves the last
-commit; ids of repeats are found on disk, however far back, in two megabytes of memory.
 
 A box is one commit's readings, sealed (seal.py) and never written again; a label that comes later has one of
 its own (labels.py). Devices and ids lie there as keyed hashes (HMAC) alone. What a disk shows to who has no
 key: how many readings and labels came and when, and of each unnamed device the times within `late`, or all
-where labels join by time.
+where labels join by time or are heard of windows.
 """
 
 from __future__ import annotations
 
 import math
-import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from ..core.errors import MisuseError, StateError
 from ..privacy.vault import Vault
-from ..wire.failpoint import declare, hit
-from . import labels, place
-from .aside import Aside, packed, plain, unpacked
+from ..wire.failpoint import declare
+from . import aside, labels
+from .aside import Aside, plain
+from .boxes import Boxes, Kept
+from .file import File
 from .judge import Judge, Rules
 from .labels import Join, Labels
 from .reading import Reading
-from .seal import Seal
+from .retention import Retention
+from .series import Series
 
 COUNTS = ("stored", "repeated", "late", "aside", "expired", "dropped")
 _COMMIT = declare("sense.stored.before"), declare("sense.stored.after")
 _LABELLED = declare("sense.labelled.before"), declare("sense.labelled.after")
 _REPLAYED = declare("sense.replayed.before"), declare("sense.replayed.after")
-_ASIDE = 1000  # readings kept aside, the newest
 _RULE = "the rule that labels join by"
-_EVERY = 60.0  # seconds between two looks at what may go
-_DAY = 86400.0
-_SCHEMA = """
-CREATE TABLE boxes (first INTEGER PRIMARY KEY, n INTEGER, taken REAL, newest REAL, box BLOB);
-CREATE TABLE ids (id BLOB PRIMARY KEY, device INTEGER, at REAL) WITHOUT ROWID;
-CREATE TABLE devices (device INTEGER PRIMARY KEY, name BLOB UNIQUE, newest REAL);
-CREATE TABLE aside (number INTEGER PRIMARY KEY AUTOINCREMENT, taken REAL, box BLOB);
-CREATE TABLE places (name BLOB PRIMARY KEY, box BLOB) WITHOUT ROWID;
-CREATE TABLE counts (what TEXT PRIMARY KEY, n INTEGER) WITHOUT ROWID;
-CREATE TABLE about (hash TEXT);
-"""
-
-
-class Kept(NamedTuple):
-    """A stored reading: its number from 0, device, Unix seconds, id, cells in the order of the columns."""
-
-    number: int
-    source: str
-    at: float
-    id: str
-    cells: list[Any]
+_SERIES = "the rule that windows are labelled by"
 
 
 class Store:
@@ -84,17 +60,10 @@ class Store:
         *,
         owner: bool,
     ) -> None:
-        self.path, self._lock = place.files(folder, name)
-        self.life = 0  # it begins anew where it is wiped
-        self._where, self._vault, self._suite = (folder, name), vault, vault.suite
         self._judge = None if rules is None else Judge(rules)
-        self._quota, self._days, self._join, self._owner = quota, days, join, owner
-        self._turn = threading.RLock()
-        if rules is None and not place.cut_off(folder, name):
-            self._begin()
-            return
-        with place.locked(folder, alone=True):
-            self._begin()
+        self._limits, self._join, self._owner = (quota, days), join, owner
+        self._file = File(folder, name, vault, write=rules is not None, begun=self._begun)
+        self._file.open()
 
     @classmethod
     def open(
@@ -116,37 +85,39 @@ class Store:
         """
         return cls(folder, name, vault, rules, quota, days, join, owner=owner)
 
-    def _begin(self) -> None:
-        write = self._judge is not None
-        key, self._stamp = place.key_of(*self._where, self._vault, make=write)
-        self.life += 1
-        self._looked = -math.inf
-        self._devices: dict[str, tuple[int, float]] = {}
-        with self._guarded():
-            self._sql = self._connect(write=write)
-            (hash_,) = self._sql.execute("SELECT hash FROM about").fetchone()
-        self._seal = Seal(key, self._suite, hash_, self.path.name)
-        self._labels = None
-        if self._join is not None and (write or self._has_labels()):
-            self._labels = Labels(self._sql, self._join, self._seal.hashed, key, self._suite)
-            if write and self.place(_RULE) != self._join.rule:
-                if not self._owner:
-                    raise StateError(
-                        "labels join by another rule than before: start the client with it first"
-                    )
-                self._rejoin(self._labels)
+    def _begun(self) -> None:
+        """A life of its file begins."""
+        self._labels = self._joining()
+        self._boxes = Boxes(self._file, self._labels)
+        late = None if self._judge is None else self._judge.rules.late
+        self._retention = Retention(self._file, self._labels, *self._limits, late)
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Nobody wipes it meanwhile; if somebody has, it is begun anew."""
-        while True:
-            with place.locked(self._where[0], alone=False):
-                if place.stamp(self._lock) == self._stamp and not place.cut_off(*self._where):
-                    yield
-                    return
-            self._sql.close()
-            with place.locked(self._where[0], alone=True):
-                self._begin()
+    def _joining(self) -> Labels | None:
+        """How labels meet readings and windows; found anew where that is by another rule than before."""
+        file, join, taking = self._file, self._join, self._judge is not None
+        if join is None or not (taking or self._has_labels()):
+            return None
+        held = Labels(file.sql, join, file.seal)
+        rule, series = file.place(_RULE), file.place(_SERIES)
+        if taking and not self._owner and rule != join.rule:
+            raise StateError("labels join by another rule than before: start the client with it first")
+        wanted = None if join.final is None else Series(file.sql, join.form, join.final, file.device)
+        if not (taking and self._owner):
+            held.series = None if series is None else Series(file.sql, series[0], series[1], file.device)
+        elif (join.rule, None if wanted is None else wanted.rule) != (rule, series):
+            self._rejoin(held, wanted, anew=rule != join.rule)
+        held.series = held.series or wanted
+        return held
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self._file.path
+
+    @property
+    def life(self) -> int:
+        """How often it has begun: at first, and anew whenever it was wiped."""
+        return self._file.life
 
     def __enter__(self) -> Self:
         return self
@@ -156,8 +127,7 @@ class Store:
 
     def close(self) -> None:
         """Close its file."""
-        with self._turn:
-            self._sql.close()
+        self._file.close()
 
     def take(
         self, readings: Sequence[Reading], now: float, places: Mapping[str, Any] | None = None
@@ -168,7 +138,7 @@ class Store:
         """
         with self._written(now, places, _COMMIT) as said:
             good: list[list[Any]] = []
-            first = self._count("stored")
+            first = self._file.count("stored")
             for reading in readings:
                 said[self._taken(reading, now, good, first)] += 1
             self._stored(first, good, now)
@@ -196,11 +166,8 @@ class Store:
 
     def place(self, name: str) -> Any:
         """How far a source has been read, as `take` was told; None where it was not."""
-        with self._turn, self._guarded():
-            row = self._sql.execute(
-                "SELECT box FROM places WHERE name = ?", (self._seal.hashed("place", name),)
-            ).fetchone()
-            return None if row is None else self._seal.opened(row[0], -1)
+        with self._file.reading():
+            return self._file.place(name)
 
     def readings(self, after: int = 0) -> Iterator[Kept]:
         """The stored readings from number `after` on, in the order they came."""
@@ -213,19 +180,9 @@ class Store:
 
         `since`: Unix seconds; commits that hold nothing as new may be left out.
         """
-        while True:
-            with self._turn, self._guarded():
-                row = self._sql.execute(
-                    "SELECT first, box FROM boxes WHERE first + n > ? AND newest >= ? ORDER BY first LIMIT 1",
-                    (after, since),
-                ).fetchone()
-            if row is None:
-                return
-            first, box = row
-            form, rows = self._seal.opened(box, first)
-            begin, after = max(after, first), first + len(rows)
-            kept = [Kept(first + i, *rows[i]) for i in range(begin - first, len(rows))]
-            yield form, self._filled(form, kept)
+        while (found := self._boxes.next(after, since)) is not None:
+            after = found[1][-1].number + 1
+            yield found
 
     def joined(self, after: int = 0, most: int = 1000) -> tuple[int, list[Kept]]:
         """Readings whose label came, or another in its place, after event `after`, in that order; and the
@@ -233,50 +190,53 @@ class Store:
         """
         if self._labels is None:
             return after, []
-        found: dict[int, Kept] = {}
-        with self._turn, self._guarded():
+        with self._file.reading():
             last, numbers = self._labels.joined(after, most)
-            for number in numbers:
-                if number in found:
-                    continue
-                row = self._sql.execute(
-                    "SELECT first, box FROM boxes WHERE first <= ? ORDER BY first DESC LIMIT 1", (number,)
-                ).fetchone()
-                if row is not None:
-                    form, rows = self._seal.opened(row[1], row[0])
-                    wanted = sorted(n for n in numbers if row[0] <= n < row[0] + len(rows))
-                    kept = [Kept(n, *rows[n - row[0]]) for n in wanted]
-                    found |= {r.number: r for r in self._filled(form, kept) if form == self._labels.join.form}
-        return last, [found[n] for n in numbers if n in found]
+        found = self._boxes.of(numbers, self._labels.join.form)
+        with self._file.reading():  # a label that another took the place of meanwhile is that one's event
+            return last, [found[n] for n in numbers if n in found and not self._labels.changed(last, n)]
+
+    def due(self, size: int, after: int = 0, most: int = 100) -> tuple[int, list[list[Kept]]]:
+        """As `joined`, windows of one device that can change no more: `size` readings in the order of their
+        time, the newest of which has the label. Without where some are here no longer, or are too few.
+        """
+        if self._labels is None or (series := self._labels.series) is None:
+            return after, []
+        with self._file.reading():
+            last, numbers = self._labels.joined(after, most, "due")
+            windows = [series.window(number, size) for number in numbers]
+        found = self._boxes.of({n for window in windows for n in window}, series.form)
+        with self._file.reading():  # as above
+            windows = [w for w in windows if w and not self._labels.changed(last, w[-1], "due")]
+        return last, [[found[n] for n in w] for w in windows if all(n in found for n in w)]
 
     def end(self) -> int:
         """The number that the next reading will have."""
-        with self._turn, self._guarded():
-            return self._count("stored")
+        with self._file.reading():
+            return self._file.count("stored")
 
     def since(self, n: int) -> int:
         """The number of the `n`-th last reading, of those with a label where labels come by themselves; 0
         where there are fewer.
         """
-        with self._turn, self._guarded():
+        with self._file.reading():
             if self._labels is not None:
                 return self._labels.since(n)
-            return max(0, self._count("stored") - n)
+            return max(0, self._file.count("stored") - n)
 
     def counts(self) -> dict[str, int]:
         """How many readings were what, since the store was made, and `bytes` of its file now."""
-        with self._turn, self._guarded():
+        with self._file.reading():
             found = dict.fromkeys(COUNTS, 0)
             if self._labels is not None:
                 found |= dict.fromkeys(labels.COUNTS, 0) | self._labels.counts()
-            found |= dict(self._sql.execute("SELECT what, n FROM counts"))
-            return found | {"bytes": self._size()}
+            found |= dict(self._file.sql.execute("SELECT what, n FROM counts"))
+            return found | {"bytes": self._file.size()}
 
     def aside(self) -> list[Aside]:
         """The newest readings and labels that were kept aside, at most 1,000, the oldest first."""
-        with self._turn, self._guarded():
-            rows = self._sql.execute("SELECT number, taken, box FROM aside ORDER BY number").fetchall()
-            return [unpacked(number, taken, *self._seal.opened(box, -2)) for number, taken, box in rows]
+        with self._file.reading():
+            return aside.kept(self._file)
 
     def replay(self, now: float, which: Callable[[Aside], bool] = lambda _: True) -> Counter[str]:
         """Judge again what was set aside, as of when it came: what is good by now is stored, in one commit.
@@ -286,13 +246,13 @@ class Store:
         found: Counter[str] = Counter()
         with self._written(now, None, _REPLAYED) as said:
             good: list[list[Any]] = []
-            first = self._count("stored")
-            for aside in filter(which, self.aside()):
-                what = self._again(aside, good, first)
+            first = self._file.count("stored")
+            for one in filter(which, self.aside()):
+                what = self._again(one, good, first)
                 found[what] += 1
                 if what not in ("aside", "labels_aside"):
-                    self._sql.execute("DELETE FROM aside WHERE number = ?", (aside.number,))
-                    said.update({what: 1, "aside" if aside.kind == "reading" else "labels_aside": -1})
+                    self._file.sql.execute("DELETE FROM aside WHERE number = ?", (one.number,))
+                    said.update({what: 1, "aside" if one.kind == "reading" else "labels_aside": -1})
             self._stored(first, good, now)
         return found
 
@@ -300,10 +260,10 @@ class Store:
         """Of what is here now: `readings`, and when the `oldest` and `newest` of them came, Unix seconds or
         None; how many wait `aside` by their reasons; and `counts`.
         """
-        with self._turn, self._guarded():
+        with self._file.reading():
             query = "SELECT coalesce(sum(n), 0), min(taken), max(taken) FROM boxes"
-            n, oldest, newest = self._sql.execute(query).fetchone()
-            reasons = Counter(aside.reason for aside in self.aside())
+            n, oldest, newest = self._file.sql.execute(query).fetchone()
+            reasons = Counter(one.reason for one in self.aside())
             return {
                 "readings": n,
                 "oldest": oldest,
@@ -319,59 +279,42 @@ class Store:
         """One commit: what is written in the block, how far sources were read, and what was counted."""
         if self._judge is None:
             raise MisuseError("this store was opened to read: give it rules to take readings")
-        with self._turn, self._guarded(), self._held():
+        with self._file.commit(points):
             said: Counter[str] = Counter()
-            self._sql.execute("BEGIN IMMEDIATE")  # others may write between its statements else
             yield said
             for name, value in (places or {}).items():
-                self._note(name, value)
-            self._add(said)
-            self._tidy(now)
-            hit(points[0])
-            self._sql.commit()
-            hit(points[1])
+                self._file.note(name, value)
+            self._file.add(said)
+            self._retention.tidy(now)
 
     def _stored(self, first: int, good: list[list[Any]], now: float) -> None:
         """A commit's good readings, from number `first` on."""
         assert self._judge is not None  # noqa: S101  take looked
-        self._sql.executemany(
-            "UPDATE devices SET newest = ? WHERE device = ? AND newest < ?",
-            [(at, number, at) for number, at in self._moved(good).items()],
-        )
+        sources = {source for source, *_ in good}
+        if self._labels is not None and self._labels.series is not None:
+            self._labels.series.moved(sources)
+        self._file.settle(sources)
         if good:
-            box = self._seal.sealed([self._judge.rules.form, good], first)
-            newest = max(at for _, at, *_ in good)
-            self._sql.execute(
-                "INSERT INTO boxes VALUES (?, ?, ?, ?, ?)", (first, len(good), now, newest, box)
-            )
-
-    def _note(self, name: str, value: Any) -> None:
-        row = self._seal.hashed("place", name), self._seal.sealed(value, -1)
-        self._sql.execute("INSERT OR REPLACE INTO places VALUES (?, ?)", row)
+            self._boxes.put(self._judge.rules.form, good, first, now)
 
     def _has_labels(self) -> bool:
         """Whether its file has tables for them: who wrote it last may have known of none."""
-        row = self._sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'labels'").fetchone()
-        return row is not None
+        query = "SELECT 1 FROM sqlite_master WHERE name = 'labels'"
+        with self._file.reading() as sql:
+            return sql.execute(query).fetchone() is not None
 
-    def _rejoin(self, held: Labels) -> None:
-        """Find whose the labels are by another rule than the one before, or by the first."""
-        with self._turn, self._guarded():
-            self._sql.execute("BEGIN IMMEDIATE")
-            held.rebuild(self._unfilled())
-            self._note(_RULE, held.join.rule)
-            self._sql.commit()
-
-    def _unfilled(self) -> Iterator[tuple[str, list[Kept]]]:
-        for first, box in self._sql.execute("SELECT first, box FROM boxes ORDER BY first"):
-            form, rows = self._seal.opened(box, first)
-            yield form, [Kept(first + i, *row) for i, row in enumerate(rows)]
-
-    def _filled(self, form: str, kept: list[Kept]) -> list[Kept]:
-        if self._labels is not None and form == self._labels.join.form:
-            with self._turn, self._guarded():
-                self._labels.fill(kept)
-        return kept
+    def _rejoin(self, held: Labels, series: Series | None, *, anew: bool) -> None:
+        """Find whose the labels are, where that is `anew`, and the windows that are labelled."""
+        boxes = Boxes(self._file, None)
+        with self._file.reading() as sql:
+            sql.execute("BEGIN IMMEDIATE")
+            if anew:
+                held.rebuild(boxes.bare())
+                self._file.note(_RULE, held.join.rule)
+            if series is not None:
+                series.rebuild(boxes.bare())
+            self._file.note(_SERIES, None if series is None else series.rule)
+            sql.commit()
 
     def _labelled(self, held: Labels, said: Reading, now: float) -> str:
         """What becomes of one label."""
@@ -379,52 +322,50 @@ class Store:
         if label is not None:
             return held.put(label, now)
         values = plain(said.values) + said.fault.encode()
-        id_ = self._seal.hashed("label", said.source, f"{said.at!r}", said.id, values)
-        if self._sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone() is not None:
+        id_ = self._file.seal.hashed("label", said.source, f"{said.at!r}", said.id, values)
+        if self._file.sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone() is not None:
             return "labels_repeated"
-        number, _ = self._device(said.source)
-        self._sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, min(said.at, now)))
-        self._set_aside(said, reason, now, "label")
+        number, _ = self._file.device(said.source)
+        known_at = min(said.at, now) + held.join.wait  # labels are later than readings
+        self._file.sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, known_at))
+        aside.put(self._file, said, reason, now, "label")
         return "labels_aside"
 
-    def _again(self, aside: Aside, good: list[list[Any]], first: int) -> str:
+    def _again(self, one: Aside, good: list[list[Any]], first: int) -> str:
         """What becomes of one that was set aside."""
         assert self._judge is not None  # noqa: S101  replay looked
-        still = "aside" if aside.kind == "reading" else "labels_aside"
-        if (said := aside.said) is None:
+        still = "aside" if one.kind == "reading" else "labels_aside"
+        if (said := one.said) is None:
             return still
-        if aside.kind == "label":
-            label, _ = (None, "") if self._labels is None else self._labels.join.read(said, aside.taken)
-            return still if label is None or self._labels is None else self._labels.put(label, aside.taken)
-        cells, reason = self._judge.again(said, aside.taken, aside.reason)
+        if one.kind == "label":
+            label, _ = (None, "") if self._labels is None else self._labels.join.read(said, one.taken)
+            return still if label is None or self._labels is None else self._labels.put(label, one.taken)
+        cells, reason = self._judge.again(said, one.taken, one.reason)
         if reason:
             return still
-        self._good(said, cells, good, first, self._device(said.source)[1])
+        self._good(said, cells, good, first, self._file.device(said.source)[1])
         return "stored"
-
-    def _set_aside(self, said: Reading, reason: str, now: float, kind: str = "reading") -> None:
-        box = self._seal.sealed(packed(said, reason, kind), -2)
-        self._sql.execute("INSERT INTO aside (taken, box) VALUES (?, ?)", (now, box))
 
     def _taken(self, reading: Reading, now: float, good: list[list[Any]], first: int) -> str:
         """What becomes of one reading."""
         assert self._judge is not None  # noqa: S101  take looked
         values = plain(reading.values)
-        number, newest = self._device(reading.source)
+        number, newest = self._file.device(reading.source)
         if reading.id:
-            id_ = self._seal.hashed(reading.source, reading.id)
+            id_ = self._file.seal.hashed(reading.source, reading.id)
         else:
-            id_ = self._seal.hashed(reading.source, f"{reading.at!r}", values + reading.fault.encode())
+            id_ = self._file.seal.hashed(reading.source, f"{reading.at!r}", values + reading.fault.encode())
         late = self._judge.rules.late
         if late is not None and reading.at < newest - late:
             return "late"
-        known = self._sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone()
+        known = self._file.sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone()
         if known is not None:
             return "repeated"
         cells, reason = self._judge.judge(reading, now)
-        self._sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, min(reading.at, now)))
+        known_at = min(reading.at, now) if reason else reading.at  # bad ones may be of any time
+        self._file.sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, known_at))
         if reason:
-            self._set_aside(reading, reason, now)
+            aside.put(self._file, reading, reason, now)
             return "aside"
         self._good(reading, cells, good, first, newest)
         return "stored"
@@ -437,119 +378,4 @@ class Store:
             self._labels.came(reading.source, reading.at, reading.id, number, cell)
         good.append([reading.source, reading.at, reading.id, cells])
         if reading.at > newest:
-            self._devices[reading.source] = self._device(reading.source)[0], reading.at
-
-    def _device(self, source: str) -> tuple[int, float]:
-        if source not in self._devices:
-            name = self._seal.hashed("device", source)
-            self._sql.execute("INSERT OR IGNORE INTO devices (name, newest) VALUES (?, ?)", (name, -math.inf))
-            row = self._sql.execute("SELECT device, newest FROM devices WHERE name = ?", (name,)).fetchone()
-            self._devices[source] = row
-        return self._devices[source]
-
-    def _moved(self, good: list[list[Any]]) -> dict[int, float]:
-        return dict(self._devices[source] for source, *_ in good)
-
-    def _tidy(self, now: float) -> None:
-        """Let go what is too old or too much, once in a while."""
-        if now - self._looked < _EVERY and (self._quota is None or self._size() <= self._quota):
-            return
-        self._looked = now
-        assert self._judge is not None  # noqa: S101  who takes
-        if (late := self._judge.rules.late) is not None:
-            self._sql.execute(
-                "DELETE FROM ids WHERE at < (SELECT newest - ? FROM devices d WHERE d.device = ids.device)",
-                (late,),
-            )
-        if self._labels is not None:
-            self._overdue(self._labels, now)
-        self._sql.execute("DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - ?", (_ASIDE,))
-        if self._days is not None:
-            oldest = now - self._days * _DAY
-            self._sql.execute("DELETE FROM aside WHERE taken < ?", (oldest,))
-            self._let_go("taken < ?", oldest, "expired")
-        if self._quota is not None and self._size() > self._quota:
-            self._shorten(self._quota)
-        self._sql.execute("PRAGMA incremental_vacuum").fetchall()
-
-    def _shorten(self, quota: int) -> None:
-        """Let the oldest go, and what belongs to them, until there is some room again."""
-        held = self._labels
-        if held is not None:
-            self._add({"labels_dropped": held.shorten(quota)})
-        over, room = self._size() - quota, quota // 20  # or the next commit does it again
-        if held is not None:  # a reading's mark and label go with it: in bytes of boxes
-            (boxes,) = self._sql.execute("SELECT coalesce(sum(length(box)), 0) FROM boxes").fetchone()
-            over, room = (part * boxes // self._size() for part in (over, room))
-        freed = 0
-        for first, n, size in self._sql.execute("SELECT first, n, length(box) FROM boxes ORDER BY first"):
-            if over <= 0 or freed > over + room:
-                break
-            freed += size
-            last = first + n
-        if freed:
-            self._let_go("first < ?", last, "dropped")
-
-    def _let_go(self, which: str, bound: float, why: str) -> None:
-        (n,) = self._sql.execute(f"SELECT coalesce(sum(n), 0) FROM boxes WHERE {which}", (bound,)).fetchone()  # noqa: S608  ours
-        if n:
-            self._sql.execute(f"DELETE FROM boxes WHERE {which}", (bound,))  # noqa: S608  ours
-            self._add({why: n})
-            if self._labels is not None:
-                (first,) = self._sql.execute("SELECT min(first) FROM boxes").fetchone()
-                self._labels.forget(self._count("stored") if first is None else first)
-
-    def _overdue(self, held: Labels, now: float) -> None:
-        """Labels for which no reading came are set aside."""
-        count = 0
-        for label in held.overdue(now):
-            column, sequence = held.join.column, held.join.sequence
-            values = {column: label.value, sequence: label.sequence}
-            units = {column: label.unit} if label.unit else {}
-            said = Reading(label.source, label.at, label.id, values, units)
-            self._set_aside(said, f"no reading came for it in {held.join.wait:g} s", now, "label")
-            count += 1
-        self._add({"labels_aside": count} if count else {})
-
-    def _size(self) -> int:
-        used, free, size = (
-            self._sql.execute(f"PRAGMA {what}").fetchone()[0]
-            for what in ("page_count", "freelist_count", "page_size")
-        )
-        return int((used - free) * size)
-
-    def _count(self, what: str) -> int:
-        row = self._sql.execute("SELECT n FROM counts WHERE what = ?", (what,)).fetchone()
-        return 0 if row is None else int(row[0])
-
-    def _add(self, said: dict[str, int]) -> None:
-        self._sql.executemany(
-            "INSERT INTO counts VALUES (?, ?) ON CONFLICT (what) DO UPDATE SET n = n + excluded.n",
-            list(said.items()),
-        )
-
-    def _connect(self, *, write: bool) -> sqlite3.Connection:
-        if not write:
-            uri = f"{self.path.absolute().as_uri()}?mode=ro"
-            return sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
-        sql = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
-        self.path.chmod(0o600)
-        sql.executescript("PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
-        if not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            hash_ = self._suite.hash.lower()
-            sql.executescript(f"BEGIN; {_SCHEMA} INSERT INTO about VALUES ('{hash_}'); COMMIT;")  # noqa: S608  ours
-        sql.executescript(labels.SCHEMA)
-        return sql
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """What the disk will not do is ours to tell; nothing half-done stays, in memory neither."""
-        try:
-            yield
-        except BaseException as error:
-            self._devices.clear()
-            with suppress(sqlite3.Error, AttributeError):
-                self._sql.rollback()
-            if not isinstance(error, (sqlite3.Error, OSError)):
-                raise
-            raise StateError(f"readings cannot be kept or read in {self.path.name}: {error}") from None
+            self._file.moved(reading.source, reading.at)

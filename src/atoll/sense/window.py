@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .boxes import Kept
 from .source import Span
-from .store import Kept, Store
+from .store import Store
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Readings whose labels came, each a row. `rows`: (n, *row) float32; `labels`: (n,) float64. `tickets`:
-    DEVICE/ID of each, as who asked for predictions may have called it. `cursor`: where the next ones begin.
+    """Readings whose labels came, or windows of one device, each a row. `rows`: (n, *row) float32; `labels`:
+    (n,) float64. `tickets`: DEVICE/ID of each, a window's newest reading, as who asked for predictions may
+    have called it. `cursor`: where the next ones begin.
     """
 
     rows: NDArray[np.float32] = field(repr=False)
@@ -71,6 +73,22 @@ def table(kept: Sequence[Kept], form: Form) -> tuple[NDArray[np.float32], NDArra
         pixels = np.frombuffer(b"".join(c[0] for c in cells), np.uint8)
         return (pixels.astype(np.float32) / np.float32(255)).reshape(n, *form.row), labels
     return np.array(cells, np.float32).reshape(n, *form.row), labels
+
+
+def labelled(kept: Sequence[Kept] | Sequence[Sequence[Kept]], form: Form, cursor: int) -> Labelled | None:
+    """Readings, or windows (n, size, *row) labelled as the last of each; None where the contract knows none
+    of their labels.
+    """
+    windows = [[r] if isinstance(r, Kept) else r for r in kept]
+    held = {r.number: r for window in windows for r in window}
+    places = {number: i for i, number in enumerate(held)}
+    x, y = table([*held.values()], form)
+    if y is None:
+        return None
+    at = np.array([[places[r.number] for r in window] for window in windows], np.int64)  # (n, size)
+    newest = [window[-1] for window in windows]
+    rows = x[at[:, 0] if newest == kept else at]
+    return Labelled(rows, y[at[:, -1]], tuple(f"{r.source}/{r.id}" for r in newest), cursor)
 
 
 class Assembler:

@@ -146,10 +146,7 @@ class Agent:
         self.watch = Watch(self.settings, self._vault, shelf, tune, send, names=names)
         self.serving.watch = self.watch
         late = self.settings.sources[source].labels is not None
-        labelled = partial(intake.labelled, source) if late else None
-        if late and histories(self.settings):
-            log.warning("labels of %s come later: a watch of windows does not hear them", source)
-            labelled = None
+        labelled = partial(intake.labelled, source, histories=histories(self.settings)) if late else None
         self.uplink.beside(self.watch.run(windows, labelled))
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:

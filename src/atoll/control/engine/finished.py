@@ -120,14 +120,15 @@ def _onnx(work: Work, params: Update, path: Path) -> bytes | None:
     features = work.values["features"]
     shape = tuple(features) if isinstance(features, list) else (features,)
     if work.pipeline is not None:
-        shape = (len(work.pipeline.names),)
+        shape = (*shape[:-1], len(work.pipeline.names))
     rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
     try:
         work.learner.export(params, path, rows)
         graph = path.read_bytes()
         if work.pipeline is not None:
             graph = work.pipeline.frozen(graph)
-            rows = np.random.default_rng(0).normal(size=(8, len(work.pipeline.steps))).astype(np.float32)
+            size = (8, *shape[:-1], len(work.pipeline.steps))
+            rows = np.random.default_rng(0).normal(size=size).astype(np.float32)
         _agrees(work, params, graph, rows)
         return graph
     except (AtollError, ImportError) as error:

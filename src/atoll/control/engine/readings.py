@@ -29,9 +29,9 @@ from ...data import Examples
 from ...data.contract import Contract
 from ...data.pipeline import breaks
 from ...privacy.vault import Vault
+from ...sense.boxes import Kept
 from ...sense.place import Absent
 from ...sense.source import NEWEST
-from ...sense.store import Kept
 from ...sense.window import Form, table
 from ..settings import Client
 from . import sensing

@@ -23,7 +23,7 @@ from ...sense.judge import Rules
 from ...sense.labels import Join
 from ...sense.source import Labels, Source
 from ...sense.store import Store
-from ..settings import Client, address
+from ..settings import Client, address, histories
 
 if TYPE_CHECKING:
     from ...sense.intake import Feed, Intake
@@ -66,8 +66,10 @@ def rules(source: Source, made: Contract) -> Rules:
     )
 
 
-def join(source: Source, made: Contract, name: str) -> Join | None:
-    """How labels that come by themselves find their readings. Raises ConfigError where there are none."""
+def join(source: Source, made: Contract, name: str, *, windows: bool = False) -> Join | None:
+    """How labels that come by themselves find their readings, and `windows` of devices. Raises ConfigError
+    where there are none.
+    """
     said = source.labels
     if said is None:
         return None
@@ -90,6 +92,7 @@ def join(source: Source, made: Contract, name: str) -> Join | None:
         said.wait,
         said.devices,
         source.ahead,
+        (rules(source, made).late or 0.0) if windows else None,
     )
 
 
@@ -105,7 +108,8 @@ def stored(settings: Client, name: str, vault: Vault, made: Contract | None = No
 def opened(settings: Client, name: str, vault: Vault, *, owner: bool = True) -> tuple[Store, Contract]:
     """The store of a source, to write, and its contract; `owner`: by its client. Raises as `intake`."""
     source, made = settings.sources[name], contract(settings, name)
-    joined, judged = join(source, made, name), rules(source, made)
+    windows = owner and bool(histories(settings)) and settings.watch.source == name  # type: ignore[union-attr]
+    joined, judged = join(source, made, name, windows=windows), rules(source, made)
     folder, limits = Path(settings.folder), {"quota": source.quota, "days": source.days}
     store = Store.open(folder, name, vault, judged, join=joined, owner=owner, **limits)  # type: ignore[arg-type]
     return store, made

@@ -105,7 +105,8 @@ def tune(
     federation: str,
     policy: Policy,
 ) -> dict[str, Any]:
-    """Write the new model; {pieces, steps, cpu_seconds}. `values`: seconds of CPU, passes, reach, seed, run.
+    """Write the new model; {pieces, steps, cpu_seconds, fills}: whether the job's pipeline fills what is
+    missing. `values`: seconds of CPU, passes, reach, seed, run.
 
     Raises Refused where the time is too short or the model cannot be fine-tuned here, ProtocolError as
     `read`: the parcel goes then, so that another is fetched.
@@ -124,6 +125,8 @@ def tune(
     kept = msgspec.msgpack.decode(vault.read(rows), type=Rows).examples(classes=bool(work.classes))
     if work.pipeline is not None:
         kept = Examples(work.pipeline.rows(kept.x), kept.y)
+    else:
+        kept = kept[np.isfinite(kept.x.reshape(len(kept), -1)).all(axis=1)]
     key = Rng.of(int(values["seed"])).at("tune")
     left = float(values["seconds"]) - (time.process_time() - began)
     passes = int(values["passes"])
@@ -136,7 +139,8 @@ def tune(
         vault.write(to, graph if work.pipeline is None else work.pipeline.frozen(graph))
     finally:
         part.unlink(missing_ok=True)
-    return {"pieces": found.pieces, "steps": found.steps, "cpu_seconds": time.process_time() - began}
+    took = {"pieces": found.pieces, "steps": found.steps, "cpu_seconds": time.process_time() - began}
+    return {**took, "fills": work.pipeline is not None}
 
 
 def tuned(

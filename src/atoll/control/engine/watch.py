@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -110,7 +111,8 @@ class Told(NamedTuple):
 
 class Known(msgspec.Struct, frozen=True):
     """The state. `asked`: the version for which a federated run is asked for, 0 for none. `heard`: the
-    cursor of labels that came later.
+    cursor of labels that came later, `heard_windows` where rows are windows of devices. `rows`: that of the
+    newest file of rows.
     """
 
     cursor: int = 0
@@ -123,6 +125,8 @@ class Known(msgspec.Struct, frozen=True):
     own: int = 0
     asked: int = 0
     heard: int = 0
+    heard_windows: int = 0
+    rows: int | None = None
 
 
 class Watch:
@@ -170,12 +174,14 @@ class Watch:
             await self.take(window)
 
     async def _labels(self, labelled: Callable[[int], AsyncIterator[Labelled]]) -> None:
-        async for lot in labelled(self.known.heard):
+        known = self.known
+        async for lot in labelled(known.heard_windows if self._histories else known.heard):
             await self.hear(lot)
 
     def begin(self) -> None:
         """Serve this node's own model again; end what was under way when the last life ended."""
         self._serve_own()
+        self._drop_early()
         known = self.known
         if known.triggers.open:
             held = known.quota.open.get(JOB, Amount())
@@ -234,36 +240,22 @@ class Watch:
 
     def _looked(self, window: Window) -> Start | None:
         now, served = self._clock(), self._shelf.get(self._watch.model)
-        self._keep(window)
-        known = self.known
+        at, known = {"cursor": window.cursor, "rows": self._keep(window)}, self.known
         if served is None:
-            self._write(cursor=window.cursor)
+            self._write((), **at)
             return None
         whose = Whose(served.name, served.version, served.own)
         try:
             answers = served.model.run(np.asarray(window.rows, np.float32))
         except StateError as error:
             log.warning("a window was not answered: %s", error)
-            self._write(cursor=window.cursor)
+            self._write((), **at)
             return None
-        answered = said(answers)
-        newest = window.rows[:, -1] if self._histories else window.rows
+        newest, answered = self._newest(window), said(answers)
         wrong = None if window.labels is None else errors(answers, window.labels)
         if window.cursor < known.cursor:  # the readings were wiped, and what was usual with them
             known = msgspec.structs.replace(known, monitor=None)
-        state = known.monitor if known.whose == whose else None
-        if (
-            state is None
-            and known.monitor is not None
-            and (known.whose.name, known.whose.version) == (whose.name, whose.version)
-        ):
-            state = monitor.renewed(known.monitor)
-        if state is None:
-            wide = int(np.prod(newest.shape[1:]))
-            named = len(self._names) == wide
-            names = self._names if named else tuple(f"column {i}" for i in range(wide))
-            names += tuple(f"answer {i}" for i in range(answered.shape[1]))
-            state = monitor.begun(names, values="label" not in answers)
+        state = self._monitor(known, whose, newest, answers)
         seen = monitor.Seen(newest, answered, wrong)
         state, events = monitor.seen(state, seen, now, self._watch)
         table, start = known.triggers, None
@@ -271,8 +263,27 @@ class Watch:
             what = What(drift=bool(state.raised), rows=len(window.rows))
             table, start = triggers.happened(table, self._renew, what, now)
         asked = known.asked if served.version == known.asked else 0
-        self._write(events, cursor=window.cursor, whose=whose, monitor=state, triggers=table, asked=asked)
+        self._write(events, **at, whose=whose, monitor=state, triggers=table, asked=asked)
         return start
+
+    def _newest(self, window: Window) -> NDArray[np.float32]:
+        """The readings that are looked at."""
+        return window.rows[:, -1] if self._histories else window.rows
+
+    def _monitor(
+        self, known: Known, whose: Whose, newest: NDArray[np.float32], answers: Mapping[str, NDArray[Any]]
+    ) -> monitor.State:
+        """What is known of this model's windows; begun where there were none."""
+        state = known.monitor
+        if state is not None and known.whose == whose:
+            return state
+        if state is not None and (known.whose.name, known.whose.version) == (whose.name, whose.version):
+            return monitor.renewed(state)
+        wide = int(np.prod(newest.shape[1:]))
+        named = len(self._names) == wide
+        names = self._names if named else tuple(f"column {i}" for i in range(wide))
+        names += tuple(f"answer {i}" for i in range(said(answers).shape[1]))
+        return monitor.begun(names, values="label" not in answers)
 
     def _heard(self, lot: Labelled) -> Start | None:
         """What the model that serves says of these rows is compared with the truth; a model on trial hears
@@ -284,20 +295,22 @@ class Watch:
                 self._shelf.feedback(self._watch.model, ticket, [label])
         with self._turn:
             now, served, known = self._clock(), self._shelf.get(self._watch.model), self.known
-            self._keep(lot)
-            state, table, start = known.monitor, known.triggers, None
+            at = {"heard_windows" if self._histories else "heard": lot.cursor, "rows": self._keep(lot)}
+            whose, state, table, start = known.whose, known.monitor, known.triggers, None
             events: tuple[Event, ...] = ()
-            if state is not None and served is not None:
-                whose = Whose(served.name, served.version, served.own)
+            if served is not None:
                 try:
-                    wrong = errors(served.model.run(np.asarray(lot.rows, np.float32)), labels)
-                    if whose == known.whose:  # else its first window is still to come
-                        state, events = monitor.heard(state, wrong, now, self._watch)
+                    answers = served.model.run(np.asarray(lot.rows, np.float32))
+                    mine = Whose(served.name, served.version, served.own)
+                    state = self._monitor(known, mine, self._newest(lot), answers)
+                    state, events = monitor.heard(state, errors(answers, labels), now, self._watch)
+                    whose = mine
                 except StateError as error:
                     log.warning("labels came for rows that are not answered: %s", error)
             if state is not None and self._renew is not None and not state.errors_later:  # a verdict
                 table, start = triggers.happened(table, self._renew, What(drift=bool(state.raised)), now)
-            self._write(events, heard=lot.cursor, monitor=state, triggers=table)
+            asked = known.asked if whose.version == known.asked else 0
+            self._write(events, **at, whose=whose, monitor=state, triggers=table, asked=asked)
             return start
 
     # -- renewing ---------------------------------------------------------------------------------
@@ -385,10 +398,13 @@ class Watch:
         used = Amount(cpu_minutes=spent, energy_wh=joules / 3600)
         with self._turn:
             self._write(quota=quota.settle(self.known.quota, JOB, used, self._clock()))
-        won, why, figures = await asyncio.to_thread(self._challenged, to, held)
+        judge = partial(self._challenged, to, held, fills=bool(took["fills"]))
+        won, why, figures = await asyncio.to_thread(judge)
         return won, why, {**figures, "cpu_seconds": 60 * spent, f"joules_{source}": joules}
 
-    def _challenged(self, to: Path, held: tuple[Any, Any]) -> tuple[bool, str, dict[str, float]]:
+    def _challenged(
+        self, to: Path, held: tuple[Any, Any], *, fills: bool
+    ) -> tuple[bool, str, dict[str, float]]:
         assert self._renew is not None  # noqa: S101  as above
         whose, served = self.known.whose, self._shelf.get(self.known.whose.name)
         data = self._vault.read(to)
@@ -396,6 +412,9 @@ class Watch:
         if served is None or served.version != whose.version:
             return False, "another version serves by now", {}
         x, y = held
+        if not fills:
+            whole = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+            x, y = x[whole], y[whole]
         both = [model.run(x) for model in (served.model, Model(data, whose.name))]
         old, new = (losses(answers, y) for answers in both)
         verdict = challenge.judged(old, new, y, self._renew.terms, classes="label" in both[0])
@@ -443,15 +462,15 @@ class Watch:
 
     # -- rows -------------------------------------------------------------------------------------
 
-    def _keep(self, window: Window) -> None:
-        """The window's labelled rows, on disk until `recent` newer ones are."""
+    def _keep(self, window: Window) -> int | None:
+        """The window's labelled rows, on disk until `recent` newer ones are; the newest file's cursor."""
         if self._renew is None or window.labels is None:
-            return
+            return self.known.rows
         known = np.isfinite(window.labels)
         x, y = np.asarray(window.rows, np.float32)[known], np.asarray(window.labels)[known]
-        sound = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+        sound = ~np.isinf(x.reshape(len(x), -1)).any(axis=1)  # what is missing a pipeline may fill
         if not sound.any():
-            return
+            return self.known.rows
         data = msgspec.msgpack.encode(Rows.of(x[sound], y[sound]))
         self._vault.write(self._folder / "rows" / f"{window.cursor:016}.{int(sound.sum())}", data)
         hit(_ROWS)
@@ -460,6 +479,14 @@ class Watch:
             if left <= 0:
                 file.unlink(missing_ok=True)  # a wipe takes them, too
             left -= int(file.suffix[1:])
+        return window.cursor
+
+    def _drop_early(self) -> None:
+        """Rows that were kept and not looked at when the last life ended: they come again."""
+        newest = self.known.rows
+        for file in self._files():
+            if newest is not None and int(file.stem) > newest:
+                file.unlink()
 
     def _files(self) -> list[Path]:
         """Newest first."""
@@ -484,7 +511,7 @@ class Watch:
         try:
             return msgspec.msgpack.decode(self._vault.read(self._folder / "state"), type=Known)
         except FileNotFoundError:
-            return Known()
+            return Known(rows=0)
         except (StateError, msgspec.DecodeError) as error:
             log.warning("what this node knew of its watch is lost: %s", error)
             return Known()

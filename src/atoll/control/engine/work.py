@@ -115,7 +115,8 @@ class Work:
         if self.plan is not None:
             job = job.replace(learner=job.learner.given(self.plan, self.seconds))  # type: ignore[attr-defined]
         if self.pipeline is not None:
-            wide = len(self.pipeline.names)
+            out = len(self.pipeline.names)
+            wide = (*wide[:-1], out) if isinstance(wide, tuple) else out
         return prepare(job, Shape(wide, self.values["outputs"]), self.file.workers)
 
     def local(self, held: Held, client: int) -> Local:

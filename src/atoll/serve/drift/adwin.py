@@ -82,7 +82,8 @@ class Adwin(msgspec.Struct):
     def _eps(self, n0: int, n1: int) -> float:
         log = math.log(2.0 * math.log(self.n) / self.delta)
         m = 1.0 / (n0 - LEAST + 1) + 1.0 / (n1 - LEAST + 1)
-        return math.sqrt(2.0 * m * self.spread / self.n * log) + 2.0 / 3.0 * m * log
+        variance = max(0.0, self.spread / self.n)  # of equal values, rounding may leave less than none
+        return math.sqrt(2.0 * m * variance * log) + 2.0 / 3.0 * m * log
 
     def _drop(self) -> None:
         n = 2 ** (len(self.rows) - 1)
