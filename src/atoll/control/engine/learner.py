@@ -44,7 +44,7 @@ def main() -> None:
         try:
             learning = _learning(settings, begin.key)
         except AtollError as error:
-            _say(sink, Said(kind=_kind(error), text=str(error)))
+            _say(sink, Said.of(error))
             return
         give_back()  # what reading files has taken
         _say(sink, Said(about=learning.about()))
@@ -102,16 +102,12 @@ def _followed(learning: Learning, order: Order) -> Said:
                 federation=order.federation,
             )
     except (AtollError, OSError) as error:
-        return Said(kind=_kind(error), text=str(error))
+        return Said.of(error)
     except Exception as error:  # noqa: BLE001  a bug reaches the operator with its traceback
         text = reason(error)
         log.warning("%s", text)
         return Said(kind=Refused.__name__, text=text)
     return Said()
-
-
-def _kind(error: Exception) -> str:
-    return type(error).__name__ if isinstance(error, AtollError) else "StateError"
 
 
 def _say(sink: BinaryIO, said: Said) -> None:
