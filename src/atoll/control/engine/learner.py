@@ -21,7 +21,7 @@ from ...core.errors import AtollError, Refused
 from ...learn.failure import reason
 from ...privacy.hazmat.suite import suite_of
 from ...privacy.vault import Vault
-from ...wire.heap import give_back
+from ...wire.heap import give_back, leave_code
 from ..pipes import framed, records
 from ..settings import Client
 from .learning import Learning
@@ -47,6 +47,7 @@ def main() -> None:
             _say(sink, Said.of(error))
             return
         give_back()  # what reading files has taken
+        leave_code()
         _say(sink, Said(about=learning.about()))
         decode = msgspec.msgpack.Decoder(Order).decode
         while True:

@@ -25,6 +25,7 @@ from ...privacy.hazmat.suite import suite_of
 from ...privacy.keys import Current, Identity
 from ...privacy.vault import Vault
 from ...sense.intake import Feed
+from ...wire.heap import give_back, leave_code
 from ..pipes import LENGTH, framed
 from ..settings import Client
 from .process import logged
@@ -141,6 +142,8 @@ class Predictor:
             work = watching(self._settings, self._vault, self.serving, parent.send, self._feed, parent.tune)
             parent.beside(work)
         self.serving.report()
+        give_back()
+        leave_code()
         self.parent.beside(self._rest())
 
     def hear(self, told: Told) -> None:

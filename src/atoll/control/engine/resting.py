@@ -29,7 +29,7 @@ import msgspec
 from ...core.errors import AtollError, StateError
 from ...privacy.vault import Vault
 from ...wire import failpoint
-from ...wire.heap import give_back
+from ...wire.heap import give_back, leave_code
 from ..pipes import LENGTH, ended, framed
 from ..settings import Client, address
 from .spoken import Begin, Said, Told, Wanted
@@ -134,6 +134,7 @@ class Resting:
                 break
         self._running = None
         give_back()  # what fetching has freed, too
+        leave_code()
         self._listen()
 
     async def _life(self) -> int:

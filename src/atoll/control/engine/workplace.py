@@ -27,7 +27,7 @@ import msgspec
 from ...core.errors import Refused, StateError
 from ...privacy.vault import Vault
 from ...wire import failpoint
-from ...wire.heap import give_back
+from ...wire.heap import give_back, leave_code
 from ..pipes import LENGTH, ended, framed
 from ..settings import Client
 from .spoken import Begin, Order, Said
@@ -281,6 +281,7 @@ class Apart:
 async def _rested(process: asyncio.subprocess.Process) -> None:
     await ended(process)
     give_back()  # what transfers have freed, too
+    leave_code()
 
 
 def _names(*paths: Path) -> list[str]:
