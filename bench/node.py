@@ -2,8 +2,11 @@
 
     wheels     what `pip install 'atoll-fl[edge]'` fetches here
     waits      a client of that installation, alone on its libraries, that has joined and does nothing
-    serves     the same once it takes readings in, serves a network of 32 hidden units and has watched windows
-    learns     its second process, the most in a job of three rounds
+    serves     the same once it takes readings in, has served a network of 32 hidden units and watched
+               windows, and nothing comes for a while
+    at work    the same while windows come, with its process that serves; and how long a request takes that
+               has to wait for that
+    learns     its process that learns, the most in a job of three rounds
     a plan     the same for the CNN of 1.66 M parameters of `bench plan`, for which this needs PyTorch
 
 Each in MB as RSS (all that the process can see) and PSS (its share of it: libraries that its two processes
@@ -45,6 +48,7 @@ CONTRACT: dict[str, Any] = {
 FOLDER = {"path": "in", "every": 0.2, "device": "press-1"}
 SETTINGS: dict[str, Any] = {
     "predict": "127.0.0.1:0",
+    "quiet": LINGER,
     "sources": {"press": {"contract": "press.toml", "folder": FOLDER, "window": {"size": 100}}},
     "data": {
         "press": {"source": "press", "holdout": 0.2},
@@ -89,7 +93,7 @@ def held(process: psutil.Process) -> tuple[float, float]:
 
 
 class Learner(Looking):
-    """The second process of a client: the most that it holds."""
+    """The process of a client that learns: the most that it holds."""
 
     rss = pss = 0.0
 
@@ -97,8 +101,9 @@ class Learner(Looking):
         """Once."""
         with suppress(psutil.Error, StopIteration, OSError):
             for child in self._process.children():
-                self.rss = max(self.rss, status(child, "VmHWM") / 1e6)
-                self.pss = max(self.pss, held(child)[1])
+                if "atoll.control.engine.learner" in child.cmdline():
+                    self.rss = max(self.rss, status(child, "VmHWM") / 1e6)
+                    self.pss = max(self.pss, held(child)[1])
 
 
 def node(folder: Path, command: Path) -> Iterator[Figure]:
@@ -124,9 +129,15 @@ def node(folder: Path, command: Path) -> Iterator[Figure]:
             (place / f"{k}.part").write_text(csv(100, rng), "utf-8")
             (place / f"{k}.part").rename(place / f"{k}.csv")
             time.sleep(0.5)
+        work = [held(one) for one in (process, *process.children())]
         until(lambda: any(event["kind"] == "watch.calibrated" for event in fed.api.events(0)[0]))
-        time.sleep(LINGER + 3)
+        until(lambda: not process.children())
         yield from figures("serves", *held(process), 60)
+        yield Figure("at work: PSS", sum(pss for _, pss in work), "MB")
+        for what in ("rested", "awake"):
+            began = time.perf_counter()
+            predicting.models(f"http://127.0.0.1:{port}")
+            yield Figure(f"a request, {what}", (time.perf_counter() - began) * 1e3, "ms")
         yield from figures("learns", learner.rss, learner.pss, 110)
         if find_spec("torch"):
             with Learner(process) as learner:

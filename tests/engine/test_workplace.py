@@ -20,8 +20,9 @@ import psutil
 import pytest
 
 from atoll.control.engine import workplace
+from atoll.control.engine.spoken import Spoiled
 from atoll.control.engine.work import signed
-from atoll.control.engine.workplace import Apart, Here, Spoiled
+from atoll.control.engine.workplace import Apart, Here
 from atoll.control.pipes import framed
 from atoll.control.settings import Client
 from atoll.core.errors import CodecError, ConfigError, ProtocolError, Refused, StateError

@@ -249,9 +249,11 @@ def test_importing_every_module_loads_no_heavy_library() -> None:
 CLIENT = """
 from atoll.control import cli
 cli.main(["version"])  # every command is in the parser
-import atoll.control.engine.agent, atoll.sense.folder, atoll.sense.intake, atoll.transport.https_link
+import atoll.control.engine.agent, atoll.control.engine.resting, atoll.control.engine.sensing
+import atoll.sense.folder, atoll.sense.intake, atoll.transport.https_link
 """
 SERVING_CLIENT = f"{CLIENT}import atoll.control.engine.serving, atoll.control.engine.watch"
+PREDICTOR = "import atoll.control.engine.predictor"
 UNUSED = "import sys; assert not {'atoll.job', 'atoll.run', 'numpy.random'} & sys.modules.keys()"
 
 
@@ -261,6 +263,11 @@ def test_a_client_that_waits_stays_small() -> None:
 
 def test_a_client_that_serves_and_watches_loads_nothing_that_learns() -> None:
     assert "numpy" in loaded_by(f"{SERVING_CLIENT}\n{UNUSED}")
+
+
+def test_the_process_that_serves_loads_nothing_that_learns_or_joins() -> None:
+    loaded = loaded_by(f"{PREDICTOR}\n{UNUSED}")
+    assert loaded & (HEAVY | {"fastapi", "grpc", "rich", "sqlalchemy"}) == set()
 
 
 def test_the_process_that_learns_has_no_event_loop() -> None:

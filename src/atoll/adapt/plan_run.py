@@ -1,17 +1,16 @@
 """A plan's graphs at work: sessions of ONNX Runtime on one core, arrays in, arrays out, on time.
 
-Params stay in the runtime's own arrays from one step to the next; what a step may take is limited.
+A step writes into arrays of ours, two of a kind in turns: the runtime would keep what lies among its own
+until the last of them is gone. What a step may take is limited.
 """
 
 from __future__ import annotations
 
-import ctypes
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from ..core.errors import ConfigError, DataError, MisuseError, StateError
 from ..core.message import Pull
 from ..core.update import Update
+from ..wire.heap import leave_code
 from .plan import MEMORY, Plan
 
 Arrays = Mapping[str, Any]
@@ -37,9 +37,11 @@ def session(graph: bytes) -> Any:
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.strict_shape_type_inference", "1")  # its shapes are as it says
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        made = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # noqa: BLE001  its errors share no base of their own
         raise StateError(f"the plan's graph does not run here: {_line(error)}") from None
+    leave_code()  # loading and optimising take more of the runtime than running
+    return made
 
 
 class Runner:
@@ -85,20 +87,38 @@ class Runner:
                 found[name].array = array  # it is read in place, and has to live as long
         return found
 
-    def __call__(self, values: Arrays) -> dict[str, Any]:
-        """What the graph gives, by name, as the runtime holds it."""
+    def __call__(self, values: Arrays, into: Arrays | None = None, gives: str = "") -> dict[str, Any]:
+        """What the graph gives, by name, as the runtime holds it; `into`: only these outputs, there, and what
+        it `gives` beside.
+        """
         self._left -= 1
         if self._left == 0:
             self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
-            found = self._session.run_with_ort_values(self.gives, values, self._options)
+            if into is None:
+                found = self._session.run_with_ort_values(self.gives, values, self._options)
+                return dict(zip(self.gives, found, strict=True))
+            bound = self._session.io_binding()
+            for name, value in values.items():
+                bound.bind_ortvalue_input(name, value)
+            bound.bind_output(gives)
+            for name, value in into.items():
+                bound.bind_ortvalue_output(name, value)
+            self._session.run_with_iobinding(bound, self._options)
+            return {gives: bound.get_outputs()[0]}
         except Exception as error:  # noqa: BLE001
             if self._late:
                 raise StateError(
                     f"the plan's {self._name} took more than {self.seconds:g} seconds a run, its limit here"
                 ) from None
             raise StateError(f"the plan's {self._name} failed: {_line(error)}") from None
-        return dict(zip(self.gives, found, strict=True))
+
+
+class _Room(NamedTuple):
+    """Where a step writes: params, flat, and with the optimiser's memory as the runtime takes them."""
+
+    flat: NDArray[np.float32]
+    values: dict[str, Any]
 
 
 class Steps:
@@ -122,7 +142,7 @@ class Steps:
         self.runner = Runner(plan, "step" if pull is None else "pulled", seconds)
         may = {name: moves is None or moves(name) for name in about.moving}
         self._changed = [name for name in about.moving if may[name]]
-        memory = {name: np.zeros(shape, np.float32) for name, shape in about.memory}
+        memory = self._memory()
         fixed = {"moves": np.array([may[name] for name in about.trained], np.float32)}
         if pull is not None:
             anchor, slope = pull.anchor or params, pull.slope or params.zeros()
@@ -134,16 +154,19 @@ class Steps:
         self._moving = self.runner.values(
             {name: np.asarray(params[name], np.float32) for name in params} | memory
         )
-        self._next = [*self._changed, *memory]
+        self._at: _Room | None = None  # before the first step it is where it began
+        self._spare: _Room | None = None
         self.taken = 0
 
     def take(self, x: Any, y: Any, lr: float) -> float:
         """One step on at most `batch` rows; its mean loss."""
         self.taken += 1
         now = padded(self.plan, x, y) | {"lr": np.float32(lr), "t": np.float32(self.taken)}
-        found = self.runner({**self._moving, **self._fixed, **self.runner.values(now)})
-        for name in self._next:
-            self._moving[name] = found["new/" + name]
+        room = self._spare or self._room()
+        given = {**self._moving, **self._fixed, **self.runner.values(now)}
+        found = self.runner(given, {"new/" + name: value for name, value in room.values.items()}, "loss")
+        self._at, self._spare = room, self._at
+        self._moving |= room.values
         return float(found["loss"].numpy())
 
     def gradients(self, x: Any, y: Any) -> dict[str, Any]:
@@ -154,24 +177,31 @@ class Steps:
 
     def change(self) -> Update:
         """How far the params have come, float32."""
-        buffer = np.zeros(self._start.layout.size, np.float32)
-        for name in self._changed:
-            part = buffer[self._start.layout.slices[name]]
-            np.subtract(_seen(self._moving[name]), self._start[name].reshape(-1), out=part)
-        return Update(self._start.layout, buffer)
+        start, now = self._start, self._at
+        buffer = np.zeros(start.layout.size, np.float32) if self._spare is None else self._spare.flat
+        self._spare = None  # it is the caller's now
+        for name in self._changed if now is not None else ():
+            part = start.layout.slices[name]
+            np.subtract(now.flat[part], start[name].reshape(-1), out=buffer[part])  # type: ignore[union-attr]
+        return Update(start.layout, buffer)
 
     def params(self) -> Update:
         """The params by now, in the order of those it began with."""
-        buffer = self._start.buffer.astype(np.float32)
-        for name in self._changed:
-            buffer[self._start.layout.slices[name]] = _seen(self._moving[name])
+        buffer, now = self._start.buffer.astype(np.float32), self._at
+        for name in self._changed if now is not None else ():
+            part = self._start.layout.slices[name]
+            buffer[part] = now.flat[part]  # type: ignore[union-attr]
         return Update(self._start.layout, buffer)
 
+    def _memory(self) -> dict[str, NDArray[np.float32]]:
+        return {name: np.zeros(shape, np.float32) for name, shape in self.plan.about.memory}
 
-def _seen(value: Any) -> NDArray[np.float32]:
-    """The numbers of a tensor, read where they lie: `numpy()` would copy the largest once more."""
-    room = (ctypes.c_float * math.prod(value.shape())).from_address(value.data_ptr())
-    return np.ctypeslib.as_array(room)
+    def _room(self) -> _Room:
+        """Zeros where nothing may change."""
+        layout = self._start.layout
+        flat = np.zeros(layout.size, np.float32)
+        leaves = {n: flat[layout.slices[n]].reshape(layout.shapes[n]) for n in self._changed}
+        return _Room(flat, self.runner.values(leaves | self._memory()))
 
 
 def padded(plan: Plan, x: Any, y: Any, batch: int | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ line go over them. Paths in a file are relative to the file.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -239,7 +240,8 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     that the service asks about rows it is unsure of, and what may leave for that (serve/egress.py). `parts`:
     a Python file of this site's own that registers learners, rules or transforms. `home`, `ca`: as for an
     edge. `linger`: seconds without an ask after which the process that learns ends; its memory is free, and
-    the next ask starts another.
+    the next ask starts another. `quiet`: seconds without a request or a window after which the process that
+    serves ends until there is one; 0: the client serves in its own process, always.
     `power`: when it holds back. `store`: how what it keeps on disk is encrypted. `broker`: who it is there,
     where it joins by one; `ca` then vouches for the broker. `sources`: readings it takes in, by name; a data
     set of `source = NAME` is what is stored of one. `watch`: what it watches for drift, and `renew` how it
@@ -265,6 +267,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     parts: str = ""
     home: float = 60.0
     linger: float = 20.0
+    quiet: float = 300.0
     store: Store = Store()
     watch: Watch | None = None
     renew: Renew | None = None
@@ -308,6 +311,14 @@ def watched(settings: Client) -> None:
         for name, value, most in (("held", renew.held, 0.9), ("reach", renew.reach, 1.0)):
             if not 0 < value <= most:
                 raise ConfigError(f"{name} is above 0, at most {most:g}, got {value}", f"$.renew.{name}")
+
+
+def rests(settings: Client) -> bool:
+    """Whether what serves is a process of its own, that ends while nobody asks. Where it would have to make
+    anew what is not on disk it is not: models in integers, windows of devices, the count of rows sent up.
+    """
+    kept = not settings.int8 and settings.joint.send == "nothing"
+    return settings.quiet > 0 and kept and not histories(settings) and os.name == "posix"
 
 
 def histories(settings: Client) -> int:

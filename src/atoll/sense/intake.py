@@ -169,6 +169,17 @@ class Feed:
                     yield lot
             await self._news_of(seen)
 
+    async def news(self) -> AsyncIterator[None]:
+        """Each time something may have been stored, by this process. Without end."""
+        while True:
+            seen = self._commits
+            yield
+            await self._news_of(seen)
+
+    async def told(self) -> None:
+        """Another process has stored something, which this one only reads."""
+        await self._tell(stored=True)
+
     async def _news_of(self, seen: int) -> None:
         """Wait until more has been committed than was seen."""
         async with self._stored:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ConfigError
 from ...wire.files import whole
-from ..settings import Client, histories, watched
+from ..settings import Client, rests, watched
 from .outside import Outside
 from .policy import inside
 from .safe import opened
@@ -30,7 +30,6 @@ from .workplace import Here, Workplace
 if TYPE_CHECKING:
     from ...sense.intake import Intake
     from .datasets import Held
-    from .watch import Watch
 
 log = logging.getLogger("atoll.member")
 QUARANTINED = "quarantined.txt"  # in its folder, while the federation asks it for nothing
@@ -76,7 +75,6 @@ class Agent:
         )
         self.serving: Any = None
         self.intake: Intake | None = None
-        self.watch: Watch | None = None
         self._vault = vault
         self._spent: list[str] = []  # receipts of budgets that the parent has heard of
         self._about: Mapping[str, Any] = {}
@@ -99,17 +97,11 @@ class Agent:
             await self.uplink.join()
             self.uplink.on_open = self._opened
             if self.settings.predict:
-                from .serving import Serving
-
-                self.serving = Serving(self.settings, self.uplink, self.workplace, self._vault)
-                await self.serving.start()
-                self._watch()
+                await self._serve()
             await self.uplink.run()
         finally:
             if looking is not None:
                 looking.cancel()
-            if self.watch is not None:
-                await self.watch.stop()
             if self.serving is not None:
                 await self.serving.stop()
             await self.workplace.close()
@@ -124,30 +116,30 @@ class Agent:
             self.intake = intake(self.settings, self._vault)
             self.intake.start()
 
-    def _watch(self) -> None:
-        """Look at every window of a source, and renew the model that answers it."""
-        if self.settings.watch is None or self.intake is None:
+    async def _serve(self) -> None:
+        """Answer requests, and look at every window of a source to renew the model that answers it."""
+        settings, watch = self.settings, self.settings.watch
+        feed = None if watch is None or self.intake is None else self.intake.feed(watch.source)
+        if rests(settings):
+            from .resting import Resting
+
+            self.serving = Resting(settings, self.uplink, self._vault, feed, self._tune)
+            await self.serving.start()
             return
-        from .sensing import contract
-        from .serving import soon
-        from .watch import Watch
+        from .serving import Serving
+        from .watching import watching
 
-        async def tune(base: Path, rows: Path, to: Path, values: Mapping[str, Any]) -> Mapping[str, Any]:
-            mine = self.uplink.identity
-            roots, federation = mine.roots, mine.member.federation
-            work = partial(self.workplace.tune, base, rows, to, values, roots=roots, federation=federation)
-            return await metered(self._sensors, self.settings.power, work)
+        self.serving = Serving(settings, self.uplink, self.workplace, self._vault)
+        await self.serving.start()
+        if feed is not None:
+            send = self.uplink.send
+            self.uplink.beside(watching(settings, self._vault, self.serving, send, feed, self._tune))
 
-        intake, source = self.intake, self.settings.watch.source
-        windows = partial(intake.windows, source, histories=histories(self.settings))
-        names = contract(self.settings, source).features
-        shelf = self.serving.shelf
-        send = partial(soon, asyncio.get_running_loop(), self.uplink.send)
-        self.watch = Watch(self.settings, self._vault, shelf, tune, send, names=names)
-        self.serving.watch = self.watch
-        late = self.settings.sources[source].labels is not None
-        labelled = partial(intake.labelled, source, histories=histories(self.settings)) if late else None
-        self.uplink.beside(self.watch.run(windows, labelled))
+    async def _tune(self, base: Path, rows: Path, to: Path, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        mine = self.uplink.identity
+        roots, federation = mine.roots, mine.member.federation
+        work = partial(self.workplace.tune, base, rows, to, values, roots=roots, federation=federation)
+        return await metered(self._sensors, self.settings.power, work)
 
     async def answer(self, ask: str, head: Mapping[str, Any], to: Path) -> None:
         """Have the workplace train or evaluate, one ask after the other, unless this node holds back."""
@@ -182,8 +174,6 @@ class Agent:
         self._tell_spent()
         if self.serving is not None:
             self.serving.report()
-        if self.watch is not None:
-            self.watch.report()
 
     def _tell_spent(self) -> None:
         """Give the parent what our ledgers say now, signed, to keep (privacy/receipt.py)."""

@@ -21,7 +21,7 @@ from ...core.errors import AtollError, Refused
 from ...learn.failure import reason
 from ...privacy.hazmat.suite import suite_of
 from ...privacy.vault import Vault
-from ...wire.heap import give_back
+from ...wire.heap import give_back, leave_code
 from ..pipes import framed, records
 from ..settings import Client
 from .learning import Learning
@@ -44,9 +44,10 @@ def main() -> None:
         try:
             learning = _learning(settings, begin.key)
         except AtollError as error:
-            _say(sink, Said(kind=_kind(error), text=str(error)))
+            _say(sink, Said.of(error))
             return
         give_back()  # what reading files has taken
+        leave_code()
         _say(sink, Said(about=learning.about()))
         decode = msgspec.msgpack.Decoder(Order).decode
         while True:
@@ -102,16 +103,12 @@ def _followed(learning: Learning, order: Order) -> Said:
                 federation=order.federation,
             )
     except (AtollError, OSError) as error:
-        return Said(kind=_kind(error), text=str(error))
+        return Said.of(error)
     except Exception as error:  # noqa: BLE001  a bug reaches the operator with its traceback
         text = reason(error)
         log.warning("%s", text)
         return Said(kind=Refused.__name__, text=text)
     return Said()
-
-
-def _kind(error: Exception) -> str:
-    return type(error).__name__ if isinstance(error, AtollError) else "StateError"
 
 
 def _say(sink: BinaryIO, said: Said) -> None:

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from aiohttp import web
 
 from ...core.errors import AtollError, CodecError
-from ...privacy.keys import open_model
+from ...privacy.keys import Identity, open_model
 from ...privacy.vault import Vault
 from ...serve.models import Shelf
 from ...serve.predict import app
@@ -33,7 +34,6 @@ from ...serve.rollout import Move, told
 from ..settings import Client, address
 from .joint import asks
 from .parcels import read_frames
-from .uplink import Uplink
 from .watch import Watch
 from .workplace import Workplace
 
@@ -41,24 +41,45 @@ log = logging.getLogger("atoll.client")
 TELL = 30.0  # seconds between two letters about a model on trial
 
 
-class Serving:
-    """The service of one client, at `settings.predict`."""
+class Line(Protocol):
+    """What it needs of its client's uplink."""
 
-    def __init__(self, settings: Client, uplink: Uplink, workplace: Workplace, vault: Vault) -> None:
+    @property
+    def identity(self) -> Identity:
+        """Who we are, with the newest certificate."""
+
+    def send(self, kind: str, head: Mapping[str, Any]) -> None:
+        """A letter to the parent."""
+
+    def beside(self, job: Coroutine[Any, Any, None]) -> None:
+        """Run it beside everything else."""
+
+    async def fetch(self, blob: str) -> Path:
+        """A blob's file."""
+
+
+class Serving:
+    """The service of one client, at `settings.predict`. `workplace`: None where nothing is made integers."""
+
+    def __init__(self, settings: Client, uplink: Line, workplace: Workplace | None, vault: Vault) -> None:
         self._int8, self._workplace, self._vault = settings.int8, workplace, vault
-        self._joint = settings.joint
+        self._joint, self._join = settings.joint, settings.join
+        self._quiet = settings.quiet
         self._refused: set[str] = set()  # models that lose too much as integers
         self._host, self._port = address(settings.predict, "$.predict")
         self._folder = Path(settings.folder) / "serving"
         self._uplink = uplink
         self._runner: web.AppRunner | None = None
+        self._sites: list[web.BaseSite] = []
         self._turn = asyncio.Lock()
         self._shelf: Shelf | None = None
         self._telling: asyncio.Task[None] | None = None
         self.watch: Watch | None = None
 
-    async def start(self) -> None:
-        """Serve what was accepted before. Raises StateError where the address cannot be had."""
+    async def start(self, sockets: Sequence[socket.socket] = ()) -> None:
+        """Serve what was accepted before. `sockets`: that listen already; a process that has them lets nobody
+        keep a connection without asking. Raises StateError where the address cannot be had.
+        """
         shelf = self._shelf = await asyncio.to_thread(Shelf, self._folder, self._opened)
         loop = asyncio.get_running_loop()
         shelf.moved.append(lambda *told: soon(loop, self._moved, *told))
@@ -66,16 +87,50 @@ class Serving:
             log.warning("model %s: %s", name, problem)
         joint = None
         if self._joint.send != "nothing":
-            joint = asks(self._joint, self._uplink.identity, self._uplink.settings.join)
-        self._runner = web.AppRunner(app(shelf, joint=joint), access_log=None, shutdown_timeout=1.0)
+            joint = asks(self._joint, self._uplink.identity, self._join)
+        more: dict[str, Any] = {"keepalive_timeout": self._quiet} if sockets else {}
+        self._runner = web.AppRunner(app(shelf, joint=joint), access_log=None, shutdown_timeout=1.0, **more)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
+        await self.listen(sockets)
         self._telling = loop.create_task(self._tell())
         for served in shelf:
             self._uplink.beside(self._lighten(served.name))
 
+    async def listen(self, sockets: Sequence[socket.socket] = ()) -> None:
+        """Take connections, from these sockets or at its address."""
+        assert self._runner is not None  # noqa: S101  started
+        self._sites = [web.SockSite(self._runner, one.dup()) for one in sockets]
+        for site in self._sites or [web.TCPSite(self._runner, self._host, self._port)]:
+            await site.start()
+
+    async def deaf(self) -> None:
+        """Take no connections for a while; those that wait are left to who has the sockets."""
+        for site in self._sites:
+            await site.stop()
+        self._sites = []
+
+    @property
+    def requests(self) -> int:
+        """How many came so far."""
+        server = None if self._runner is None else self._runner.server
+        return 0 if server is None else server.requests_count
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is connected, a model is on its way or on trial, or one is being renewed."""
+        server = None if self._runner is None else self._runner.server
+        trials = (self.shelf.line(served.name) for served in self.shelf)
+        return (
+            bool(server is not None and server.connections)
+            or self._turn.locked()
+            or any(line is not None and line.candidate is not None for line in trials)
+            or (self.watch is not None and self.watch.renewing)
+        )
+
     async def stop(self) -> None:
         """Answer what is under way, then close."""
+        if self.watch is not None:
+            await self.watch.stop()
         if self._telling is not None:
             self._telling.cancel()
         if self._runner is not None:
@@ -87,6 +142,8 @@ class Serving:
         """Say how every model stands, to a parent that may not know."""
         for served in self._shelf or ():
             self._say(served.name, {})
+        if self.watch is not None:
+            self.watch.report()
 
     async def _tell(self) -> None:
         """Say now and then how far those on trial are."""
@@ -149,6 +206,7 @@ class Serving:
             if sha256 in self._refused:
                 continue
             made = self._folder.parent / f".{sha256[:16]}.int8"
+            assert self._workplace is not None  # noqa: S101  integers are wanted
             try:
                 await self._workplace.lighten(path, made, self._int8)
                 data = await asyncio.to_thread(self._vault.read, made)

@@ -202,8 +202,13 @@ class Watch:
 
     async def idle(self) -> None:
         """Wait until nothing is being renewed."""
-        while self._working is not None and not self._working.done():
+        while self._working is not None and self.renewing:
             await asyncio.wait([self._working])
+
+    @property
+    def renewing(self) -> bool:
+        """Whether a model is being renewed."""
+        return self._working is not None and not self._working.done()
 
     async def stop(self) -> None:
         """End what is under way."""

@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
-from ...core import errors
-from ...core.errors import AtollError, Refused, StateError
+from ...core.errors import Refused, StateError
 from ...privacy.vault import Vault
 from ...wire import failpoint
-from ...wire.heap import give_back
+from ...wire.heap import give_back, leave_code
 from ..pipes import LENGTH, ended, framed
 from ..settings import Client
-from .spoken import Begin, Order, Said, Spoiled
+from .spoken import Begin, Order, Said
 
 if TYPE_CHECKING:
     from .datasets import Held
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("atoll.client")
 COMMAND = (sys.executable, "-m", "atoll.control.engine.learner")
 STRIKES = 2
-_ERRORS = {e.__name__: e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, AtollError)}
 GRACE = 5.0  # seconds for work that nobody waits for any more to end, before its process is ended
 
 
@@ -190,7 +188,7 @@ class Apart:
                     process = await self._started()
                     said = await self._heard(process, framed(msgspec.msgpack.encode(order)))
                     if said is not None:
-                        _raised(said)
+                        said.raised()
                         return said.about
                     how = _ended(await self._buried())
                     if self._left is self._doing:
@@ -225,7 +223,7 @@ class Apart:
                 if said is None:
                     how = _ended(await process.wait())
                     raise StateError(f"the process that learns does not start: {how}; see this log")
-                _raised(said)
+                said.raised()
             except BaseException:
                 self._kill()
                 await self._buried()
@@ -283,18 +281,11 @@ class Apart:
 async def _rested(process: asyncio.subprocess.Process) -> None:
     await ended(process)
     give_back()  # what transfers have freed, too
+    leave_code()
 
 
 def _names(*paths: Path) -> list[str]:
     return [str(path.absolute()) for path in paths]
-
-
-def _raised(said: Said) -> None:
-    """Raise the error that the process told, if it did."""
-    if said.kind == Spoiled.__name__:
-        raise Spoiled(said.text)
-    if said.kind:
-        raise _ERRORS.get(said.kind, Refused)(said.text)
 
 
 def _ended(code: int) -> str:
