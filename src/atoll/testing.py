@@ -2,7 +2,8 @@
 
     check_metric(make)             make(rng) -> a metric of some random data
     check_codec(encode, decode)    as in atoll.wire.codec
-    check_learner(learner, data)   data: one client's, small; fit is called about ten times
+    check_learner(learner, data)   data: one client's, small; fit is called about ten times, and clipped, if
+                                   it has that and the data has x and y, about as often
     check_transform(part)          a transform, or a chain of them
     check_aggregator(make)         make() -> an aggregator, before its round
     check_link(make)               make(desk) -> a server of that desk and links to it, see there
@@ -157,6 +158,7 @@ def check_learner(learner: Learner, data: Any, *, seed: int = 0) -> None:
     _check_state(learner, params, data, made, seed)
     _check_many(learner, params, data, seed)
     _check_evaluate(learner, params, data, ctx)
+    _check_clipped(learner, params, data)
     _law(_fingerprint(params) == before[0], "evaluate must not change the params it is given")
     _law(_fingerprint(data) == before[1], "evaluate must not change the data it is given")
 
@@ -264,6 +266,29 @@ def _check_evaluate(learner: Learner, params: Update, data: Any, ctx: FitContext
     _law(
         _fingerprint(_plain(made)) == _fingerprint(_plain(again)), "evaluate must give the same metrics twice"
     )
+
+
+def _check_clipped(learner: Any, params: Update, data: Any) -> None:
+    """One row moves a sum of clipped gradients by the norm at most: privacy for single rows rests on it."""
+    if not hasattr(learner, "clipped") or not hasattr(data, "y"):
+        return
+    some = list(range(min(5, len(data.y))))
+    for norm in (1e-3, 1.0):
+        whole = learner.clipped(params, _Some(data, some), norm)
+        for i in some:
+            rest = learner.clipped(params, _Some(data, [j for j in some if j != i]), norm)
+            moved = (whole - rest).norm()
+            _law(moved <= norm * (1 + 1e-4), f"a row changed clipped(..., {norm:g}) by {moved:.4g}: too much")
+
+
+class _Some:
+    """Some rows of a client's data."""
+
+    def __init__(self, data: Any, rows: Sequence[int]) -> None:
+        self.x, self.y = np.asarray(data.x)[rows], np.asarray(data.y)[rows]
+
+    def __len__(self) -> int:
+        return len(self.y)
 
 
 def _plain(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -649,6 +674,12 @@ def _fingerprint(value: Any) -> Any:
             return [_fingerprint(v) for v in value]
     if hasattr(value, "__array__"):  # a tensor, a data frame
         return _fingerprint(np.array(value))
-    if hasattr(value, "__dict__"):
-        return type(value), _fingerprint(vars(value))
-    return deepcopy(value)
+    held = vars(value) if hasattr(value, "__dict__") else _slots(value)
+    return deepcopy(value) if held is None else (type(value), _fingerprint(held))
+
+
+def _slots(value: Any) -> dict[str, Any] | None:
+    """What a dataclass with slots holds, such as Examples; None for what is none."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return None
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}

@@ -14,7 +14,9 @@ from atoll.core.errors import CodecError
 from atoll.core.message import Contribution, FitContext
 from atoll.core.metrics import AUC, Confusion, Count, Histogram, Mean, MinMax, Quantiles
 from atoll.core.update import Rows, Update
+from atoll.data.examples import Examples
 from atoll.learn.categories import Tally
+from atoll.learn.dense import mlp
 from atoll.testing import check_codec, check_learner, check_metric
 from atoll.wire import codec
 from atoll.wire.codec import Message
@@ -344,6 +346,31 @@ class RowOutside(Table):
     ids = (1, 3)
 
 
+class Clipped(Line):
+    """Line, for data with x and y, and with gradients clipped one by one."""
+
+    def fit(self, params: Update, data: Any, ctx: FitContext) -> Contribution:
+        return super().fit(params, (data.x, data.y), ctx)
+
+    def evaluate(self, params: Update, data: Any, ctx: FitContext) -> Any:
+        return super().evaluate(params, (data.x, data.y), ctx)
+
+    def clipped(self, params: Update, data: Any, norm: float) -> Update:
+        each = [self._gradient(params, x) for x in data.x]
+        return sum((g.scale(min(1.0, norm / g.norm())) for g in each), params.zeros())
+
+    def _gradient(self, params: Update, x: Any) -> Update:
+        return params.map(lambda buffer: buffer + float(np.square(x).sum()))
+
+
+class ClippedTogether(Clipped):
+    """Clips a batch to twice its rows: one among others moves it by more."""
+
+    def clipped(self, params: Update, data: Any, norm: float) -> Update:
+        total = sum((self._gradient(params, x) for x in data.x), params.zeros())
+        return total.scale(2 * len(data.x) * norm / max(total.norm(), 1e-12))
+
+
 def rows() -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     return rng.normal(size=(20, 3)), rng.normal(size=20)
@@ -352,6 +379,15 @@ def rows() -> tuple[Any, Any]:
 @pytest.mark.parametrize("right", [Line, Changed, Batch, Table])
 def test_a_right_learner_passes(right: Any) -> None:
     check_learner(right(), rows())
+
+
+def test_rows_must_be_clipped_one_by_one() -> None:
+    """Also of learners of ours, with many parameters and few."""
+    data = Examples(*rows())
+    check_learner(Clipped(), data)
+    check_learner(mlp(hidden=(4,), loss="squared", features=3, outputs=1), data)
+    with pytest.raises(AssertionError, match="a row changed clipped"):
+        check_learner(ClippedTogether(), data)
 
 
 @pytest.mark.parametrize(

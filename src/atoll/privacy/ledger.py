@@ -21,15 +21,14 @@ whose ε counts at every order. A δ that the two shared by what happens could b
     folder/budgets/NAME.ledger     sealed by the client's vault; NAME: a keyed hash of the id
 
 A ledger that is missing or damaged says no: nobody can tell any more what was spent. An older copy is found
-out by what the site has signed of the newer (receipt.py). An earlier version's ID.json is sealed when it is
-opened; what it had spent stays spent as promised.
+out by what the site has signed of the newer (receipt.py). One in plain, as development versions wrote it as
+ID.json, is not read: whoever can write there could have written it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import accumulate, takewhile
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ROUNDED = 1e-9  # of a budget: sums of decimal numbers
 _APART = 1 / 8  # of δ: for promises beside curves
-BESIDE = ("receipt", "newer")  # what lies with a ledger, in files of its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ class Ledger:
             raise ConfigError(f"a budget's epsilon is above 0, got {epsilon}")
         if not 0 < delta < 1:
             raise ConfigError(f"a budget's delta is above 0 and below 1, got {delta}")
-        if path.exists() or _plain(folder, id).exists():
+        if path.exists():
             raise StateError(f"{id} has a budget already: what was spent stays spent")
         values = {"id": id, "epsilon": epsilon, "delta": delta, "spent": ()}
         made = cls(path, vault, values, renyi_filter.orders(epsilon, delta))
@@ -113,7 +111,6 @@ class Ledger:
     def open(cls, folder: Path, vault: Vault, id: str) -> Ledger:
         """The budget as it stands. Raises PrivacyError where it is missing or damaged."""
         path = _path(folder, vault, id)
-        _seal(folder, vault, id)
         if not path.exists():
             raise PrivacyError(
                 f"the budget {id!r} has no ledger in {path.parent}: its owner opens one with"
@@ -274,43 +271,8 @@ def _damaged(path: Path) -> PrivacyError:
 
 def ledgers(folder: Path, vault: Vault) -> list[Ledger]:
     """Every budget in a client's folder, by id. Raises PrivacyError for one that is damaged."""
-    for id in unsealed(folder):
-        _seal(folder, vault, id)
     found = [Ledger._read(path, vault) for path in (folder / "budgets").glob("*.ledger")]
     return sorted(found, key=lambda made: made.id)
-
-
-def unsealed(folder: Path) -> Iterator[str]:
-    """The ids whose ledger lies there in plain, as earlier versions kept it."""
-    return (path.stem for path in sorted((folder / "budgets").glob("*.json")))
-
-
-def _seal(folder: Path, vault: Vault, id: str) -> None:
-    """Seal a ledger that lies in plain, what lies beside it first. A sealed one is never written over."""
-    old, path = _plain(folder, id), _path(folder, vault, id)
-    if not old.exists():
-        return
-    for kind in BESIDE:
-        beside, to = folder / "budgets" / f"{id}.{kind}", path.with_suffix(f".{kind}")
-        if beside.exists():
-            if not to.exists():
-                vault.write(to, beside.read_bytes())
-            beside.unlink()
-    if not path.exists():
-        try:
-            found = json.loads(old.read_bytes())
-            made = Ledger(path, vault, found, renyi_filter.orders(found["epsilon"], found["delta"]))
-            whole = found["hash"] == made.head and made.id == id
-        except (OSError, ValueError, LookupError, TypeError):
-            whole = False
-        if not whole:
-            raise _damaged(old)
-        made._write(made.spent)
-    old.unlink()
-
-
-def _plain(folder: Path, id: str) -> Path:
-    return folder / "budgets" / f"{id}.json"
 
 
 def _path(folder: Path, vault: Vault, id: str) -> Path:

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core.errors import AtollError, PrivacyError, ProtocolError, StateError
+from ...core.errors import PrivacyError, ProtocolError, StateError
 from ...privacy.keys import Identity
-from ...privacy.ledger import Ledger, unsealed
+from ...privacy.ledger import Ledger
 from ...privacy.receipt import Receipt, check, opened, signed
 from ...privacy.vault import Vault
 
@@ -64,9 +64,6 @@ def recover(folder: Path, vault: Vault, budget: str) -> Ledger:
 
 def told(folder: Path, vault: Vault) -> list[str]:
     """What the client in `folder` has signed last of each of its budgets."""
-    for budget in unsealed(folder):
-        with suppress(AtollError):  # a damaged one is told of where it is asked for
-            Ledger.open(folder, vault, budget)
     return _read(vault, sorted((folder / "budgets").glob("*.receipt")))
 
 
