@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 _C: Any = ctypes.CDLL(None) if os.name == "posix" else None
 _ARENAS = -8  # M_ARENA_MAX
 _DONTNEED = 4  # MADV_DONTNEED
+_STATM = Path("/proc/self/statm")
 _CODE = (b"r-xp", b"r--p")  # of a file, and never written
 
 
@@ -36,14 +38,17 @@ def give_back() -> None:
         _C.malloc_trim(0)
 
 
-def leave_code() -> None:
-    """Let go of all pages of programs and libraries that are as they are in their files (Linux).
+def leave_code(most: int = 0) -> None:
+    """Let go of all pages of programs and libraries that are as they are in their files (Linux), where they
+    are more than `most` bytes.
 
     What runs comes back page by page from the system's cache of files; what only loading has run does not,
     which is two thirds (measured). The system would take these pages by itself where memory is short, but
     counts them as this process's until then.
     """
-    with suppress(OSError), open("/proc/self/smaps", "rb") as maps:  # noqa: PTH123  no need of a Path
+    with suppress(OSError), Path("/proc/self/smaps").open("rb") as maps:
+        if int(_STATM.read_bytes().split()[2]) * os.sysconf("SC_PAGE_SIZE") <= most:
+            return
         place: list[int] = []
         for line in maps:
             word, *more = line.split(None, 5)

@@ -30,6 +30,7 @@ from ...privacy.vault import Vault
 from ...wire import checkpoint
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
+from ...wire.heap import give_back
 from ..settings import Client
 from .datasets import Held, hold, pick, sensed
 from .orders import Asked, Orders, write
@@ -89,6 +90,7 @@ class Learning:
         local = self._local(asked, client, roots, model.parent)
         waited = set(local.waiting)
         answer = local.answer(asked.task)
+        give_back()  # what training took: the answer's bytes come beside it
         hit(_TRAINED)
         if local.trains(asked.task) or waited != set(local.waiting):
             self._keep(asked.work, local)
