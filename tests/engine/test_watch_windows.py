@@ -11,13 +11,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from atoll.adapt.plan_learner import plan_learner
 from atoll.control.engine.tuning import Rows
 from atoll.control.settings import Client, make, watched
 from atoll.core.errors import ConfigError
 from atoll.sense.reading import Reading
+from atoll.sense.window import labelled
 from atoll.wire import failpoint
 from tests.engine.watching import MIDNIGHT, VAULT
-from tests.engine.windowed import DATA, SOURCE, Node
+from tests.engine.windowed import DATA, SOURCE, Node, plan
+from tests.serve.test_shelf_trial import QUICK, TRY, Site
 
 
 def test_windows_are_answered_judged_by_their_newest_reading_and_learnt_from(tmp_path: Path) -> None:
@@ -35,9 +38,6 @@ def test_windows_are_answered_judged_by_their_newest_reading_and_learnt_from(tmp
     assert served is not None and served.own > 0
     x, y = rows.x[-300:], rows.y[-300:]
     assert (served.model.run(x)["label"] == y).mean() > 0.9
-
-
-WINDOWS = 13  # commits of 100 readings of three devices
 
 
 def test_a_pipeline_in_the_models_graph_sees_what_is_said_and_so_does_the_watch(tmp_path: Path) -> None:
@@ -106,15 +106,32 @@ def test_windows_whose_labels_come_later_are_judged_by_them_and_learnt_from(tmp_
     assert (served.model.run(rows.x[-300:])["label"] == rows.y[-300:]).mean() > 0.9
 
 
-@pytest.mark.parametrize("point", ["watch.rows.after", "watch.state.before"])
-def test_killed_anywhere_no_label_of_a_window_is_heard_twice(point: str, tmp_path: Path) -> None:
+def test_a_model_on_trial_hears_what_was_true_of_the_windows_it_was_asked_about(tmp_path: Path) -> None:
+    made, site = Node(tmp_path, n=60, late=True, drift=False), Site(tmp_path / "serving")
+    site.take(1, (tmp_path / "model.onnx").read_bytes())
+    learner = plan_learner(plan())
+    learner.export(learner.init(np.random.default_rng(0)), tmp_path / "worse.onnx")
+    site.take(2, (tmp_path / "worse.onnx").read_bytes(), {**TRY, "gates": {**QUICK, "disagreement": None}})
+    made.watch._shelf = site.shelf
+    lot = labelled(made.store.due(2, most=1000)[1], made.form, 0)
+    assert lot is not None and len(lot) > 150
+    champion = site.shelf.get("m")
+    assert champion is not None
+    for x, ticket in zip(lot.rows[:100], lot.tickets[:100], strict=True):
+        site.shelf.seen(champion, ticket, x[None])
+        site.shelf.settle()
+    assert site.moves[-1] != (2, "back")
+    made.play(late=True)
+    assert site.moves[-1] == (2, "back"), "the champion is right"
+
+
+def test_killed_with_its_rows_kept_and_not_noted_no_label_of_a_window_is_heard_twice(tmp_path: Path) -> None:
     more = {"drift": False, "recent": 10_000, "n": 100, "late": True}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         Node(tmp_path / name, **more).store.close()
     whole = Node(tmp_path / "whole", **more).play(late=True)
-    times = 1 if point == "watch.rows.after" else WINDOWS + 1
-    environment = {**os.environ, failpoint.VARIABLE: f"{point}:{times}:kill"}
+    environment = {**os.environ, failpoint.VARIABLE: "watch.rows.after:1:kill"}
     command = [sys.executable, "-m", "tests.engine.windowed", str(tmp_path / "killed"), "late"]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr

@@ -88,7 +88,7 @@ LABELS = st.lists(LABEL, max_size=8)
 RULE = st.sampled_from([{"by": "id"}, {"by": "sample"}, {"by": "time", "tolerance": 1.0}])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(READINGS, LABELS, RULE, st.integers(1, 3), st.sampled_from([0.0, 2.0]), st.data())
 def test_every_labelled_final_row_of_the_data_set_is_heard_once_and_again_when_its_label_changes(
     devices, marks, rule, size: int, late: float, data
