@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,7 @@ from .process import logged
 from .spoken import Begin, Order, Said
 
 log = logging.getLogger("atoll.client")
+PAUSE = 1.0  # seconds; orders that follow faster work in the same memory
 
 
 def main() -> None:
@@ -49,9 +51,12 @@ def main() -> None:
         give_back()  # what reading files has taken
         _say(sink, Said(about=learning.about()))
         decode = msgspec.msgpack.Decoder(Order).decode
+        given = 0.0
         while True:
             _say(sink, _followed(learning, decode(orders.get())))
-            give_back()
+            if time.monotonic() > given + PAUSE:
+                give_back()
+                given = time.monotonic()
 
 
 def _listen(source: BinaryIO, orders: queue.SimpleQueue[bytes]) -> None:
