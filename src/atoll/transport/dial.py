@@ -425,14 +425,15 @@ class Dial:
         Raises Refused or ProtocolError where the server does not want it, StateError for a damaged file,
         Gone when this member has left or was refused.
         """
-        file = FrameFile.of(path, opened)
-        tries = 0
-        if fresh and file.size <= ALONG and self.connected and self._carries and self._half.carries:
+        carries = fresh and self.connected and self._carries and self._half.carries
+        if carries and (frames := _small(path, opened)):
             try:
-                return await self._along(upload, b"".join(file.read(0, file.told.frames)))
+                return await self._along(upload, frames)
             except (Gone, TimeoutError) as error:
                 log.info("upload %s is brought by a call: %s", upload, error)
                 fresh = False
+        file = FrameFile.of(path, opened)
+        tries = 0
         while True:
             try:
                 async with self._using() as link, asyncio.timeout(self._patience.window) as limit:
@@ -444,8 +445,8 @@ class Dial:
                         tries = 0
                         limit.reschedule(asyncio.get_running_loop().time() + self._patience.window)
 
-                    async with aclosing(_frames(file, start, moved)) as frames:
-                        return await link.upload(upload, frames, start)
+                    async with aclosing(_frames(file, start, moved)) as sent:
+                        return await link.upload(upload, sent, start)
             except (Gone, OSError, TimeoutError) as error:
                 log.info("upload %s is tried again: %s", upload, str(error) or type(error).__name__)
             tries += 1
@@ -569,6 +570,16 @@ class Dial:
             await channel.close()
         if (held := self._held) is not None:
             await held.retire()
+
+
+def _small(path: Path, opened: Opened) -> bytes:
+    """All frames of a file that goes along with a letter, nothing of a longer one."""
+    with opened(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > ALONG:
+            return b""
+        file.seek(0)
+        return file.read(size) or b""
 
 
 async def _frames(file: FrameFile, start: int, moved: Callable[[], None]) -> AsyncGenerator[bytes]:

@@ -495,7 +495,7 @@ class Service:
             if seat.inbox.full:
                 await seat.inbox.drained()
 
-    async def _answer(self, seat: Seat, head: Mapping[str, Any], along: Sequence[Bytes]) -> None:
+    async def _answer(self, seat: Seat, head: Mapping[str, Any], along: list[memoryview]) -> None:
         """An upload that came along with a letter; one that did not, as after a cut, comes by a call."""
         upload = str(head.get("upload", ""))
         try:
@@ -503,7 +503,7 @@ class Service:
                 raise Gone("nothing came along with the answer: bring it")
             with self._transfer(seat.member, seat.session) as line:
                 said = await self._uploads.take(
-                    seat.name, _upload_id(upload), 0, _each(along), lambda reason: line.cut(Gone(reason))
+                    seat.name, _upload_id(upload), 0, along, lambda reason: line.cut(Gone(reason))
                 )
         except Exception as error:  # noqa: BLE001  said to the member
             word, reason = self._word(error, seat.member)
@@ -569,11 +569,6 @@ def _upload_id(upload: str) -> str:
     if not UPLOAD.fullmatch(upload):
         raise ProtocolError("expected an upload's id: up to 200 letters, digits, dots, dashes, underscores")
     return upload
-
-
-async def _each(frames: Sequence[Bytes]) -> AsyncIterator[Bytes]:
-    for frame in frames:
-        yield frame
 
 
 async def _ended(lines: Sequence[Line]) -> None:
