@@ -524,8 +524,9 @@ class Drive:
             case op.Sleep(seconds):
                 await self._settle()
                 await asyncio.sleep(seconds)
-            case op.Work(run, _):
-                await self._settle()
+            case op.Work(run, share):
+                if share:  # it takes its time: whoever watches hears before
+                    await self._settle()
                 return await self._work(run)
             case op.Checkpoint(state):
                 await self._save(state)
