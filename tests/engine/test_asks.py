@@ -30,7 +30,7 @@ def test_a_refusal_is_believed_by_the_life_that_asked(tmp_path: Path, life: str,
 
     async def story(store: Store) -> Drive:
         drive = Drive()
-        asks = Asks(Errands(store), None, lambda name, kind, head: said.append(dict(head)))  # type: ignore[arg-type]
+        asks = Asks(Errands(store), None, lambda name, kind, head, along: said.append(dict(head)))  # type: ignore[arg-type]
         asks.put("r1.main.4", Sent(drive, 4, "r1"), "ann", {"params": "x"}, None)  # type: ignore[arg-type]
         await asks.refused("ann", "r1.main.4", "no rows", said[0]["life"] if life == "own" else life)
         return drive

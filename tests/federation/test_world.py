@@ -119,6 +119,7 @@ def test_compact_updates_give_the_bytes_of_the_simulation_and_few_are_sent(
 
     async def main(place, this):
         world = World(place, DATA, edges=edges)
+        world.net.plain = True  # uploads are counted
         world.start_all()
         await world.gathered()
         run_id = world.submit(this, 5)

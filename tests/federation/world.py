@@ -35,8 +35,9 @@ from atoll.control.store import Store
 from atoll.control.topology import doors
 from atoll.control.up import _rows, plain
 from atoll.core.errors import AtollError, Gone, ProtocolError
+from atoll.core.session import Packet
 from atoll.privacy.keys import Authority, Current
-from atoll.transport.link import KEPT, unpack
+from atoll.transport.link import KEPT, letter, pack, read, split, unpack
 from atoll.transport.memory import MemoryLink
 from atoll.transport.service import Limits, Service
 from atoll.wire import failpoint
@@ -121,11 +122,24 @@ class Link(MemoryLink):
 
     async def session(self, name, hello):
         await self._way()
-        channel = await super().session(name, hello)
+        plain = self.net.plain or self.net.crowd
+        channel = await super().session(name, self.net.older(hello) if plain else hello)
+        channel.send = self._laden(channel.send)
+        channel.down.put = self._laden(channel.down.put)
         if self.net.twice:
             channel.send = self._twice(channel.send)
             channel.down.put = self._twice(channel.down.put)
         return channel
+
+    def _laden(self, send):
+        """What goes along with a letter takes its time, as a call does."""
+
+        async def sent(packet):
+            if packet is not None and (body := unpack(packet).body) and split(body)[1]:
+                await self._way()
+            await send(packet)
+
+        return sent
 
     def _twice(self, send):
         """Some packets arrive twice."""
@@ -222,6 +236,7 @@ class Net:
     loss: float = 0.0
     twice: float = 0.0
     crowd: int = 0
+    plain: bool = False  # members are of an earlier version: nothing goes along with letters
     servers: dict[str, tuple[Process, Service]] = field(default_factory=dict)
     partitions: list[set[str]] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
@@ -231,6 +246,13 @@ class Net:
         if found is None or found[0].dead:
             return Unreachable(url)
         return Link(self, found[1], mine, found[0], current().member, url)
+
+    @staticmethod
+    def older(hello: bytes) -> bytes:
+        packet = unpack(hello)
+        said = dict(read(packet.body).head)
+        said["capabilities"] = [one for one in said["capabilities"] if one != "along"]
+        return pack(Packet(0, packet.seen, letter("hello", said)))
 
     def cut(self, process: Process) -> None:
         for link in self.links:
@@ -280,7 +302,7 @@ class World:
         self.folder = folder
         self.data = data
         self.dice = np.random.default_rng(seed)
-        self.net = Net(self.dice, latency, loss, twice)
+        self.net = Net(self.dice, latency, loss, twice, plain=seed % 2 == 1)
         self.seed = seed
         self.above = above or plain(edges, len(data))
         self.edges = [name for name in self.above if name.startswith("edge-")]

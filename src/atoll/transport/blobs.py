@@ -11,6 +11,7 @@ from pathlib import Path
 from ..core.errors import Gone, ProtocolError
 from ..wire.plain import FRAME
 from .frames import FrameFile
+from .link import ALONG
 
 BATCH = 4  # frames of one visit to the worker thread
 
@@ -24,6 +25,17 @@ class Blobs:
         self._files: OrderedDict[Path, FrameFile] = OrderedDict()
         self._batches: OrderedDict[tuple[Path, int], asyncio.Future[list[bytes]]] = OrderedDict()
         self._readers = 0
+        self._small: tuple[Path | None, bytes] = None, b""  # the last one that was wanted at once
+
+    def small(self, path: Path) -> bytes:
+        """All frames of a blob that goes along with letters; nothing of a longer one, or one that left."""
+        if path != self._small[0]:
+            try:
+                data = path.read_bytes() if path.stat().st_size <= ALONG else b""
+            except FileNotFoundError:
+                return b""
+            self._small = path, data
+        return self._small[1]
 
     async def frames(self, path: Path, start: int) -> AsyncGenerator[bytes]:
         """Frame `start` and all after it. Raises StateError for a damaged file, Gone for one that left."""

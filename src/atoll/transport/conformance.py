@@ -20,7 +20,7 @@ import numpy as np
 from ..core.errors import AtollError, Gone, ProtocolError, Refused
 from ..core.session import Packet
 from ..wire.codec import FRAME, HEADER, Bytes, Message, encode
-from .link import DOWN, KEPT, PROTOCOL, UP, Channel, Link, letter, pack, read, unpack
+from .link import ALONG, DOWN, KEPT, PROTOCOL, UP, Channel, Link, letter, pack, read, split, unpack
 from .service import Offer, Service
 
 if TYPE_CHECKING:
@@ -360,6 +360,52 @@ async def _download(make: Make, desk: Desk) -> None:
         await link.close()
 
 
+async def _along(make: Make, desk: Desk) -> None:
+    """A small blob goes along with a letter that names it, once; so does an answer, and gives its receipt."""
+    blob, _, name = message(300 << 10)
+    long, _, longer = message(ALONG)
+    for key, frames in ((name, blob), (longer, long)):
+        desk.blobs[key] = desk.folder / key
+        desk.blobs[key].write_bytes(b"".join(frames))
+    answer, buffer, _ = message(200 << 10, seed=1)
+    wrong = [answer[0], *message(200 << 10, seed=2)[0][1:]]
+    desk.expects |= {"up.1": len(buffer), "up.2": len(buffer)}
+
+    def brought(number: int, upload: str, frames: Sequence[bytes]) -> bytes:
+        return pack(Packet(number, 0, letter("answer", {"upload": upload}, UP)), b"".join(frames))
+
+    async with make(desk) as (service, connect):
+        link, old = connect("ann"), connect("bob")
+        channel, welcome = await enter(link, capabilities=["along"])
+        older, _ = await enter(old, "cd" * 16)
+        _law("along" in welcome.head["capabilities"], "the welcome must say that frames may go along")
+        await desk.until(lambda told: ("present", "ann") in told and ("present", "bob") in told)
+        for named in (name, name, longer):
+            service.send("ann", "down", {"blob": named}, named)
+        got = [split((await _recv(channel)).body) for _ in range(3)]
+        _law([read(first).head["blob"] for first, _ in got] == [name, name, longer], "letters stay letters")
+        _law(b"".join(got[0][1]) == b"".join(blob), "all of a small blob's frames must go along")
+        _law(not got[1][1] and not got[2][1], "a blob that went before, or a long one, must not")
+        service.send("bob", "down", {}, name)
+        _law(not split((await _recv(older)).body)[1], "nothing may go to a member that does not know it")
+        cases = [("up.1", answer, ""), ("up.1", answer, ""), ("up.2", wrong, "protocol")]
+        cases += [("up.3", answer, "refused"), ("up.2", [], "gone")]
+        for number, (upload, frames, error) in enumerate(cases, 1):
+            await channel.send(brought(number, upload, frames))
+            said = await _recv(channel)
+            while not said.number:
+                said = await _recv(channel)
+            receipt = read(said.body)
+            _law(receipt.kind == "receipt" and receipt.head["upload"] == upload, "each must be answered")
+            _law(receipt.head.get("error", "") == error, f"expected {error or 'none'}: {dict(receipt.head)}")
+        _law(desk.kept == {"up.1": buffer}, "the desk must find what came along, and nothing wrong")
+        _law([w[0] for w in desk.told].count("uploaded") == 1, "the desk must get an answer once")
+        for open_channel in (channel, older):
+            await open_channel.close()
+        await link.close()
+        await old.close()
+
+
 async def _cut(make: Make, desk: Desk) -> None:
     """After `cut` nothing more is served: session, transfers, hellos."""
     frames, buffer, _ = message(3 * FRAME)
@@ -461,5 +507,5 @@ async def _goodbye(make: Make, desk: Desk) -> None:
 
 LAWS = (
     *(_welcome, _letters, _versions, _upload, _resume, _wrong),
-    *(_download, _cut, _second, _garbage, _goodbye),
+    *(_download, _along, _cut, _second, _garbage, _goodbye),
 )

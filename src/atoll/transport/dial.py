@@ -27,21 +27,39 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import AtollError, Gone, MisuseError, ProtocolError, Refused, StateError
 from ..core.session import Packet
 from ..wire.heap import keep_memory
+from ..wire.plain import HEADER
 from .fetch import Part
 from .frames import FrameFile, Opened, plain
 from .half import Half, Inbox, Outbox
-from .link import CAPABILITIES, DOWN, PROTOCOL, UP, Channel, Link, agreed, fault, letter, pack, read, unpack
+from .link import (
+    ALONG,
+    CAPABILITIES,
+    DOWN,
+    PROTOCOL,
+    UP,
+    Channel,
+    Link,
+    agreed,
+    fault,
+    letter,
+    pack,
+    read,
+    split,
+    unpack,
+)
 from .pump import brief, pump, thread
 
 log = logging.getLogger("atoll.transport")
 
 BATCH = 4  # frames read from a file at once
+WITH = 2  # blobs kept that came along with letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +160,9 @@ class Dial:
         self._moving = False
         self._wake = asyncio.Event()
         self._restore = restore or _restored
+        self._carries = False  # whether frames may go along with letters here
+        self._came: dict[str, list[memoryview]] = {}  # blobs that did, until they are wanted
+        self._brought: dict[str, asyncio.Future[dict[str, Any]]] = {}  # uploads that did, until their receipt
 
     # -- staying connected ----------------------------------------------------------------------
 
@@ -257,6 +278,8 @@ class Dial:
         if not (resumed is True and self._at == self.url and self._epoch == epoch):
             self._afresh()
         self._at, self._epoch = self.url, epoch
+        said = welcome.get("capabilities")
+        self._carries = isinstance(said, (list, tuple)) and "along" in said
         self._back = _window(welcome.get("back")) or (0.0, 0.0)
         self._no.pop(self.url, None)
         old, self._held = self._held, held
@@ -327,8 +350,25 @@ class Dial:
                 raise ProtocolError(f"expected a number on a letter of kind {message.kind[:40]!r}")
             raise _bye(message.head)
         for body in half.arrived(packet):
-            message = read(body, DOWN)
+            first, along = split(body)
+            message = read(first, DOWN)
+            if message.kind == "receipt":
+                self._receipt(message.head)
+                continue
+            if along:
+                self._came[sha256(along[0][HEADER:]).hexdigest()] = along
+                while len(self._came) > WITH:
+                    del self._came[next(iter(self._came))]
             self._inbox.put(partial(self._on_letter, message.kind, message.head))
+
+    def _receipt(self, head: Mapping[str, Any]) -> None:
+        waiting = self._brought.get(str(head.get("upload")))
+        if waiting is None or waiting.done():
+            return
+        if "error" in head:
+            waiting.set_exception(fault(str(head["error"]), str(head.get("reason"))[:2000]))
+        else:
+            waiting.set_result(dict(head))
 
     async def _home(self) -> bool:
         """Whether the preferred parent can be reached, and now is a good time to go back to it."""
@@ -351,6 +391,9 @@ class Dial:
 
     async def _lost(self) -> None:
         was, self.connected = self.connected, False
+        for waiting in self._brought.values():
+            if not waiting.done():
+                waiting.set_exception(Gone("the connection was lost"))
         if self._half.outbox is not None:
             self._half.outbox.close()
             self._half.outbox = None
@@ -364,7 +407,7 @@ class Dial:
 
     async def _say_bye(self, reason: str) -> None:
         if self.connected and (outbox := self._half.outbox) is not None:
-            await outbox.last(pack(Packet(0, self._half.seen, letter("bye", {"reason": reason}))), 2.0)
+            await outbox.last(Packet(0, self._half.seen, letter("bye", {"reason": reason})), 2.0)
 
     # -- what is carried ------------------------------------------------------------------------
 
@@ -377,10 +420,18 @@ class Dial:
     ) -> dict[str, Any]:
         """Bring a file of one message's frames over, however often the way breaks; the receipt.
 
-        `fresh`: the server has nothing of it yet, so the first try need not ask. `opened`: as FrameFile's.
+        `fresh`: the server has nothing of it yet, so the first try need not ask, and a small one goes along
+        with a letter. `opened`: as FrameFile's.
         Raises Refused or ProtocolError where the server does not want it, StateError for a damaged file,
         Gone when this member has left or was refused.
         """
+        carries = fresh and self.connected and self._carries and self._half.carries
+        if carries and (frames := _small(path, opened)):
+            try:
+                return await self._along(upload, frames)
+            except (Gone, TimeoutError) as error:
+                log.info("upload %s is brought by a call: %s", upload, error)
+                fresh = False
         file = FrameFile.of(path, opened)
         tries = 0
         while True:
@@ -394,12 +445,27 @@ class Dial:
                         tries = 0
                         limit.reschedule(asyncio.get_running_loop().time() + self._patience.window)
 
-                    async with aclosing(_frames(file, start, moved)) as frames:
-                        return await link.upload(upload, frames, start)
+                    async with aclosing(_frames(file, start, moved)) as sent:
+                        return await link.upload(upload, sent, start)
             except (Gone, OSError, TimeoutError) as error:
                 log.info("upload %s is tried again: %s", upload, str(error) or type(error).__name__)
             tries += 1
             await self._again(tries)
+
+    async def _along(self, upload: str, frames: bytes) -> dict[str, Any]:
+        """Send an upload along with a letter; the receipt. Raises what the server says instead, Gone after a
+        cut.
+        """
+        waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._brought[upload] = waiting
+        self._transfers += 1
+        try:
+            self._half.push(letter("answer", {"upload": upload}, UP), lambda: frames)
+            async with asyncio.timeout(self._patience.window):
+                return await waiting
+        finally:
+            self._transfers -= 1
+            del self._brought[upload]
 
     async def download(self, blob: str, path: Path, have: Mapping[str, Path] | None = None) -> None:
         """Fetch a blob into `path`, whole and checked, or nothing; goes on from a part left by a kill.
@@ -410,6 +476,8 @@ class Dial:
         if part.part.exists():
             await thread(None, part.find)
         tries = 0
+        if (along := self._came.pop(blob, None)) and not part.frames:
+            part.write(list(along))
         while True:
             try:
                 async with self._using() as link:
@@ -440,6 +508,8 @@ class Dial:
 
         begun = [part.base] if part.base else []
         have = begun if part.frames else list(part.have)
+        if part.total() == part.frames:
+            return tries
         incoming = link.download(part.blob, part.frames, have)
         await pump(
             incoming,
@@ -500,6 +570,16 @@ class Dial:
             await channel.close()
         if (held := self._held) is not None:
             await held.retire()
+
+
+def _small(path: Path, opened: Opened) -> bytes:
+    """All frames of a file that goes along with a letter, nothing of a longer one."""
+    with opened(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > ALONG:
+            return b""
+        file.seek(0)
+        return file.read(size) or b""
 
 
 async def _frames(file: FrameFile, start: int, moved: Callable[[], None]) -> AsyncGenerator[bytes]:

@@ -10,7 +10,8 @@ same questions; those the journal knows are answered from it, the first it does 
     hub: closed ──► journal.closed ──► the role goes on
 
 Records are written in their order; those that come while others are written, or that nobody outside can
-know of yet (closed, note, checkpoint), join the next write: a round costs few syncs of the disk.
+know of yet (closed, note, checkpoint), join the next write: a round costs few syncs of the disk. An answer
+waits a moment for others to the same request, where some are still to come: nobody goes on before they are.
 
 Roles are deterministic but for what they are told, so the replayed role stands where the killed one
 stood; sums do not depend on order, so the model has the same bits (tests/drive). Posts may be in flight
@@ -22,7 +23,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -34,6 +35,7 @@ from ..core.rng import Rng
 from ..wire.failpoint import declare, hit
 
 T = TypeVar("T")
+MOMENT = 0.05  # seconds an answer waits for others to be written with
 
 # Around each transition: what stands after it is known to the journal, what stands before is asked again.
 _ASKED = declare("drive.asked.before"), declare("drive.asked.after")
@@ -179,6 +181,12 @@ class _Record:
     write: Callable[[], Any]
     done: asyncio.Future[Any] | None = None
     then: Callable[[Any], None] = lambda result: None
+    of: _Open | None = None  # the request that it answers
+
+    @property
+    def patient(self) -> bool:
+        """Whether nobody waits for it, or it is an answer and others are still to come."""
+        return self.done is None or (self.of is not None and bool(self.of.waiting - self.of.recording.keys()))
 
 
 def _first(so_far: Any, _peer: str, body: Any) -> Any:
@@ -236,6 +244,7 @@ class Drive:
         self._notes = 0
         self._records: list[_Record] = []
         self._writer: asyncio.Task[None] | None = None
+        self._more = asyncio.Event()  # records came
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -310,6 +319,7 @@ class Drive:
         o.recording[a.peer] = recorded = self._record(
             lambda: self._journal.answered(a.request, a.peer, blob=a.blob, reason=a.reason, info=a.info),
             lambda _: self._recorded(o, a),
+            o,
         )
         recorded.add_done_callback(lambda _: o.recording.pop(a.peer, None))
         await asyncio.shield(recorded)
@@ -326,11 +336,15 @@ class Drive:
     # -- into the journal ---------------------------------------------------------------------
 
     def _record(
-        self, write: Callable[[], Any], then: Callable[[Any], None] = lambda result: None
+        self,
+        write: Callable[[], Any],
+        then: Callable[[Any], None] = lambda result: None,
+        of: _Open | None = None,
     ) -> asyncio.Future[Any]:
         """On disk when the future is done, and all before it. What comes meanwhile is written together."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._records.append(_Record(write, done, then))
+        self._records.append(_Record(write, done, then, of))
+        self._more.set()
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
         return done
@@ -347,6 +361,7 @@ class Drive:
     async def _write(self) -> None:
         try:
             while self._records:
+                await self._moment()
                 records, self._records = self._records, []
                 try:
                     results = await self._durable(lambda records=records: self._together(records))
@@ -359,6 +374,14 @@ class Drive:
                         record.done.set_result(result)
         finally:
             self._writer = None
+
+    async def _moment(self) -> None:
+        """Until others wait, or answers have waited for others long enough."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MOMENT):
+                while all(record.patient for record in self._records):
+                    self._more.clear()
+                    await self._more.wait()
 
     def _together(self, records: Sequence[_Record]) -> list[Any]:
         with getattr(self._journal, "batch", nullcontext)() if len(records) > 1 else nullcontext():
@@ -501,8 +524,9 @@ class Drive:
             case op.Sleep(seconds):
                 await self._settle()
                 await asyncio.sleep(seconds)
-            case op.Work(run, _):
-                await self._settle()
+            case op.Work(run, share):
+                if share:  # it takes its time: whoever watches hears before
+                    await self._settle()
                 return await self._work(run)
             case op.Checkpoint(state):
                 await self._save(state)

@@ -20,7 +20,7 @@ from ..privacy.keys import Identity, Member
 from ..wire.plain import FRAME, HEADER, Bytes
 from . import atoll_pb2 as pb
 from .address import authority, claimed, loopback
-from .link import DOWN, PACKET, fault, letter, pack, read, unpack
+from .link import DOWN, PACKET, fault, letter, pack, read, unpack, varint
 from .service import Service, Way
 from .tls import Source, grpc_channel_credentials, grpc_member, grpc_server_credentials
 
@@ -73,12 +73,7 @@ _WORDS = {
 
 def wrap(frame: bytes) -> bytes:
     """A frame as the protobuf message Frame."""
-    length, size = bytearray(b"\x0a"), len(frame)
-    while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    length.append(size)
-    return b"".join([length, frame])
+    return b"".join([b"\x0a", varint(len(frame)), frame])
 
 
 def unwrap(data: bytes) -> memoryview:

@@ -10,9 +10,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from ..core.errors import ProtocolError, StateError
 from ..core.session import Packet, Session
+from ..wire.plain import Bytes
 from .link import pack
 
 log = logging.getLogger("atoll.transport")
@@ -30,13 +32,13 @@ class Outbox:
     def __init__(self, send: Callable[[bytes], Awaitable[None]], clock: Callable[[], float]) -> None:
         self._send = send
         self._clock = clock
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[Callable[[], bytes]] = deque()
         self._task: asyncio.Task[None] | None = None
         self.sent = clock()
         self.closed = False
 
-    def put(self, packet: bytes) -> None:
-        """Send it after those before it; nothing happens where the connection is over."""
+    def put(self, packet: Callable[[], bytes]) -> None:
+        """Make it and send it after those before it; nothing happens where the connection is over."""
         if self.closed:
             return
         self._waiting.append(packet)
@@ -47,16 +49,16 @@ class Outbox:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                await self._send(self._waiting.popleft())
+                await self._send(self._waiting.popleft()())
         except Exception as error:  # noqa: BLE001  whatever a transport raises when its peer is gone
             log.debug("a connection ended while it was written: %r", error)
             self.close()
         finally:
             self._task = None
 
-    async def last(self, packet: bytes, seconds: float) -> None:
+    async def last(self, packet: Packet, seconds: float) -> None:
         """Send this and no more; give up after so many seconds."""
-        self.put(packet)
+        self.put(partial(pack, packet))
         if (task := self._task) is not None:
             await asyncio.wait([task], timeout=seconds)
         self.close()
@@ -127,12 +129,18 @@ class Inbox:
 
 
 class Half:
-    """Letters pushed until they are known to have arrived, letters arrived in order."""
+    """Letters pushed until they are known to have arrived, letters arrived in order.
 
-    __slots__ = ("_ack", "_known", "_letters", "_pushed", "_told", "outbox")
+    What goes along with a letter goes once. After a cut it is brought or fetched by a call, which goes on
+    where it was; and where a connection broke under it nothing goes along any more (`carries`).
+    """
+
+    __slots__ = ("_ack", "_known", "_laden", "_letters", "_pushed", "_told", "carries", "outbox")
 
     def __init__(self) -> None:
         self.outbox: Outbox | None = None
+        self.carries = True
+        self._laden = 0  # the number of the last letter that something went along with
         self._letters = Session()
         self._pushed = self._known = self._told = 0
         self._ack: asyncio.TimerHandle | None = None
@@ -151,16 +159,21 @@ class Half:
         """Those letters, oldest first."""
         return [packet.body for packet in self._letters.unacked()]
 
-    def push(self, body: bytes) -> None:
-        """Number a letter; it goes now, or when there is a connection."""
+    def push(self, body: bytes, along: Callable[[], Bytes] | None = None) -> None:
+        """Number a letter; it goes now, or when there is a connection. `along()`: frames that go with it."""
         packet = self._letters.push(body)
         self._pushed = packet.number
-        self._put(packet)
+        if along is None or not self.carries or self.outbox is None:
+            self._put(packet)
+        else:
+            self._laden, self._told = packet.number, packet.seen
+            self.outbox.put(lambda: pack(packet, along()))
 
     def connect(self, outbox: Outbox, seen: int) -> None:
         """A connection stands, the other side has `seen` so many: say the rest."""
         self.outbox = outbox
         self._take(Packet(0, seen))
+        self.carries = self.carries and self._laden <= self._known
         for packet in self._letters.unacked():
             self._put(packet)
 
@@ -189,7 +202,7 @@ class Half:
     def _put(self, packet: Packet) -> None:
         if self.outbox is not None:
             self._told = packet.seen
-            self.outbox.put(pack(packet))
+            self.outbox.put(partial(pack, packet))
 
     def end(self) -> None:
         """No more acknowledgements."""

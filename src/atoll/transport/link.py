@@ -6,7 +6,8 @@
 
 A letter is a wire message without arrays: a kind and plain values. A packet carries one under its
 number (core/session.py), so that letters arrive once and in order over any number of connections.
-Bulk travels apart, as frames of one wire message. `dial.py` keeps all this going; `service.py` is
+Bulk travels apart, as frames of one wire message; a few of them may go along with a letter.
+`dial.py` keeps all this going; `service.py` is
 the other side; the whole protocol is one page: docs/reference/protocol.md.
 
 Errors, the same on every transport: Refused and ProtocolError are answers and are not retried;
@@ -26,13 +27,14 @@ from ..core.session import Packet
 from ..wire.plain import HEADER, Bytes, Limits, Message, decode_plain, encode_plain
 from . import atoll_pb2 as pb
 
-PROTOCOL = (1, 1)  # major, minor: another major is refused, an older minor joins
-CAPABILITIES = ("delta",)  # what may be used if both sides have it
+PROTOCOL = (1, 2)  # major, minor: another major is refused, an older minor joins
+CAPABILITIES = ("delta", "along")  # what may be used if both sides have it
 
 # What a letter may hold. Down: an ask lists its cohort and the points of every leaf.
 UP = Limits(bytes=0, head=256 << 10, leaves=1 << 12, values=1 << 14)
 DOWN = Limits(bytes=0, head=1 << 20)
 PACKET = DOWN.head + HEADER + 32  # bytes of the longest packet
+ALONG = 448 << 10  # bytes of frames that go along with a letter; at 64 kbit/s for less than three heartbeats
 KEPT = 0xFFFFFFFF  # the offset of an upload that has its receipt: send no frame, take it
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")  # of a member
@@ -89,17 +91,44 @@ def letter(kind: str, head: Mapping[str, Any], limits: Limits = DOWN) -> bytes:
     return encode_plain(kind, head, limits)
 
 
-def read(data: bytes, limits: Limits = DOWN) -> Message:
+def read(data: Bytes, limits: Limits = DOWN) -> Message:
     """The letter in `data`. Raises CodecError or IntegrityError."""
     return decode_plain(data, limits)
 
 
-def pack(packet: Packet) -> bytes:
-    """A packet of core/session.py, its body a letter's bytes or None, as it travels."""
-    made: bytes = pb.Packet(
-        number=packet.number, seen=packet.seen, letter=packet.body or b""
-    ).SerializeToString()
-    return made
+def split(body: bytes) -> tuple[memoryview, list[memoryview]]:
+    """A packet's letter, and the frames that go along with it; unread. Raises CodecError."""
+    view, at = memoryview(body), 0
+    found: list[memoryview] = []
+    while at < len(view):
+        end = at + HEADER + int.from_bytes(view[at + 16 : at + 20], "little")
+        if end > len(view):
+            raise CodecError(f"expected whole frames, frame {len(found)} is cut")
+        found.append(view[at:end])
+        at = end
+    return found[0], found[1:]
+
+
+def varint(size: int) -> bytes:
+    """A length as protobuf writes it."""
+    made = bytearray()
+    while size > 0x7F:
+        made.append(size & 0x7F | 0x80)
+        size >>= 7
+    made.append(size)
+    return bytes(made)
+
+
+def pack(packet: Packet, along: Bytes = b"") -> bytes:
+    """A packet of core/session.py, its body a letter's bytes or None, as it travels. `along`: frames that
+    go with the letter; none do where that would be too long.
+    """
+    made: bytes = pb.Packet(number=packet.number, seen=packet.seen).SerializeToString()
+    if packet.body is None:
+        return made
+    if len(packet.body) + len(along) > DOWN.head + HEADER:
+        along = b""
+    return b"".join([made, b"\x1a", varint(len(packet.body) + len(along)), packet.body, along])
 
 
 def unpack(data: bytes) -> Packet:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from hashlib import sha256
@@ -74,7 +74,7 @@ class Spool:
         self.frames = told.frames if length >= told.size else 1 + length // FRAME
         self.head, self.told, self.found, self._digest = head, told, self.frames > 1, None
 
-    def write(self, frames: list[Bytes]) -> None:
+    def write(self, frames: Sequence[Bytes]) -> None:
         """Commit these. Raises ProtocolError at the first that is wrong, those before it kept."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
         file = os.open(self.path, flags, 0o600)
@@ -198,9 +198,14 @@ class Uploads:
         return one.spool.frames
 
     async def take(
-        self, name: str, upload: str, start: int, incoming: AsyncIterator[Bytes], cut: Callable[[str], None]
+        self,
+        name: str,
+        upload: str,
+        start: int,
+        incoming: AsyncIterator[Bytes] | list[memoryview],
+        cut: Callable[[str], None],
     ) -> dict[str, Any]:
-        """Read frames from number `start` on until the message is whole; the receipt.
+        """Read frames from number `start` on until the message is whole; the receipt. A list is short.
 
         `cut(reason)` ends this call, for a later connection that takes over from a dead one.
         """
@@ -216,7 +221,12 @@ class Uploads:
                     return dict(done)
                 if start > one.spool.frames:
                     raise Gone(f"the server has {one.spool.frames} frames of this upload: go on from there")
-                await self._read(one, incoming)
+                if isinstance(incoming, list):
+                    one.spool.write(incoming)
+                else:
+                    await self._read(one, incoming)
+                if not one.spool.whole:
+                    raise Gone(f"the upload ended after {one.spool.frames} frames: go on from there")
                 return await self._commit(name, upload, one)
             finally:
                 one.cut = None
@@ -280,8 +290,6 @@ class Uploads:
         if not self._reading and self._came >= MANY:  # what follows needs room: answers are added up
             self._came = 0
             await thread(self._pool, give_back)
-        if not spool.whole:
-            raise Gone(f"the upload ended after {spool.frames} frames: go on from there")
 
     async def _commit(self, name: str, upload: str, one: _Upload) -> dict[str, Any]:
         """Goes on when the member is gone: it will ask for the receipt."""

@@ -34,7 +34,7 @@ class Seat:
     """One member's session: `half` of its letters, the connection it has now, what is known of it."""
 
     __slots__ = (
-        *("delta", "half", "heard", "inbox", "line", "member", "name", "protocol"),
+        *("along", "delta", "half", "held", "heard", "inbox", "line", "member", "name", "protocol"),
         *("session", "since", "transfers", "way", "_debt", "_paced"),
     )
 
@@ -47,7 +47,8 @@ class Seat:
         self.half = Half()
         self.since = self.heard = self._paced = now
         self.protocol = (0, 0)
-        self.delta = False
+        self.delta = self.along = False
+        self.held = ""  # the blob that went to it last along with a letter
         self.transfers = 0
         self.line: Line | None = None
         self._debt = 0.0  # letters read ahead of the rate

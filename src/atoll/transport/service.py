@@ -34,7 +34,7 @@ from ..wire.plain import Bytes
 from .blobs import Blobs
 from .deltas import Deltas
 from .half import Inbox, Outbox
-from .link import BLOB, CAPABILITIES, SESSION, UP, UPLOAD, agreed, letter, pack, read, unpack, word
+from .link import BLOB, CAPABILITIES, SESSION, UP, UPLOAD, agreed, letter, pack, read, split, unpack, word
 from .receive import Uploads
 from .seat import Line, Seat
 
@@ -164,6 +164,7 @@ class Service:
         self._clock = clock
         self._wall = wall
         self._seats: dict[str, Seat] = {}
+        self._answers: set[asyncio.Future[None]] = set()
         self._lines: dict[str, set[Line]] = {}
         self._knocks: dict[str, float] = {}
         self._pool = ThreadPoolExecutor(4, "atoll-transfer")
@@ -195,8 +196,11 @@ class Service:
         self._seats.clear()
         self._pool.shutdown(wait=False)
 
-    def send(self, name: str, kind: str, head: Mapping[str, Any]) -> bool:
-        """Queue a letter for a present member. False where it has no seat: `present` will come."""
+    def send(self, name: str, kind: str, head: Mapping[str, Any], along: str = "") -> bool:
+        """Queue a letter for a present member. False where it has no seat: `present` will come.
+
+        `along`: a blob that the letter names. A small one goes with it, to members that know that.
+        """
         seat = self._seats.get(name)
         if seat is None:
             return False
@@ -204,8 +208,18 @@ class Service:
             self._cut(name, Gone("too many letters wait: say hello again"))
             self._leave(seat, f"{seat.half.waiting} letters wait for it: it does not read them")
             return False
-        seat.half.push(letter(kind, head))
+        seat.half.push(
+            letter(kind, head), partial(self._along, seat, along) if along and seat.along else None
+        )
         return True
+
+    def _along(self, seat: Seat, blob: str) -> Bytes:
+        """The frames of a small blob, unless they went to this seat before."""
+        path = self.desk.blob(seat.name, blob) if blob != seat.held else None
+        if path is None or not (frames := self._blobs.small(path)):
+            return b""
+        seat.held = blob
+        return frames
 
     async def cut(self, name: str, reason: str) -> None:
         """End everything this member has open, now; its seat is over. `admit` keeps it out."""
@@ -249,7 +263,7 @@ class Service:
         except Exception as error:  # noqa: BLE001  whatever it is, the member is told something
             said, reason = self._word(error, member)
             bye = {"error": said, "reason": reason, "back": self._back()}
-            await outbox.last(pack(Packet(0, 0, letter("bye", bye))), seconds=2.0)
+            await outbox.last(Packet(0, 0, letter("bye", bye)), seconds=2.0)
         finally:
             outbox.close()
 
@@ -408,9 +422,10 @@ class Service:
             "first": self._first(),
             "back": self._back(),
         }
-        seat.member, seat.way, seat.protocol, seat.delta = member, way, protocol, "delta" in both
+        seat.member, seat.way, seat.protocol = member, way, protocol
+        seat.delta, seat.along = "delta" in both, "along" in both and self._deltas is None
         seat.line, seat.heard = line, self._clock()
-        outbox.put(pack(Packet(0, seat.half.seen, letter("welcome", welcome))))
+        outbox.put(partial(pack, Packet(0, seat.half.seen, letter("welcome", welcome))))
         seat.half.connect(outbox, packet.seen if resumed else 0)
         return seat
 
@@ -466,14 +481,34 @@ class Service:
                 self._goodbye(seat, read(packet.body, UP))
                 return
             for body in seat.half.arrived(packet):
-                message = read(body, UP)
-                seat.inbox.put(partial(self.desk.letter, seat.name, message.kind, message.head))
+                first, along = split(body)
+                message = read(first, UP)
+                if message.kind == "answer":
+                    self._answers.add(task := asyncio.ensure_future(self._answer(seat, message.head, along)))
+                    task.add_done_callback(self._answers.discard)
+                else:
+                    seat.inbox.put(partial(self.desk.letter, seat.name, message.kind, message.head))
             if not packet.number and now - outbox.sent > self._quiet:
                 seat.half.alive()
             if (wait := seat.pace(now, self.limits.rate, self.limits.burst)) > 0:
                 await asyncio.sleep(wait)
             if seat.inbox.full:
                 await seat.inbox.drained()
+
+    async def _answer(self, seat: Seat, head: Mapping[str, Any], along: list[memoryview]) -> None:
+        """An upload that came along with a letter; one that did not, as after a cut, comes by a call."""
+        upload = str(head.get("upload", ""))
+        try:
+            if not along:
+                raise Gone("nothing came along with the answer: bring it")
+            with self._transfer(seat.member, seat.session) as line:
+                said = await self._uploads.take(
+                    seat.name, _upload_id(upload), 0, along, lambda reason: line.cut(Gone(reason))
+                )
+        except Exception as error:  # noqa: BLE001  said to the member
+            word, reason = self._word(error, seat.member)
+            said = {"upload": upload, "error": word, "reason": reason[:1000]}
+        seat.half.push(letter("receipt", said))
 
     def _goodbye(self, seat: Seat, message: Any) -> None:
         if message.kind != "bye":

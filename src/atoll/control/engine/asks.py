@@ -12,14 +12,16 @@ import asyncio
 import hashlib
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import Gone, ProtocolError, Refused
+from ...core.errors import Gone, MisuseError, ProtocolError, Refused
 from ...learn.failure import NOT_LET_IN
 from ...transport.drive import Drive
+from ...transport.link import ALONG
 from ...transport.service import Offer
 from ...wire.failpoint import declare, hit
 from ..gate.gate import Gate
@@ -52,9 +54,7 @@ class Asks:
     `models`: letters that say which model to serve, by its name. `live`: bytes each member sent and got.
     """
 
-    def __init__(
-        self, errands: Errands, gate: Gate, send: Callable[[str, str, Mapping[str, Any]], Any]
-    ) -> None:
+    def __init__(self, errands: Errands, gate: Gate, send: Callable[..., Any]) -> None:
         self.errands = errands
         self.gate = gate
         self.send = send
@@ -88,7 +88,16 @@ class Asks:
     def say(self, ask: str, sent: Sent, peer: str) -> None:
         """Tell a member what it is asked, with the time that is left."""
         left = -1.0 if sent.until is None else max(0.0, sent.until - asyncio.get_running_loop().time())
-        self.send(peer, "ask", {**sent.letters[peer], "ask": ask, "left": left, "life": self.life})
+        letter = sent.letters[peer]
+        head = {**letter, "ask": ask, "left": left, "life": self.life}
+        self.send(peer, "ask", head, self._small(str(letter.get("params", ""))))
+
+    def _small(self, blob: str) -> str:
+        """This model, if it goes along with the letter that asks."""
+        with suppress(MisuseError, FileNotFoundError):
+            if self.errands.store.blobs.path(blob).stat().st_size <= ALONG:
+                return blob
+        return ""
 
     def of(self, name: str) -> list[tuple[str, Sent]]:
         """What this member has yet to answer."""

@@ -72,8 +72,8 @@ class Host(Errands):
 
     # -- members ----------------------------------------------------------------------------
 
-    def _send(self, name: str, kind: str, head: Mapping[str, Any]) -> None:
-        self.service.send(name, kind, head)
+    def _send(self, name: str, kind: str, head: Mapping[str, Any], along: str = "") -> None:
+        self.service.send(name, kind, head, along)
 
     async def recall(self) -> None:
         """Remember the members of earlier lives of this process, and who is out."""

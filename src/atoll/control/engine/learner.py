@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +31,7 @@ from .spoken import Begin, Order, Said
 
 log = logging.getLogger("atoll.client")
 CODE = 20 << 20  # bytes that it may hold from one order to the next; to leave it takes ten milliseconds
+PAUSE = 1.0  # seconds; orders that follow faster work in the same memory
 
 
 def main() -> None:
@@ -51,10 +53,13 @@ def main() -> None:
         leave_code()
         _say(sink, Said(about=learning.about()))
         decode = msgspec.msgpack.Decoder(Order).decode
+        given = 0.0
         while True:
             _say(sink, _followed(learning, decode(orders.get())))
-            give_back()
-            leave_code(CODE)  # training does not run what answers are written by
+            if time.monotonic() > given + PAUSE:
+                give_back()
+                leave_code(CODE)  # training does not run what answers are written by
+                given = time.monotonic()
 
 
 def _listen(source: BinaryIO, orders: queue.SimpleQueue[bytes]) -> None:

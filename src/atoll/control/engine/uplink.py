@@ -56,6 +56,10 @@ OnLetter: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 OnOver: TypeAlias = Callable[[str], Awaitable[None]]
 
 
+def _age(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
 async def _nothing(_ask: str) -> None:
     pass
 
@@ -345,8 +349,7 @@ class Uplink:
             await self.dial.download(blob, path, {p.name: p for p in before if len(p.name) == 64})
             hit(_FETCHED)
             if len(before) >= KEPT:
-                newest = sorted(path.parent.iterdir(), key=lambda p: p.stat().st_mtime_ns)
-                for old in newest[:-KEPT]:
+                for old in sorted(before, key=_age)[: 1 - KEPT]:
                     old.unlink(missing_ok=True)
         return path
 

@@ -24,6 +24,7 @@ import zstandard  # noqa: F401  loaded before memory is short: wire/coded.py unp
 from ...core.errors import AtollError
 from ...core.registry import parts
 from ...wire.body import Section, mapped
+from ...wire.heap import keep_memory
 from ...wire.manifest import build
 from ...wire.plain import Limits, Message
 from ...wire.values import VALUES, Values, head_of
@@ -147,6 +148,7 @@ def main(most: int) -> None:
     encode = msgspec.json.Encoder().encode
     decode = msgspec.json.Decoder(Case).decode
     parts()  # metrics of installed plug-ins
+    keep_memory(4 << 20)  # numbers of a small answer come and go
 
     def say(verdict: Verdict) -> None:
         sink.write(framed(encode(verdict)))
