@@ -142,8 +142,7 @@ class Predictor:
             work = watching(self._settings, self._vault, self.serving, parent.send, self._feed, parent.tune)
             parent.beside(work)
         self.serving.report()
-        give_back()
-        leave_code()
+        await asyncio.to_thread(_loaded)
         self.parent.beside(self._rest())
 
     def hear(self, told: Told) -> None:
@@ -151,11 +150,15 @@ class Predictor:
         self._heard += 1
         self._news.set()
         if told.what == "offered":
-            self.parent.beside(self.serving.offered(told.head))
+            self.parent.beside(self._offered(told.head))
         elif told.what == "done":
             self.parent.done(told.number, told.said)
         elif self._feed is not None:
             self.parent.beside(self._feed.told())
+
+    async def _offered(self, head: Mapping[str, Any]) -> None:
+        await self.serving.offered(head)
+        await asyncio.to_thread(_loaded)
 
     async def _rest(self) -> None:
         """Ask to be let go when nothing has happened for a while."""
@@ -190,6 +193,12 @@ class Predictor:
         if self._feed.store.join is not None or not self._feed.span.size:
             return 0
         return self.serving.watch.known.cursor + self._feed.span.size
+
+
+def _loaded() -> None:
+    """Models were: what that took goes."""
+    give_back()
+    leave_code()
 
 
 def _feed(settings: Client, vault: Vault) -> Watched:
