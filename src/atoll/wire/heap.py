@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ _C: Any = ctypes.CDLL(None) if os.name == "posix" else None
 _ARENAS = -8  # M_ARENA_MAX
 _DONTNEED = 4  # MADV_DONTNEED
 _STATM = Path("/proc/self/statm")
-_CODE = (b"r-xp", b"r--p")  # of a file, and never written
+_CODE = (b"r-xp", b"r--p")  # never written
+_PROGRAM = os.fsencode(os.path.realpath(sys.executable))
 
 
 def keep_memory(size: int = 16 << 20) -> None:
@@ -53,7 +55,8 @@ def leave_code(most: int = 0) -> None:
         for line in maps:
             word, *more = line.split(None, 5)
             if not word.endswith(b":"):
-                place = [int(n, 16) for n in word.split(b"-")] if more[0] in _CODE and more[3] != b"0" else []
+                code = more[0] in _CODE and (b".so" in more[-1] or more[-1].rstrip() == _PROGRAM)
+                place = [int(n, 16) for n in word.split(b"-")] if code else []
             elif place and word == b"Anonymous:" and more[0] == b"0":
                 begin, end = place
                 _C.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED)
