@@ -136,7 +136,7 @@ def hits(scores: Array, there: Array, r: int) -> int:
 
 
 def _gaussian(job: Job, claim: Claim, fpr: float, fnr: float) -> float:
-    """The ε of all rounds whose noise allows no fewer errors than these, as far as that of a quarter of it."""
+    """The ε of all rounds whose noise allows no fewer errors than these; a quarter of it at the least."""
     release = claim.release(job.cohort, job.rounds)
     rate = claim.rate or (1.0 if job.exchange.shows == "sum" else release.rate)
     near = distance(fpr, fnr, rate, job.rounds)
