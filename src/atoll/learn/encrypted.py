@@ -129,10 +129,10 @@ class EncryptedSum:
         """Those that are integers of an update."""
         return bfv.N - self.tags
 
-    def scale(self, algorithm: Algorithm, members: int, heaviest: float) -> Scale:
-        """A round's integers: those of `secure_sum`."""
+    def scale(self, algorithm: Algorithm, members: int, heaviest: float, size: int = 0) -> Scale:
+        """A round's integers: those of `secure_sum`, whose bits are set here, whatever the `size`."""
         sums = SecureSum(self.plain, self.largest, self.least)
-        return sums.scale(algorithm, members, heaviest, 0)
+        return sums.scale(algorithm, members, heaviest, size)
 
     def layout(self, size: int) -> Layout:
         """The leaves that travel for `size` integers."""
