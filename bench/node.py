@@ -9,9 +9,10 @@
     learns     its process that learns, the most in a job of three rounds
     a plan     the same for the CNN of 1.66 M parameters of `bench plan`, for which this needs PyTorch
 
-Each in MB as RSS (all that the process can see) and PSS (its share of it: libraries that its two processes
-have in common are halved between them). Nothing else runs from that installation, so of the client that
-waits both say nearly the same: what a machine of its own would have to give.
+Each in MB as RSS (all that the process can see), PSS (its share of it: libraries that its processes have in
+common are divided between them) and data (what is in no file, and which the system cannot take from it).
+Nothing else runs from that installation, so of the client that waits RSS and PSS say nearly the same: what a
+machine of its own would have to give.
 """
 
 from __future__ import annotations
@@ -86,16 +87,16 @@ def csv(rows: int, rng: np.random.Generator) -> str:
     return "\n".join([f"at,{','.join((*NAMES, 'y'))}", *lines, ""])
 
 
-def held(process: psutil.Process) -> tuple[float, float]:
-    """MB of one process: RSS, PSS."""
+def held(process: psutil.Process) -> tuple[float, float, float]:
+    """MB of one process: RSS, PSS, data."""
     found = process.memory_full_info()
-    return found.rss / 1e6, found.pss / 1e6
+    return found.rss / 1e6, found.pss / 1e6, status(process, "RssAnon") / 1e6
 
 
 class Learner(Looking):
     """The process of a client that learns: the most that it holds."""
 
-    rss = pss = 0.0
+    rss = pss = data = 0.0
 
     def look(self) -> None:
         """Once."""
@@ -103,7 +104,8 @@ class Learner(Looking):
             for child in self._process.children():
                 if "atoll.control.engine.learner" in child.cmdline():
                     self.rss = max(self.rss, status(child, "VmHWM") / 1e6)
-                    self.pss = max(self.pss, held(child)[1])
+                    _, pss, data = held(child)
+                    self.pss, self.data = max(self.pss, pss), max(self.data, data)
 
 
 def node(folder: Path, command: Path) -> Iterator[Figure]:
@@ -133,18 +135,18 @@ def node(folder: Path, command: Path) -> Iterator[Figure]:
         until(lambda: any(event["kind"] == "watch.calibrated" for event in fed.api.events(0)[0]))
         until(lambda: not process.children())
         yield from figures("serves", *held(process), 60)
-        yield Figure("at work: PSS", sum(pss for _, pss in work), "MB")
+        yield Figure("at work: PSS", sum(pss for _, pss, _ in work), "MB")
         for what in ("rested", "awake"):
             began = time.perf_counter()
             predicting.models(f"http://127.0.0.1:{port}")
             yield Figure(f"a request, {what}", (time.perf_counter() - began) * 1e3, "ms")
-        yield from figures("learns", learner.rss, learner.pss, 110)
+        yield from figures("learns", learner.rss, learner.pss, learner.data, 110)
         if find_spec("torch"):
             with Learner(process) as learner:
                 fed.run(
                     {"learner": {"name": "plan", "file": str(cnn(folder))}, "rounds": 2, "data": "images"}
                 )
-            yield from figures("a plan", learner.rss, learner.pss, 110)
+            yield from figures("a plan", learner.rss, learner.pss, learner.data, 110)
 
 
 def images(rng: np.random.Generator) -> str:
@@ -170,10 +172,11 @@ def cnn(folder: Path) -> Path:
     return path
 
 
-def figures(name: str, rss: float, pss: float, goal: float) -> Iterator[Figure]:
+def figures(name: str, rss: float, pss: float, data: float, goal: float) -> Iterator[Figure]:
     """What the goal is held against first."""
     yield Figure(f"{name}: PSS", pss, "MB", goal)
     yield Figure(f"{name}: RSS", rss, "MB")
+    yield Figure(f"{name}: data", data, "MB")
 
 
 def until(true: Callable[[], bool]) -> None:
