@@ -18,25 +18,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from ..core.errors import MisuseError, StateError
+from ..core.errors import MisuseError
 from ..privacy.vault import Vault
 from ..wire.failpoint import declare
 from . import aside, labels
-from .aside import Aside, plain
+from .aside import Aside
 from .boxes import Boxes, Kept
 from .file import File
+from .joining import joining
 from .judge import Judge, Rules
-from .labels import Join, Labels
+from .labels import Join
+from .lot import Lot
 from .reading import Reading
 from .retention import Retention
-from .series import Series
 
 COUNTS = ("stored", "repeated", "late", "aside", "expired", "dropped")
 _COMMIT = declare("sense.stored.before"), declare("sense.stored.after")
 _LABELLED = declare("sense.labelled.before"), declare("sense.labelled.after")
 _REPLAYED = declare("sense.replayed.before"), declare("sense.replayed.after")
-_RULE = "the rule that labels join by"
-_SERIES = "the rule that windows are labelled by"
 
 
 class Store:
@@ -87,27 +86,11 @@ class Store:
 
     def _begun(self) -> None:
         """A life of its file begins."""
-        self._labels = self._joining()
+        taking = self._judge is not None
+        self._labels = joining(self._file, self._join, taking=taking, owner=self._owner)
         self._boxes = Boxes(self._file, self._labels)
         late = None if self._judge is None else self._judge.rules.late
         self._retention = Retention(self._file, self._labels, *self._limits, late)
-
-    def _joining(self) -> Labels | None:
-        """How labels meet readings and windows; found anew where that is by another rule than before."""
-        file, join, taking = self._file, self._join, self._judge is not None
-        if join is None or not (taking or self._has_labels()):
-            return None
-        held = Labels(file.sql, join, file.seal)
-        rule, series = file.place(_RULE), file.place(_SERIES)
-        if taking and not self._owner and rule != join.rule:
-            raise StateError("labels join by another rule than before: start the client with it first")
-        wanted = None if join.final is None else Series(file.sql, join.form, join.final, file.device)
-        if not (taking and self._owner):
-            held.series = None if series is None else Series(file.sql, series[0], series[1], file.device)
-        elif (join.rule, None if wanted is None else wanted.rule) != (rule, series):
-            self._rejoin(held, wanted, anew=rule != join.rule)
-        held.series = held.series or wanted
-        return held
 
     @property
     def path(self) -> Path:
@@ -136,12 +119,9 @@ class Store:
 
         `places`: plain values by name, kept with them: how far a source has been read.
         """
-        with self._written(now, places, _COMMIT) as said:
-            good: list[list[Any]] = []
-            first = self._file.count("stored")
+        with self._written(now, places, _COMMIT) as (said, lot):
             for reading in readings:
-                said[self._taken(reading, now, good, first)] += 1
-            self._stored(first, good, now)
+                said[lot.take(reading, now)] += 1
         return said
 
     def label(
@@ -154,9 +134,9 @@ class Store:
         """
         if self._labels is None:
             raise MisuseError("this store has no labels of its own: give it a join")
-        with self._written(now, places, _LABELLED) as found:
+        with self._written(now, places, _LABELLED) as (found, lot):
             for one in said:
-                found[self._labelled(self._labels, one, now)] += 1
+                found[lot.label(self._labels, one, now)] += 1
         return found
 
     @property
@@ -244,16 +224,13 @@ class Store:
         What is still bad stays aside, and so does what was not kept whole, or could not be read at all.
         """
         found: Counter[str] = Counter()
-        with self._written(now, None, _REPLAYED) as said:
-            good: list[list[Any]] = []
-            first = self._file.count("stored")
+        with self._written(now, None, _REPLAYED) as (said, lot):
             for one in filter(which, self.aside()):
-                what = self._again(one, good, first)
+                what = lot.again(one)
                 found[what] += 1
                 if what not in ("aside", "labels_aside"):
                     self._file.sql.execute("DELETE FROM aside WHERE number = ?", (one.number,))
                     said.update({what: 1, "aside" if one.kind == "reading" else "labels_aside": -1})
-            self._stored(first, good, now)
         return found
 
     def status(self) -> dict[str, Any]:
@@ -275,107 +252,16 @@ class Store:
     @contextmanager
     def _written(
         self, now: float, places: Mapping[str, Any] | None, points: tuple[str, str]
-    ) -> Iterator[Counter[str]]:
-        """One commit: what is written in the block, how far sources were read, and what was counted."""
+    ) -> Iterator[tuple[Counter[str], Lot]]:
+        """One commit: what is counted in the block, what it brings, and how far sources were read."""
         if self._judge is None:
             raise MisuseError("this store was opened to read: give it rules to take readings")
         with self._file.commit(points):
             said: Counter[str] = Counter()
-            yield said
+            lot = Lot(self._file, self._judge, self._labels, self._file.count("stored"))
+            yield said, lot
+            lot.put(self._boxes, now)
             for name, value in (places or {}).items():
                 self._file.note(name, value)
             self._file.add(said)
             self._retention.tidy(now)
-
-    def _stored(self, first: int, good: list[list[Any]], now: float) -> None:
-        """A commit's good readings, from number `first` on."""
-        assert self._judge is not None  # noqa: S101  take looked
-        sources = {source for source, *_ in good}
-        if self._labels is not None and self._labels.series is not None:
-            self._labels.series.moved(sources)
-        self._file.settle(sources)
-        if good:
-            self._boxes.put(self._judge.rules.form, good, first, now)
-
-    def _has_labels(self) -> bool:
-        """Whether its file has tables for them: who wrote it last may have known of none."""
-        query = "SELECT 1 FROM sqlite_master WHERE name = 'labels'"
-        with self._file.reading() as sql:
-            return sql.execute(query).fetchone() is not None
-
-    def _rejoin(self, held: Labels, series: Series | None, *, anew: bool) -> None:
-        """Find whose the labels are, where that is `anew`, and the windows that are labelled."""
-        boxes = Boxes(self._file, None)
-        with self._file.reading() as sql:
-            sql.execute("BEGIN IMMEDIATE")
-            if anew:
-                held.rebuild(boxes.bare())
-                self._file.note(_RULE, held.join.rule)
-            if series is not None:
-                series.rebuild(boxes.bare())
-            self._file.note(_SERIES, None if series is None else series.rule)
-            sql.commit()
-
-    def _labelled(self, held: Labels, said: Reading, now: float) -> str:
-        """What becomes of one label."""
-        label, reason = held.join.read(said, now)
-        if label is not None:
-            return held.put(label, now)
-        values = plain(said.values) + said.fault.encode()
-        id_ = self._file.seal.hashed("label", said.source, f"{said.at!r}", said.id, values)
-        if self._file.sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone() is not None:
-            return "labels_repeated"
-        number, _ = self._file.device(said.source)
-        known_at = min(said.at, now) + held.join.wait  # labels are later than readings
-        self._file.sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, known_at))
-        aside.put(self._file, said, reason, now, "label")
-        return "labels_aside"
-
-    def _again(self, one: Aside, good: list[list[Any]], first: int) -> str:
-        """What becomes of one that was set aside."""
-        assert self._judge is not None  # noqa: S101  replay looked
-        still = "aside" if one.kind == "reading" else "labels_aside"
-        if (said := one.said) is None:
-            return still
-        if one.kind == "label":
-            label, _ = (None, "") if self._labels is None else self._labels.join.read(said, one.taken)
-            return still if label is None or self._labels is None else self._labels.put(label, one.taken)
-        cells, reason = self._judge.again(said, one.taken, one.reason)
-        if reason:
-            return still
-        self._good(said, cells, good, first, self._file.device(said.source)[1])
-        return "stored"
-
-    def _taken(self, reading: Reading, now: float, good: list[list[Any]], first: int) -> str:
-        """What becomes of one reading."""
-        assert self._judge is not None  # noqa: S101  take looked
-        values = plain(reading.values)
-        number, newest = self._file.device(reading.source)
-        if reading.id:
-            id_ = self._file.seal.hashed(reading.source, reading.id)
-        else:
-            id_ = self._file.seal.hashed(reading.source, f"{reading.at!r}", values + reading.fault.encode())
-        late = self._judge.rules.late
-        if late is not None and reading.at < newest - late:
-            return "late"
-        known = self._file.sql.execute("SELECT 1 FROM ids WHERE id = ?", (id_,)).fetchone()
-        if known is not None:
-            return "repeated"
-        cells, reason = self._judge.judge(reading, now)
-        known_at = min(reading.at, now) if reason else reading.at  # bad ones may be of any time
-        self._file.sql.execute("INSERT INTO ids VALUES (?, ?, ?)", (id_, number, known_at))
-        if reason:
-            aside.put(self._file, reading, reason, now)
-            return "aside"
-        self._good(reading, cells, good, first, newest)
-        return "stored"
-
-    def _good(
-        self, reading: Reading, cells: list[Any], good: list[list[Any]], first: int, newest: float
-    ) -> None:
-        if self._labels is not None:
-            number, cell = first + len(good), cells[self._labels.join.place]
-            self._labels.came(reading.source, reading.at, reading.id, number, cell)
-        good.append([reading.source, reading.at, reading.id, cells])
-        if reading.at > newest:
-            self._file.moved(reading.source, reading.at)

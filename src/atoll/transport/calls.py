@@ -251,6 +251,8 @@ class _Streamed:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
+        if self._down.empty():
+            self._down.put_nowait(None)  # for who waits
 
 
 class _Polled:

@@ -488,9 +488,18 @@ async def _garbage(make: Make, desk: Desk) -> None:
 
 
 async def _goodbye(make: Make, desk: Desk) -> None:
-    """A member that says goodbye is absent at once; a server that closes says when to come back."""
+    """Who says goodbye is absent at once, who closes waits no more; a server says when to come back."""
     async with make(desk) as (service, connect):
         link, other = connect("ann"), connect("bob")
+        away = connect("cid")
+        closed, _ = await enter(away)
+        waiting = asyncio.ensure_future(closed.recv())
+        await asyncio.sleep(0)
+        await closed.close()
+        done, _pending = await asyncio.wait([waiting], timeout=LONG)
+        _law(done, "who waits for a packet must hear that its connection was closed")
+        await asyncio.gather(waiting, return_exceptions=True)
+        await away.close()
         channel, _ = await enter(link)
         quiet, _ = await enter(other)
         await channel.send(pack(Packet(0, 0, letter("bye", {"reason": "done"}, UP))))
