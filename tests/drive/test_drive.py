@@ -1,6 +1,9 @@
 """The durable driver: killed at every record it writes, it ends with the bytes of the undisturbed run."""
 
 import asyncio
+import itertools
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,3 +156,38 @@ def test_cancelling_withdraws_what_was_asked():
         assert len(peers.counted) == before < 5
 
     run(life())
+
+
+class Batched(Disk):
+    """It tells how many answers each transaction held."""
+
+    def __init__(self) -> None:
+        super().__init__(before=self._came)
+        self.together = []
+        self.open = False
+
+    @contextmanager
+    def batch(self):
+        self.together.append(0)
+        self.open = True
+        yield
+        self.open = False
+
+    def _came(self, what):
+        if what == "answered" and self.open:
+            self.together[-1] += 1
+
+
+@pytest.mark.parametrize(("apart", "together"), [(0.001, 5), (1.0, 0)])
+def test_answers_that_come_within_a_moment_are_recorded_together(apart, together):
+    """With a second between them they are not: the control."""
+    waits = (apart * k for k in itertools.count(1))
+    dice = SimpleNamespace(exponential=lambda _: next(waits), random=lambda: 1.0)
+    disk = Batched()
+
+    async def main():
+        drive, _ = federation(JOBS["fedavg"].replace(rounds=1, sites=False), DATA, 3, disk, dice)
+        return await drive.run()
+
+    assert len(run(main()).used) == 5
+    assert max(disk.together, default=0) == together

@@ -131,7 +131,7 @@ class Inbox:
 class Half:
     """Letters pushed until they are known to have arrived, letters arrived in order.
 
-    What goes along with a letter goes once. After a cut it is brought or fetched by a call, which goes on
+    What goes along with a letter goes once: after a cut it is brought or fetched by a call, which goes on
     where it was; and where a connection broke under it nothing goes along any more (`carries`).
     """
 
