@@ -1,10 +1,12 @@
 """Each verb over REST: what it does to the store, what it answers, and its errors in one sentence."""
 
+import json
 import math
 
 import pytest
 
 from atoll.control.desk.values import finite
+from atoll.data.contract import Contract
 from tests.api.conftest import JOB, finished, record
 
 
@@ -29,6 +31,18 @@ def test_submit_queue_stop(hall) -> None:
     again = operator.post(f"/v1/runs/{run['id']}/stop").json()["run"]
     assert again == stopped
     assert operator.get("/v1/runs").json()["runs"][0]["place"] == 1
+
+
+def test_columns_of_a_contract_in_a_job_keep_their_order(hall) -> None:
+    """Features are handed to the model in this order, also by who reads the job once it was signed."""
+    columns = {"wear": {"low": 0.0}, "air": {"unit": "K"}, "fails": {"kind": "flag"}}
+    data = {"name": "heart", "contract": {"name": "press", "label": "fails", "columns": columns}}
+    made = hall.as_("operator").post("/v1/runs", json={"job": {**JOB, "data": data}})
+    assert made.status_code == 201
+    kept = hall.store.run(made.json()["run"]["id"])["table"]["data"]["contract"]
+    signed = json.loads(json.dumps(kept, sort_keys=True))
+    assert Contract.of(signed).features == ("wear", "air")
+    assert Contract.of(signed) == Contract.of(data["contract"])
 
 
 def test_a_running_run_is_asked_to_stop(hall) -> None:

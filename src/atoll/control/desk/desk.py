@@ -80,6 +80,8 @@ def submit(store: Store, table: Mapping[str, Any], seed: int | None, actor: str)
     blob = str(learner.get("blob", ""))
     if learner and (len(blob) != 64 or not store.blobs.exists(blob)):
         raise ConfigError("the job's plan is not here: send its file first", "$.learner.blob")
+    if file.contract is not None:  # signing sorts the keys of a table, and columns have an order
+        table = {**table, "data": {**table["data"], "contract": file.contract.table()}}
     id = store.submit(table, seed, actor, name=file.job.name)
     if blob:
         store.blobs.keep(blob, f"{id} plan")
