@@ -70,11 +70,12 @@ class Gatekeeper:
 class Doors:
     """A server's doors in memory: its service stands in the net's table while it lives."""
 
-    def __init__(self, net: Net, url: str, host: Any) -> None:
+    def __init__(self, net: Net, name: str, host: Any, folder: Path) -> None:
         self.net = net
-        self.url = url
+        self.url = f"memory://{name}"
         clock = asyncio.get_running_loop().time
-        self.service = Service(host, Limits(heartbeat=5.0, grace=15.0, window=30.0), clock=clock)
+        limits = Limits(heartbeat=5.0, grace=15.0, window=30.0)
+        self.service = Service(host, limits, deltas=folder / "deltas", clock=clock)
         host.service = self.service
 
     async def start(self):
@@ -362,12 +363,12 @@ class World:
             raise Dead
 
     def _make(self, process: Process) -> Any:
-        name = process.name
+        name, place = process.name, self.folder / process.name
         outside = Outside(
             store=lambda url, folder: self._store(process, folder),
             authority=self._authority,
             gate=lambda folder: Gatekeeper(),
-            servers=lambda settings, current, host, registrar=None: Doors(self.net, f"memory://{name}", host),
+            servers=lambda settings, current, host, registrar=None: Doors(self.net, name, host, place),
             api=lambda *args: None,
             draw=lambda: random.Random(f"{self.seed} {self.lives}"),
             link=lambda current, settings: lambda url: self.net.link(process, current, url),
@@ -375,7 +376,6 @@ class World:
             sensors=lambda link: self.sensors.get(name) or Sensors(link),
             clock=lambda: 1.8e9 + asyncio.get_running_loop().time(),
         )
-        place = self.folder / name
         patience = self.patience
         if name == "coordinator":
             return Coordinator(Server(folder=str(place), federation="test", **patience), outside)

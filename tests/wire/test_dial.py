@@ -301,6 +301,38 @@ def test_a_download_goes_on_where_it_was_also_after_the_member_was_killed(tmp_pa
     run(story())
 
 
+@pytest.mark.parametrize(("seconds", "slow"), [(0.1, False), (1.0, True)])
+def test_a_link_is_slow_after_a_long_transfer_that_was(tmp_path: Path, seconds: float, slow: bool) -> None:
+    """Eight MiB, in a tenth of a second or in one; what is shorter tells nothing."""
+
+    class Asked(Desk):
+        def base(self, name: str, old: str, blob: str, *, slow: bool) -> Path | None:
+            told.append(slow)
+            return None
+
+        def sends(self, name: str, size: int) -> None:
+            now.append(seconds)
+
+    async def story() -> None:
+        net = Net()
+        (tmp_path / "a").mkdir()
+        desk = Asked(tmp_path / "a")
+        service = Service(desk, Limits(), deltas=tmp_path / "deltas", clock=lambda: sum(now))
+        await service.start()
+        net.services["a"] = service
+        async with dialled(net, "a") as (dial, _):
+            for seed, size in enumerate((1 << 18, 2 << 20, 1 << 18, 1 << 18)):
+                frames, _, blob = model(seed, size)
+                desk.blobs[blob] = blob_file(tmp_path, frames, blob)
+                await dial.download(blob, tmp_path / blob[:9], have={"0" * 64: tmp_path / "held"})
+        await service.close()
+
+    told: list[bool] = []
+    now = [0.0]
+    run(story())
+    assert told == [False, False, slow, slow]
+
+
 def test_a_delta_comes_where_it_pays_and_gives_the_same_bytes(tmp_path: Path) -> None:
     async def story() -> None:
         net = Net()

@@ -24,6 +24,8 @@ from ..core.update import Update
 from .compress import largest, share
 from .quantise import dense
 
+_NAME = "thin"
+
 
 @part("transform")
 def thin(fraction: float = 0.05) -> Transform:
@@ -32,9 +34,14 @@ def thin(fraction: float = 0.05) -> Transform:
     What is left waits at the coordinator. It stands before the mean: `chain(thin(), mean(), int2())`.
     """
     share(fraction)
-    name = f"thin({fraction:g})"
+    name = f"{_NAME}({fraction:g})"
     back = partial(_back, name, fraction)
     return transform(name, back=back, init=_nothing, keeps="back", on_mean=True, whole=True)
+
+
+def thins(chain: Transform) -> bool:
+    """Whether what a model has changed by in a round is small."""
+    return any(step.name.startswith(f"{_NAME}(") for step in chain.steps)
 
 
 def _nothing(params: Update) -> Update:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from concurrent.futures import Executor
 from pathlib import Path
 
+from ..core.errors import StateError
 from .frames import FrameFile
 
 
@@ -13,6 +15,8 @@ class Deltas:
     """Deltas made once for all who ask, in a folder of their own; the oldest are removed."""
 
     def __init__(self, folder: Path, pool: Executor | None = None, keep: int = 8) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier life
+        folder.mkdir(parents=True)
         self._folder = folder
         self._pool = pool
         self._keep = keep
@@ -37,4 +41,7 @@ class Deltas:
         from .delta import make  # it needs numpy, and a member that waits does not
 
         path = self._file(names)
-        return path if make(FrameFile.of(old), FrameFile.of(new), path) else None
+        try:
+            return path if make(FrameFile.of(old), FrameFile.of(new), path) else None
+        except (FileNotFoundError, StateError):  # an old one that goes, or is damaged
+            return None

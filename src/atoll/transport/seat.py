@@ -34,7 +34,7 @@ class Seat:
     """One member's session: `half` of its letters, the connection it has now, what is known of it."""
 
     __slots__ = (
-        *("along", "delta", "half", "held", "heard", "inbox", "line", "member", "name", "protocol"),
+        *("along", "delta", "half", "held", "heard", "inbox", "line", "member", "name", "protocol", "rate"),
         *("session", "since", "transfers", "way", "_debt", "_paced"),
     )
 
@@ -49,6 +49,7 @@ class Seat:
         self.protocol = (0, 0)
         self.delta = self.along = False
         self.held = ""  # the blob that went to it last along with a letter
+        self.rate = float("inf")  # bytes a second of the last long transfer to it
         self.transfers = 0
         self.line: Line | None = None
         self._debt = 0.0  # letters read ahead of the rate

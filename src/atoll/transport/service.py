@@ -45,6 +45,8 @@ log = logging.getLogger("atoll.transport")
 
 GROUPED = 8.0  # seconds between groups of heartbeats
 SWEEP = 15.0  # most seconds between two looks at all seats: a millisecond for each thousand
+SLOW = 32e6  # bytes a second; on faster links it takes longer to find out what has changed than to send all
+TELLING = 4 << 20  # bytes of a transfer by which a link's speed is told: less may wait in buffers
 SILENT = 60.0  # seconds that proxies commonly let a connection be silent in one direction
 
 
@@ -90,6 +92,14 @@ class Desk(Protocol):
 
     def blob(self, name: str, blob: str) -> Path | None:
         """The file of this blob's frames, if this member may read it now."""
+
+    def base(self, name: str, old: str, blob: str, *, slow: bool) -> Path | None:
+        """The file of a blob that this member says it holds, if what has changed since is worth finding out:
+        on a `slow` link, or where it is little.
+        """
+
+    def sends(self, name: str, size: int) -> None:
+        """So many bytes of a blob, or of what has changed in one, are about to go to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +229,7 @@ class Service:
         if path is None or not (frames := self._blobs.small(path)):
             return b""
         seat.held = blob
+        self.desk.sends(seat.name, len(frames))
         return frames
 
     async def cut(self, name: str, reason: str) -> None:
@@ -293,6 +304,8 @@ class Service:
         """Send the frames of a blob from number `start` on, or those of a delta from one of `have`."""
         with self._transfer(member, session):
             path = await self._readable(member.name, blob, start, have)
+            size, began = path.stat().st_size, self._clock()
+            self.desk.sends(member.name, size)
             async with aclosing(self._blobs.frames(path, start)) as frames:
                 async for frame in frames:
                     try:
@@ -300,19 +313,19 @@ class Service:
                             await send(frame)
                     except TimeoutError:
                         raise Gone(f"no frame was taken for {self.limits.window:g} seconds") from None
+            if not start and size >= TELLING and (seat := self._seats.get(member.name)) is not None:
+                seat.rate = size / max(self._clock() - began, 1e-3)
 
     async def _readable(self, name: str, blob: str, start: int, have: Sequence[str]) -> Path:
         """The file to send: the blob's, or that of a delta to it."""
-
-        def found(blob: str) -> Path | None:
-            return self.desk.blob(name, blob) if BLOB.fullmatch(blob) else None
-
-        path = found(blob)
+        path = self.desk.blob(name, blob) if BLOB.fullmatch(blob) else None
         if path is None:
             raise Refused("there is no such blob for this member")
         if self._deltas is not None and self._seats[name].delta:
+            slow = self._seats[name].rate < SLOW
             for old in have:
-                if (base := found(old)) and (delta := await self._deltas.path(base, path, (old, blob))):
+                base = self.desk.base(name, old, blob, slow=slow) if BLOB.fullmatch(old) else None
+                if base and (delta := await self._deltas.path(base, path, (old, blob))):
                     return delta
         if start and have:
             raise Gone("the delta that was begun is not here any more: fetch the blob whole")
@@ -423,7 +436,7 @@ class Service:
             "back": self._back(),
         }
         seat.member, seat.way, seat.protocol = member, way, protocol
-        seat.delta, seat.along = "delta" in both, "along" in both and self._deltas is None
+        seat.delta, seat.along = "delta" in both, "along" in both
         seat.line, seat.heard = line, self._clock()
         outbox.put(partial(pack, Packet(0, seat.half.seen, letter("welcome", welcome))))
         seat.half.connect(outbox, packet.seen if resumed else 0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...core.edge import Answer, Task
 from ...core.errors import ProtocolError, StateError
 from ...core.update import Update
 from ...learn.algorithm import Algorithm
+from ...learn.thin import thins
 from ...privacy import dp
 from ...transport.drive import Answered, Drive, Stored
 from ...wire import body, checkpoint
@@ -19,7 +21,7 @@ from .host import Host
 from .kept import kept_plain
 from .parcels import read_frames, write_frames
 
-LATE = 2  # older models whose files stay, for members that are late to fetch them
+LATE = 2  # older models whose files stay: members may be late to fetch them, or hold them already
 SMALL = 1 << 16  # bytes of an Update that stands in the checkpoint itself: a file of its own costs more
 
 
@@ -28,8 +30,9 @@ class Asking:
     """One drive's net: tasks of one run out as letters, answers back as values to fold.
 
     `scope`: the journal's. `job`: the signed job every letter carries. `names`: of clients, by id.
-    `plan`: the blob of its learner's plan, "" for none. `parcels`: blobs of models, by the identity of the
-    params: encoded once, whoever they are for, and for checkpoints too, which name them.
+    `plan`: the blob of its learner's plan, "" for none. `before`: files of earlier models, by their blobs.
+    `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for, and for
+    checkpoints too, which name them.
     """
 
     host: Host
@@ -39,6 +42,7 @@ class Asking:
     algorithm: Algorithm
     names: Mapping[int, str]
     plan: str = ""
+    before: Mapping[str, Path] = field(default_factory=dict)
     drive: Drive | None = None
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
     _late: list[str] = field(default_factory=list)
@@ -73,6 +77,10 @@ class Asking:
                 self._late.append(self.parcels.pop(key)[1])  # its numbers go, its file a little later
         while len(self._late) > LATE:
             self.host.asks.release(self._late.pop(0))
+        late = {old: self.host.store.blobs.path(old) for old in self._late}
+        self.host.asks.bases[blob] = {**self.before, **late}
+        if thins(self.algorithm.chain):
+            self.host.asks.thin.add(blob)
         return blob
 
     def _known(self, params: Update) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,7 @@ class Asks:
 
     `life`: names this process in its asks, for after a backup was restored an ask may go out twice.
     `models`: letters that say which model to serve, by its name. `live`: bytes each member sent and got.
+    `bases`: models, with the files of those before them. `thin`: models that moved in few numbers.
     """
 
     def __init__(self, errands: Errands, gate: Gate, send: Callable[..., Any]) -> None:
@@ -61,6 +62,8 @@ class Asks:
         self.life = secrets.token_hex(8)
         self.open: dict[str, Sent] = {}
         self.models: dict[str, dict[str, Any]] = {}
+        self.bases: dict[str, Mapping[str, Path]] = {}
+        self.thin: set[str] = set()
         self.live: dict[str, dict[str, Any]] = {}
         self._receipts: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._held: Counter[str] = Counter()
@@ -93,7 +96,9 @@ class Asks:
         self.send(peer, "ask", head, self._small(str(letter.get("params", ""))))
 
     def _small(self, blob: str) -> str:
-        """This model, if it goes along with the letter that asks."""
+        """This model, if it goes along with the letter that asks: not where what has changed is less."""
+        if blob in self.thin and self.bases.get(blob):
+            return ""
         with suppress(MisuseError, FileNotFoundError):
             if self.errands.store.blobs.path(blob).stat().st_size <= ALONG:
                 return blob
@@ -147,6 +152,8 @@ class Asks:
         self._held[blob] -= 1
         if self._held[blob] <= 0:
             del self._held[blob]
+            self.bases.pop(blob, None)
+            self.thin.discard(blob)
             blobs = self.errands.store.blobs
             blobs.let_go(blob)  # at once: whoever holds it from here on keeps it
             self.errands.spawn(self.errands.durable(lambda: blobs.superfluous([blob])))
@@ -225,9 +232,16 @@ class Asks:
         mine = {s.letters[name].get(k) for s in self.open.values() if name in s.letters for k in CARRIED}
         if blob in mine or blob in {m.get(k) for m in self.models.values() for k in ("blob", "tune")}:
             path = self.errands.store.blobs.path(blob)
-            if not path.exists():
-                return None
-            self._count(name, "down", path.stat().st_size)
-            return path
+            return path if path.exists() else None
         self._soon()
         return None
+
+    def base(self, old: str, blob: str, *, slow: bool) -> Path | None:
+        """The file of a model before this one, with which members were asked as well, if a delta pays: on a
+        `slow` link, or where models move in few numbers.
+        """
+        return self.bases.get(blob, {}).get(old) if slow or blob in self.thin else None
+
+    def sends(self, name: str, size: int) -> None:
+        """So much goes to this member."""
+        self._count(name, "down", size)

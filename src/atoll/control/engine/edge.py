@@ -180,7 +180,8 @@ class EdgeNode:
         task, work = asked.task, asked.work
         run, _, scope = asked.id.partition(".")
         names = {client: name for name, client in roster.items()}
-        asking = Asking(self.host, run, scope, asked.job, work.job.trained, names, asked.plan)
+        before = self.uplink.models(asked.blob)
+        asking = Asking(self.host, run, scope, asked.job, work.job.trained, names, asked.plan, before)
         asking.keep(task.params, asked.blob)
         homes = Homes(self.host.fleet, roster)
         own = work.job.trained.protocol

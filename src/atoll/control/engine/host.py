@@ -407,6 +407,14 @@ class Host(Errands):
         """See Asks."""
         return self.asks.blob(name, blob)
 
+    def base(self, name: str, old: str, blob: str, *, slow: bool) -> Path | None:
+        """See Asks."""
+        return self.asks.base(old, blob, slow=slow)
+
+    def sends(self, name: str, size: int) -> None:
+        """See Asks."""
+        self.asks.sends(name, size)
+
 
 def _slot(letter: Mapping[str, Any]) -> str:
     """A letter about the version for all takes the place of the one before, and so does one on trial."""

@@ -346,12 +346,17 @@ class Uplink:
         else:
             assert self.dial is not None  # noqa: S101  asks come through it
             before = list(path.parent.iterdir())
-            await self.dial.download(blob, path, {p.name: p for p in before if len(p.name) == 64})
+            await self.dial.download(blob, path, self.models(blob))
             hit(_FETCHED)
             if len(before) >= KEPT:
                 for old in sorted(before, key=_age)[: 1 - KEPT]:
                     old.unlink(missing_ok=True)
         return path
+
+    def models(self, blob: str) -> dict[str, Path]:
+        """The files of models that are here, but for this one, by their names."""
+        folder = self._model_path(blob).parent
+        return {path.name: path for path in folder.iterdir() if len(path.name) == 64 and path.name != blob}
 
     def _model_path(self, blob: str) -> Path:
         if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):

@@ -57,7 +57,7 @@ class Servers:
         self.ports: dict[str, Any] = {}
         clock = asyncio.get_running_loop().time
         limits = Limits(cache=CACHE, heartbeat=settings.heartbeat, grace=min(settings.patience, GRACE))
-        self.service = Service(host, limits, clock=clock)
+        self.service = Service(host, limits, deltas=Path(settings.folder) / "deltas", clock=clock)
         host.service = self.service
         self._open: list[Any] = []
         self.answering: Answering | None = None
