@@ -222,9 +222,9 @@ def _watched(seer: Seer) -> Any:
             seer.hears(self, client, its)
         await present(self, name)
 
-    def sent(self: Any, name: str, kind: str, head: Mapping[str, Any]) -> None:
+    def sent(self: Any, name: str, kind: str, head: Mapping[str, Any], along: str = "") -> None:
         if kind == "ask":
             seer.asks(self, name, head)
-        send(self, name, kind, head)
+        send(self, name, kind, head, along)
 
     return patch.multiple(Host, letter=lettered, present=came, _send=sent)

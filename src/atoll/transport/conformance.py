@@ -379,7 +379,7 @@ async def _along(make: Make, desk: Desk) -> None:
     desk.expects |= {"up.1": len(buffer), "up.2": len(buffer)}
 
     def brought(number: int, upload: str, frames: Sequence[bytes]) -> bytes:
-        return pack(Packet(number, 0, letter("answer", {"upload": upload}, UP)), b"".join(frames))
+        return pack(Packet(number, 0, letter("upload", {"upload": upload}, UP)), b"".join(frames))
 
     async with make(desk) as (service, connect):
         link, old = connect("ann"), connect("bob")

@@ -460,7 +460,7 @@ class Dial:
         self._brought[upload] = waiting
         self._transfers += 1
         try:
-            self._half.push(letter("answer", {"upload": upload}, UP), lambda: frames)
+            self._half.push(letter("upload", {"upload": upload}, UP), lambda: frames)
             async with asyncio.timeout(self._patience.window):
                 return await waiting
         finally:

@@ -496,7 +496,7 @@ class Service:
             for body in seat.half.arrived(packet):
                 first, along = split(body)
                 message = read(first, UP)
-                if message.kind == "answer":
+                if message.kind == "upload":
                     self._answers.add(task := asyncio.ensure_future(self._answer(seat, message.head, along)))
                     task.add_done_callback(self._answers.discard)
                 else:

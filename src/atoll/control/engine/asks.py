@@ -66,6 +66,7 @@ class Asks:
         self.thin: set[str] = set()
         self.live: dict[str, dict[str, Any]] = {}
         self._receipts: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._counting: set[str] = set()  # uploads that get a receipt in a moment
         self._held: Counter[str] = Counter()
         self._promised: dict[str, float] = {}
 
@@ -136,7 +137,8 @@ class Asks:
         if sent is None:
             return
         for peer in peers:
-            if sent.letters.pop(peer, None) is not None and f"{ask}.{peer}" not in self._receipts:
+            upload = f"{ask}.{peer}"
+            if sent.letters.pop(peer, None) and upload not in self._receipts and upload not in self._counting:
                 self.send(peer, "cancel", {"ask": ask})
             sent.wants.pop(peer, None)
         if not sent.letters:
@@ -199,7 +201,11 @@ class Asks:
         await self.errands.work(lambda: self.errands.store.blobs.adopt(path, blob, head=False))
         hit(_ADOPTED)
         info = {"checked": plain_kept(checked)}
-        counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
+        self._counting.add(upload)
+        try:
+            counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
+        finally:
+            self._counting.discard(upload)
         hit(_RECEIPT)
         return self._keep(upload, counted=counted)
 
