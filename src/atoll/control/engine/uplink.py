@@ -345,12 +345,10 @@ class Uplink:
             path.touch()  # in use: others are older
         else:
             assert self.dial is not None  # noqa: S101  asks come through it
-            before = list(path.parent.iterdir())
             await self.dial.download(blob, path, self.models(blob))
             hit(_FETCHED)
-            if len(before) >= KEPT:
-                for old in sorted(before, key=_age)[: 1 - KEPT]:
-                    old.unlink(missing_ok=True)
+            for old in sorted(path.parent.iterdir(), key=_age)[:-KEPT]:  # now: another fetch may have ended
+                old.unlink(missing_ok=True)
         return path
 
     def models(self, blob: str) -> dict[str, Path]:
