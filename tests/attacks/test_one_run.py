@@ -25,13 +25,10 @@ from atoll.learn.secure import secure_sum
 from atoll.learn.select import Everyone, Poisson, everyone, poisson, sample
 from atoll.privacy import noise
 from tests.attacks.test_audit import (
+    PLAIN,
     Break,
-    before_the_clip,
     by_who_came,
-    half_of_it,
-    no_clip_of_rows,
     no_noise,
-    twice_the_clip,
 )
 
 MANY = 3  # rounds
@@ -116,16 +113,7 @@ def sized_for_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(noise, "add", lambda total, bound, sigma, key: add(total, bound, 0.3 * sigma, key))
 
 
-MUTANTS = [
-    *((*kind, broken) for kind in KINDS for broken in (no_noise, half_of_it)),
-    ("client", "central", before_the_clip),
-    ("client", "distributed", before_the_clip),
-    ("client", "central", sized_for_all),
-    ("client", "central", twice_the_clip),
-    ("example", "central", twice_the_clip),
-    ("example", "distributed", twice_the_clip),
-    ("example", "central", no_clip_of_rows),
-]
+MUTANTS = [*PLAIN, ("client", "central", sized_for_all)]
 
 
 @pytest.mark.parametrize(("unit", "noise", "broken"), MUTANTS)

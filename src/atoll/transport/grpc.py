@@ -18,9 +18,10 @@ from ..core.errors import AtollError, ConfigError, Gone, ProtocolError
 from ..core.session import Packet
 from ..privacy.keys import Identity, Member
 from ..wire.plain import FRAME, HEADER, Bytes
+from ..wire.proto import piece
 from . import atoll_pb2 as pb
 from .address import authority, claimed, loopback
-from .link import DOWN, PACKET, fault, letter, pack, read, unpack, varint
+from .link import DOWN, PACKET, fault, letter, pack, read, unpack
 from .service import Service, Way
 from .tls import Source, grpc_channel_credentials, grpc_member, grpc_server_credentials
 
@@ -73,7 +74,7 @@ _WORDS = {
 
 def wrap(frame: bytes) -> bytes:
     """A frame as the protobuf message Frame."""
-    return b"".join([b"\x0a", varint(len(frame)), frame])
+    return piece(1, frame)
 
 
 def unwrap(data: bytes) -> memoryview:

@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from ..core.errors import AtollError, CodecError, Gone, ProtocolError, Refused, StateError
 from ..core.session import Packet
 from ..wire.plain import HEADER, Bytes, Limits, Message, decode_plain, encode_plain
+from ..wire.proto import piece
 from . import atoll_pb2 as pb
 
 PROTOCOL = (1, 2)  # major, minor: another major is refused, an older minor joins
@@ -109,16 +110,6 @@ def split(body: bytes) -> tuple[memoryview, list[memoryview]]:
     return found[0], found[1:]
 
 
-def varint(size: int) -> bytes:
-    """A length as protobuf writes it."""
-    made = bytearray()
-    while size > 0x7F:
-        made.append(size & 0x7F | 0x80)
-        size >>= 7
-    made.append(size)
-    return bytes(made)
-
-
 def pack(packet: Packet, along: Bytes = b"") -> bytes:
     """A packet of core/session.py, its body a letter's bytes or None, as it travels. `along`: frames that
     go with the letter; none do where that would be too long.
@@ -128,7 +119,7 @@ def pack(packet: Packet, along: Bytes = b"") -> bytes:
         return made
     if len(packet.body) + len(along) > DOWN.head + HEADER:
         along = b""
-    return b"".join([made, b"\x1a", varint(len(packet.body) + len(along)), packet.body, along])
+    return made + piece(3, packet.body, along)
 
 
 def unpack(data: bytes) -> Packet:

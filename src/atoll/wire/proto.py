@@ -53,9 +53,9 @@ def number(field: int, value: int) -> bytes:
     return _varint(field << 3 | VARINT) + _varint(value)
 
 
-def piece(field: int, data: bytes | memoryview) -> bytes:
-    """A field that holds bytes: text, numbers packed, or a message."""
-    return b"".join((_varint(field << 3 | BYTES), _varint(len(data)), data))
+def piece(field: int, *data: bytes | bytearray | memoryview) -> bytes:
+    """A field that holds bytes, one part after the other: text, numbers packed, or a message."""
+    return b"".join((_varint(field << 3 | BYTES), _varint(sum(map(len, data))), *data))
 
 
 def _varint(value: int) -> bytes:
