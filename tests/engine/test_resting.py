@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from http.client import HTTPConnection
@@ -19,7 +20,7 @@ import psutil
 import pytest
 
 from atoll.control import up
-from atoll.control.engine import sensing
+from atoll.control.engine import resting, sensing
 from atoll.control.engine.parcels import keep_frames
 from atoll.control.engine.resting import Resting
 from atoll.control.engine.safe import opened
@@ -176,6 +177,20 @@ def test_who_asks_is_answered_whether_it_rests_or_not(tmp_path: Path) -> None:
             await asyncio.sleep(QUIET + 0.06 * (k - 1))
 
     node.play(story)
+
+
+def test_one_that_takes_its_time_to_end_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "import os, sys, time; os.close(1); sys.stdin.buffer.read(); time.sleep(0.5)"
+    monkeypatch.setattr(resting, "COMMAND", (sys.executable, "-c", slow))
+    node = Node(tmp_path)
+
+    async def story() -> None:
+        await until(lambda: node.resting.started == 1 and node.resting._process is None)
+        assert node.resting.awake
+
+    node.play(story)  # which looks for whoever is left
 
 
 def test_one_that_was_killed_is_started_again(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ pytestmark = pytest.mark.skipif(
 DIGITS = {
     **JOB,
     "data": {**JOB["data"], "name": "digits"},
-    "rounds": 4,
-    "learner": {"name": "softmax", "lr": 1.0},
+    "rounds": 12,
+    "learner": {"name": "softmax", "lr": 0.1},
     "algorithm": {"name": "fedavg"},
 }
 CANARY = {"shadow": 0, "canary": 0.5, "first": 1.0}

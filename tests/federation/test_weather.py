@@ -57,6 +57,13 @@ def test_a_run_outlives_that_all_who_could_be_asked_hold_back(tmp_path, seed) ->
     assert seer.state == "done"
 
 
+@pytest.mark.parametrize("seed", [2452, 4013, 4195])
+def test_who_told_its_loss_and_rests_from_that_is_waited_for(tmp_path, seed) -> None:
+    wrong, seer = run(weathered(tmp_path, seed))
+    assert not wrong
+    assert seer.state == "done"
+
+
 @pytest.mark.parametrize("block", range(3))
 def test_who_holds_back_is_not_asked_and_does_not_work(tmp_path, block) -> None:
     found, notices, work = {}, 0, 0

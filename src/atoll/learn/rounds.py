@@ -7,7 +7,7 @@ All three roles stand here: `coordinator`, `edge` and `client`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeAlias
@@ -259,8 +259,11 @@ def left_out(plan: Plan, now: Progress) -> tuple[int, ...]:
 async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ...]:
     """This round's cohort, of all clients but those that are left out."""
     held = () if plan.algorithm.private else await enough(p, plan, now)
+    tired: Callable[[], Iterable[int]] = tuple
 
     async def losses(clients: Sequence[int]) -> dict[int, float]:
+        nonlocal tired
+        tired = getattr(plan.children, "resting", tired)
         task = replace(_task(now, key, tuple(clients)), want="evaluate")
         found = (await plan.relay(p, task, TABLE)).partial or {}
         told = {c: m["loss"].value for c, m in found.items() if "loss" in m}
@@ -274,7 +277,12 @@ async def choose(p: Party, plan: Plan, now: Progress, key: Any) -> tuple[int, ..
     if out:
         sizes = sizes and [n for c, n in zip(clients, sizes, strict=True) if c not in out]
         clients = tuple(c for c in clients if c not in out)
-    return await plan.cohort.pick(Choice(clients, sizes, stream, losses))
+    chosen = await plan.cohort.pick(Choice(clients, sizes, stream, losses))
+    waited = 0.0
+    while set(chosen).intersection(tired()):  # from telling their losses
+        waited = await pause(p, plan, waited)
+    await pause(p, plan)
+    return chosen
 
 
 def held(plan: Plan) -> frozenset[int]:

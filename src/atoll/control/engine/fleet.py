@@ -117,6 +117,10 @@ class Fleet:
         known = ((name, self.clients.get(name)) for name in names)
         return [name for name, seen in known if seen is not None and seen.held]
 
+    def resting(self, names: Iterable[str]) -> list[str]:
+        """Which of these clients rest, and are here."""
+        return [name for name in self.held(names) if (seen := self.clients[name]).rests and seen.present]
+
     def rules(self, names: Iterable[str]) -> dict[str, int]:
         """By which rules of their own (power.py) how many of these clients hold back that are here."""
         here = (self.clients[name] for name in self.held(names))

@@ -40,6 +40,12 @@ class Homes(Mapping[str, Sequence[int]]):
             self._held = list(map(int, recorded.get("held", ())))
         return self._held
 
+    def resting(self) -> list[int]:
+        """Clients that are here and rest from work: they can be asked again before long."""
+        if self._recorded() is not None:  # whoever was waited for has rested
+            return []
+        return sorted(self._roster[name] for name in self._fleet.resting(self._roster))
+
     def waits(self, on: bool) -> str:  # noqa: FBT001  a fact that is told
         """A round waits, or does so no more; why it does, as an end of a sentence."""
         self.waiting = (self.waiting or self._clock()) if on else 0.0

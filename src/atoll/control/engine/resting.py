@@ -59,6 +59,7 @@ class Resting:
         self._running: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None  # None while it rests, or is about to
+        self._living: asyncio.subprocess.Process | None = None  # the same until it has ended
         self._calls: set[asyncio.Task[None]] = set()
         self._waiting: list[Told] = []  # for the next process
         self._told = 0
@@ -88,6 +89,8 @@ class Resting:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
+        if self._living is not None:  # it was about to rest
+            await ended(self._living)
         self._unlisten()
         for one in self._sockets:
             one.close()
@@ -157,7 +160,7 @@ class Resting:
         self.started += 1
         stdin = cast("asyncio.StreamWriter", process.stdin)
         stdin.write(framed(msgspec.msgpack.encode(self._begin)))
-        self._process, self._told = process, 0
+        self._process, self._living, self._told = process, process, 0
         waiting, self._waiting = self._waiting, []
         for told in waiting:
             self._tell(told)
@@ -169,6 +172,7 @@ class Resting:
             for call in self._calls:
                 call.cancel()
             await ended(process)
+        self._living = None
         return process.returncode or 0
 
     async def _hear(self, process: asyncio.subprocess.Process) -> None:
