@@ -64,6 +64,13 @@ def test_who_told_its_loss_and_rests_from_that_is_waited_for(tmp_path, seed) -> 
     assert seer.state == "done"
 
 
+def test_after_a_restart_nobody_is_posted_a_task_who_was_not(tmp_path) -> None:
+    """Who may be drawn changes all the while, and that nobody was is written nowhere but in what came next."""
+    wrong, seer = run(weathered(tmp_path, 5086))
+    assert not wrong
+    assert seer.state == "done"
+
+
 @pytest.mark.parametrize("block", range(3))
 def test_who_holds_back_is_not_asked_and_does_not_work(tmp_path, block) -> None:
     found, notices, work = {}, 0, 0

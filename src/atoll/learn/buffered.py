@@ -37,7 +37,20 @@ from ..core.protocol import Party
 from ..core.registry import part
 from ..core.transform import chain
 from .algorithm import Algorithm, Roles
-from .rounds import PATIENCE, Plan, Progress, apply, begin, evaluate, pause, report, update_points, why
+from .rounds import (
+    PATIENCE,
+    Plan,
+    Progress,
+    apply,
+    begin,
+    evaluate,
+    held,
+    pause,
+    posts,
+    report,
+    update_points,
+    why,
+)
 from .select import Everyone, Sample
 from .server import mean, positive, sgd
 
@@ -76,7 +89,7 @@ class Fleet:
 
     def look(self) -> None:
         """See who stands under which child now."""
-        self.holder = {c: peer for peer, clients in self.plan.children.items() for c in clients}
+        self.holder = {c: peer for peer, clients in posts(self.plan).items() for c in clients}
 
     async def fill(self, now: Progress, buffer: Buffer) -> None:
         """Draw clients, uniformly from the idle ones, until enough are in flight."""
@@ -84,7 +97,7 @@ class Fleet:
             self.look()
         busy = {client for client, _ in self.flights.values()} | buffer.used.keys()
         idle = [c for c in self.crew() if c not in busy and c in self.holder]
-        enough = concurrency(self.rule, self.plan, len(self.crew()))
+        enough = concurrency(self.rule, self.plan, max(len(self.crew()), self.rule.size))
         while idle and len(self.flights) < enough:
             draw = self.p.key.at("draw", self.turn).generator().integers(len(idle))
             self.turn += 1
@@ -100,11 +113,15 @@ class Fleet:
         """Bytes of models that a task brings down."""
         return wire(now.params)
 
-    def task(self, now: Progress, client: int) -> Task:
-        """What a client is asked."""
+    def below(self, client: int) -> tuple[int, ...]:
+        """For whom its task is."""
+        return (client,)
+
+    def task(self, now: Progress, client: int, below: tuple[int, ...]) -> Task:
+        """What a client is asked, for those below it."""
         points = self.points(now, self.rule.size)
         key, used = self.p.key.at("round", now.round), (now.used.get(client, -1),)
-        return Task(now.round, key, (client,), used, now.params, points, (client,))
+        return Task(now.round, key, below, used, now.params, points, (client,))
 
     def points(self, now: Progress, count: int) -> Points:
         """Binary points for a sum of so many updates, each of which weighs 1 at most."""
@@ -114,10 +131,10 @@ class Fleet:
         """What the answer to a task was summed by."""
         return self.plan.algorithm.rule.at(task.points, task.cohort, task.key)  # type: ignore[arg-type]
 
-    async def send(self, now: Progress, client: int) -> None:
-        """Post the model to a client."""
-        task = self.task(now, client)
-        number = await self.p.post(self.holder[client], task, deadline=self.plan.deadline)
+    async def send(self, now: Progress, client: int, below: tuple[int, ...] = ()) -> None:
+        """Post the model to a client; `below`: for whom, where it was posted before."""
+        task = self.task(now, client, below or self.below(client))
+        number = await self.p.post(self.holder.get(client, ""), task, deadline=self.plan.deadline)
         self.flights[number] = client, task
 
     async def landed(self) -> tuple[int, Task, Answer]:
@@ -149,14 +166,15 @@ class Fleet:
 
     def saved(self) -> Any:
         """All that `resume` needs: draws so far, who has which version, and those versions."""
-        out = [(client, task.round) for client, task in self.flights.values()]
+        out = [(client, task.round, list(task.clients)) for client, task in self.flights.values()]
         return self.turn, out, {task.round: task.params for _, task in self.flights.values()}
 
     async def resume(self, now: Progress) -> None:
-        """After a restart: the same clients again, each with the model it had."""
+        """After a restart: the same clients again, each with the model it had, in the same order."""
         self.turn, out, models = now.more
-        for client, version in ((c, v) for c, v in out if c in self.holder):
-            await self.send(replace(now, round=version, params=models[version]), client)
+        for client, version, *below in out:
+            here = tuple(below[0]) if below else ()
+            await self.send(replace(now, round=version, params=models[version]), client, here)
 
 
 @dataclass
@@ -223,7 +241,8 @@ async def coordinator(
     from .waiting import Ready  # made of what stands here
 
     fleet = (fly or (Ready if plan.algorithm.buffer else Fleet))(p, plan, rule)
-    concurrency(rule, plan, len(fleet.crew()))
+    if not held(plan):
+        concurrency(rule, plan, len(fleet.crew()))
     now = p.restored or begin(plan, p)
     if now.round == 0:
         await p.note({"round": 0, **await evaluate(p, plan, now)})
@@ -249,7 +268,7 @@ async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregat
                 continue
             waited = await pause(fleet.p, fleet.plan)
             failures = 0 if buffer.take(fleet, now, *await fleet.landed()) else failures + 1
-            if failures >= PATIENCE * len(fleet.crew()):
+            if failures >= PATIENCE * max(len(fleet.crew()), 1):
                 raise QuorumError(f"{failures} answers in a row contributed nothing. {why(buffer.failed)}")
         total = await fleet.total(now, buffer)
         if total is not None:

@@ -38,7 +38,7 @@ from . import buffered, rounds
 from .algorithm import Algorithm, Roles
 from .buffered import Buffered, Fleet, staleness_weight
 from .exchange import TABLE
-from .rounds import Plan, Progress, add, always, update_points
+from .rounds import Plan, Progress, add, always, posts, update_points
 from .server import mean, positive, sgd
 
 
@@ -210,7 +210,9 @@ class Edges(Fleet):
 
     def look(self) -> None:
         """See which edges there are, and who stands below each."""
-        self.holder = {number(name): name for name, clients in self.plan.children.items() if clients}
+        here = {name: tuple(sorted(clients)) for name, clients in posts(self.plan).items() if clients}
+        self.holder = {number(name): name for name in here}
+        self.under = {number(name): clients for name, clients in here.items()}
 
     def crew(self) -> tuple[int, ...]:
         """Every edge."""
@@ -218,13 +220,15 @@ class Edges(Fleet):
 
     def down(self, now: Progress, client: int) -> int:
         """Bytes of models that go down for one task of an edge, to its clients too."""
-        edge = self.holder[client]
-        clients = self.plan.children[edge]
-        return models(self.tier, clients, {edge: clients}) * wire(now.params)
+        clients = self.under[client]
+        return models(self.tier, clients, {self.holder[client]: clients}) * wire(now.params)
 
-    def task(self, now: Progress, client: int) -> Task:
+    def below(self, client: int) -> tuple[int, ...]:
+        """All clients below an edge."""
+        return self.under[client]
+
+    def task(self, now: Progress, client: int, below: tuple[int, ...]) -> Task:
         """What an edge is asked: its own number as the cohort, all below it as the clients."""
-        below = tuple(sorted(self.plan.children[self.holder[client]]))
         points = update_points(self.plan, now.params, len(below))
         used = (now.used.get(client, -1),) * len(below)
         return Task(now.round, self.p.key.at("round", now.round), below, used, now.params, points, (client,))

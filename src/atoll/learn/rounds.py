@@ -298,6 +298,12 @@ def steps(children: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
     return found
 
 
+def posts(plan: Plan) -> Mapping[str, Sequence[int]]:
+    """The children for tasks that are posted: a mapping that changes is, after a restart, as it was."""
+    found: Callable[[], Mapping[str, Sequence[int]]] = getattr(plan.children, "posts", lambda: plan.children)
+    return found()
+
+
 async def enough(p: Party, plan: Plan, now: Progress) -> frozenset[int]:
     """Who holds back, once there are others enough for a cohort. A promise of privacy counts on draws from
     all: there they are drawn as well, and missing.

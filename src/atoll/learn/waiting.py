@@ -64,10 +64,10 @@ class Ready(Fleet):
     step: int = -1
     tries: int = 0
 
-    def task(self, now: Progress, client: int) -> Task:
+    def task(self, now: Progress, client: int, below: tuple[int, ...]) -> Task:
         """As any fleet's, but for the answer: an update without numbers, that counts as one."""
         points = Points(NOTHING, (), 1.0, self.rule.size, wide=False)
-        return replace(super().task(now, client), points=points, cohort=tuple(range(self.rule.size)))
+        return replace(super().task(now, client, below), points=points, cohort=tuple(range(self.rule.size)))
 
     def update(self, now: Progress, task: Task, answer: Answer) -> Reply:
         """No numbers, of weight 1."""

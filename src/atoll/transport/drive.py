@@ -241,6 +241,7 @@ class Drive:
         self._adopt: dict[int, str] = {}  # of those, the ones an earlier life made before its checkpoint
         self._broken: BaseException | None = None
         self._requests = 0
+        self._landed = 0  # posts that came back since the last checkpoint
         self._notes = 0
         self._records: list[_Record] = []
         self._writer: asyncio.Task[None] | None = None
@@ -282,6 +283,12 @@ class Drive:
         """The context kept with the request that comes next, maybe posted again, if the journal has it."""
         found = self._past.asked.get(min(self._adopt, default=self._requests))
         return None if found is None else found.get("context", {})
+
+    def posts(self) -> bool:
+        """Whether the role may post now: it did at this point, where the journal knows what it asked next."""
+        found = self._past.asked.get(self._requests)
+        after = None if found is None else found.get("after")
+        return bool(self._adopt) or after is None or after == self._landed
 
     def table(self) -> dict[int, dict[str, Any]]:
         """Open requests: who is waited for, who replied, until when."""
@@ -518,6 +525,7 @@ class Drive:
                 await self._ask(o, messages, quorum, deadline)
                 return await o.done  # type: ignore[misc]
             case op.Post(peer, body, deadline):
+                peer = next(iter(self._adopt.values()), peer)  # it goes where it went
                 return await self._ask(_Open(_first, None, peer), {peer: body}, 1, deadline)
             case op.Next():
                 return await self._next()
@@ -549,7 +557,8 @@ class Drive:
             await self._again(request, o, was, len(messages), quorum)
             return request
         if request not in self._past.asked:
-            detail = {"peers": sorted(messages), "context": dict(self._context())}
+            after = self._landed if o.posted else -1
+            detail = {"peers": sorted(messages), "context": dict(self._context()), "after": after}
             hit(_ASKED[0])
             await self._record(lambda: self._journal.asked(request, detail))
             hit(_ASKED[1])
@@ -567,7 +576,7 @@ class Drive:
 
     def _number(self, posted: str) -> int:
         """The next request's; a role that goes on from a checkpoint posts again what was in flight then."""
-        request = next((r for r, peer in self._adopt.items() if posted and peer == posted), self._requests)
+        request = min(self._adopt, default=self._requests) if posted else self._requests
         if self._adopt.pop(request, None) is None:
             self._requests += 1
         if posted:
@@ -589,11 +598,16 @@ class Drive:
     async def _next(self) -> op.Posted:
         """Posts come back in the order in which they closed, the recorded ones first."""
         self._adopt.clear()  # whoever waits has posted again what was in flight
+        landed = await self._back()
+        self._landed += 1
+        del self._flying[landed.number]
+        return landed
+
+    async def _back(self) -> op.Posted:
         if self._replay:
             order = {request: place for place, request in enumerate(self._past.closed)}
             first = min(self._replay, key=lambda posted: order[posted.number])
             self._replay.remove(first)
-            del self._flying[first.number]
             return first
         while not self._posted:
             await self._settle()
@@ -603,12 +617,11 @@ class Drive:
                 raise self._broken
             self._arrived.clear()
             await self._arrived.wait()
-        landed = self._posted.popleft()
-        del self._flying[landed.number]
-        return landed
+        return self._posted.popleft()
 
     async def _save(self, state: Any) -> None:
         requests, notes, keep = self._requests, self._notes, sorted(self._flying)
+        self._landed = 0
         data = await self._work(lambda: self._dump(state))
         hit(_SAVED[0])
         self._later(lambda: self._journal.checkpoint(data, requests, notes, keep), lambda _: hit(_SAVED[1]))

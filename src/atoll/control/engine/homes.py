@@ -67,6 +67,10 @@ class Homes(Mapping[str, Sequence[int]]):
         """The same for steps of an exchange, which whoever rests after work still answers."""
         return Steps(self)
 
+    def posts(self) -> Mapping[str, Sequence[int]]:
+        """The same for tasks that are posted: nobody where, before a restart, nobody was posted one now."""
+        return self.now() if self.drive is None or self.drive.posts() else {}
+
     def now(self, *, steps: bool = False) -> dict[str, list[int]]:
         """The mapping as it is for the next request."""
         self._again, self._steps = False, steps
