@@ -30,6 +30,22 @@ def test_the_way_reported_last_counts_and_the_one_before_takes_over() -> None:
     assert fleet.homes({"c": 0}, here=True) == {}
 
 
+def test_what_it_says_counts_by_the_way_it_came_last() -> None:
+    fleet, rests = Fleet(), {"held": "it rests after work", "rule": "duty"}
+    fleet.joined("edge-a", "edge", {"below": {"c": ROWS}})
+    fleet.joined("c", "client", ROWS)
+    fleet.told("c", rests)
+    fleet.below("edge-a", {"c": ROWS})  # which has not noticed that it left
+    assert fleet.held(["c"]) == fleet.resting(["c"]) == ["c"]
+    fleet.left("c")
+    assert fleet.held(["c"]) == []
+    fleet.below("edge-a", {"c": {**ROWS, "power": rests}})
+    assert fleet.resting(["c"]) == ["c"]
+    fleet.left("edge-a")
+    assert fleet.held(["c"]) == ["c"], "what was heard last is remembered"
+    assert fleet.resting(["c"]) == [], "but nobody waits for it"
+
+
 def test_homes_are_found_anew_when_the_fleet_has_changed() -> None:
     fleet = Fleet()
     homes = Homes(fleet, {"c": 0, "d": 1})

@@ -37,6 +37,7 @@ from ..core.protocol import Party
 from ..core.registry import part
 from ..core.transform import chain
 from .algorithm import Algorithm, Roles
+from .failure import HELD
 from .rounds import (
     PATIENCE,
     Plan,
@@ -258,8 +259,10 @@ async def coordinator(
 
 
 async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregator]:
-    """A full buffer and its sum. Raises QuorumError if clients fail again and again."""
-    buffer, failures, waited = Buffer(), 0, 0.0
+    """A full buffer and its sum. Raises QuorumError if clients fail again and again, the later where they
+    hold back by their own policy.
+    """
+    buffer, empty, failures, waited = Buffer(), 0, 0.0, 0.0
     while True:
         while len(buffer.replies) < fleet.rule.size:
             await fleet.fill(now, buffer)
@@ -267,9 +270,14 @@ async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregat
                 waited = await pause(fleet.p, fleet.plan, waited)
                 continue
             waited = await pause(fleet.p, fleet.plan)
-            failures = 0 if buffer.take(fleet, now, *await fleet.landed()) else failures + 1
+            client, task, answer = await fleet.landed()
+            if buffer.take(fleet, now, client, task, answer):
+                empty, failures = 0, 0.0
+                continue
+            empty += 1
+            failures += 0.01 if all(HELD in said for said in answer.failed.values()) else 1.0
             if failures >= PATIENCE * max(len(fleet.crew()), 1):
-                raise QuorumError(f"{failures} answers in a row contributed nothing. {why(buffer.failed)}")
+                raise QuorumError(f"{empty} answers in a row contributed nothing. {why(buffer.failed)}")
         total = await fleet.total(now, buffer)
         if total is not None:
             return buffer, *total

@@ -78,12 +78,14 @@ class Agent:
         self._vault = vault
         self._spent: list[str] = []  # receipts of budgets that the parent has heard of
         self._about: Mapping[str, Any] = {}
+        self._greeted: Mapping[str, Any] = {}  # what it said of its power as it came
 
     def about(self) -> Mapping[str, Any]:
         """What the federation may know of this site: figures and names."""
         if not self.upkeep.needed:
             return self._about
-        return {**self._about, "power": self.upkeep.about(), "busy": self.uplink.asks}
+        self._greeted = self.upkeep.about()
+        return {**self._about, "power": self._greeted, "busy": self.uplink.asks}
 
     async def serve(self) -> None:
         """Join, then answer until told to stop."""
@@ -172,6 +174,8 @@ class Agent:
     def _opened(self) -> None:
         self._spent = []
         self._tell_spent()
+        if self.upkeep.needed and (power := self.upkeep.about()) != self._greeted:
+            self.uplink.send("power", power)
         if self.serving is not None:
             self.serving.report()
 

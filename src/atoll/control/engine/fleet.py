@@ -17,13 +17,14 @@ from typing import Any
 @dataclass(slots=True)
 class Seen:
     """One client: what it says `about` itself (its data, versions), and the ways to it with the order in
-    which they were reported. `last`: the way that was there last.
+    which they were reported. `last`: the way that was there last. `said`: what it says by each way.
     """
 
     name: str
     about: dict[str, Any] = field(default_factory=dict)
     ways: dict[str, int] = field(default_factory=dict)
     last: str = ""
+    said: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def present(self) -> bool:
@@ -93,12 +94,15 @@ class Fleet:
             if way in seen.ways and name not in clients:
                 seen.last = seen.via
                 del seen.ways[way]
+                seen.said.pop(way, None)
         for name, about in clients.items():
             seen = self.clients.setdefault(name, Seen(name))
-            seen.about = dict(about)
+            seen.said[way] = dict(about)
             if way not in seen.ways:
                 seen.ways[way] = next(self._order)
             seen.last = seen.via
+        for seen in self.clients.values():  # by the way it came last: an older one may not know that it left
+            seen.about = seen.said.get(seen.via, seen.about)
         return [
             (n, via) for n, via in before.items() if self.clients[n].present and self.clients[n].via != via
         ]
@@ -108,7 +112,8 @@ class Fleet:
         seen = self.clients.get(name)
         if seen is None or name not in seen.ways:
             return False
-        seen.about = {**seen.about, "power": dict(power)}
+        seen.said[name] = {**seen.said.get(name, seen.about), "power": dict(power)}
+        seen.about = seen.said.get(seen.via, seen.about)
         self.changes += 1
         return True
 
