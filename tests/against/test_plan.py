@@ -80,6 +80,42 @@ class Gru(nn.Module):
         return self.f(self.g(x)[0][:, -1])
 
 
+class Decoder(nn.Module):
+    """Transposed convolution (strided, padded, grouped, with rows no window reached)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1, groups=2)
+        self.b, self.f = nn.ConvTranspose2d(4, 3, 2), nn.Linear(3 * 81, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.f(self.b(F.elu(self.a(x))).flatten(1))
+
+
+class Lstm(nn.Module):
+    """An LSTM over five moments, what it ends with, and a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g, self.f = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.f(F.silu(self.g(x)[0][:, -1]))
+
+
+class Heads(nn.Module):
+    """Two heads of attention over five moments, GroupNorm, and the mean of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.MultiheadAttention(4, 2, batch_first=True), nn.GroupNorm(2, 4)
+        self.f = nn.Linear(4, 3)
+
+    def forward(self, x: Any) -> Any:
+        x = x + self.a(x, x, x, need_weights=False)[0]
+        return self.f(self.n(x.transpose(1, 2)).mean(2))
+
+
 def mlp() -> Any:
     return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
 
@@ -92,6 +128,9 @@ CASES = {
         Dense, (6,), SGD, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
     ),
     "gru": (Gru, (5, 4), {"momentum": 0.9}, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
+    "decoder": (Decoder, (2, 4, 4), {}, lambda p: torch.optim.SGD(p, 0.1)),
+    "lstm": (Lstm, (5, 4), {}, lambda p: torch.optim.SGD(p, 0.1)),
+    "heads": (Heads, (5, 4), {}, lambda p: torch.optim.SGD(p, 0.1)),
     "adam": (mlp, (6,), ADAM, lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.01)),
     "adamw": (
         mlp, (6,), {**ADAM, "optimizer": "adamw"}, lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.01),

@@ -1,7 +1,7 @@
 """Backward operators written with operators every ONNX runtime has.
 
 Each rule is the transpose of its forward map, so no runtime needs a training package. Groups,
-strides, padding and dilation are honoured; transposed convolutions are left, and so refused.
+strides, padding and dilation are honoured.
 """
 
 # ruff: noqa: FBT001  the signatures are ATen's
@@ -23,6 +23,7 @@ def rules() -> dict[Any, Callable[..., Any]]:
     table[aten.convolution_backward.default] = _convolution
     table[aten.max_pool2d_with_indices_backward.default] = _max_pool
     table[aten.avg_pool2d_backward.default] = _avg_pool
+    table[aten.empty_like.default] = lambda x, **_: torch.zeros_like(x)  # which is filled next, as for SiLU
     return table
 
 
@@ -30,11 +31,13 @@ def _convolution(
     g: Tensor, x: Tensor, w: Tensor, _bias: Any, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, _output: Any, groups: int, wanted: Sequence[bool],
 ) -> Any:  # fmt: skip
-    if transposed:
-        return NotImplemented
-    axes = [*range(2, g.dim())]
-    to_x = _to_input(g, x, w, stride, padding, dilation, groups) if wanted[0] else None
-    to_w = _to_weight(g, x, w, stride, padding, dilation, groups) if wanted[1] else None
+    axes, there = [*range(2, g.dim())], (stride, padding, dilation)
+    if transposed:  # of which the plain one is the backward
+        to_x = aten.convolution(g, w, None, *there, False, [0] * len(axes), groups) if wanted[0] else None
+        to_w = _to_weight(x, g, w, *there, groups) if wanted[1] else None
+    else:
+        to_x = _to_input(g, x, w, *there, groups) if wanted[0] else None
+        to_w = _to_weight(g, x, w, *there, groups) if wanted[1] else None
     return to_x, to_w, g.sum([0, *axes]) if wanted[2] else None
 
 

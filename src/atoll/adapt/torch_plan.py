@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,10 +118,26 @@ def _traced(run: Any, inputs: Sequence[Any], takes: list[str], gives: Gives) -> 
 
     from .torch_backward import rules
 
-    traced = make_fx(torch.func.functionalize(run), decomposition_table=rules())(*inputs)
+    with _plain():
+        traced = make_fx(torch.func.functionalize(run), decomposition_table=rules())(*inputs)
     calls = {str(node.target) for node in traced.graph.nodes if node.op == "call_function"}
     _refuse(sorted(filter(_foreign, calls)))
     return _to_onnx(traced.eval(), tuple(inputs), takes, gives)
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Layers in the operators they are made of, not in one of a library of this processor's."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    switch: Any = torch.backends.mkldnn.set_flags
+    before = switch(False)[0]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        switch(before)
 
 
 def _foreign(name: str) -> bool:
@@ -153,7 +170,7 @@ def _to_onnx(
     from .torch_plan_cut import cut
 
     try:
-        with warnings.catch_warnings():
+        with _plain(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter to its own authors
             program = torch.onnx.export(
                 module,

@@ -56,6 +56,7 @@ from .select import Everyone, Sample
 from .server import mean, positive, sgd
 
 Staleness: TypeAlias = Literal["polynomial", "hinge", "constant"]
+HELD_BACK = 0.01  # of a failure: who may not work now says so as often as its word is not heard in time
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregat
                 empty, failures = 0, 0.0
                 continue
             empty += 1
-            failures += 0.01 if all(HELD in said for said in answer.failed.values()) else 1.0
+            failures += HELD_BACK if all(HELD in said for said in answer.failed.values()) else 1.0
             if failures >= PATIENCE * max(len(fleet.crew()), 1):
                 raise QuorumError(f"{empty} answers in a row contributed nothing. {why(buffer.failed)}")
         total = await fleet.total(now, buffer)
