@@ -219,6 +219,17 @@ def test_a_folder_of_classes_as_slices_and_as_volumes(tmp_path) -> None:
     assert half.train.x.shape == (4, 1, 10, 4, 4)
 
 
+def test_a_holdout_is_of_patients(tmp_path) -> None:
+    """As slices of constant volumes: which patient an image is of stands in its pixels."""
+    for number in range(8):
+        series(tmp_path / ("ill" if number % 2 else "well"), np.full((4, 4, 4), number + 1), number)
+    data = load_data(tmp_path, shape=(4, 4), intensity="stored")
+    (site,) = sites = at.partition(data, clients=1, holdout=0.25, seed=2)
+    trained, tested = ({int(x.max()) for x in rows.x} for rows in (site, sites.tests[0]))
+    assert (len(trained), len(tested)) == (6, 2)
+    assert trained.isdisjoint(tested)
+
+
 def test_labels_by_pseudonym(tmp_path) -> None:
     for number in range(3):
         series(tmp_path, rng.integers(0, 9, (1, 4, 4)), number)

@@ -59,6 +59,42 @@ def same(a: Sites, b: Sites) -> bool:
     )
 
 
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=30),
+    clients=st.integers(1, 4),
+    seed=st.integers(0, 2**40),
+    share=st.sampled_from([0.1, 0.25, 0.5, 0.9]),
+)
+def test_a_subject_is_on_one_side(sizes: list[int], clients: int, seed: int, share: float) -> None:
+    """None is in both; and what is kept is as near to the share as whole subjects allow."""
+    dice = np.random.default_rng(seed)
+    subject = dice.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    x = np.column_stack([subject, np.arange(len(subject))]).astype(float)
+    y = (subject * 7 % 3) % 2
+    names = subject.astype(str)
+    data = Dataset("s", Examples(x, y), classes=("a", "b"), subjects=names)
+    clients = min(clients, len(sizes))
+    owner = subject % clients
+    sites = partition(data, clients, lambda *_: owner, seed, share)
+    tests = sites.tests or [Examples(x[:0], y[:0])] * clients
+    for k, (train, test) in enumerate(zip(sites, tests, strict=True)):
+        assert set(train.x[:, 0]).isdisjoint(test.x[:, 0])
+        assert len(train) + len(test) == (owner == k).sum()
+        assert len(train)
+        largest = max(n for one, n in enumerate(sizes) if one % clients == k)
+        assert abs(len(test) - share * (owner == k).sum()) <= largest
+
+
+def test_subjects_of_each_label_are_kept() -> None:
+    subject = np.repeat(np.arange(40), 5)
+    data = Dataset(
+        "s", Examples(subject[:, None], subject % 2), classes=("a", "b"), subjects=subject.astype(str)
+    )
+    (test,) = partition(data, 1, seed=3, holdout=0.25).tests
+    assert np.bincount(test.y).tolist() == [25, 25]
+    assert len(set(test.x[:, 0])) == 10
+
+
 @pytest.mark.parametrize("name", PARTITIONERS)
 @given(
     n=st.integers(40, 200),

@@ -57,7 +57,9 @@ def partition(
     `seed`: equal seeds give equal bytes.
     `holdout`: the part of each client's rows kept as its own test rows, 0 <= holdout < 1, spread
     over the labels as evenly as whole rows allow and never a client's only row; by default 0 where
-    the dataset brings test rows, else 0.2.
+    the dataset brings test rows, else 0.2. Where the dataset names its rows' subjects, whole subjects of a
+    client are kept, and never its only one: a model is not tested on patients that it has learnt from. (A
+    partitioner that gives one subject's rows to several clients takes them apart before.)
     The pooled test is the dataset's own, or else all clients' test rows. Where the dataset names
     the site of its test rows too and is divided by those sites, each client gets its own.
     Raises ConfigError for values out of range, or more clients than rows.
@@ -107,6 +109,8 @@ def _held_out(
     if share == 0:
         return held
     label = strata(dataset.train.y, dataset.task)
+    if dataset.subjects is not None:
+        return _subjects_held(dataset.subjects, label, owner, share, rng)
     order = np.lexsort((rng.random(len(owner)), label, owner))  # by client, then label, then at random
     start = _offsets(np.bincount(owner, minlength=clients))
     for a, b in pairwise(start):
@@ -114,6 +118,31 @@ def _held_out(
         if take > 0:  # evenly spaced in label order: each label gives its share to within one row
             held[order[a + ((np.arange(take) + rng.random()) * (b - a) / take).astype(np.int64)]] = True
     return held
+
+
+def _subjects_held(
+    subjects: Array, label: Array, owner: Array, share: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """(n,) whole subjects of each client, in the order of their labels and at random among those of one: each
+    that brings the client's kept rows nearer to its share of those seen so far.
+    """
+    _, own = np.unique(subjects, return_inverse=True)
+    pairs, member = np.unique(np.column_stack([owner, own]), axis=0, return_inverse=True)
+    member = member.reshape(-1)
+    sizes = np.bincount(member)
+    common = np.bincount(member, weights=label) / sizes  # about the label of most of its rows
+    order = np.lexsort((rng.random(len(pairs)), common, pairs[:, 0]))
+    test = np.zeros(len(pairs), bool)
+    for a, b in pairwise(_offsets(np.bincount(pairs[:, 0]))):
+        seen = kept = 0
+        for one in order[a:b]:
+            seen += int(sizes[one])
+            if kept + sizes[one] / 2 <= share * seen:
+                kept += int(sizes[one])
+                test[one] = True
+        if b > a and test[order[a:b]].all():
+            test[order[a]] = False
+    return test[member]
 
 
 def _sites(dataset: Dataset, deal: Deal, names: tuple[str, ...], held: NDArray[np.bool_]) -> Sites:

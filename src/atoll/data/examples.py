@@ -69,6 +69,8 @@ class Dataset:
     `train`, `test`: Examples; `test` is None where the source has no split of its own.
     `task`: "classes" (y counts from 0 in the order of `classes`) or "regression".
     `sites`, `test_sites`: (n,) the natural client of each row, by name, or None.
+    `subjects`: (n,) whom or what each training row is about (a patient, a machine), by name, or None: all
+    rows of one are on one side of a holdout.
     `source`, `licence`: where the data come from and on what terms.
     Raises DataError where these do not fit together.
     """
@@ -82,6 +84,7 @@ class Dataset:
     test_sites: NDArray[np.str_] | None = None
     source: str = ""
     licence: str = ""
+    subjects: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -89,6 +92,8 @@ class Dataset:
         for rows, sites in ((self.train, self.sites), (self.test, self.test_sites)):
             if sites is not None and (rows is None or sites.shape != rows.y.shape):
                 raise DataError(f"{self.name}: sites must name the client of every row, once each")
+        if self.subjects is not None and self.subjects.shape != self.train.y.shape:
+            raise DataError(f"{self.name}: subjects must name whom each training row is about, once each")
         if self.test is not None and self.test.x.shape[1:] != self.train.x.shape[1:]:
             raise DataError(
                 f"{self.name}: training rows have shape {self.train.x.shape[1:]},"

@@ -70,6 +70,7 @@ def dicom(
         Examples(np.stack(seen.images)[:, None], y),
         classes=classes,
         source=f"{said}, {seen.aside.total()} set aside" if seen.aside else said,
+        subjects=np.array(seen.patients, dtype=np.str_),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob as globbing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,22 @@ _FEW = 20  # different whole numbers up to which a target is taken for classes
 _RULES = ("keep", "drop", "mean")
 
 
+class Named(NamedTuple):
+    """Columns by what they are; see `csv`."""
+
+    target: str
+    site: str | None
+    subject: str | None
+    features: Sequence[str] | None
+
+
 @part("data")
 def csv(
     path: str | Path,
     *,
     target: str,
     site: str | None = None,
+    subject: str | None = None,
     features: Sequence[str] | None = None,
     task: str | None = None,
     missing: str = "keep",
@@ -37,14 +47,16 @@ def csv(
     """Your CSV file, folder of `*.csv` or glob, with a header line.
 
     `target`: the column to predict. `site`: the column that names each row's client, or "file" for
-    one client per file (the default where there are several files). `features`: the columns to
-    learn from, by default all the others; they must be numbers.
+    one client per file (the default where there are several files). `subject`: the column that names
+    whom or what a row is about, as a patient: all rows of one are on one side of a holdout. `features`: the
+    columns to learn from, by default all the others; they must be numbers.
     `missing`: "keep" NaN and infinite cells (training then refuses), "drop" their rows, or put the "mean" of
     that column at the row's own site, so that no site learns from another by it.
     Raises DataError, naming file, column and line and never a cell, if the data do not fit;
     ConfigError for an unknown option.
     """
-    return _load(path, "*.csv", lambda p, w: read_csv(p, w, delimiter), target, site, features, task, missing)
+    named = Named(target, site, subject, features)
+    return _load(path, "*.csv", lambda p, w: read_csv(p, w, delimiter), named, task, missing)
 
 
 @part("data")
@@ -53,12 +65,13 @@ def parquet(
     *,
     target: str,
     site: str | None = None,
+    subject: str | None = None,
     features: Sequence[str] | None = None,
     task: str | None = None,
     missing: str = "keep",
 ) -> Dataset:
     """Your Parquet file, folder of `*.parquet` or glob; options as in csv. Needs polars or pyarrow."""
-    return _load(path, "*.parquet", read_parquet, target, site, features, task, missing)
+    return _load(path, "*.parquet", read_parquet, Named(target, site, subject, features), task, missing)
 
 
 def arrays(
@@ -86,15 +99,14 @@ def _load(
     path: str | Path,
     pattern: str,
     read: Callable[[Path, Sequence[str] | None], Mapping[str, Array]],
-    target: str,
-    site: str | None,
-    features: Sequence[str] | None,
+    named: Named,
     task: str | None,
     missing: str,
 ) -> Dataset:
     files = _files(path, pattern)
+    target, site, subject, features = named
     by_file = site == "file" or (site is None and len(files) > 1)
-    extra = [target] if site is None or by_file else [target, site]
+    extra = [target, *([] if site is None or by_file else [site]), *([] if subject is None else [subject])]
     wanted = None if features is None else [*dict.fromkeys([*features, *extra])]
     tables = [read(file, wanted) for file in files]
     for file, table in zip(files, tables, strict=True):
@@ -109,13 +121,15 @@ def _load(
     targets = [table[target] for table in tables]
     if any(column.dtype.kind != "f" for column in targets):
         targets = [text_column(column) for column in targets]
+    whose = None if subject is None else np.concatenate([text_column(table[subject]) for table in tables])
     sites = None
     if by_file:
         sites = np.repeat(_stems(files), [len(rows) for rows in parts])
     elif site is not None:
         sites = np.concatenate([text_column(table[site]) for table in tables])
     name = Path(path).stem if len(files) == 1 else Path(path).name
-    return _dataset(name, np.concatenate(parts), np.concatenate(targets), sites, columns, task, missing)
+    x, y = np.concatenate(parts), np.concatenate(targets)
+    return _dataset(name, x, y, sites, columns, task, missing, whose)
 
 
 def _files(path: str | Path, pattern: str) -> list[Path]:
@@ -157,6 +171,7 @@ def _dataset(
     columns: tuple[str, ...],
     task: str | None,
     missing: str,
+    subjects: Array | None = None,
 ) -> Dataset:
     if missing not in _RULES:
         raise ConfigError(
@@ -166,6 +181,8 @@ def _dataset(
         raise ConfigError(f'task is "classes" or "regression", got {task!r}', "$.task")
     if sites is not None:
         _known(name, sites != "", "site", drop=False)
+    if subjects is not None:
+        _known(name, subjects != "", "subject", drop=False)
     here = target != "" if target.dtype.kind == "U" else np.isfinite(target)
     _known(name, here, "target", drop=missing == "drop")
     if missing == "drop":
@@ -173,15 +190,17 @@ def _dataset(
     elif missing == "mean":
         x = _mean_filled(x, np.zeros(len(x), np.str_) if sites is None else sites, columns)
     if not here.all():
-        x, target, sites = x[here], target[here], None if sites is None else sites[here]
+        x, target = x[here], target[here]
+        sites, subjects = (None if own is None else own[here] for own in (sites, subjects))
     kind, classes, y = _target(target, task)
-    return Dataset(name, Examples(x, y, columns), task=kind, classes=classes, sites=sites)
+    rows = Examples(x, y, columns)
+    return Dataset(name, rows, task=kind, classes=classes, sites=sites, subjects=subjects)
 
 
 def _known(name: str, here: Array, what: str, *, drop: bool) -> None:
     if not drop and not here.all():
         advice = (
-            ', fill it in or load with missing="drop"' if what == "target" else ", name a site in each row"
+            ', fill it in or load with missing="drop"' if what == "target" else f", name a {what} in each row"
         )
         raise DataError(f"{name}: {int((~here).sum())} rows have no {what}{advice}")
 
