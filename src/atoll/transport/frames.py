@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from ..core.errors import CodecError, IntegrityError, StateError
 from ..wire.plain import FRAME, HEADER, PREFIX, Bytes, payload
+from ..wire.proto import fields
 
 WHOLE = FRAME + HEADER  # bytes of every frame but the head's and the last
 
@@ -46,46 +47,21 @@ def announced(head: bytes | memoryview) -> Announced:
 
     Raises CodecError where it is not a sequence of protobuf fields with these two, once each.
     """
-    found: dict[int, int | bytes] = {}
-    at = 0
-    while at < len(head):
-        tag, at = _varint(head, at)
-        field, kind = tag >> 3, tag & 7
-        if kind == 0 and field == 5:
-            value, at = _varint(head, at)
-            _once(found, field, value)
-        elif kind == 2:
-            length, at = _varint(head, at)
-            if length > len(head) - at:
-                break
-            if field == 6:
-                _once(found, field, bytes(head[at : at + length]))
-            at += length
-        else:
-            break
-    size, digest = found.get(5, 0), found.get(6, b"")
-    if at != len(head) or not isinstance(size, int) or not isinstance(digest, bytes) or len(digest) != 32:
+    found: dict[int, list[int | bytes]] = {5: [], 6: []}
+    try:
+        for field, value in fields(memoryview(head)):
+            if value is None or isinstance(value, int) != (field == 5):
+                raise ValueError
+            if field in found:
+                found[field].append(value if isinstance(value, int) else bytes(value))
+    except (ValueError, IndexError):
+        raise CodecError("the head is not the protobuf message of wire.proto") from None
+    if max(map(len, found.values())) > 1:
+        raise CodecError("the head says the size or the hash of its buffer twice")
+    (size,), (digest,) = found[5] or [0], found[6] or [b""]
+    if not isinstance(size, int) or size >> 64 or not isinstance(digest, bytes) or len(digest) != 32:
         raise CodecError("the head is not the protobuf message of wire.proto")
     return Announced(size, digest)
-
-
-def _once(found: dict[int, int | bytes], field: int, value: int | bytes) -> None:
-    if field in found:
-        raise CodecError("the head says the size or the hash of its buffer twice")
-    found[field] = value
-
-
-def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80 and value < 1 << 64:
-            return value, at
-    raise CodecError("the head is not the protobuf message of wire.proto")
 
 
 Opened: TypeAlias = Callable[[Path], RawIOBase]
