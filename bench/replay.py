@@ -1,5 +1,5 @@
-"""A world replayed: `python -m bench replay [--json FILE] [--stations N]`. Needs the Beijing stations in
-$ATOLL_DATA.
+"""A world replayed: `python -m bench replay [--json FILE] [--stations N] [--cores N]`. Needs the Beijing
+stations in $ATOLL_DATA.
 
 Twelve stations, hourly, March 2013 to February 2017 (Chen 2019, UCI 501): PM2.5 from the other columns and
 the time. One network is learnt federally from the first year. From then on every station is replayed hour
@@ -16,9 +16,12 @@ import gzip
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -182,20 +185,25 @@ def replay(one: Station, node: Node, mean: Rows, spread: Rows) -> Replayed:
     return told
 
 
-def figures(count: int, seed: int) -> Iterator[Figure]:
-    """Each station's, and the means."""
+def figures(count: int, seed: int, cores: int) -> Iterator[Figure]:
+    """Each station's as it comes, and the means."""
     folder = Path(os.environ.get("ATOLL_DATA", "")) / "air_quality_beijing"
     paths = sorted(folder.glob("PRSA_Data_*.csv.gz"))[:count]
     if not paths:
         raise SystemExit(f"no stations in {folder}: set ATOLL_DATA to the data folder")
     stations = [station(path) for path in paths]
     learner, params, mean, spread = learnt(stations, seed)
+    nodes = [Node(learner, params, one.x.shape[1], seed) for one in stations]
+    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+        yield from _figures(pool.map(partial(replay, mean=mean, spread=spread), stations, nodes))
+
+
+def _figures(replays: Iterable[Replayed]) -> Iterator[Figure]:
     found = []
-    for one in stations:
-        told = replay(one, Node(learner, params, one.x.shape[1], seed), mean, spread)
-        found.append(told.rmse)
-        static, renewed = told.rmse
-        of = f"static {static:.2f}; {told.raised} alarms, {told.tuned} fine-tunes, {told.swapped} swaps"
+    for one in replays:
+        found.append(one.rmse)
+        static, renewed = one.rmse
+        of = f"static {static:.2f}; {one.raised} alarms, {one.tuned} fine-tunes, {one.swapped} swaps"
         yield Figure(f"{one.name}: RMSE, renewed", renewed, "µg/m³", 1.01 * static, of)
     static, renewed = np.mean(found, axis=0)
     yield Figure("mean RMSE, renewed", float(renewed), "µg/m³", float(static), f"static {static:.2f}")
@@ -206,9 +214,10 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench replay", description=__doc__)
     parser.add_argument("--stations", type=int, default=12, help="so many of the twelve")
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=1, help="stations at once")
     parser.add_argument("--json", type=Path, help="write the figures there")
     asked = parser.parse_args(words)
-    return told(figures(asked.stations, asked.seed), asked.json)
+    return told(figures(asked.stations, asked.seed, asked.cores), asked.json)
 
 
 if __name__ == "__main__":
