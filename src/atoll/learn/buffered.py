@@ -263,7 +263,7 @@ async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregat
     """A full buffer and its sum. Raises QuorumError if clients fail again and again, the later where they
     hold back by their own policy.
     """
-    buffer, empty, failures, waited = Buffer(), 0, 0.0, 0.0
+    buffer, empty, failures, waited, crew = Buffer(), 0, 0.0, 0.0, 1
     while True:
         while len(buffer.replies) < fleet.rule.size:
             await fleet.fill(now, buffer)
@@ -277,7 +277,8 @@ async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregat
                 continue
             empty += 1
             failures += HELD_BACK if all(HELD in said for said in answer.failed.values()) else 1.0
-            if failures >= PATIENCE * max(len(fleet.crew()), 1):
+            crew = max(crew, len(fleet.crew()))  # who moved below an edge was there on its own
+            if failures >= PATIENCE * crew:
                 raise QuorumError(f"{empty} answers in a row contributed nothing. {why(buffer.failed)}")
         total = await fleet.total(now, buffer)
         if total is not None:
