@@ -31,7 +31,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from ..core.aggregate import Aggregator, Points, Reply, fold
-from ..core.edge import Answer, Task, lifted, wire
+from ..core.edge import UNASKED, Answer, Task, lifted, wire
 from ..core.errors import ConfigError, QuorumError
 from ..core.protocol import Party
 from ..core.registry import part
@@ -276,10 +276,13 @@ async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregat
                 empty, failures = 0, 0.0
                 continue
             empty += 1
-            failures += HELD_BACK if all(HELD in said for said in answer.failed.values()) else 1.0
+            rest = all(HELD in said or said == UNASKED for said in answer.failed.values())
+            failures += HELD_BACK if rest else 1.0
             crew = max(crew, len(fleet.crew()))  # who moved below an edge was there on its own
             if failures >= PATIENCE * crew:
                 raise QuorumError(f"{empty} answers in a row contributed nothing. {why(buffer.failed)}")
+            if rest and not fleet.flights:
+                await pause(fleet.p, fleet.plan, waited)
         total = await fleet.total(now, buffer)
         if total is not None:
             return buffer, *total
