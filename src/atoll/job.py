@@ -264,3 +264,13 @@ def _text(value: Any) -> str:
         return str(value)
     text = repr(value)
     return type(value).__qualname__ if " at 0x" in text else text
+
+
+def prepare(job: Job, data: Any, workers: int | None = None) -> Any:
+    """The learner that runs: sized for the data where it asks to be, wrapped by the algorithm."""
+    learner: Any = job.learner
+    if hasattr(learner, "sized") and hasattr(data, "features"):
+        learner = learner.sized(data.features, data.outputs)
+    if workers is not None and hasattr(learner, "workers"):
+        learner = dataclasses.replace(learner, workers=workers)
+    return job.trained.wrap(learner) if job.trained.wrap else learner

@@ -7,7 +7,7 @@ import platform
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .core.message import FitContext, Learner
 from .core.rng import Rng
 from .core.update import Update
 from .data.examples import Dataset
-from .job import Job
+from .job import Job, prepare
 from .learn import rounds
 from .learn.algorithm import Roles
 from .learn.detect import Record
@@ -323,16 +323,6 @@ def _plan(run: Run, data: Any, local: Local, children: Mapping[str, Sequence[int
         max_weight=job.max_weight,
         secret=blake2b(b"simulated noise", key=repr(run.seed).encode(), digest_size=32).digest(),
     )
-
-
-def prepare(job: Job, data: Any, workers: int | None = None) -> Any:
-    """The learner that runs: sized for the data where it asks to be, wrapped by the algorithm."""
-    learner: Any = job.learner
-    if hasattr(learner, "sized") and hasattr(data, "features"):
-        learner = learner.sized(data.features, data.outputs)
-    if workers is not None and hasattr(learner, "workers"):
-        learner = replace(learner, workers=workers)
-    return job.trained.wrap(learner) if job.trained.wrap else learner
 
 
 def _grow(sim: Simulation, job: Job, local: Local, roles: Roles, *, apart: bool) -> dict[str, list[int]]:

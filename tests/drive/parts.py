@@ -8,10 +8,11 @@ from typing import Any
 import atoll as at
 from atoll.core.errors import AtollError
 from atoll.core.rng import Rng
+from atoll.job import prepare
 from atoll.learn import rounds
 from atoll.learn.local import Local
 from atoll.learn.rounds import Plan
-from atoll.run import RECORDS, prepare
+from atoll.run import RECORDS
 from atoll.transport.drive import Answered, Closed, Drive, Resumed
 from atoll.wire import checkpoint
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import atoll as at
-from atoll.run import prepare
+from atoll.job import prepare
 from tests.drive.parts import Disk, federation
 from tests.federation.virtual import Killed, run
 

@@ -9,12 +9,12 @@ from atoll.core.errors import ConfigError
 from atoll.core.rng import Rng
 from atoll.core.transform import Context
 from atoll.core.update import Update
-from atoll.job import Job
+from atoll.job import Job, prepare
 from atoll.learn.algorithm import fedavg
 from atoll.learn.feddyn import feddyn, settle
 from atoll.learn.scaffold import CONTROL, scaffold
 from atoll.learn.select import sample
-from atoll.run import prepare, simulate
+from atoll.run import simulate
 from tests.exact.quadratic import Bowl, Quadratic, Sites, fixed_point, kept, optimum
 
 BOWLS = Sites([Bowl([1.0, 4.0], [1.0, -2.0]), Bowl([3.0, 1.0], [-1.0, 2.0]), Bowl([2.0, 2.0], [0.5, 0.25])])

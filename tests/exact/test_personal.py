@@ -9,11 +9,11 @@ from atoll.core.errors import ConfigError
 from atoll.core.rng import Rng
 from atoll.core.transform import Context
 from atoll.core.update import Update
-from atoll.job import Job
+from atoll.job import Job, prepare
 from atoll.learn.algorithm import fedavg
 from atoll.learn.ditto import ditto, fine_tune
 from atoll.learn.personal import OWN, fedbn, fedper, fedrep, stay
-from atoll.run import prepare, simulate
+from atoll.run import simulate
 from tests.exact.quadratic import Bowl, Quadratic, Sites, kept
 
 

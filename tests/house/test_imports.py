@@ -270,6 +270,28 @@ def test_the_process_that_serves_loads_nothing_that_learns_or_joins() -> None:
     assert loaded & (HEAVY | {"fastapi", "grpc", "rich", "sqlalchemy"}) == set()
 
 
+LEARNS = """
+import sys
+from pathlib import Path
+from atoll.control.engine.learner import Learning
+from atoll.control import config
+from atoll.data.load import load_data
+Path("rows.csv").write_text("a,b\\n1,x\\n2,y\\n")
+load_data(Path("rows.csv"), target="b")
+config.parse({"name": "j", "data": {"name": "d"}, "rounds": 2, "learner": {"name": "mlp", "hidden": [4]},
+              "algorithm": {"name": "fedavg"}, "cohort": {"name": "sample", "count": 2}})
+"""
+
+
+def test_the_process_that_learns_loads_the_parts_it_needs(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("rows"))
+    needed = LEARNS.replace("import sys", "import sys, atoll.learn.dense", 1)
+    loaded_by(f"{needed}assert 'atoll.names' not in sys.modules")
+    loaded_by(f"{LEARNS}assert 'atoll.names' in sys.modules")  # control: nobody has loaded that learner
+
+
 def test_the_process_that_learns_has_no_event_loop() -> None:
     loaded = loaded_by("import atoll.control.engine.learner, atoll.names")
     assert loaded & (HEAVY | {"aiohttp", "asyncio", "grpc", "ssl"}) == set()

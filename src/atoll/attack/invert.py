@@ -32,11 +32,10 @@ from ..core.message import Contribution, FitContext, fit_many
 from ..core.rng import Rng
 from ..core.update import Update
 from ..data.examples import Examples
-from ..job import Job
+from ..job import Job, prepare
 from ..learn.algorithm import fedavg
 from ..learn.dense import Dense
 from ..learn.secure import secure_sum
-from ..run import prepare
 from .match import matched
 from .watch import released, sent, summed
 

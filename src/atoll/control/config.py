@@ -27,13 +27,14 @@ from typing import Any
 
 from ..core.errors import ConfigError, DataError
 from ..core.registry import build, call, nearest, parts
-from ..data import Sites, load_data, partition
 from ..data.contract import Contract
+from ..data.divide import partition
+from ..data.load import load_data
 from ..data.pipeline import Pipeline, Recipe, breaks, by_range
+from ..data.sites import Sites
 from ..job import Job, placement
 from ..privacy.claim import Claim, solved
 from ..simulate.faults import World
-from ..statistics import fit_pipeline, fitting, standardise
 from .settings import rollout
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology", "exchange")
@@ -87,6 +88,8 @@ class JobFile:
     def fitting(self) -> Job:
         """The job that looks at them. Raises ConfigError where it cannot."""
         assert self.contract is not None and self.recipe is not None  # noqa: S101, PT018  asked where it fits
+        from ..statistics import fitting  # they simulate, which members do not
+
         return fitting(self.job, self.contract, self.recipe)
 
     @cached_property
@@ -120,6 +123,8 @@ class JobFile:
             if reason := breaks(rows, sites.classes, contract):
                 raise DataError(f"site {name!r} does not keep the contract {contract.name!r}: {reason}")
         if self.recipe is not None and pipeline is None:
+            from ..statistics import fit_pipeline
+
             pipeline = fit_pipeline(sites, contract, **asdict(self.recipe))
         return sites if pipeline is None else pipeline.sites(sites)
 
@@ -138,7 +143,10 @@ class JobFile:
                 split["by"] = build("partition", split["by"], "$.by")
             scale = split.pop("standardise", None)
             dealt = partition(dataset, seed=self.seed, **split)
-            dealt = dealt if scale is None else standardise(dealt, scale)
+            if scale is not None:
+                from ..statistics import standardise
+
+                dealt = standardise(dealt, scale)
             return dealt if raw else self._kept(dealt)
         except ConfigError as error:  # its path starts at the data
             text = str(error).removeprefix(f"{error.path}: ")

@@ -65,17 +65,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Advice for a wrong name: the closest right one, or all of them."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"choose from {', '.join(names)}"
+    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
 
 
 def find(kind: str, name: str, path: str = "$") -> Part:
     """The part of that name. Raises ConfigError with the nearest valid name."""
-    known = {p.name: p for p in parts(kind)}
-    if name not in known:
-        raise ConfigError(f"no {kind} is called {name!r}: {nearest(name, known)}", path)
-    return known[name]
+    if (kind, name) not in _parts:  # which plug-ins have it, all of ours among them, is seen by loading them
+        known = [p.name for p in parts(kind)]
+        if name not in known:
+            raise ConfigError(f"no {kind} is called {name!r}: {nearest(name, known)}", path)
+    return _parts[kind, name]
 
 
 def build(kind: str, values: str | Mapping[str, Any], path: str = "$") -> Any:
@@ -151,8 +150,9 @@ _NAMES = {
 def _kind(hint: Any) -> str | None:
     """The kind whose parts make values of this type, None for plain values."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    made = {get_type_hints(p.make).get("return"): p.kind for p in parts()}
-    return next((made[o] for o in options if isinstance(o, type) and o in made and o not in _PLAIN), None)
+    options = tuple(o for o in options if isinstance(o, type) and o not in _PLAIN)
+    made = {get_type_hints(p.make).get("return"): p.kind for p in parts()} if options else {}
+    return next((made[o] for o in options if o in made), None)
 
 
 def _plain_fits(value: Any, hint: Any) -> bool:

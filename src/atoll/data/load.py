@@ -10,8 +10,8 @@ from typing import Any
 from atoll.core.errors import ConfigError
 from atoll.core.registry import build, parts
 
+from . import tables  # noqa: F401  its parts, so that others need not be loaded for a file
 from .examples import Dataset
-from .scans import holds_dicom
 
 _READERS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 
@@ -26,9 +26,11 @@ def load_data(source: str | Path | Mapping[str, Any], **options: Any) -> Dataset
     if isinstance(source, Mapping):
         return _dataset({**source, **options})
     text = str(source)
-    if text in {p.name for p in parts("data")}:
+    if Path(text).suffix not in _READERS and text in {p.name for p in parts("data")}:
         return _dataset({"name": text, **options})
     if Path(text).is_dir():
+        from .scans import holds_dicom
+
         kinds = {_READERS[p.suffix] for p in Path(text).iterdir() if p.suffix in _READERS}
         if holds_dicom(Path(text)):
             kinds = {"dicom"}

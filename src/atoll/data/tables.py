@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob as globbing
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Named(NamedTuple):
 
 @part("data")
 def csv(
-    path: str | Path,
+    path: str | PathLike[str],
     *,
     target: str,
     site: str | None = None,
@@ -61,7 +62,7 @@ def csv(
 
 @part("data")
 def parquet(
-    path: str | Path,
+    path: str | PathLike[str],
     *,
     target: str,
     site: str | None = None,
@@ -96,7 +97,7 @@ def arrays(
 
 
 def _load(
-    path: str | Path,
+    path: str | PathLike[str],
     pattern: str,
     read: Callable[[Path, Sequence[str] | None], Mapping[str, Array]],
     named: Named,
@@ -132,7 +133,7 @@ def _load(
     return _dataset(name, x, y, sites, columns, task, missing, whose)
 
 
-def _files(path: str | Path, pattern: str) -> list[Path]:
+def _files(path: str | PathLike[str], pattern: str) -> list[Path]:
     place = Path(path).expanduser()
     files = [place]
     if place.is_dir():

@@ -22,9 +22,10 @@ import numpy as np
 
 from ...core.errors import ConfigError, DataError
 from ...core.registry import nearest
-from ...data import Dataset, Examples, load_data, partition
 from ...data.contract import Contract
-from ...data.examples import gaps
+from ...data.divide import partition
+from ...data.examples import Dataset, Examples, gaps
+from ...data.load import load_data
 from ...privacy.vault import Vault
 from ..settings import Client
 from .readings import rows as readings

@@ -25,8 +25,8 @@ import numpy as np
 
 from ...core.errors import ConfigError
 from ...core.registry import nearest
-from ...data import Examples
 from ...data.contract import Contract
+from ...data.examples import Examples
 from ...data.pipeline import breaks
 from ...privacy.vault import Vault
 from ...sense.boxes import Kept

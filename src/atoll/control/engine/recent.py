@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ...data import Examples
+    from ...data.examples import Examples
 
 
 class Rows(msgspec.Struct):

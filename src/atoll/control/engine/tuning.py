@@ -27,7 +27,7 @@ from ...adapt.plan_table import planned
 from ...core.errors import CodecError, IntegrityError, ProtocolError, Refused
 from ...core.rng import Rng
 from ...core.update import Update
-from ...data import Examples
+from ...data.examples import Examples
 from ...learn.within import Budget, Tuned, fine_tune_within, toward
 from ...learn.wrapped import Wrapped
 from ...privacy.keys import Identity, sign, verify

@@ -17,15 +17,14 @@ from functools import cached_property
 from typing import Any
 
 from ...adapt.plan import Plan
-from ...adapt.plan_table import travels
+from ...adapt.plan_table import planned, travels
 from ...core.edge import Task
 from ...core.errors import ConfigError, ProtocolError
 from ...core.rng import Rng
 from ...data.pipeline import Pipeline
-from ...job import Job
+from ...job import Job, prepare
 from ...learn.local import Local
 from ...privacy.keys import Identity, sign, verify
-from ...run import prepare
 from .. import config
 from ..settings import Policy
 from .datasets import Held
@@ -83,8 +82,11 @@ class Work:
     @cached_property
     def file(self) -> config.JobFile:
         """The job file. Raises ConfigError for parts that are not installed here."""
-        travels(self.values["table"])
-        return config.parse(self.values["table"])
+        table = self.values["table"]
+        travels(table)
+        if planned(table) is not None:
+            from ...adapt import plan_learner  # noqa: F401  or all parts there are are loaded to find it
+        return config.parse(table)
 
     @property
     def fits(self) -> bool:

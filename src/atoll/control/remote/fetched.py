@@ -15,7 +15,8 @@ import numpy as np
 from ...adapt.plan_table import planned
 from ...core.errors import ConfigError, IntegrityError
 from ...core.update import Update
-from ...run import Run, prepare
+from ...job import prepare
+from ...run import Run
 from ...wire.codec import MAGIC, decode
 from ...wire.tensorfile import load_safetensors
 from .. import config
