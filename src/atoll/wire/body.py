@@ -177,7 +177,7 @@ def answer_message(
 ) -> Message:
     """An answer to `request` of `run`. `most`: weights of replies above it are capped, as `Sum` does.
 
-    `packs`: plain updates are packed without loss where that saves a tenth.
+    `packs`: plain updates are packed without loss where that saves a quarter.
     Raises MisuseError for a metric that cannot travel.
     """
     values = Values(
