@@ -225,15 +225,16 @@ def test_spooled_it_has_the_same_numbers_and_leaves_no_file(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8"])
-@pytest.mark.parametrize("kept", [1.0, 0.5, 0.01])
+@pytest.mark.parametrize("kept", [0.5, 0.2, 0.01])
 def test_plain_numbers_are_packed_bit_for_bit_where_it_pays(dtype: str, kept: float) -> None:
     rng = np.random.default_rng(5)
     layout = Layout((Leaf("w", (20_000,)),))
     x = (rng.normal(size=20_000) * 1e-3).astype(dtype)
+    assert shortest(Update(layout, x), packs=True).dtype == dtype, "their exponents alone are not worth it"
     x[rng.random(20_000) > kept] = 0
     x[:2] = -0.0, np.nan
     packed = shortest(Update(layout, x), packs=True)
-    assert compact(packed) and packed.nbytes < x.nbytes * {1.0: 0.95, 0.5: 0.8, 0.01: 0.05}[kept]
+    assert compact(packed) and packed.nbytes < x.nbytes * {0.5: 0.75, 0.2: 0.4, 0.01: 0.05}[kept]
     assert decode(packed, 20_000).numbers().tobytes() == x.tobytes()
     noise = rng.integers(0, 2**31, 20_000).astype("<u4").view("<f4")
     assert shortest(Update(layout, noise), packs=True).dtype == noise.dtype
