@@ -347,7 +347,8 @@ class Uplink:
             assert self.dial is not None  # noqa: S101  asks come through it
             await self.dial.download(blob, path, self.models(blob))
             hit(_FETCHED)
-            for old in sorted(path.parent.iterdir(), key=_age)[:-KEPT]:  # now: another fetch may have ended
+            others = [other for other in path.parent.iterdir() if other != path]  # a clock may be set back
+            for old in sorted(others, key=_age)[: 1 - KEPT]:  # now: another fetch may have ended
                 old.unlink(missing_ok=True)
         return path
 
