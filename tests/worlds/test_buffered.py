@@ -153,6 +153,15 @@ def test_clients_that_all_fail_end_the_run():
         end(Broken(), fedbuff(size=3, concurrency=5))
 
 
+def test_clients_that_all_have_nothing_to_weigh_end_the_run():
+    class Empty(Ones):
+        def fit(self, params, data, ctx):
+            return Contribution({"w": np.ones(1)}, weight=0.0)
+
+    with pytest.raises(QuorumError, match=r"(?s)24 answers in a row contributed nothing.*has weight 0"):
+        end(Empty(), fedbuff(size=3, concurrency=5))
+
+
 @pytest.mark.parametrize("world", [None, World(**SLOW)], ids=["instant", "slow"])
 def test_evaluation_takes_no_time_and_changes_nothing(world):
     often, seldom = (

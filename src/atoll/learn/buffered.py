@@ -31,13 +31,12 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from ..core.aggregate import Aggregator, Points, Reply, fold
-from ..core.edge import UNASKED, Answer, Task, lifted, wire
+from ..core.edge import Answer, Task, lifted, wire
 from ..core.errors import ConfigError, QuorumError
 from ..core.protocol import Party
 from ..core.registry import part
 from ..core.transform import chain
 from .algorithm import Algorithm, Roles
-from .failure import HELD
 from .rounds import (
     PATIENCE,
     Plan,
@@ -46,6 +45,7 @@ from .rounds import (
     begin,
     evaluate,
     held,
+    held_back,
     pause,
     posts,
     report,
@@ -276,7 +276,7 @@ async def collect(fleet: Fleet, now: Progress) -> tuple[Buffer, Answer, Aggregat
                 empty, failures = 0, 0.0
                 continue
             empty += 1
-            rest = all(HELD in said or said == UNASKED for said in answer.failed.values())
+            rest = held_back(answer.failed)
             failures += HELD_BACK if rest else 1.0
             crew = max(crew, len(fleet.crew()))  # who moved below an edge was there on its own
             if failures >= PATIENCE * crew:

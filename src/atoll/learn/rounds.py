@@ -242,7 +242,12 @@ def _rest(plan: Plan, failed: Mapping[int, str]) -> bool:
     asked. Where updates are hidden or noised it is over: what was made for it must not meet another sum.
     """
     plain = plan.algorithm.exchange.shows == "each" and not plan.algorithm.private
-    return plain and bool(failed) and all(HELD in said or said == UNASKED for said in failed.values())
+    return plain and held_back(failed)
+
+
+def held_back(failed: Mapping[int, str]) -> bool:
+    """Whether all of these hold back by their own policy, or nobody knows why they were not asked."""
+    return bool(failed) and all(HELD in said or said == UNASKED for said in failed.values())
 
 
 def why(failed: Mapping[int, str]) -> str:
