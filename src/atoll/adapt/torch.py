@@ -6,9 +6,9 @@ How it runs is chosen by structure alone, never by timing (`TorchLearner.chosen`
 
     loop    one client at a time over the module rewritten by `torch_lean`; with convolutions, one
             thread per core (threads, not processes: measured 1.85x on two cores, and nothing to start)
-    vmap    a small module (up to 32,768 parameters on the CPU) made of layers that are pure functions:
-            all clients of equal steps at once, checked against one client first
-    plain   one client at a time over the module as it is
+    vmap    a small module (up to 32,768 parameters; of any size on a GPU) made of layers that are pure
+            functions: all clients of equal steps at once, checked against one client first
+    plain   one client at a time over the module as it is; on a GPU, in place of the loop
 
 All agree to 1e-5 after a round; within one the bytes are the same for any number of workers.
 PyTorch is imported when a learner is made, never before.
@@ -78,8 +78,9 @@ class TorchLearner:
 
     @property
     def plain(self) -> bool:
-        """Whether the module runs as it is; MOON listens to its layers, so nothing is rewritten."""
-        return self.engine == "plain" or self.moon is not None
+        """Whether one client's module runs as it is: MOON listens to its layers, and a GPU gains nothing."""
+        on_gpu = self.engine == "auto" and self.net.device.type == "cuda"
+        return self.engine == "plain" or self.moon is not None or on_gpu
 
     def init(self, rng: np.random.Generator) -> Update:
         """First params: from `weights`, from the instance given, or drawn by the module under `rng`."""
@@ -165,7 +166,7 @@ class TorchLearner:
             return self.engine
         from . import torch_vmap
 
-        return "vmap" if torch_vmap.suits(self) else "loop"
+        return "vmap" if torch_vmap.suits(self) else "plain" if self.plain else "loop"
 
     @property
     def lanes(self) -> int:

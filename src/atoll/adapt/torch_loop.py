@@ -16,7 +16,7 @@ from ..core.update import Update
 from .rows import features, labels, rows_of
 from .torch_loss import hits, loaded, loss_of
 from .torch_moon import Contrast
-from .torch_net import Work, one_thread
+from .torch_net import Work, own_draws, seed_draws, steady
 from .torch_optim import Stepper
 from .visits import batches, factor, step_count
 
@@ -52,7 +52,7 @@ def fit(learner: TorchLearner, work: Work, params: Update, data: Any, ctx: FitCo
     n, net = len(rows), work.net
     if not n:
         return Contribution(params.zeros(), 0.0, steps=0)
-    with one_thread(), torch.random.fork_rng(devices=[], enabled=not work.apart):
+    with steady(net.device), own_draws(net.device, on=not work.apart):
         work.load(params)
         steps, loss = _train(learner, work, params, rows, ctx)
         new = work.read(net.numpy_dtype)
@@ -101,7 +101,7 @@ def _steps(
     orders = shuffles(np.array([ctx.key.key], np.uint64), epochs, n)[0]
     steps = step_count(n, size, epochs)
     rate = learner.lr * learner.decay**ctx.round
-    total, begun = torch.zeros((), dtype=torch.float64), -1
+    total, begun = torch.zeros((), dtype=torch.float64, device=work.net.device), -1
     for step, (epoch, part) in enumerate(batches(n, size, epochs) if asked else ()):
         if epoch != begun:
             begun = epoch
@@ -118,7 +118,7 @@ def _steps(
             loss = loss + contrast.term(batch)
         grads = torch.autograd.grad(loss, asked, allow_unused=True)
         stepper.step(pull.added(grads[: len(leaves)]), knobs.lr)
-        total += loss.detach().cpu()
+        total += loss.detach()
     return steps, float(total)
 
 
@@ -138,7 +138,7 @@ def _seed(work: Work, ctx: FitContext, step: int) -> None:
     seed = ctx.key.at("noise", step).key
     work.knobs.noise.manual_seed(seed)
     if not work.apart:  # randomness we do not know of: the caller's generator was put aside
-        torch.default_generator.manual_seed(seed)
+        seed_draws(work.net.device, seed)
 
 
 class Pulled:
@@ -181,7 +181,7 @@ def evaluate(learner: TorchLearner, work: Work, params: Update, data: Any) -> di
     loss_fn, n, order = loss_of(learner.loss), len(rows), np.arange(len(rows))
     total, right = 0.0, 0.0
     counted = True
-    with one_thread(), torch.no_grad():
+    with steady(work.net.device), torch.no_grad():
         for _, part in batches(n, EVALUATED, 1):
             x, y = _visit(rows, order[part], work)
             out = work.infer(work.batch(x))
@@ -197,7 +197,7 @@ def logits(work: Work, params: Update, x: np.ndarray[Any, Any]) -> np.ndarray[An
     x, order = features(x, work.net.numpy_dtype), np.arange(len(x))
     work.load(params)
     work.training(on=False)
-    with one_thread(), torch.no_grad():
+    with steady(work.net.device), torch.no_grad():
         found = [
             work.infer(work.batch(loaded(x, order[part], work.net.device))).cpu()
             for _, part in batches(len(x), EVALUATED, 1)

@@ -8,6 +8,7 @@ function of what it is given.
 from __future__ import annotations
 
 import copy
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ SITE_NORMS = (*NORMS, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn
 NO_HEAD = (*SITE_NORMS, nn.GroupNorm, nn.LayerNorm)
 
 
+WARN = 1  # of PyTorch's debug mode: the deterministic way of an operation, a warning where there is none
+FILLING: Any = torch.utils.deterministic
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One intra-op thread: more do not help small batches, and would change the last bits."""
@@ -37,6 +42,43 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def steady(device: torch.device) -> Iterator[None]:
+    """One thread, and on a GPU sums in the same order every time; PyTorch warns of what has no such way."""
+    with one_thread():
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.get_deterministic_debug_mode(), FILLING.fill_uninitialized_memory
+        try:
+            torch.set_deterministic_debug_mode(max(before[0], WARN))
+            FILLING.fill_uninitialized_memory = False
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(before[0])
+            FILLING.fill_uninitialized_memory = before[1]
+
+
+@contextmanager
+def own_draws(device: torch.device, *, on: bool = True) -> Iterator[None]:
+    """What is drawn inside moves no generator of the caller's, neither the CPU's nor the GPU's."""
+    with torch.random.fork_rng(devices=_gpus(device), enabled=on):
+        yield
+
+
+def seed_draws(device: torch.device, seed: int) -> None:
+    """Let every generator that a module on `device` may draw from begin at `seed`."""
+    torch.default_generator.manual_seed(seed)
+    for gpu in _gpus(device):
+        torch.cuda.default_generators[gpu].manual_seed(seed)
+
+
+def _gpus(device: torch.device) -> list[int]:
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]
 
 
 class Net:
@@ -50,8 +92,10 @@ class Net:
             raise ConfigError(
                 "device='cuda' needs a GPU and a CUDA build of torch, and there is none: use 'cpu'"
             )
+        if self.device.type == "cuda":  # read when cuBLAS starts; without it, it may add in any order
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.module = module if isinstance(module, nn.Module) else self._build(0)
-        self.module = copy.deepcopy(self.module).to(dtype=self.dtype)
+        self.module = copy.deepcopy(self.module).to("cpu", self.dtype)
         floats = _floats(self.module)
         if not floats:
             raise ConfigError("the module has no float leaves: there is nothing to train")
@@ -79,8 +123,8 @@ class Net:
         return self.traced.known((*PLAIN, *IMAGE, *NORMS))
 
     def _build(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with own_draws(self.device):
+            seed_draws(self.device, seed)
             module = self.make() if self.make else None
         if not isinstance(module, nn.Module):
             kind = type(module).__name__
@@ -92,7 +136,7 @@ class Net:
         seed = int(rng.integers(1 << 63))
         if self.weights is not None:
             return Update.of({name: self.weights[name] for name in self.layout.slices})
-        module = self.module if self.make is None else self._build(seed).to(dtype=self.dtype)
+        module = self.module if self.make is None else self._build(seed).to("cpu", self.dtype)
         return Update.of({name: t.detach().numpy() for name, t in _floats(module).items()})
 
     def loaded(self, params: Mapping[str, Any]) -> nn.Module:

@@ -26,7 +26,7 @@ from . import torch_loop
 from .torch_lean import IMAGE, PLAIN
 from .torch_loop import Rows, difference
 from .torch_loss import loss_of, row_losses
-from .torch_net import Work, one_thread
+from .torch_net import Work, steady
 from .torch_optim import Stepper
 from .visits import batches, factor, step_count
 
@@ -71,7 +71,7 @@ def fit_many(
     """Every client's contribution, stacked where steps agree."""
     if len(datas) != len(ctxs):
         raise MisuseError(f"one context per client is needed, got {len(ctxs)} for {len(datas)}")
-    with learner.net.borrow(plain=False) as work, one_thread():
+    with learner.net.borrow(plain=False) as work, steady(learner.net.device):
         rows = [torch_loop.checked(learner, work, data) for data in datas]
         answers: dict[int, Contribution] = {}
         for group in _groups(learner, rows, ctxs):
@@ -132,7 +132,7 @@ def _fit_group(
     per_epoch = step_count(longest, learner.batch_size, 1)
     steps = per_epoch * learner.epochs
     rate = learner.lr * learner.decay ** ctxs[0].round
-    totals, begun = torch.zeros(m, dtype=torch.float64), -1
+    totals, begun = torch.zeros(m, dtype=torch.float64, device=net.device), -1
     work.training(on=True)
     forward = vmap(lambda leaves, x: functional_call(work.module, leaves, (x,)))
     every = batches(longest, learner.batch_size, learner.epochs) if moving else ()
@@ -143,12 +143,13 @@ def _fit_group(
         losses = _losses(learner, forward(stacks, x[:, part]), y[:, part], mask[:, part])
         grads = torch.autograd.grad(losses.sum(), [*moving.values()], allow_unused=True)
         stepper.step(pull.added(grads), rate * factor(learner.schedule, step, steps))
-        totals += losses.detach().cpu()
+        totals += losses.detach()
+    spent = (totals / steps).tolist()
     return [
         Contribution(
             difference(net, params, _flat(net, stacks, i), ctx),
             float(len(r)),
-            {"loss": float(totals[i]) / steps},
+            {"loss": spent[i]},
             steps=steps,
         )
         for i, (r, ctx) in enumerate(zip(rows, ctxs, strict=True))
