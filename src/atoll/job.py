@@ -14,7 +14,7 @@ from .learn.adaptive import BOUND, adaptive
 from .learn.algorithm import Algorithm, as_algorithm, fedavg
 from .learn.exchange import Exchange, plain_sum
 from .learn.per_row import PerRow
-from .learn.select import Cohort, Everyone
+from .learn.select import Cohort, Everyone, Poisson
 from .learn.server import mean
 from .learn.stop import Stop
 from .privacy import dp
@@ -117,6 +117,12 @@ class Job:
                     f" {placement(self.exchange)}: leave noise out, or promise again",
                     "$.privacy.noise",
                 )
+        if self.exchange.shows == "sum" and not self.sites and getattr(self.cohort, "asks", False):
+            raise ConfigError(
+                f"sites = false keeps to each site how the model does there, and {self.cohort} asks for it:"
+                " let sites be true, or draw clients by sample(...)",
+                "$.cohort",
+            )
         if self.trained.private and self.sites:
             raise ConfigError(
                 "each site would send how the model does on its rows, which no noise covers: set"
@@ -211,6 +217,27 @@ class Job:
         else:
             claim.check(self.cohort, self.rounds)
         return dataclasses.replace(self, privacy=claim, sites=False, exchange=exchange)
+
+    def fits(self, clients: int) -> None:
+        """Raise ConfigError where so many clients are too few for its rule, or too few or many for sums."""
+        size = getattr(self.cohort, "size", None)
+        asked = clients if size is None or isinstance(self.cohort, Poisson) else size(clients)
+        least, most = getattr(self.exchange, "least", 0), getattr(self.exchange, "members", asked)
+        if not least <= asked <= most:
+            raise ConfigError(
+                f"{asked} clients are asked in a round, and the exchange sums"
+                f" {f'at least {least}' if asked < least else f'at most {most}'}: ask for another number, or"
+                f" change {'least' if asked < least else 'members'}",
+                "$.exchange",
+            )
+        if self.trained.rule.sees == "each":
+            from .learn.robust import Gather
+            from .learn.rules.rule import as_rule, holds
+
+            if isinstance(self.trained.rule, Gather):
+                rule = as_rule(self.trained.rule.rule)
+                others = [c for c in range(clients) if c not in rule.knows]
+                holds(rule, range(clients) if asked == clients else others[:asked])
 
     def epsilon(self) -> Plan:
         """What the promise costs: the composition, and ε towards both, before anything is spent.

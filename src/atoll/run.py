@@ -167,6 +167,8 @@ def simulate(
     if job.privacy is not None:
         rows = sum(len(d) for d in data) if all(hasattr(d, "y") for d in data) else None
         job.privacy.holds(len(data), rows, job.cohort)
+        job.privacy.check(job.cohort, job.rounds)
+    job.fits(len(data))
     run = Run(job, seed, prepare(job, data, workers), Update.of({}))
     folder = Folder(Path(out), RECORDS) if out is not None else None
     state = _open(folder, run, data, resume=resume) if folder else None

@@ -94,6 +94,15 @@ def test_a_plan_for_samples_of_a_fixed_size() -> None:
     assert epsilon([made.release], 1e-5) == made.epsilon
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_who_knows_the_cohort_knows_no_less(rate: float) -> None:
+    """Both of the same neighbours: one member is another one, so that two updates are two clips apart."""
+    found = cost(Release(2.0, rate, 20, "fixed", 100), 1e-5)
+    assert found.known >= found.epsilon
+    assert found.known == pytest.approx(epsilon([Release(1.0, 1.0, 20, "all")], 1e-5))
+    assert "one may be another" in str(found)
+
+
 def test_towards_the_coordinator_sampling_hides_nobody() -> None:
     found = cost(Release(2.0, 0.1, 200), 1e-5)
     assert found.epsilon == pytest.approx(3.3597, rel=1e-3)

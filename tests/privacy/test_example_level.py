@@ -12,6 +12,7 @@ import atoll as at
 from atoll.core.errors import CompositionError, ConfigError, DataError, PrivacyError
 from atoll.core.message import FitContext
 from atoll.core.rng import Rng
+from atoll.core.transform import Context, Transform, chain
 from atoll.core.update import Update
 from atoll.learn.exchange import Seat
 from atoll.learn.local import Local
@@ -178,6 +179,61 @@ def test_what_cannot_clip_rows_is_refused() -> None:
         at.simulate(JOB.replace(learner=at.newton_learner()).private(**ASKED), DATA)
     with pytest.raises(PrivacyError, match="one example's data"):
         at.simulate(JOB.private(**{**ASKED, "delta": 9e-4, "population": 1000}), DATA)
+
+
+CHANGING = {
+    "int8": at.int8(),
+    "int2": at.int2(),
+    "sign": at.sign(),
+    "topk": at.topk(0.1),
+    "randomk": at.randomk(0.5),
+    "rotate": chain(at.rotate(), at.int8()),
+}
+
+
+def compact(codec: Transform) -> at.Job:
+    return JOB.replace(algorithm=at.small(at.fedavgm(lr=1.0, momentum=0.5), up=codec))
+
+
+def outgoing(job: at.Job) -> Transform:
+    """What a client's sum goes through before it meets noise."""
+    steps = job.trained.chain.steps
+    noise = next(i for i, step in enumerate(steps) if isinstance(step, dp.Gaussian))
+    return chain(*steps[:noise])
+
+
+@pytest.mark.parametrize("codec", CHANGING)
+def test_what_one_row_changes_is_not_changed_before_the_noise(codec: str) -> None:
+    """An int2 of a sum of clipped gradients moves by eight clips where one row comes or goes."""
+    learner = JOB.learner.sized(64, 10)
+    params, rows, clip = start(learner), DATA[0], 0.2
+
+    def sent(through: Transform, data: Rows) -> np.ndarray:
+        total = learner.clipped(params, data, clip)
+        return through.out(total, through.start(params, "out"), Context(Rng.of(1)))[0].buffer.astype(float)
+
+    def apart(through: Transform) -> float:
+        fewer = [Rows(np.delete(rows.x, i, 0), np.delete(rows.y, i)) for i in range(8)]
+        return max(float(np.linalg.norm(sent(through, rows) - sent(through, few))) for few in fewer)
+
+    if codec != "randomk":  # what it leaves out comes in later rounds
+        assert apart(chain(CHANGING[codec])) > 1.05 * clip, "the codec alone, before any noise"
+    job = compact(CHANGING[codec])
+    for more in ({}, {"exchange": at.secure_sum()}):
+        with pytest.raises(CompositionError, match='leave it out, or say noise="local"'):
+            job.private(**{**ASKED, "clip": clip}, **more).trained  # noqa: B018
+    local = job.private(**{**ASKED, "clip": clip}, noise="local")
+    assert apart(outgoing(local)) <= clip * (1 + 1e-5)
+    run = at.simulate(local.replace(rounds=2, every=2), DATA, seed=4)
+    assert run.history[-1]["round"] == 2
+
+
+@pytest.mark.parametrize(
+    "algorithm", [at.robust(momentum=0.9), at.chain(at.mean(), at.momentum(0.9))], ids=["robust", "chain"]
+)
+def test_momentum_is_not_of_one_round(algorithm) -> None:
+    with pytest.raises(CompositionError, match="changes sums of clipped gradients"):
+        JOB.replace(algorithm=algorithm).private(**ASKED).trained  # noqa: B018
 
 
 def test_under_masks_the_clients_add_the_noise() -> None:

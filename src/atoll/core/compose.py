@@ -69,8 +69,8 @@ def _outward(parts: Sequence[Transform]) -> None:
             raise CompositionError(f"{part} adds noise to a sum nobody bounds: put clip(...) before {part}")
         if part.loses_bound and bounded is not None:
             raise CompositionError(f"{part} adds back what {bounded} removed: put {part} before {bounded}")
-        if part.sets_bound is not None:
-            bounded = part
+        noised = part.needs_bound and not part.silent  # at the client: what comes behind it needs no bound
+        bounded = part if part.sets_bound is not None else None if noised else bounded
         if part.gives != domain:
             domain, turned = part.gives, part
 

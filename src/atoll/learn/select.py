@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -123,6 +123,7 @@ class PowerOfChoice:
 
     count: int
     candidates: int
+    asks: ClassVar[bool] = True  # for losses
 
     async def pick(self, choice: Choice) -> tuple[int, ...]:
         """Asks the candidates for their losses, highest first, ties by id; by id alone where none tells."""

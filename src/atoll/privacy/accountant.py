@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, exp, expm1, floor, isfinite, sqrt
 from typing import Any, Literal, TypeAlias
 
@@ -69,7 +70,7 @@ class Release:
         drawn = {
             "all": "of all",
             "poisson": f"of each with probability {self.rate:g}" if self.rate < 1 else "of all",
-            "fixed": f"of a fixed {self.rate:g} of {self.population}",
+            "fixed": f"of a fixed {self.rate:g} of {self.population} (of whom one may be another)",
         }[self.sampling]
         kind = {
             "central": "Gaussian noise",
@@ -233,14 +234,16 @@ class Plan:
         )
 
 
+@lru_cache(64)
 def cost(release: Release, delta: float, *, seen: bool = True) -> Plan:
-    """What a release costs towards both. `seen`: whether the coordinator knows who was drawn; of rows only
-    their site does.
+    """What a release costs towards both, of the same neighbours (`replaced`). `seen`: whether the coordinator
+    knows who was drawn; of rows only their site does.
     """
-    known = Release(release.sigma, 1.0, release.times, "all")
+    known = Release(release.sigma / (2 if replaced(release) else 1), 1.0, release.times, "all")
     total = epsilon([release], delta)
     same = release.rate == 1 or release.noise != "central" or not seen
-    return Plan(release, delta, total, total if same else epsilon([known], delta))
+    most = total if same else epsilon([known], delta)
+    return Plan(release, delta, min(total, most), most)  # who knows less is told no more; bounds are loose
 
 
 def plan(

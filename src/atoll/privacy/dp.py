@@ -239,9 +239,11 @@ def private(
     local: bool = False,
 ) -> Transform:
     """A chain made private: its mean replaced by `share`, then clip and noise, nearest the wire. `rows`: each
-    row is clipped by the learner, and the update is not. `local`: each client adds the noise itself.
+    row is clipped by the learner, and the update is not. `local`: each client adds the noise itself; what
+    else changes an update of clipped rows comes behind it.
 
-    Raises CompositionError for a chain that has a clip or noise of its own, or no plain mean.
+    Raises CompositionError for a chain that has a clip or noise of its own, no plain mean, or a step between
+    clipped rows and noise.
     """
     for step in algorithm.steps:
         if step.sets_bound is not None or isinstance(step, Gaussian):
@@ -253,7 +255,16 @@ def private(
         )
     steps = [share if i == means[0] else step for i, step in enumerate(algorithm.steps)]
     made = _own(sigma, 0.0, b"") if local else gaussian(sigma)
-    return chain(*steps, row_bound(norm) if rows else clip(norm), made)
+    if not rows:
+        return chain(*steps, clip(norm), made)
+    changing = [step for step in steps if not step.silent and step.drops is None]
+    if changing and not local:
+        raise CompositionError(
+            f"{changing[0]} changes sums of clipped gradients, and one row would change what it gives by more"
+            f' than the clip, for which the noise is sized: leave it out, or say noise="local", behind which'
+            " it comes"
+        )
+    return chain(*(s for s in steps if s not in changing), row_bound(norm), made, *changing)
 
 
 __all__ = [

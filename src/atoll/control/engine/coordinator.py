@@ -250,6 +250,7 @@ class Coordinator:
             letter = self._signed(record, fitting.frozen(table, pipeline), roster)
         work = Work(letter["text"], plan)
         sizes = roster.sizes
+        work.job.fits(len(sizes))
         if work.job.privacy is not None:
             work.job.privacy.holds(len(sizes), sum(sizes), work.job.cohort)
         secret = await self._secret(run) if work.job.trained.private else b""

@@ -39,7 +39,7 @@ from .policy import Asked as Question
 from .policy import refusal
 from .readings import refusal as refusal_of
 from .safe import opened
-from .seats import coins, taken
+from .seats import coins, once, taken
 from .spent import spend
 from .work import Work, belongs
 
@@ -88,6 +88,8 @@ class Learning:
         belongs(asked.task, client)
         self._allowed(asked)
         local = self._local(asked, client, roots, model.parent)
+        if dp.local(local.algorithm.chain) and local.trains(asked.task):
+            once(self._folder, asked.work.name, self._vault, asked.task, local.seat.coins)
         waited = set(local.waiting)
         answer = local.answer(asked.task)
         give_back()  # what training took: the answer's bytes come beside it
@@ -183,6 +185,8 @@ class Learning:
                 raise Refused(
                     f"the job's promise of privacy is for {work.job.rounds} rounds, and they are over"
                 )
+        if held.budget and work.job.privacy is None:
+            raise Refused("these rows have a privacy budget, and the job promises no privacy")
         if held.budget and task.want == "fit":
             self._spend(asked, held.budget)
 
@@ -205,8 +209,7 @@ class Learning:
     def _spend(self, asked: Asked, budget: str) -> None:
         """The run's promise is spent, on disk, before it is trained for; Refused where that cannot be."""
         work, claim = asked.work, asked.work.job.privacy
-        if claim is None:
-            raise Refused("these rows have a privacy budget, and the job promises no privacy")
+        assert claim is not None  # noqa: S101  found to be there
         self._look(work, claim)
         try:
             whose = f"{work.values['federation']}/{work.run}"

@@ -9,9 +9,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from hashlib import blake2b
 from pathlib import Path
 
-from ...core.errors import ProtocolError, StateError
+import msgspec
+import numpy as np
+
+from ...core.edge import Task
+from ...core.errors import ProtocolError, Refused, StateError
 from ...learn.exchange import Seat
 from ...privacy.keys import Identity, sign, verify
 from ...privacy.roster import Keys
@@ -76,6 +81,30 @@ def coins(folder: Path, run: str, vault: Vault) -> bytes:
         kept = secrets.token_bytes(COINS)
         vault.write(path, kept)
     return kept
+
+
+def once(folder: Path, run: str, vault: Vault, task: Task, drawn: bytes) -> None:
+    """Note that a round was asked for with this model, before it is answered with noise of this client's own.
+
+    The same question gets the same answer; another about the same round, or noise by other coins than those
+    `drawn`, would be a release that nobody has accounted. Raises Refused for that, and where what was noted
+    cannot be read.
+    """
+    path = _only(folder, run, "asked")
+    try:
+        kept = msgspec.msgpack.decode(vault.read(path), type=dict[int, bytes])
+    except FileNotFoundError:
+        kept = {}
+    except (StateError, msgspec.DecodeError) as error:
+        raise Refused(f"it cannot be read what this site has answered in the run: {error}") from None
+    made = blake2b(repr((task.round, task.key.key, task.used)).encode(), key=drawn, digest_size=16)
+    made.update(task.params.buffer.view(np.uint8).data)
+    if kept.setdefault(task.round, made.digest()) != made.digest():
+        raise Refused(
+            f"round {task.round + 1} was answered for another model: a second answer, with other noise of"
+            " this site, is in no promise"
+        )
+    vault.write(path, msgspec.msgpack.encode(kept))
 
 
 def _only(folder: Path, run: str, kind: str) -> Path:
