@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from atoll.adapt.torch import torch_learner
 from atoll.attack import Leak, leaks, memberships
-from atoll.attack.invert import first, inverted, labels, private, psnr, together, towards
+from atoll.attack.invert import CLEAR, first, inverted, labels, private, psnr, together, towards
 from atoll.attack.match import matched, slope
 from atoll.attack.membership import others, threshold
 from atoll.attack.pictures import png, write
@@ -24,7 +25,7 @@ from atoll.core.errors import ConfigError, StateError
 from atoll.core.message import Contribution, FitContext
 from atoll.core.rng import Rng
 from atoll.core.update import Update
-from atoll.data import Dataset, Examples, iid, load_data, partition
+from atoll.data import Dataset, Examples, Sites, iid, load_data, partition
 from atoll.job import Job
 from atoll.learn.algorithm import fedavg, fedavgm
 from atoll.learn.defend import robust
@@ -95,6 +96,30 @@ def test_control_noise_that_is_next_to_none_hides_nothing() -> None:
     weak = [leak for leak in leaks(job, sites(), (1,)) if leak.protection.startswith("noise")]
     assert weak[0].psnr > weak[0].mean_image + 3
     assert weak[0].labels == 1.0
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_rows_of_convolutions_are_found_by_their_gradients(activation: str) -> None:
+    """No layer shows them; where updates have noise nothing is found."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+    def net() -> Any:
+        act = torch.nn.ReLU if activation == "relu" else torch.nn.Sigmoid
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(1, 8, 3, padding=1), act(), torch.nn.Conv2d(8, 8, 3, padding=1, stride=2), act(),
+            torch.nn.Flatten(), torch.nn.Linear(128, 10),
+        )  # fmt: skip
+
+    digits = load_data("digits").train
+    images = Examples(np.asarray(digits.x, np.float32).reshape(-1, 1, 8, 8) / 16, digits.y)
+    data = Sites.of([(images.x[i::8], images.y[i::8]) for i in range(8)])
+    job = Job(torch_learner(net, lr=0.1), rounds=1, sites=False)
+    made = {(leak.protection[:5], leak.clients): leak for leak in leaks(job, data, (1, 2))}
+    for way, n in (("none", 1), ("secur", 1), ("secur", 2)):
+        assert made[way, n].psnr > (CLEAR if n == 1 else made[way, n].mean_image + 2)
+        assert made[way, n].labels == 1.0
+    for n in (1, 2):
+        assert made["noise", n].psnr < made["noise", n].mean_image + 1
 
 
 # -- its parts ----------------------------------------------------------------------------------

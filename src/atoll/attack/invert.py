@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from math import prod
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,7 @@ CLEAR = 20.0  # dB: one knows what a picture shows
 EXACT = 60.0  # dB: no more is sought
 BEST = 99.0  # dB: more is the same row
 _ROWS = 40  # tried on, at least, for each number of clients
+_FEW = 8  # of them where rows are sought by autograd
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def leaks(
     """The attack on a client's own update, on secure sums, and on sums with the job's noise, or with that of
     `epsilon` where it promises nothing; as they come in.
 
-    Raises ConfigError for a model whose first layer is not dense, or too few rows.
+    Raises ConfigError for a model whose first layer is not dense, unless it is a PyTorch classifier, or too
+    few rows.
     """
     key = Rng.of(seed).at("invert")
     rows = pooled(data)
@@ -85,12 +88,13 @@ def leaks(
         raise ConfigError(f"the attack on {max(clients)} clients takes more than {len(rows)} rows")
     learner = prepare(open_job(job), data)
     params = Update.of(learner.init(key.at("init").generator()))
-    match = matcher(learner, params)
+    match = matcher(learner, params, rows.x.shape[1:])
+    tries = _ROWS if match is None or not hasattr(match, "slow") else _FEW
     lengths = [c.update.norm() for c in _made(learner, params, rows[:_ROWS], key).values()]
     for name, sizes, its, seen in _ways(job, len(data), clients, epsilon, float(np.median(lengths))):
         made = partial(_made, prepare(its, data), params)
         for n in sizes:
-            yield _tried(name, n, rows, made, seen, match, key.at(n), getattr(data, "outputs", 0))
+            yield _tried(name, n, rows, made, seen, match, key.at(n), getattr(data, "outputs", 0), tries)
 
 
 def _made(learner: Any, params: Update, drawn: Examples, key: Rng) -> dict[int, Contribution]:
@@ -156,18 +160,22 @@ def _tried(
     match: Match | None,
     key: Rng,
     classes: int,
+    tries: int,
 ) -> Leak:
     flat = rows.x.reshape(len(rows), -1).astype(np.float64)
     low, high = float(flat.min()), float(flat.max())
     truth, means, near, drawn, like = [], [], [], [], []
     told: list[tuple[float, float]] = []
-    for i in range(max(1, _ROWS // n)):
+    for i in range(max(1, tries // n)):
         at = key.at(i)
         ids = at.generator().permutation(len(rows))[:n]
         update = seen(made(rows[ids], at), at)
         mean = np.delete(flat, ids, axis=0).mean(axis=0)
-        layer = first(update, flat.shape[1])
-        shown, best = np.clip(inverted(*layer), low, high), together(*layer)
+        if hasattr(match, "slow"):  # no layer shows rows
+            shown, best = mean[None], mean
+        else:
+            layer = first(update, flat.shape[1])
+            shown, best = np.clip(inverted(*layer), low, high), together(*layer)
         sought = shown
         if match is not None and any(psnr(x, nearest(x, shown), high - low) < EXACT for x in flat[ids]):
             start = mean + at.at("start").generator().normal(0, 0.05 * (high - low), (n, len(mean)))
@@ -200,10 +208,14 @@ def _right(update: Update, y: Array, ids: Array, classes: int) -> tuple[float, f
     return float(first), float(second)
 
 
-def matcher(learner: Any, params: Update) -> Match | None:
-    """What seeks rows with gradients like those seen, for models that match.py knows."""
+def matcher(learner: Any, params: Update, row: tuple[int, ...]) -> Match | None:
+    """What seeks rows with gradients like those seen: for models that match.py knows, and where no dense layer
+    reads the rows, for PyTorch classifiers (`slow`).
+    """
     while hasattr(learner, "learner"):
         learner = learner.learner
+    if getattr(learner, "loss", None) in ("cross_entropy", "nll") and not reads(params, prod(row)):
+        return _Modules(learner, params, row)
     if not isinstance(learner, Dense) or learner.loss != "softmax" or len(learner.hidden) > 1:
         return None
     layers = [np.asarray(leaf, np.float64) for leaf in params.values()]
@@ -215,19 +227,44 @@ def matcher(learner: Any, params: Update) -> Match | None:
     return match
 
 
+@dataclass(frozen=True)
+class _Modules:
+    """Seeks rows of shape `row` by a PyTorch module's own gradients."""
+
+    learner: Any
+    params: Update
+    row: tuple[int, ...]
+    slow: ClassVar[bool] = True
+
+    def __call__(self, update: Update, y: Array, start: Array, span: tuple[float, float]) -> Array:
+        from .match_torch import matched
+
+        found = matched(self.learner, self.params, update, y, start.reshape(-1, *self.row), span)
+        return found.reshape(len(found), -1)
+
+
+def reads(update: Update, features: int) -> tuple[str, str] | None:
+    """The names of the first dense layer's weight and bias; None where none reads so many features."""
+    for one, two in pairwise(update):
+        weight, bias = update[one].shape, update[two].shape
+        if len(bias) == 1 and sorted(weight) == sorted((features, *bias)):
+            return one, two
+    return None
+
+
 def first(update: Update, features: int) -> tuple[Array, Array]:
     """The first dense layer's weight (features, m) and bias (m,).
 
     Raises ConfigError where none reads the rows.
     """
-    for one, two in pairwise(update):
-        weight, bias = np.asarray(update[one], np.float64), np.asarray(update[two], np.float64)
-        if bias.ndim == 1 and sorted(weight.shape) == sorted((features, len(bias))):
-            return weight if weight.shape[0] == features else weight.T, bias
-    raise ConfigError(
-        f"no dense layer reads the {features} numbers of a row, which this attack needs: it is for linear,"
-        " logistic and softmax models and the MLP"
-    )
+    names = reads(update, features)
+    if names is None:
+        raise ConfigError(
+            f"no dense layer reads the {features} numbers of a row, which this attack needs: it is for linear"
+            ", logistic and softmax models, the MLP, and PyTorch modules that learn by cross_entropy or nll"
+        )
+    weight, bias = (np.asarray(update[name], np.float64) for name in names)
+    return weight if weight.shape[0] == features else weight.T, bias
 
 
 def inverted(weight: Array, bias: Array) -> Array:
