@@ -302,5 +302,7 @@ def _manifest(text: bytes) -> Any:
 
 
 def _advised(entry: Row) -> Row:
+    if entry["level"] not in ("error", "refused"):
+        return entry
     advice = advise(entry["text"])
-    return {**entry, "cause": advice.cause, "fix": advice.fix} if entry["level"] == "error" else entry
+    return {**entry, "cause": advice.cause, "fix": advice.fix}
