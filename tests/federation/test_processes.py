@@ -133,8 +133,8 @@ def test_compact_updates_through_real_gates_give_the_simulations_bytes(
         whole(fed, run, rounds=3)
 
 
-def listening(fed: Federation) -> int:
-    ports = json.loads((fed.place("coordinator") / "ports.json").read_text())
+def listening(fed: Federation, name: str = "coordinator") -> int:
+    ports = json.loads((fed.place(name) / "ports.json").read_text())
     return int(ports["listen"].rpartition(":")[2])
 
 
@@ -156,14 +156,16 @@ def ending_tls(to: int) -> Iterator[tuple[int, Path]]:
         loop.close()
 
 
-@pytest.mark.parametrize("scheme", ["https+sealed", "wss+sealed"])
-def test_a_client_behind_a_proxy_that_ends_tls(tmp_path: Path, nursery: Nursery, scheme: str) -> None:
-    """It takes part, is shown as sealed, and gets its new certificate by that way."""
-    with Federation(tmp_path, nursery=nursery, edges=0) as fed:
+@pytest.mark.parametrize(("scheme", "edges"), [("https+sealed", 0), ("wss+sealed", 0), ("wss+sealed", 1)])
+def test_a_client_behind_a_proxy_that_ends_tls(
+    tmp_path: Path, nursery: Nursery, scheme: str, edges: int
+) -> None:
+    """It takes part, is shown as sealed, below an edge as well, and gets its new certificate by that way."""
+    with Federation(tmp_path, nursery=nursery, edges=edges) as fed:
         fed.start_all()
         gathered(fed)
         fed.stop("client-1")
-        with ending_tls(listening(fed)) as (port, ca):
+        with ending_tls(listening(fed, "edge-a" if edges else "coordinator")) as (port, ca):
             url = f"{scheme}://127.0.0.1:{port}"
             old = Current(fed.place("client-1") / "identity")()
             new = asyncio.run(renew(url, old, proxy="", ca=ca, now=time.time()))
@@ -177,6 +179,7 @@ def test_a_client_behind_a_proxy_that_ends_tls(tmp_path: Path, nursery: Nursery,
                 what="client-1 to be shown as sealed",
             )
             assert shown[0]["transport"] == scheme.partition("+")[0]
+            assert shown[0]["address"] and shown[0]["parent"] == ("edge-a" if edges else "")
             run = fed.submit()
             fed.finished(run)
             fed.stop(*fed.names)

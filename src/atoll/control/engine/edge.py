@@ -56,6 +56,7 @@ class EdgeNode:
         self._orders: Orders
         self._servers: Any
         self._told: Mapping[str, Any] | None = None
+        self._doing: Mapping[str, Any] | None = None
         self._served: dict[tuple[str, str, str], Mapping[str, Any]] = {}  # what clients said of their models
 
     def about(self) -> Mapping[str, Any]:
@@ -115,12 +116,11 @@ class EdgeNode:
 
     async def _tell_live(self) -> None:
         """Say now and then what the members below do, for those who look."""
-        told: Mapping[str, Any] = {}
         while True:
             await asyncio.sleep(LIVE)
             doing = {"members": self.host.doing(), "joint": self._servers.counts()}
-            if doing != told and self.uplink.state == "connected":
-                told = doing
+            if doing != self._doing and self.uplink.state == "connected":
+                self._doing = doing
                 self.uplink.send("live", doing)
 
     async def _keep_house(self) -> None:
@@ -130,7 +130,7 @@ class EdgeNode:
             await self.host.durable(self.store.blobs.collect)
 
     def _opened(self) -> None:
-        self._told = None
+        self._told = self._doing = None
         self.host.changed.set()
         self.host.receipts.forget(ABOVE)
         self._spent(self.host.fleet.reachable())

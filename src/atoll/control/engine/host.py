@@ -63,6 +63,7 @@ class Host(Errands):
         self.rehome = edge_patience  # seconds for a client on its way to another parent
         self._lenient = 0.0  # until then whoever was here before this process came back may be away
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._ways: dict[str, dict[str, Any]] = {}  # how our members came
         self._admitted: dict[str, dict[str, Any]] = {}
         self._out: frozenset[str | int] = frozenset()
         self._above: frozenset[str | int] = frozenset()  # of those, the ones a parent told of
@@ -146,18 +147,11 @@ class Host(Errands):
         return member.name in self._out or member.serial in self._out
 
     async def _remember(self, name: str, role: str, about: Mapping[str, Any]) -> None:
-        way = next((s for s in self.service.sessions() if s.get("name") == name), {})
-        live = {
-            "parent": "",
-            "version": str(about.get("version", "")),
-            "address": str(way.get("address", "")),
-        }
+        way = self._ways[name] = _way(next((s for s in self.service.sessions() if s.get("name") == name), {}))
+        live = {"parent": "", "version": str(about.get("version", "")), "address": "", "transport": "", **way}
+        live.pop("sealed", None)
         kept = {k: v for k, v in about.items() if k not in ("below", "busy", "version")}
-        await self.durable(
-            lambda: self.store.node_seen(
-                name, role, {**kept, **live, "transport": str(way.get("transport", ""))}
-            )
-        )
+        await self.durable(lambda: self.store.node_seen(name, role, {**kept, **live}))
         await self._remember_below(name, about.get("below", {}))
 
     async def _remember_below(self, edge: str, below: Mapping[str, Any], *, again: bool = False) -> None:
@@ -292,7 +286,8 @@ class Host(Errands):
         if self.fleet.children.get(edge) != "edge" or not isinstance(members, Mapping):
             return
         for name, told in members.items():
-            if name in self.fleet.clients and isinstance(told, Mapping):
+            seen = self.fleet.clients.get(name)
+            if seen is not None and seen.via == edge and isinstance(told, Mapping):
                 up, down = (n if isinstance(n := told.get(k), int) else 0 for k in ("up", "down"))
                 phase = "working" if told.get("phase") == "working" else "idle"
                 self.asks.live[name] = {
@@ -300,6 +295,7 @@ class Host(Errands):
                     "down": down,
                     "phase": phase,
                     "run": str(told.get("run", ""))[:64],
+                    **_way(told),
                     **({"joint": found} if (found := _counts(told.get("joint"))) else {}),
                 }
 
@@ -309,12 +305,13 @@ class Host(Errands):
             self.asks.live.setdefault(edge, {"up": 0, "down": 0})["joint"] = found
 
     def doing(self) -> dict[str, dict[str, Any]]:
-        """What every member, here or below, does at this moment: phase, run, bytes up and down."""
+        """What every member, here or below, does at this moment: phase, run, bytes; how it came."""
         busy = self.asks.busy()
         found = {name: dict(told) for name, told in self.asks.live.items()}
         for name in self.fleet.children:
             mine = found.setdefault(name, {"up": 0, "down": 0})
             mine |= {"phase": "working" if name in busy else "idle", "run": busy.get(name, "")}
+            mine |= self._ways.get(name, {})
         return found
 
     async def _below(self, edge: str, head: Mapping[str, Any]) -> None:
@@ -435,6 +432,12 @@ def _about(hello: Mapping[str, Any]) -> dict[str, Any]:
         busy = list(map(str, busy)) if isinstance(busy, (list, tuple)) else []
         return {**about, "power": _power(about["power"]), "busy": busy}
     return dict(about)
+
+
+def _way(said: Mapping[str, Any]) -> dict[str, Any]:
+    """How a member came to its parent: transport, address, and whether it is sealed."""
+    told = {key: str(said[key])[:256] for key in ("transport", "address") if said.get(key)}
+    return {**told, "sealed": True} if said.get("sealed") is True else told
 
 
 def _counts(said: Any) -> dict[str, int]:
