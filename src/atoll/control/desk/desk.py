@@ -137,8 +137,11 @@ def stop(store: Store, id: str, actor: str) -> Row | None:
 
 
 def logs(store: Store, id: str, limit: int = 500) -> list[Row] | None:
-    """What sites reported about a run, newest last: site, level, text, and for failures cause and fix."""
-    if _record(store, id) is None:
+    """What sites reported about a run, newest last: site, level, text, and for failures cause and fix.
+
+    `id` "": what was said of members and belongs to no run.
+    """
+    if id and _record(store, id) is None:
         return None
     return [_advised(entry) for entry in store.logs(id, limit=10**6)[-limit:]]
 
