@@ -137,6 +137,13 @@ def test_another_federations_run_is_as_unknown_as_any(hall, halls) -> None:
     assert (mine.status_code, mine.json()) == (none.status_code, none.json()) == (404, none.json())
 
 
+def test_what_belongs_to_no_run_is_shown_to_operators(hall) -> None:
+    hall.store.log_add("", "clinic-a", "warning", "a second session of this identity")
+    hall.store.log_add(finished(hall.store), "clinic-b", "error", "MemoryError")
+    rows = hall.as_("operator").get("/v1/logs").json()["logs"]
+    assert [(row["node"], row["level"]) for row in rows] == [("clinic-a", "warning")]
+
+
 def test_logs_say_site_cause_and_fix(hall) -> None:
     run = finished(hall.store)
     trace = (

@@ -203,6 +203,13 @@ def test_logs(atoll, far) -> None:
     assert json.loads(atoll("logs", run, "--json").out)["logs"][0]["text"] == trace
 
 
+def test_what_belongs_to_no_run_is_shown(atoll, far) -> None:
+    far.store.log_add("", "north", "warning", "a second session of this identity")
+    said = atoll("logs", "--members")
+    assert "north  warning" in said.out and "second session" in said.out
+    assert len(json.loads(atoll("logs", "--members", "--json").out)["logs"]) == 1
+
+
 def test_nodes(atoll, far) -> None:
     far.store.node_seen("plant", "edge", {"address": "10.0.0.7", "transport": "grpc"})
     far.store.node_seen("north", "client", {"parent": "plant"})

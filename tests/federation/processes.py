@@ -124,6 +124,7 @@ class Federation:
         job: Mapping[str, Any] = JOB,
         *,
         edges: int = 1,
+        above: Mapping[str, str] | None = None,
         transport: str = "https",
         nursery: Nursery | None = None,
     ) -> None:
@@ -138,7 +139,7 @@ class Federation:
         self.file = folder / "job.toml"
         if not self.file.exists():
             self.file.write_text(dump(dict(job)))
-            above = up.plain(edges, read(self.file).data["clients"])
+            above = above or up.plain(edges, read(self.file).data["clients"])
             names = [name for name in above if name.startswith("client-")]
             own = up._deal(read(self.file), folder / "clients", names)
             ports = self.held.enter_context(up.reserved(up.doors_of(above)))

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from atoll.control.settings import Client
 from atoll.control.store import Store
 from atoll.core.errors import AtollError
 from atoll.core.session import Packet
+from atoll.learn.failure import NOT_LET_IN
 from atoll.learn.integers import Scale
 from atoll.privacy.keys import Current, Identity
 from atoll.privacy.ledger import Ledger
@@ -131,8 +133,8 @@ def test_compact_updates_through_real_gates_give_the_simulations_bytes(
         whole(fed, run, rounds=3)
 
 
-def listening(fed: Federation) -> int:
-    ports = json.loads((fed.place("coordinator") / "ports.json").read_text())
+def listening(fed: Federation, name: str = "coordinator") -> int:
+    ports = json.loads((fed.place(name) / "ports.json").read_text())
     return int(ports["listen"].rpartition(":")[2])
 
 
@@ -154,14 +156,16 @@ def ending_tls(to: int) -> Iterator[tuple[int, Path]]:
         loop.close()
 
 
-@pytest.mark.parametrize("scheme", ["https+sealed", "wss+sealed"])
-def test_a_client_behind_a_proxy_that_ends_tls(tmp_path: Path, nursery: Nursery, scheme: str) -> None:
-    """It takes part, is shown as sealed, and gets its new certificate by that way."""
-    with Federation(tmp_path, nursery=nursery, edges=0) as fed:
+@pytest.mark.parametrize(("scheme", "edges"), [("https+sealed", 0), ("wss+sealed", 0), ("wss+sealed", 1)])
+def test_a_client_behind_a_proxy_that_ends_tls(
+    tmp_path: Path, nursery: Nursery, scheme: str, edges: int
+) -> None:
+    """It takes part, is shown as sealed, below an edge as well, and gets its new certificate by that way."""
+    with Federation(tmp_path, nursery=nursery, edges=edges) as fed:
         fed.start_all()
         gathered(fed)
         fed.stop("client-1")
-        with ending_tls(listening(fed)) as (port, ca):
+        with ending_tls(listening(fed, "edge-a" if edges else "coordinator")) as (port, ca):
             url = f"{scheme}://127.0.0.1:{port}"
             old = Current(fed.place("client-1") / "identity")()
             new = asyncio.run(renew(url, old, proxy="", ca=ca, now=time.time()))
@@ -175,6 +179,7 @@ def test_a_client_behind_a_proxy_that_ends_tls(tmp_path: Path, nursery: Nursery,
                 what="client-1 to be shown as sealed",
             )
             assert shown[0]["transport"] == scheme.partition("+")[0]
+            assert shown[0]["address"] and shown[0]["parent"] == ("edge-a" if edges else "")
             run = fed.submit()
             fed.finished(run)
             fed.stop(*fed.names)
@@ -195,25 +200,59 @@ def test_who_is_revoked_is_cut_wherever_it_is(tmp_path: Path, nursery: Nursery) 
 
 
 @contextmanager
-def faulty(folder: Path, nursery: Nursery, how: str) -> Iterator[tuple[Federation, str]]:
-    """A finished run with a learner that fails so (parts_of_site.py) at client-2, everybody still there."""
+def faulty(
+    folder: Path, nursery: Nursery, how: str, *, failpoints: str = "", **shape: Any
+) -> Iterator[tuple[Federation, str]]:
+    """A finished run with a learner that fails so (parts_of_site.py) at client-2, everybody still there.
+
+    `failpoints`: of edge-a, which is started again.
+    """
     job = {**JOB, "learner": "line", "algorithm": "fedavg"}
     parts = str(ROOT / "tests" / "federation" / "parts_of_site.py")
-    with Federation(folder, JOB, nursery=nursery, edges=0) as fed:
+    with Federation(folder, JOB, nursery=nursery, **{"edges": 0, **shape}) as fed:
         for name in fed.names:
             fed.words[name] = ("--parts", parts)
-            fed.start(name, FAULTY=how if name == "client-2" else "")
+            own = failpoints if name == "edge-a" else ""
+            fed.start(name, failpoints=own, FAULTY=how if name == "client-2" else "")
+            if name in fed.edges:  # listens by then: nobody goes past it
+                fed.until(lambda name=name: name in fed.joined(), what=f"{name} to join")
         gathered(fed)
         run = fed.submit(job=job)
+        if failpoints:
+            fed.outlived({"edge-a"})
         fed.finished(run)
         yield fed, run
 
 
-def test_a_traceback_at_a_site_reaches_the_operator(tmp_path: Path, nursery: Nursery) -> None:
-    with faulty(tmp_path, nursery, "raises") as (fed, run):
+TIERS = {
+    "coordinator": "",
+    "edge-a": "coordinator",
+    "edge-b": "edge-a",
+    **dict.fromkeys(("client-1", "client-2", "client-3"), "edge-b"),
+}
+
+
+@pytest.mark.parametrize("shape", [{}, {"edges": 1}, {"edges": 2, "above": TIERS}])
+def test_a_traceback_at_a_site_reaches_the_operator(
+    tmp_path: Path, nursery: Nursery, shape: dict[str, Any]
+) -> None:
+    """Its own words with cause and fix, once for each round, however many edges are in between."""
+    with faulty(tmp_path, nursery, "raises", **shape) as (fed, run):
         logs = fed.connect().run(run).logs()
-        told = [row for row in logs if row["node"] == "client-2" and "ZeroDivisionError" in row["text"]]
-        assert told and "parts_of_site.py" in told[0]["text"], logs
+        told = [row for row in logs if row["node"] == "client-2" and row["level"] == "error"]
+        assert len(told) == len(logs) == JOB["rounds"], logs
+        assert "parts_of_site.py" in told[0]["text"] and "ZeroDivisionError" in told[0]["cause"], logs
+        assert told[0]["fix"]
+
+
+def test_what_a_gate_refused_is_logged_once_though_its_edge_was_killed(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    with faulty(tmp_path, nursery, "nan", failpoints="edge.summed:1:kill", edges=1) as (fed, run):
+        logs = fed.connect().run(run).logs()
+        told = [(row["node"], row["level"]) for row in logs if row["text"].startswith(NOT_LET_IN)]
+        assert told == [("client-2", "refused")] * JOB["rounds"], logs
+        assert all(row["cause"] and row["fix"] for row in logs)
 
 
 def test_a_learner_that_dies_takes_nobody_with_it(tmp_path: Path, nursery: Nursery) -> None:

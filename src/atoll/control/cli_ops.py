@@ -32,6 +32,7 @@ def register(commands: Any, command: Command, say: Say) -> None:
     c = command("logs", _logs, "what sites reported about a run", commands, far)
     _run(c, say)
     c.add_argument("--all", action="store_true", help=say("whole tracebacks"))
+    c.add_argument("--members", action="store_true", help=say("what was said of members apart from runs"))
     c = command("topology", _topology, "check a topology file, and write each member's settings")
     c.add_argument("file", type=Path, metavar="TOPOLOGY.toml", help=say("who is there and who dials whom"))
     c.add_argument("--to", type=Path, metavar="DIR", help=say("the folder to write them into"))
@@ -181,10 +182,10 @@ def _stop(args: argparse.Namespace, say: Say) -> int:
 
 def _logs(args: argparse.Namespace, say: Say) -> int:
     with connected(args) as fed:
-        run = chosen(fed, args.which)
-        rows = run.logs()
+        run = None if args.members else chosen(fed, args.which)
+        rows = fed.logs() if run is None else run.logs()
     if args.json:
-        return show(args, {"run": run.id, "logs": rows}, "")
+        return show(args, {**({} if run is None else {"run": run.id}), "logs": rows}, "")
     for row in rows:
         print(f"{when(row['at'])}  {row['node'] or say('coordinator')}  {say(row['level'])}")
         text = row["text"] if args.all or "cause" not in row else row["cause"]

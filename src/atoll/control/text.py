@@ -266,6 +266,7 @@ ZH = {
     "the run's id; the newest without": "运行编号；省略则为最新一次",
     "the member's name": "成员名称",
     "whole tracebacks": "显示完整的错误堆栈",
+    "what was said of members apart from runs": "与运行无关的成员消息",
     "only of this name": "只列出该名称",
     "the model's name": "模型名称",
     "the version; the newest without": "版本；省略则为最新版本",

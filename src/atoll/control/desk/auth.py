@@ -49,6 +49,7 @@ POLICY: Mapping[tuple[str, str], str] = {
     ("POST", "/v1/runs"): OPERATOR,
     ("POST", "/v1/runs/{run}/stop"): OPERATOR,
     ("GET", "/v1/runs/{run}/logs"): OPERATOR,  # a traceback shows paths of a site
+    ("GET", "/v1/logs"): OPERATOR,
     ("GET", "/v1/models/{name}/{version}/file"): OPERATOR,
     ("POST", "/v1/rollouts/{name}"): OPERATOR,
     ("POST", "/v1/rollouts/{name}/promote"): OPERATOR,

@@ -137,8 +137,11 @@ def stop(store: Store, id: str, actor: str) -> Row | None:
 
 
 def logs(store: Store, id: str, limit: int = 500) -> list[Row] | None:
-    """What sites reported about a run, newest last: site, level, text, and for failures cause and fix."""
-    if _record(store, id) is None:
+    """What sites reported about a run, newest last: site, level, text, and for failures cause and fix.
+
+    `id` "": what was said of members and belongs to no run.
+    """
+    if id and _record(store, id) is None:
         return None
     return [_advised(entry) for entry in store.logs(id, limit=10**6)[-limit:]]
 
@@ -147,8 +150,8 @@ def nodes(store: Store, live: Live, now: float) -> list[Row]:
     """Every member: what the store knows, and what its session says at this moment.
 
     `live`: by name, for those connected: phase, up and down in bytes, sealed (TLS ends at a proxy). Of a
-    client below an edge we see the edge's session: its phase is the edge's. `holds`: why it is not asked now
-    by its own policy, {"rule", "since", "until"}, None where it may be.
+    client below an edge we see what the edge says; before it does, its phase is the edge's. `holds`: why it
+    is not asked now by its own policy, {"rule", "since", "until"}, None where it may be.
     """
     found = [{**node, "models": {}} for node in store.nodes()]
     models = served(store)
@@ -233,8 +236,9 @@ def _node(node: Row, session: Mapping[str, Any] | None, above: Row, now: float) 
     here = node["online"] if session is None else session.get("connected", True)
     state = "revoked" if node["revoked"] else "online" if here else "away"
     shown = dict(session or above) if state == "online" else {}
+    way = {key: node[key] or str(shown.get(key) or "") for key in ("transport", "address")}
     ago, holds = max(0.0, now - node["last_seen"]), _holds(node["info"]) if state == "online" else None
-    return {**node, "state": state, "live": shown, "ago": ago, "holds": holds}
+    return {**node, **way, "state": state, "live": shown, "ago": ago, "holds": holds}
 
 
 def _holds(info: Row) -> Row | None:
@@ -302,5 +306,7 @@ def _manifest(text: bytes) -> Any:
 
 
 def _advised(entry: Row) -> Row:
+    if entry["level"] not in ("error", "refused"):
+        return entry
     advice = advise(entry["text"])
-    return {**entry, "cause": advice.cause, "fix": advice.fix} if entry["level"] == "error" else entry
+    return {**entry, "cause": advice.cause, "fix": advice.fix}

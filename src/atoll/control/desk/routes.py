@@ -126,6 +126,11 @@ def runs(app: FastAPI, office: Office) -> None:
         """What sites reported: tracebacks with cause and suggested fix."""
         return {"logs": _there(await office.ask(desk.logs, run, limit), "run")}
 
+    @app.get("/v1/logs", tags=["nodes"])
+    async def said(limit: Limit = 500) -> Any:
+        """What was said of members and belongs to no run: a second session of one identity, for example."""
+        return {"logs": await office.ask(desk.logs, "", limit)}
+
     @app.post("/v1/plans", tags=["runs"], status_code=201)
     async def plan(request: Request) -> Any:
         """Keep a plan's file, the body, for a job that is about to name it; files nobody names go."""

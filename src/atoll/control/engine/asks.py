@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...core.edge import LOST, UNASKED
 from ...core.errors import Gone, MisuseError, ProtocolError, Refused
-from ...learn.failure import NOT_LET_IN
+from ...learn.failure import HELD, NOT_LET_IN
 from ...transport.drive import Drive
 from ...transport.link import ALONG
 from ...transport.service import Offer
@@ -33,6 +34,8 @@ _SPOOLED, _GATED = declare("host.spooled"), declare("host.gated")
 _ADOPTED, _RECEIPT = declare("host.adopted"), declare("host.receipt")
 CARRIED = ("params", "plan")  # blobs that an ask names
 RECEIPTS = 10_000  # remembered in memory; older ones are looked up
+REASONS = 100  # of clients' failures in one answer that are logged
+QUIET = ("", "deadline", "not needed", UNASKED)  # reasons that are nobody's own words
 
 
 @dataclass(slots=True)
@@ -188,6 +191,7 @@ class Asks:
         if before is not None:
             return before
         _, sent = self._find(name, upload)
+        names = sent.letters[name].get("names", {})
         hit(_SPOOLED)
         self._count(name, "up", path.stat().st_size + len(head))  # noqa: ASYNC240  no time
         try:
@@ -206,8 +210,27 @@ class Asks:
             counted = await sent.drive.answered(sent.request, name, blob=blob, info=info)
         finally:
             self._counting.discard(upload)
+        if counted and checked.values.failed:
+            who = {client: below for below, client in names.items()}
+            await self._said(sent.run, [(who.get(c, name), why) for c, why in checked.values.failed])
         hit(_RECEIPT)
         return self._keep(upload, counted=counted)
+
+    async def _said(self, run: str, failed: Sequence[tuple[str, str]]) -> None:
+        """Log why clients failed that an answer speaks for: below an edge nobody else hears of it."""
+        told = [(c, why) for c, why in failed if why not in QUIET and LOST not in why and HELD not in why]
+        if not told:
+            return
+        store = self.errands.store
+
+        def keep() -> None:
+            with store.batch():
+                for client, why in told[:REASONS]:
+                    store.log_add(run, client, "refused" if why.startswith(NOT_LET_IN) else "error", why)
+                if (more := len(told) - REASONS) > 0:
+                    store.log_add(run, "", "warning", f"{more} more clients failed: see the round's record")
+
+        await self.errands.durable(keep)
 
     def _keep(self, upload: str, *, counted: bool) -> dict[str, Any]:
         receipt = {"upload": upload, "counted": counted}

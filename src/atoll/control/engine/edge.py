@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ _OVER = declare("edge.over.before"), declare("edge.over.after")
 
 SERVED = 10_000  # models of clients that are remembered
 LIVE = 2.0  # seconds between two looks at what members do
+SAID = 20  # log entries passed on at each: nobody fills the line with them
 TIDY = 600.0  # seconds between two collections of blobs
 
 
@@ -56,11 +58,13 @@ class EdgeNode:
         self._orders: Orders
         self._servers: Any
         self._told: Mapping[str, Any] | None = None
+        self._doing: Mapping[str, Any] | None = None
+        self._said: deque[Mapping[str, Any]] = deque(maxlen=1000)  # log entries, until there is a parent
         self._served: dict[tuple[str, str, str], Mapping[str, Any]] = {}  # what clients said of their models
 
     def about(self) -> Mapping[str, Any]:
         """Who is below: what the parent plans with."""
-        return {"below": self.host.fleet.reachable()}
+        return {"below": self.host.fleet.reachable(), "seats": self.host.seats()}
 
     async def serve(self) -> None:
         """Join, open the doors for children, answer until told to stop."""
@@ -84,6 +88,7 @@ class EdgeNode:
         self.uplink.on_open = self._opened
         self.host.on_spent = self._spent
         self.host.on_serving = partial(self._serving, "serving")
+        self.host.on_log = self._said.append
         self.host.on_watch = partial(self._serving, "watch")
         try:
             await servers.start()
@@ -108,19 +113,20 @@ class EdgeNode:
         while True:
             await self.host.changed.wait()
             self.host.changed.clear()
-            below = self.host.fleet.reachable()
+            below = {"clients": self.host.fleet.reachable(), "seats": self.host.seats()}
             if below != self._told and self.uplink.state == "connected":
                 self._told = below
-                self.uplink.send("below", {"clients": below})
+                self.uplink.send("below", below)
 
     async def _tell_live(self) -> None:
-        """Say now and then what the members below do, for those who look."""
-        told: Mapping[str, Any] = {}
+        """Say now and then what the members below do, for those who look, and what was logged of them."""
         while True:
             await asyncio.sleep(LIVE)
+            for _ in range(min(len(self._said), SAID) if self.uplink.state == "connected" else 0):
+                self.uplink.send("log", self._said.popleft())
             doing = {"members": self.host.doing(), "joint": self._servers.counts()}
-            if doing != told and self.uplink.state == "connected":
-                told = doing
+            if doing != self._doing and self.uplink.state == "connected":
+                self._doing = doing
                 self.uplink.send("live", doing)
 
     async def _keep_house(self) -> None:
@@ -130,7 +136,7 @@ class EdgeNode:
             await self.host.durable(self.store.blobs.collect)
 
     def _opened(self) -> None:
-        self._told = None
+        self._told = self._doing = None
         self.host.changed.set()
         self.host.receipts.forget(ABOVE)
         self._spent(self.host.fleet.reachable())
@@ -244,7 +250,7 @@ class EdgeNode:
     async def _letter(self, kind: str, head: Mapping[str, Any]) -> None:
         match kind:
             case "moved":
-                self.host.moved_away(str(head.get("client", "")))
+                self.host.moved_away(*(str(head.get(key, "")) for key in ("client", "session", "at")))
             case "standing":
                 reasons = head.get("reasons", {})
                 self.host.tell_standing({str(name): str(why) for name, why in reasons.items()})

@@ -9,6 +9,7 @@ another parent is not waited for where it was.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,6 +29,8 @@ from .receipts import Receipts
 
 OnServing: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 MOVED = f"{LOST}it moved to another parent"
+REPLACED = "another session of this identity replaced this one"
+SAID = 8192  # characters of a log entry that an edge passes on
 JOINT = ("asked", "answered", "passed", "carried", "late", "failed")  # rows of children's questions
 
 
@@ -58,11 +61,15 @@ class Host(Errands):
         self.on_spent: Callable[[Iterable[str]], None] = lambda names: None
         self.on_serving: OnServing = _unheard
         self.on_watch: OnServing = _unheard
+        self.on_log: Callable[[Mapping[str, Any]], None] = lambda said: None
         self.roles: dict[str, str] = {}
         self._patience = {"client": patience, "edge": edge_patience}
         self.rehome = edge_patience  # seconds for a client on its way to another parent
         self._lenient = 0.0  # until then whoever was here before this process came back may be away
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._sessions: dict[str, str] = {}  # of our members: two of one identity are two processes
+        self._seats: dict[str, dict[str, str]] = {}  # of members below our edges, as each edge says
+        self._ways: dict[str, dict[str, Any]] = {}  # how our members came
         self._admitted: dict[str, dict[str, Any]] = {}
         self._out: frozenset[str | int] = frozenset()
         self._above: frozenset[str | int] = frozenset()  # of those, the ones a parent told of
@@ -138,6 +145,7 @@ class Host(Errands):
         if self.out(member):
             raise Refused("this member was revoked: ask an admin to let it enrol again")
         self._admitted[member.name] = _about(hello)
+        self._sessions[member.name] = hashlib.sha256(str(hello.get("session")).encode()).hexdigest()[:16]
         self.roles[member.name] = member.role
         return {"federation": self.federation}
 
@@ -146,18 +154,11 @@ class Host(Errands):
         return member.name in self._out or member.serial in self._out
 
     async def _remember(self, name: str, role: str, about: Mapping[str, Any]) -> None:
-        way = next((s for s in self.service.sessions() if s.get("name") == name), {})
-        live = {
-            "parent": "",
-            "version": str(about.get("version", "")),
-            "address": str(way.get("address", "")),
-        }
-        kept = {k: v for k, v in about.items() if k not in ("below", "busy", "version")}
-        await self.durable(
-            lambda: self.store.node_seen(
-                name, role, {**kept, **live, "transport": str(way.get("transport", ""))}
-            )
-        )
+        way = self._ways[name] = _way(next((s for s in self.service.sessions() if s.get("name") == name), {}))
+        live = {"parent": "", "version": str(about.get("version", "")), "address": "", "transport": "", **way}
+        live.pop("sealed", None)
+        kept = {k: v for k, v in about.items() if k not in ("below", "seats", "busy", "version")}
+        await self.durable(lambda: self.store.node_seen(name, role, {**kept, **live}))
         await self._remember_below(name, about.get("below", {}))
 
     async def _remember_below(self, edge: str, below: Mapping[str, Any], *, again: bool = False) -> None:
@@ -173,6 +174,7 @@ class Host(Errands):
         """A member is here: send it what is open. Only now: a seat it had before has ended by then."""
         about = self._admitted.get(name, {})
         await self._remember(name, self.roles[name], about)
+        self._seats[name] = _named(about.get("seats"))
         for moved in self.fleet.joined(name, self.roles[name], about):
             self._moved(*moved)
         self._elsewhere.discard(name)
@@ -216,6 +218,7 @@ class Host(Errands):
     async def absent(self, name: str, reason: str) -> None:
         """It is away: its asks wait for it, but not for ever."""
         before = self.fleet.reachable()
+        self._seats.pop(name, None)
         for moved in self.fleet.left(name):
             self._moved(*moved)
         await self._gone({name, *before} - {*self.fleet.reachable()}, reason)
@@ -249,7 +252,7 @@ class Host(Errands):
             case "below":
                 await self._below(name, head)
             case "alert":
-                await self.log("", name, "warning", str(head.get("reason", "")))
+                await self._note("", name, "warning", str(head.get("reason", "")))
             case "spent":
                 await self._spent(name, head.get("receipts"))
             case "power":
@@ -259,13 +262,20 @@ class Host(Errands):
                 self._joint(name, head.get("joint"))
             case "log":
                 level = str(head.get("level", "info"))
-                await self.log(str(head.get("run", "")), name, level, str(head.get("text", "")))
+                below = str(head.get("node", "")) if self.roles.get(name) == "edge" else ""
+                node = below if below in self.fleet.clients else name
+                await self._note(str(head.get("run", "")), node, level, str(head.get("text", "")))
             case "serving":
                 await self._serving(name, head, self.on_serving)
             case "watch":
                 await self._serving(name, head, self.on_watch)
             case _:
                 pass  # of a later minor version
+
+    async def _note(self, run: str, node: str, level: str, text: str) -> None:
+        """Log what a member said or what is said of it, here and at whoever is above us."""
+        await self.log(run, node, level, text)
+        self.on_log({"run": run[:64], "node": node, "level": level[:32], "text": text[-SAID:]})
 
     async def _spent(self, name: str, said: Any) -> None:
         """Receipts of a client here, or of clients below an edge, which its parent hears of as well."""
@@ -292,7 +302,8 @@ class Host(Errands):
         if self.fleet.children.get(edge) != "edge" or not isinstance(members, Mapping):
             return
         for name, told in members.items():
-            if name in self.fleet.clients and isinstance(told, Mapping):
+            seen = self.fleet.clients.get(name)
+            if seen is not None and seen.via == edge and isinstance(told, Mapping):
                 up, down = (n if isinstance(n := told.get(k), int) else 0 for k in ("up", "down"))
                 phase = "working" if told.get("phase") == "working" else "idle"
                 self.asks.live[name] = {
@@ -300,6 +311,7 @@ class Host(Errands):
                     "down": down,
                     "phase": phase,
                     "run": str(told.get("run", ""))[:64],
+                    **_way(told),
                     **({"joint": found} if (found := _counts(told.get("joint"))) else {}),
                 }
 
@@ -309,12 +321,13 @@ class Host(Errands):
             self.asks.live.setdefault(edge, {"up": 0, "down": 0})["joint"] = found
 
     def doing(self) -> dict[str, dict[str, Any]]:
-        """What every member, here or below, does at this moment: phase, run, bytes up and down."""
+        """What every member, here or below, does at this moment: phase, run, bytes; how it came."""
         busy = self.asks.busy()
         found = {name: dict(told) for name, told in self.asks.live.items()}
         for name in self.fleet.children:
             mine = found.setdefault(name, {"up": 0, "down": 0})
             mine |= {"phase": "working" if name in busy else "idle", "run": busy.get(name, "")}
+            mine |= self._ways.get(name, {})
         return found
 
     async def _below(self, edge: str, head: Mapping[str, Any]) -> None:
@@ -322,6 +335,7 @@ class Host(Errands):
         if self.fleet.children.get(edge) != "edge" or not isinstance(below, Mapping):
             return
         await self._remember_below(edge, below)
+        self._seats[edge] = _named(head.get("seats"))
         before = self.fleet.reachable()
         held = {name for name in before if self.fleet.clients[name].via == edge}
         for moved in self.fleet.below(edge, below):
@@ -338,10 +352,14 @@ class Host(Errands):
 
     def _moved(self, client: str, before: str) -> None:
         """A client changed its parent: whoever it left need not wait for it."""
+        seen = self.fleet.clients[client]
+        known = self._sessions if seen.via == client else self._seats.get(seen.via, {})
+        session = known.get(client, "")
         if before == client:
-            self.moved_away(client)
+            self.moved_away(client, session, seen.parent)
         elif self._here(before):
-            self.service.send(before, "moved", {"client": client})
+            word = {"client": client, "session": session, "at": seen.parent}
+            self.service.send(before, "moved", word)
         elif self.fleet.deserted(before):
             self._lost(before, f"{LOST}its clients moved to another parent")
 
@@ -351,13 +369,39 @@ class Host(Errands):
             if self.asks.of(client):
                 self.moved_away(client)
 
-    def moved_away(self, client: str) -> None:
-        """Another parent has this client now: nothing of it is waited for here, unless it is back."""
+    def moved_away(self, client: str, session: str = "", at: str = "") -> None:
+        """Another parent has this client now: nothing of it is waited for here, unless it is back.
+
+        `session`: its session there, at the member `at`. Another one than the one here is a second process
+        of the same identity: the one that was here first ends.
+        """
+        mine = session in ("", self._sessions.get(client, ""))
+        if self._here(client):
+            if not mine:
+                self.spawn(self._replaced(client, session, at))
+            return
+        via = self.fleet.clients[client].via if client in self.fleet.clients else client
+        if session and self._seats.get(via, {}).get(client, session) != session:
+            self.service.send(via, "moved", {"client": client, "session": session, "at": at})
+        self._elsewhere.add(client)
+        self._heard.pop(client, None)
+        self.service.leave(client, MOVED)  # its seat here is no way to it
+        self._lost(client, MOVED)
+
+    async def _replaced(self, client: str, session: str, at: str) -> None:
         if not self._here(client):
-            self._elsewhere.add(client)
-            self._heard.pop(client, None)
-            self.service.leave(client, MOVED)  # its seat here is no way to it
-            self._lost(client, MOVED)
+            return  # it has left by itself
+        await self.service.cut(client, REPLACED)
+        self.moved_away(client, session, at)
+        where = f"at {at}" if at else "at a parent further up"
+        text = f"a second session of this identity, {where}, replaced the one here: is its folder copied?"
+        await self._note("", client, "warning", text)
+
+    def seats(self) -> dict[str, str]:
+        """Sessions of members that are connected, here or below: whoever is above us tells copies by them."""
+        here = {str(s["name"]) for s in self.service.sessions() if s.get("connected")}
+        below = {name: session for seats in self._seats.values() for name, session in seats.items()}
+        return {**below, **{name: self._sessions[name] for name in sorted(here & self._sessions.keys())}}
 
     def _here(self, name: str) -> bool:
         """Whether it is connected to us at this moment: a seat alone only waits for it."""
@@ -435,6 +479,17 @@ def _about(hello: Mapping[str, Any]) -> dict[str, Any]:
         busy = list(map(str, busy)) if isinstance(busy, (list, tuple)) else []
         return {**about, "power": _power(about["power"]), "busy": busy}
     return dict(about)
+
+
+def _named(said: Any) -> dict[str, str]:
+    """Sessions by member as an edge says; an older one says none."""
+    return {str(k): str(v)[:16] for k, v in said.items()} if isinstance(said, Mapping) else {}
+
+
+def _way(said: Mapping[str, Any]) -> dict[str, Any]:
+    """How a member came to its parent: transport, address, and whether it is sealed."""
+    told = {key: str(said[key])[:256] for key in ("transport", "address") if said.get(key)}
+    return {**told, "sealed": True} if said.get("sealed") is True else told
 
 
 def _counts(said: Any) -> dict[str, int]:

@@ -107,6 +107,10 @@ class Federation:
         """
         return list(self._rest.get("/v1/nodes")["nodes"])
 
+    def logs(self) -> list[Row]:
+        """What was said of members and belongs to no run, as `RemoteRun.logs` gives a run's."""
+        return list(self._rest.get("/v1/logs")["logs"])
+
     def drain(self, name: str, on: bool = True) -> Row:  # noqa: FBT001, FBT002
         """Give a member no new work; `on=False` gives it work again."""
         return self._row(self._rest.post(path("nodes", name, "drain"), {"on": on}))

@@ -1,0 +1,107 @@
+"""One identity has one live session, wherever a second one turns up: the older ends, an operator is told."""
+
+import asyncio
+import shutil
+
+import pytest
+
+from tests.federation.faults import DATA
+from tests.federation.world import World, run
+
+TWIN = "twin-of-1"  # client-1's folder on another machine
+EDGES = {"coordinator": "", "edge-a": "coordinator", "edge-b": "coordinator"}
+TIERS = {"coordinator": "", "edge-a": "coordinator", "edge-b": "edge-a"}
+CLIENTS = [f"client-{k + 1}" for k in range(len(DATA))]
+
+
+def members(above, home):
+    """A world in which client-1 stands below `home`, the others below edge-a."""
+    return {**above, **dict.fromkeys(CLIENTS, "edge-a"), "client-1": home}
+
+
+def seated(world, server):
+    """Sessions of client-1 that are connected there."""
+    found = world.processes[server].node.host.service.sessions()
+    return [one for one in found if one["name"] == "client-1" and one["connected"]]
+
+
+def alerts(world):
+    return [row for row in world.store.logs("") if "second session" in row["text"]]
+
+
+async def copied(world, at):
+    """Client-1's folder is copied, and started below `at`."""
+    shutil.copytree(world.folder / "client-1", world.folder / TWIN)
+    world.above[TWIN] = at
+    world.start(TWIN)
+
+
+@pytest.mark.parametrize(
+    ("above", "home", "at"),
+    [
+        (EDGES, "edge-a", "coordinator"),
+        (EDGES, "coordinator", "edge-a"),
+        (EDGES, "edge-a", "edge-b"),
+        (TIERS, "edge-b", "edge-a"),
+        (TIERS, "edge-b", "coordinator"),
+        (TIERS, "coordinator", "edge-b"),
+    ],
+)
+def test_of_two_processes_with_one_identity_one_stays(tmp_path, above, home, at):
+    async def main():
+        world = World(tmp_path, DATA, above=members(above, home))
+        world.start_all()
+        await world.gathered()
+        await world.until(lambda: len(seated(world, home)) == 1)
+        await copied(world, at)
+        await world.until(lambda: any(world.processes[n].task.done() for n in ("client-1", TWIN)))
+        await asyncio.sleep(300.0)
+        ended = [name for name in ("client-1", TWIN) if world.processes[name].task.done()]
+        assert len(ended) == 1, "one is told to end, the other stays"
+        assert "replaced this one" in str(world.processes[ended[0]].task.exception())
+        assert sum(len(seated(world, server)) for server in EDGES) == 1
+        told = alerts(world)
+        assert told and {row["node"] for row in told} == {"client-1"}
+        assert len(told) <= 8, "they do not take turns for ever"
+
+    run(main())
+
+
+@pytest.mark.parametrize(("above", "home"), [(EDGES, "edge-a"), (TIERS, "edge-b")])
+def test_who_moves_and_comes_back_is_nobodys_copy(tmp_path, above, home):
+    """Cut off from its parent it goes to another, dies there, comes back as another process, and so on."""
+
+    async def main():
+        world = World(tmp_path, DATA, above=members(above, home))
+        world.start_all()
+        await world.gathered()
+        for _ in range(3):
+            world.net.part("client-1", home)
+            await world.until(lambda: any(seated(world, server) for server in EDGES if server != home))
+            world.net.partitions.clear()
+            world.kill("client-1")
+            world.start("client-1")
+            await world.until(lambda: len(seated(world, home)) == 1)
+            await asyncio.sleep(20.0)
+            assert sum(len(seated(world, server)) for server in EDGES) == 1
+        assert not world.processes["client-1"].task.done()
+        assert alerts(world) == []
+
+    run(main())
+
+
+def test_a_letter_about_a_move_that_comes_late_cuts_nobody(tmp_path):
+    """It moved from edge-a and back, and edge-a hears of the first move only now."""
+
+    async def main():
+        world = World(tmp_path, DATA, above=members(EDGES, "edge-a"))
+        world.start_all()
+        await world.gathered()
+        host = world.processes["edge-a"].node.host
+        await world.until(lambda: len(seated(world, "edge-a")) == 1)
+        host.moved_away("client-1", host.seats()["client-1"], "edge-b")
+        host.moved_away("client-1")  # an earlier version names no session
+        await asyncio.sleep(20.0)
+        assert len(seated(world, "edge-a")) == 1 and alerts(world) == []
+
+    run(main())
