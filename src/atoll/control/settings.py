@@ -235,8 +235,9 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     `join`: URLs of an edge or the coordinator, the preferred first. `data`: by the name that jobs use,
     each a table of `train` (a file or a built-in name), `target`, and if wanted `test` or `holdout`.
-    `predict`: host:port of its prediction service, "" for none. `int8`: the data set on whose rows models
-    are made 8-bit integers before they are served, "" to serve them as they come. `joint`: the larger model
+    `predict`: 127.0.0.1:port of its prediction service, "" for none; no address that others reach.
+    `int8`: the data set on whose rows models are made 8-bit integers before they are served, "" to serve
+    them as they come. `joint`: the larger model
     that the service asks about rows it is unsure of, and what may leave for that (serve/egress.py). `parts`:
     a Python file of this site's own that registers learners, rules or transforms. `home`, `ca`: as for an
     edge. `linger`: seconds without an ask after which the process that learns ends; its memory is free, and
@@ -377,6 +378,20 @@ def address(text: str, path: str) -> tuple[str, int]:
     if not colon or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"expected host:port, as in 127.0.0.1:8443, got {text!r}", path)
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104  it is what ":port" asks for
+
+
+def answers_at(settings: Client) -> tuple[str, int]:
+    """Where a client's prediction service listens. Raises ConfigError for an address that others reach."""
+    from .pinning import loopback
+
+    host, port = address(settings.predict, "$.predict")
+    if not loopback(host):
+        raise ConfigError(
+            f"{settings.predict} can be reached from other machines, and has no TLS and no token: write "
+            f'predict = "127.0.0.1:{port}"; `atoll serve --tls … --token-file …` answers other machines',
+            "$.predict",
+        )
+    return host, port
 
 
 def rollout(value: Any, path: str = "$.rollout") -> Rollout | None:
