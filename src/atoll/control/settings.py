@@ -276,6 +276,13 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     insecure: bool = False
 
 
+FILES: dict[type[msgspec.Struct], str] = {
+    Server: "coordinator.toml",
+    Edge: "edge.toml",
+    Client: "client.toml",
+}
+
+
 def authorities(settings: Client | Edge) -> Path | None:
     """Who vouches for the proxy or broker in between; None for the system's."""
     return Path(settings.ca) if settings.ca else None
@@ -329,6 +336,12 @@ def histories(settings: Client) -> int:
     if not isinstance(newest, int) or newest < 1:
         raise ConfigError("newest is a number of readings, from 1", "$.watch.data")
     return newest if table.get("windows") else 0
+
+
+def beside(folder: Path | str | None, kind: type[msgspec.Struct]) -> Path | None:
+    """The settings file in a member's folder, by default the current one; None where there is none."""
+    path = Path(folder or "") / FILES[kind]
+    return path if path.exists() else None
 
 
 def read(path: Path, kind: type[S], **over: Any) -> S:
