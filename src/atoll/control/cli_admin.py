@@ -125,22 +125,17 @@ def _model_export(args: argparse.Namespace, say: Say) -> int:
 
 
 def _predict(args: argparse.Namespace, say: Say) -> int:
-    from ..core.errors import ConfigError
-    from .remote import predicting
+    from .remote.predicting import predict
 
-    if (args.at is None) == (args.model is None):
-        raise ConfigError(
-            "predict by a client's service (--at URL) or by a file (--model FILE.onnx): give one"
-        )
-    rows = predicting.read_rows(args.rows, args.leave)
-    found = predicting.ask(args.at, rows) if args.at else predicting.local(args.model, rows)
+    found = predict(args.rows, args.at, args.model, args.leave)
     if args.json:
         return show(args, found, "")
     for prediction in found["predictions"]:
         print(_prediction(prediction))
     model = found["model"] or {}
     version = f" {say('version')} {model['version']}" if model.get("version") else ""
-    print(f"{len(rows)} {say('rows')}, {say('model')} {model.get('name', '–')}{version}", file=sys.stderr)
+    rows = len(found["predictions"])
+    print(f"{rows} {say('rows')}, {say('model')} {model.get('name', '–')}{version}", file=sys.stderr)
     return 0
 
 
@@ -184,10 +179,9 @@ def _backup(args: argparse.Namespace, say: Say) -> int:
 
 
 def _restore(args: argparse.Namespace, say: Say) -> int:
-    from .store import Store
+    from .remote.sdk import restore
 
-    folder = args.state or Path()
-    Store.restore(args.file, args.store, folder).close()
+    folder = restore(args.file, args.state or Path(), args.store)
     done = {"restored": str(folder), "from": str(args.file)}
     return show(
         args, done, f"{say('restored')}: {folder}\n{say('next')}: atoll coordinator --folder {folder}"
