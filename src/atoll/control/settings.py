@@ -344,19 +344,25 @@ def beside(folder: Path | str | None, kind: type[msgspec.Struct]) -> Path | None
     return path if path.exists() else None
 
 
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no file {path}: name one, or give the options on the command line"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
 def read(path: Path, kind: type[S], **over: Any) -> S:
     """The settings in a file, with the values of `over` that are not None on top.
 
     Raises ConfigError with the file and the path of what is wrong in it.
     """
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"there is no file {path}: name one, or give the options on the command line"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    table = _table(path)
     if "folder" in kind.__struct_fields__:
         table.setdefault("folder", ".")
     for key in _PATHS:

@@ -389,6 +389,7 @@ ZH = {
     "certificate": "证书",
     "clock": "时钟",
     "versions": "版本",
+    "health": "健康状况",
     # while and after it runs
     "error": "错误",
     "stopped; go on with": "已停止；继续运行请用",
