@@ -112,7 +112,8 @@ from .statistics import Statistics, classes, fit_pipeline, standardise, statisti
 
 if TYPE_CHECKING:
     from .control.engine.members import run_client, run_coordinator, run_edge
-    from .control.remote.sdk import connect
+    from .control.remote.doctor import examine as doctor
+    from .control.remote.sdk import connect, restore
     from .control.settings import Policy
     from .estimators import (
         FederatedKMeans,
@@ -217,6 +218,7 @@ __all__ = [
     "dirichlet",
     "distil",
     "ditto",
+    "doctor",
     "early",
     "encrypted_sum",
     "everyone",
@@ -284,6 +286,7 @@ __all__ = [
     "quantity",
     "randomk",
     "recommended",
+    "restore",
     "ring",
     "robust",
     "rotate",
@@ -321,12 +324,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What is found on first use: scikit-learn's doors, services, and the way to a federation of machines."""
-    if name in ("connect", "Policy", "run_client", "run_coordinator", "run_edge"):
+    if name in ("connect", "restore", "doctor", "Policy", "run_client", "run_coordinator", "run_edge"):
         from .control import settings
         from .control.engine import members
-        from .control.remote import sdk
+        from .control.remote import doctor, sdk
 
-        doors = {"connect": sdk.connect, "Policy": settings.Policy}
+        doors: dict[str, Any] = {"connect": sdk.connect, "restore": sdk.restore, "doctor": doctor.examine}
+        doors["Policy"] = settings.Policy
         return doors.get(name) or getattr(members, name)
     if name == "serve":
         from .serve.service import serve

@@ -13,6 +13,7 @@ import atoll as at
 from atoll.control.remote import restate
 from atoll.control.remote import where as places
 from atoll.control.remote.remote import failure, restored
+from atoll.control.store import Store
 from atoll.core.errors import ConfigError, Gone, MisuseError, PeerError, PrivacyError, QuorumError, StateError
 from atoll.core.registry import build
 from atoll.core.update import Update
@@ -183,6 +184,18 @@ def test_every_other_verb(hall, fed) -> None:
     assert fed.prune(0)["runs"] == 1
     events, end = fed.events()
     assert events[-1]["seq"] == end
+
+
+def test_what_needs_no_federation_there(hall, fed, tmp_path: Path) -> None:
+    id = finished(hall.store)
+    hall.store.backup(tmp_path / "b.tar")
+    assert at.restore(tmp_path / "b.tar", tmp_path / "again") == tmp_path / "again"
+    with Store.open("", tmp_path / "again") as store:
+        assert store.run(id)["state"] == "done"
+    with pytest.raises(StateError):
+        at.restore(tmp_path / "b.tar", tmp_path / "again")
+    found = at.doctor(folder=tmp_path / "again")
+    assert {one.what: one.level for one in found}["schema"] == "ok"
 
 
 def test_null_is_no_number_and_clients_are_numbers() -> None:

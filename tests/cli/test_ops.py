@@ -48,6 +48,8 @@ def test_submit_runs_stop(atoll, far) -> None:
     assert re.search(rf"{row['id']} +heart +queued \(1\) +fedprox +0/5", listed.out)
     assert json.loads(atoll("runs", "--json").out)["runs"][0]["id"] == row["id"]
     assert json.loads(atoll("runs", "--state", "done", "--json").out) == {"runs": []}
+    wrong = atoll("runs", "--state", "nonsense")
+    assert (wrong.code, wrong.out) == (2, "") and "'nonsense'" in wrong.err and "queued, running" in wrong.err
     assert f"{row['id']}: stopped" in atoll("stop", row["id"]).out
     assert "停止" in atoll("runs", "--lang", "zh").out
 

@@ -10,6 +10,7 @@ from atoll.control.engine.agent import QUARANTINED
 from atoll.control.remote import doctor, doctor_network
 from atoll.privacy.keys import Authority, Identity, new_key, request
 from atoll.privacy.token import Token
+from atoll.transport import link
 from tests.api.conftest import hall, halls  # noqa: F401  fixtures
 from tests.api.roots import server_pem
 from tests.api.serving import served
@@ -34,7 +35,7 @@ def test_all_is_well(hall, tmp_path) -> None:  # noqa: F811
     whats = [f.what for f in found]
     assert whats == [
         *("python", "packages", "crypto", "disk", "schema", "proxy", "name", "way"),
-        *("clock", "root", "certificate", "token", "versions"),
+        *("clock", "root", "certificate", "token", "versions", "health"),
     ]
     assert "lets in vera as viewer at reef" in finding(found, "token", "ok").found
 
@@ -123,6 +124,39 @@ def test_older_and_newer_schemas(hall, tmp_path) -> None:  # noqa: F811
     assert "restore" in finding(doctor.examine(folder=place), "schema", "bad").remedy
 
 
+def test_a_store_elsewhere_is_found_by_the_settings(hall, tmp_path) -> None:  # noqa: F811
+    hall.store.close()
+    shutil.copy(hall.office.folder / "atoll.db", tmp_path / "other.db")
+    place, etc = tmp_path / "state", tmp_path / "hub.toml"
+    place.mkdir()
+    etc.write_text(f'store = "sqlite:///{tmp_path}/other.db"\nrollout = "now"\n', encoding="utf-8")
+    assert "schema" not in levels(doctor.examine(folder=place))
+    assert finding(doctor.examine(folder=place, config=etc), "schema", "ok")
+    etc.write_text('store = "postgresql://atoll:kelp@127.0.0.1:1/atoll"\n', encoding="utf-8")
+    found = finding(doctor.examine(folder=place, config=etc), "schema", "bad")
+    assert "PostgreSQL" in found.remedy and "kelp" not in found.found
+    etc.write_text('store = "oracle://x/y"\n', encoding="utf-8")
+    assert "PostgreSQL" in finding(doctor.examine(folder=place, config=etc), "schema", "bad").found
+    assert finding(doctor.examine(config=tmp_path / "none.toml"), "settings", "bad")
+    etc.write_text("nmae = 3\n", encoding="utf-8")
+    assert "hub.toml" in finding(doctor.examine(folder=place, config=etc), "settings", "bad").found
+
+
+def test_how_a_far_coordinator_is(hall, monkeypatch) -> None:  # noqa: F811
+    token = hall.token("viewer")
+    usage = shutil.disk_usage(hall.office.folder)
+    with served(hall) as url:
+
+        def told():
+            return doctor.examine(url, token)
+
+        assert "GB free" in finding(told(), "health", "ok").found
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        assert "read-only" in finding(told(), "health", "warn").remedy
+        monkeypatch.setattr(hall.office, "busy", lambda: "the disk is full")
+        assert "takes no work: the disk is full" in finding(told(), "health", "bad").found
+
+
 def test_disk_and_modes(tmp_path, monkeypatch) -> None:
     assert finding(doctor.examine(folder=tmp_path / "none"), "folder", "bad")
     (tmp_path / "operator.json").write_text("{}")
@@ -172,7 +206,7 @@ def test_the_command(atoll, hall, tmp_path, monkeypatch) -> None:  # noqa: F811
     assert "✗ way" in said.out
 
 
-def test_a_members_own_doors(tmp_path) -> None:
+def test_a_members_own_doors(tmp_path, monkeypatch) -> None:
     import asyncio
 
     from tests.api.test_member_policy import doors
@@ -192,9 +226,18 @@ def test_a_members_own_doors(tmp_path) -> None:
             settings(f'name = "north"\njoin = ["{url}"]\n')
             well = await look(member)
             assert {f.level for f in well} == {"ok"}
-            assert [f.what for f in well][-7:] == [
-                *("proxy", "name", "way", "clock", "root", "certificate", "way")
+            assert [f.what for f in well][-8:] == [
+                *("proxy", "name", "way", "clock", "root", "certificate", "versions", "way")
             ]
+            monkeypatch.setattr(link, "PROTOCOL", (link.PROTOCOL[0] + 1, 0))
+            older = finding(await look(member), "versions", "bad")
+            assert "upgrade Atoll on 127.0.0.1" in older.found
+            monkeypatch.undo()
+            (tmp_path / "etc").mkdir()
+            (member / "client.toml").rename(tmp_path / "etc" / "client.toml")
+            apart = await look(member, config=tmp_path / "etc" / "client.toml")
+            assert [f.what for f in apart] == [f.what for f in well]
+            assert "proxy" not in levels(await look(member)), "control: the file says whom it joins"
             settings(f'name = "north"\njoin = ["{url.replace("127.0.0.1", "localhost")}"]\n')
             wrong = await look(member)
             assert "`names`" in finding(wrong, "certificate", "bad").remedy

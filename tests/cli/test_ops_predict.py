@@ -2,12 +2,18 @@
 
 import io
 import json
+import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from atoll.control.remote.rest import Rest
+from atoll.control.remote.sdk import Federation
+from atoll.core.errors import ConfigError, DataError
+from atoll.privacy.token import Token
 
 CSV = "load,heat,fails\n1,2,yes\n3,4.5,no\n"
 
@@ -59,6 +65,23 @@ def test_by_a_clients_service(atoll, service) -> None:
     assert seen == [("/v1/predict", {"rows": [[1.0, 2.0], [3.0, 4.5]]})]
     plain = json.loads(atoll("predict", "rows.csv", "--leave", "fails", "--at", url, "--json").out)
     assert plain == {"predictions": [3.0, 7.5], "model": {"name": "heart", "version": 3}}
+
+
+def test_the_same_from_python(service) -> None:
+    url, seen = service
+    fed = Federation(Rest("https://hub.example:8445", Token("0" * 64, bytes(32))))
+    known = {"predictions": [3.0, 7.5], "model": {"name": "heart", "version": 3}}
+    assert fed.predict("rows.csv", at=url, leave=["fails"]) == known
+    assert fed.predict(np.array([[1, 2], [3, 4.5]]), at=url) == known
+    assert seen[0] == seen[1] == ("/v1/predict", {"rows": [[1.0, 2.0], [3.0, 4.5]]})
+    for wrong in ([1.0, 2.0], [], [[1.0, math.nan]], [["yes"]], [[1.0], [1.0, 2.0]]):
+        with pytest.raises(DataError, match="rows of finite numbers"):
+            fed.predict(wrong, at=url)
+    for both in ({}, {"at": url, "model": "m.onnx"}):
+        with pytest.raises(ConfigError, match="give one"):
+            fed.predict([[1.0]], **both)
+    with pytest.raises(ConfigError, match=r"none\.onnx|onnxruntime"):
+        fed.predict([[1.0]], model="none.onnx")
 
 
 def test_many_rows_go_in_pieces_over_one_connection(atoll, service) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from atoll.control.settings import Client, Edge, Server, address, make, read
+from atoll.control.engine.agent import Agent
+from atoll.control.settings import Client, Edge, Server, address, answers_at, make, read
 from atoll.control.up import plain
 from atoll.core.errors import ConfigError
 
@@ -45,6 +46,16 @@ def test_addresses() -> None:
     for wrong in ("hub", "hub:http", "hub:99999", ""):
         with pytest.raises(ConfigError, match=r"\$\.listen"):
             address(wrong, "$.listen")
+
+
+@pytest.mark.parametrize("where", ["0.0.0.0:29555", ":9000", "[::]:0", "192.0.2.7:9000", "site.example:9000"])
+def test_predictions_are_not_answered_in_the_clear_where_others_reach_them(where, tmp_path) -> None:
+    client = Client(folder=str(tmp_path), data={"rows": {"train": "rows.csv"}}, predict=where)
+    with pytest.raises(ConfigError, match=r"\$\.predict: .*no TLS.*127\.0\.0\.1"):
+        Agent(client)
+    assert list(tmp_path.iterdir()) == [], "refused before anything is made"
+    for own in ("127.0.0.1:9000", "[::1]:9000", "localhost:9000"):
+        assert answers_at(Client(predict=own))[1] == 9000
 
 
 def test_a_plain_federation_deals_clients_to_edges() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from atoll.control.config import dump
 from atoll.control.remote.doctor_member import doors
+from atoll.control.settings import Client, read
 from tests.federation.processes import JOB, Federation, Nursery
 from tests.federation.test_processes import gathered, whole
 from tests.wire.mosquitto import Mosquitto, missing
@@ -90,7 +91,8 @@ def looked(fed: Gated, broker: Mosquitto) -> None:
     """What the doctor says beside a member, as one thing after the other goes."""
 
     def levels() -> dict[str, str]:
-        found = doors(fed.place("client-1"), 10.0, time.time)
+        place = fed.place("client-1")
+        found = doors(place, read(place / "client.toml", Client), 10.0, time.time)
         return {f.what: f.level for f in found if f.remedy or f.level == "ok"}
 
     well = {"name": "ok", "way": "ok", "broker": "ok", "gateway": "ok"}

@@ -10,6 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
 
+from atoll.control.remote import doctor
 from atoll.control.store import Store, schema
 from atoll.control.store.engine import connect
 from atoll.control.store.migrate import VERSIONS, migrate, revision
@@ -70,6 +71,23 @@ def test_a_newer_store_is_refused_and_left_alone(url: str, tmp_path: Path, versi
         Store.open(url, tmp_path)
     engine = connect(url, tmp_path)
     assert look(engine) == after
+    engine.dispose()
+
+
+def test_the_doctor_sees_the_schema_and_changes_nothing(url: str, tmp_path: Path) -> None:
+    (tmp_path / "coordinator.toml").write_text(f'store = "{url}"\n', encoding="utf-8")
+
+    def seen() -> str:
+        (found,) = [one for one in doctor.examine(folder=tmp_path) if one.what == "schema"]
+        return found.level
+
+    engine = connect(url, tmp_path)
+    with Store.open(url, tmp_path):
+        assert seen() == "ok"
+    for number, level in (("0000", "warn"), ("9999", "bad")):
+        with engine.connect() as conn, conn.begin():
+            conn.execute(text("UPDATE alembic_version SET version_num = :n"), {"n": number})
+        assert [seen(), seen()] == [level, level]
     engine.dispose()
 
 

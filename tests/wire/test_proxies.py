@@ -56,6 +56,30 @@ def test_through_a_proxy_with_user_and_password(scheme: str, tmp_path: Path) -> 
     run(story())
 
 
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_environments_proxy_is_one_for_all_ways(
+    scheme: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with serving(scheme, tmp_path) as (_, _, port), ConnectProxy("eve", "s@cret:") as proxy:
+            for other in ("no_proxy", "NO_PROXY", "https_proxy", "HTTPS_PROXY"):
+                monkeypatch.delenv(other, raising=False)
+            monkeypatch.setenv(name, f"http://eve:s%40cret%3A@127.0.0.1:{proxy.port}")
+            url = f"{scheme}://127.0.0.1:{port}"
+            async with dialled([url]) as (_, side):
+                await side.until(lambda heard: heard)
+            assert set(proxy.asked) == {f"127.0.0.1:{port}"} and not proxy.refused
+            proxy.asked.clear()
+            for left_out, given in (("127.0.0.1", None), ("", "")):
+                monkeypatch.setenv("NO_PROXY", left_out)
+                async with dialled([url], proxy=given) as (_, side):
+                    await side.until(lambda heard: heard)
+            assert proxy.asked == [], "no_proxy, or a proxy that is said to be none"
+
+    run(story())
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_wrong_password_gets_nobody_through_and_says_why(scheme: str, tmp_path: Path) -> None:
     async def story() -> None:

@@ -49,6 +49,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--keep-runs", type=int, default=20, help=say("so many runs are kept however old"))
     c = command("doctor", _doctor, "look for what keeps this machine from working", commands, far)
     c.add_argument("--folder", type=Path, metavar="DIR", help=say("a member's or coordinator's folder"))
+    text = "its settings; the role's file in its folder without, as client.toml"
+    c.add_argument("--config", type=Path, metavar="FILE.toml", help=say(text))
 
 
 def _models(commands: Any, command: Callable[..., Any], far: Any, say: Say) -> None:
@@ -125,22 +127,17 @@ def _model_export(args: argparse.Namespace, say: Say) -> int:
 
 
 def _predict(args: argparse.Namespace, say: Say) -> int:
-    from ..core.errors import ConfigError
-    from .remote import predicting
+    from .remote.predicting import predict
 
-    if (args.at is None) == (args.model is None):
-        raise ConfigError(
-            "predict by a client's service (--at URL) or by a file (--model FILE.onnx): give one"
-        )
-    rows = predicting.read_rows(args.rows, args.leave)
-    found = predicting.ask(args.at, rows) if args.at else predicting.local(args.model, rows)
+    found = predict(args.rows, args.at, args.model, args.leave)
     if args.json:
         return show(args, found, "")
     for prediction in found["predictions"]:
         print(_prediction(prediction))
     model = found["model"] or {}
     version = f" {say('version')} {model['version']}" if model.get("version") else ""
-    print(f"{len(rows)} {say('rows')}, {say('model')} {model.get('name', '–')}{version}", file=sys.stderr)
+    rows = len(found["predictions"])
+    print(f"{rows} {say('rows')}, {say('model')} {model.get('name', '–')}{version}", file=sys.stderr)
     return 0
 
 
@@ -184,10 +181,9 @@ def _backup(args: argparse.Namespace, say: Say) -> int:
 
 
 def _restore(args: argparse.Namespace, say: Say) -> int:
-    from .store import Store
+    from .remote.sdk import restore
 
-    folder = args.state or Path()
-    Store.restore(args.file, args.store, folder).close()
+    folder = restore(args.file, args.state or Path(), args.store)
     done = {"restored": str(folder), "from": str(args.file)}
     return show(
         args, done, f"{say('restored')}: {folder}\n{say('next')}: atoll coordinator --folder {folder}"
@@ -222,7 +218,7 @@ def _doctor(args: argparse.Namespace, say: Say) -> int:
     except AtollError as error:
         if url is None:
             print(f"{say('the network is not looked at')}: {error}", file=sys.stderr)
-    found = doctor.examine(url, token, args.folder, clock=time.time)
+    found = doctor.examine(url, token, args.folder, args.config, clock=time.time)
     if args.json:
         print(json.dumps({"findings": [f.plain() for f in found]}))
     else:

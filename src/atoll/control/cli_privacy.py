@@ -76,8 +76,7 @@ def _site(args: argparse.Namespace) -> tuple[Path, Any]:
     from . import settings
     from .engine.safe import opened
 
-    beside = (args.folder or Path()) / "client.toml"
-    path = args.config or (beside if beside.exists() else None)
+    path = args.config or settings.beside(args.folder, settings.Client)
     found = settings.Client() if path is None else settings.read(path, settings.Client)
     folder = args.folder or Path(found.folder)
     return folder, opened(structs.replace(found, folder=str(folder)))

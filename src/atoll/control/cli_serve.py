@@ -66,7 +66,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
 
 
 def _common(c: Any, say: Say) -> None:
-    c.add_argument("--config", type=Path, metavar="FILE.toml", help=say("its settings"))
+    text = "its settings; the role's file in its folder without, as client.toml"
+    c.add_argument("--config", type=Path, metavar="FILE.toml", help=say(text))
     c.add_argument("--folder", metavar="DIR", help=say("where it keeps its files"))
     c.add_argument("--name", help=say("its name"))
 
@@ -145,12 +146,15 @@ def _down(args: argparse.Namespace, say: Say) -> int:
 
 
 def _settings(args: argparse.Namespace, kind: Any, keys: tuple[str, ...]) -> Any:
-    """The settings file, with what the command line says on top."""
+    """The settings file, named or in its folder, with what the command line says on top."""
     from . import settings
 
     over = {key: getattr(args, key, None) for key in keys}
-    if args.config is not None:
-        return settings.read(args.config, kind, **over)
+    path = args.config
+    if path is None and kind in settings.FILES:
+        path = settings.beside(args.folder, kind)
+    if path is not None:
+        return settings.read(path, kind, **over)
     return settings.make(kind, {k: v for k, v in over.items() if v is not None}, "the command line")
 
 

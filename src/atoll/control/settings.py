@@ -235,8 +235,9 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     `join`: URLs of an edge or the coordinator, the preferred first. `data`: by the name that jobs use,
     each a table of `train` (a file or a built-in name), `target`, and if wanted `test` or `holdout`.
-    `predict`: host:port of its prediction service, "" for none. `int8`: the data set on whose rows models
-    are made 8-bit integers before they are served, "" to serve them as they come. `joint`: the larger model
+    `predict`: 127.0.0.1:port of its prediction service, "" for none; no address that others reach.
+    `int8`: the data set on whose rows models are made 8-bit integers before they are served, "" to serve
+    them as they come. `joint`: the larger model
     that the service asks about rows it is unsure of, and what may leave for that (serve/egress.py). `parts`:
     a Python file of this site's own that registers learners, rules or transforms. `home`, `ca`: as for an
     edge. `linger`: seconds without an ask after which the process that learns ends; its memory is free, and
@@ -273,6 +274,13 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     renew: Renew | None = None
     broker: Login = Login()
     insecure: bool = False
+
+
+FILES: dict[type[msgspec.Struct], str] = {
+    Server: "coordinator.toml",
+    Edge: "edge.toml",
+    Client: "client.toml",
+}
 
 
 def authorities(settings: Client | Edge) -> Path | None:
@@ -330,19 +338,31 @@ def histories(settings: Client) -> int:
     return newest if table.get("windows") else 0
 
 
+def beside(folder: Path | str | None, kind: type[msgspec.Struct]) -> Path | None:
+    """The settings file in a member's folder, by default the current one; None where there is none."""
+    path = Path(folder or "") / FILES[kind]
+    return path if path.exists() else None
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no file {path}: name one, or give the options on the command line"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
 def read(path: Path, kind: type[S], **over: Any) -> S:
     """The settings in a file, with the values of `over` that are not None on top.
 
     Raises ConfigError with the file and the path of what is wrong in it.
     """
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"there is no file {path}: name one, or give the options on the command line"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    table = _table(path)
     if "folder" in kind.__struct_fields__:
         table.setdefault("folder", ".")
     for key in _PATHS:
@@ -377,6 +397,20 @@ def address(text: str, path: str) -> tuple[str, int]:
     if not colon or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"expected host:port, as in 127.0.0.1:8443, got {text!r}", path)
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104  it is what ":port" asks for
+
+
+def answers_at(settings: Client) -> tuple[str, int]:
+    """Where a client's prediction service listens. Raises ConfigError for an address that others reach."""
+    from .pinning import loopback
+
+    host, port = address(settings.predict, "$.predict")
+    if not loopback(host):
+        raise ConfigError(
+            f"{settings.predict} can be reached from other machines, and has no TLS and no token: write "
+            f'predict = "127.0.0.1:{port}"; `atoll serve --tls … --token-file …` answers other machines',
+            "$.predict",
+        )
+    return host, port
 
 
 def rollout(value: Any, path: str = "$.rollout") -> Rollout | None:

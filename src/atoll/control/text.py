@@ -247,6 +247,7 @@ ZH = {
     "number of edges": "边缘节点数量",
     "how members talk": "成员之间的通信方式",
     "its settings": "设置文件",
+    "its settings; the role's file in its folder without, as client.toml": "设置文件；不给则用其文件夹中该角色的文件，如 client.toml",
     "where it keeps its files": "存放文件的位置",
     "its name": "名称",
     "where members reach it over HTTPS": "成员通过 HTTPS 访问的地址",
@@ -389,6 +390,7 @@ ZH = {
     "certificate": "证书",
     "clock": "时钟",
     "versions": "版本",
+    "health": "健康状况",
     # while and after it runs
     "error": "错误",
     "stopped; go on with": "已停止；继续运行请用",

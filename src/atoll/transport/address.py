@@ -1,10 +1,11 @@
-"""Addresses and URLs of servers; and who somebody says they are, where there is no TLS to prove it."""
+"""Addresses and URLs of servers, and the proxy to them; who somebody says they are, where TLS proves none."""
 
 from __future__ import annotations
 
 import ipaddress
 import math
-from urllib.parse import urlsplit
+from base64 import b64encode
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ..core.errors import ConfigError, ProtocolError
 from ..privacy.keys import Member
@@ -53,3 +54,24 @@ def claimed(uri: str) -> Member:
         case ["spiffe:", "", federation, role, name] if federation and role and name:
             return Member(federation, role, name, 0, math.inf)
     raise ProtocolError("expected the member's name, spiffe://federation/role/name")
+
+
+def find_proxy(host: str, given: str | None) -> tuple[str | None, dict[str, str]]:
+    """The proxy to `host` and the headers it wants, apart so that no message repeats a password.
+
+    `given`: the proxy; "": none; None: as the environment says. Raises ConfigError for another form.
+    """
+    if given is None:
+        from urllib.request import getproxies, proxy_bypass  # half a megabyte
+
+        given = "" if proxy_bypass(host) else getproxies().get("https", "")
+    if not given:
+        return None, {}
+    parts = urlsplit(given if "//" in given else f"http://{given}")
+    if parts.scheme != "http" or not parts.hostname:
+        raise ConfigError("a proxy is written http://host:port or http://user:password@host:port")
+    shown = {}
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        shown["Proxy-Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), shown

@@ -17,13 +17,11 @@ import os
 import secrets
 import socket
 import ssl
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -41,6 +39,7 @@ from ..privacy.keys import (
 )
 from ..privacy.private import write_private
 from ..privacy.token import Token
+from .address import find_proxy
 from .letterbox import sealed
 from .tls import client_context
 
@@ -287,22 +286,3 @@ def _plain(data: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def find_proxy(host: str, given: str | None) -> tuple[str | None, dict[str, str]]:
-    """The proxy to `host` and the headers it wants, apart so that no message repeats a password.
-
-    `given` as `proxy` of `enrol`. Raises ConfigError for a proxy of another form.
-    """
-    if given is None:
-        given = "" if proxy_bypass(host) else getproxies().get("https", "")
-    if not given:
-        return None, {}
-    parts = urlsplit(given if "//" in given else f"http://{given}")
-    if parts.scheme != "http" or not parts.hostname:
-        raise ConfigError("a proxy is written http://host:port or http://user:password@host:port")
-    shown = {}
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        shown["Proxy-Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), shown

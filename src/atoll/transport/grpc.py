@@ -20,7 +20,7 @@ from ..privacy.keys import Identity, Member
 from ..wire.plain import FRAME, HEADER, Bytes
 from ..wire.proto import piece
 from . import atoll_pb2 as pb
-from .address import authority, claimed, loopback
+from .address import authority, claimed, find_proxy, host_port, loopback
 from .link import DOWN, PACKET, fault, letter, pack, read, unpack
 from .service import Service, Way
 from .tls import Source, grpc_channel_credentials, grpc_member, grpc_server_credentials
@@ -236,15 +236,16 @@ async def _frames(incoming: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
 class GrpcLink:
     """grpcs://host:port with the identity given; grpc:// in plain text, to this machine only.
 
-    `proxy`: http://user:password@host:port that passes TLS through (CONNECT); None: as the environment says.
+    `proxy`: http://user:password@host:port that passes TLS through (CONNECT), "" for none; None: as the
+    environment says, by the names that HTTPS goes by.
     """
 
     def __init__(
         self, url: str, identity: Identity | None, *, claim: Member | None = None, proxy: str | None = None
     ) -> None:
         self.url = url
-        options = [*_CLIENT, *([("grpc.http_proxy", proxy)] if proxy else [])]
         target = authority(url)
+        options = [*_CLIENT, *_through(target, proxy)]
         self._metadata: tuple[tuple[str, str], ...] = ()
         if url.startswith("grpcs://") and identity is not None:
             self._channel = grpc.aio.secure_channel(target, grpc_channel_credentials(identity), options)
@@ -308,6 +309,15 @@ class GrpcLink:
     async def close(self) -> None:
         """See link.Link."""
         await self._channel.close()
+
+
+def _through(target: str, given: str | None) -> list[tuple[str, Any]]:
+    """The options of a channel through the proxy to `target`; gRPC itself reads only https_proxy."""
+    proxy, shown = find_proxy(host_port(target)[0], given)
+    if proxy is None:
+        return [("grpc.enable_http_proxy", 0)]
+    headers = "\n".join(f"{name}:{value}" for name, value in shown.items())
+    return [("grpc.http_proxy", proxy), *([("grpc.http_connect_headers", headers)] if shown else [])]
 
 
 _OVER = (grpc.aio.AioRpcError, asyncio.InvalidStateError, InternalError)

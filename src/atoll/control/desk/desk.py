@@ -24,7 +24,7 @@ from ...adapt.plan_table import planned, travels
 from ...core.errors import ConfigError
 from ...learn.stop import main_metric
 from .. import config
-from ..store import FINAL, MAIN, Store
+from ..store import FINAL, MAIN, STATES, Store
 from ..store.schema import notes
 from ..store.schema import runs as known
 from .advice import advise
@@ -89,7 +89,9 @@ def submit(store: Store, table: Mapping[str, Any], seed: int | None, actor: str)
 
 
 def runs(store: Store, state: str | None = None, limit: int = 100) -> list[Row]:
-    """The newest runs, queued ones with their place in the queue."""
+    """The newest runs, queued ones with their place in the queue. Raises ConfigError for no such state."""
+    if state and state not in STATES:
+        raise ConfigError(f"no run is ever {state[:80]!r}: choose from {', '.join(STATES)}", "$.state")
     found = store.runs(state=state or "")
     places = _places(store)
     return [

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ConfigError
 from ...wire.files import whole
-from ..settings import Client, rests, watched
+from ..settings import Client, answers_at, rests, watched
 from .outside import Outside
 from .policy import inside
 from .safe import opened
@@ -42,9 +42,15 @@ class Agent:
         self, settings: Client, outside: Outside | None = None, held: Mapping[str, Held] | None = None
     ) -> None:
         if not settings.data and not held:
-            raise ConfigError("a client needs data: name a data set, as in [data.heart]", "$.data")
+            raise ConfigError(
+                "a client needs data: name a data set, as in [data.heart], in client.toml in its folder or "
+                "in the file that --config names",
+                "$.data",
+            )
         if settings.int8 and settings.int8 not in {*settings.data, *(held or ())}:
             raise ConfigError(f"there is no data set {settings.int8!r} to calibrate on", "$.int8")
+        if settings.predict:
+            answers_at(settings)
         if settings.policy.hours:
             inside(settings.policy.hours, 0)
         if settings.watch is not None:

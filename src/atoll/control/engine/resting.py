@@ -31,7 +31,7 @@ from ...privacy.vault import Vault
 from ...wire import failpoint
 from ...wire.heap import give_back, leave_code
 from ..pipes import LENGTH, ended, framed
-from ..settings import Client, address
+from ..settings import Client, answers_at
 from .spoken import Begin, Said, Told, Wanted
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _counts(store: Any) -> dict[str, int]:
 
 def _bound(settings: Client) -> list[socket.socket]:
     """What listens at the settings' address."""
-    host, port = address(settings.predict, "$.predict")
+    host, port = answers_at(settings)
     made = []
     try:
         for family, _, _, _, where in dict.fromkeys(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)):

@@ -31,7 +31,7 @@ from ...privacy.vault import Vault
 from ...serve.models import Shelf
 from ...serve.predict import app
 from ...serve.rollout import Move, told
-from ..settings import Client, address
+from ..settings import Client, answers_at
 from .joint import asks
 from .parcels import read_frames
 from .watch import Watch
@@ -66,7 +66,7 @@ class Serving:
         self._joint, self._join = settings.joint, settings.join
         self._quiet = settings.quiet
         self._refused: set[str] = set()  # models that lose too much as integers
-        self._host, self._port = address(settings.predict, "$.predict")
+        self._host, self._port = answers_at(settings)
         self._folder = Path(settings.folder) / "serving"
         self._uplink = uplink
         self._runner: web.AppRunner | None = None

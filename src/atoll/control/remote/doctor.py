@@ -1,8 +1,9 @@
 """`atoll doctor`: looks for what keeps a member or an operator from working, each finding with its remedy.
 
 It checks what is there to check: always versions and the proxy; with a URL the name, the way, the
-certificate, the clock and the other side's version; with a token whether it is let in; with a folder
-the disk, the modes of private files, the identity in it and the schema of a store. It changes nothing.
+certificate, the clock and the other side's version; with a token whether it is let in, and how the
+coordinator's store is; with a folder the disk, the modes of private files, the identity in it and the
+schema of a store, in SQLite or PostgreSQL. It changes nothing.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import json
 import os
 import platform
 import shutil
+import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Any
 
-from ...core.errors import AtollError
+from ...core.errors import AtollError, ConfigError
 from ...privacy.hazmat.suite import SUITES, usable
+from ..settings import FILES, beside, read
 from .doctor_member import doors
 from .doctor_network import network
-from .finding import Finding, span
+from .finding import ROOM, Finding, Level, span
 
-ROOM = 1 << 30  # bytes free on the disk below which one is
 PRIVATE = ("key.pem", "authority.key.pem", "operator.json", "admin.json", "store.key")
 
 
@@ -31,17 +35,46 @@ def examine(
     url: str | None = None,
     token: str | None = None,
     folder: Path | None = None,
+    config: Path | None = None,
     *,
     timeout: float = 10.0,
     clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
-    """All findings, in the order one would look for a cause."""
-    found = [*_versions()]
+    """All findings, in the order one would look for a cause.
+
+    `config`: the settings of who works in `folder`, where they lie elsewhere.
+    """
+    found, wrong = [*_versions()], []
+    settings: Any = None
+    try:
+        settings = _settings(folder, config)
+    except ConfigError as error:
+        wrong = [Finding("settings", "bad", str(error), "correct the file")]
+    if folder is None and settings is not None:
+        folder = Path(settings.folder)
     if folder is not None:
-        found += [*_folder(folder, clock()), *doors(folder, timeout, clock)]
+        found += _folder(folder, getattr(settings, "store", ""), clock())
+    found += wrong
+    if folder is not None and not wrong:
+        found += doors(folder, settings, timeout, clock)
     if url is not None:
         found += [*network(url, token, timeout, clock)]
     return found
+
+
+def _settings(folder: Path | None, config: Path | None) -> Any:
+    """What the file named, or the one in the folder, says; None where there is none. Raises ConfigError."""
+    kinds = [*FILES]
+    if config is None:
+        if folder is None:
+            return None
+        kinds = [kind for kind in FILES if beside(folder, kind)]
+        return read(folder / FILES[kinds[0]], kinds[0]) if kinds else None
+    kinds = [kind for kind in FILES if FILES[kind] == config.name] or kinds
+    for kind in kinds[:-1]:
+        with suppress(ConfigError):
+            return read(config, kind)
+    return read(config, kinds[-1])
 
 
 def _versions() -> Iterator[Finding]:
@@ -78,7 +111,7 @@ def _crypto() -> Finding:
 # -- a folder -----------------------------------------------------------------------------------
 
 
-def _folder(folder: Path, now: float) -> Iterator[Finding]:
+def _folder(folder: Path, store: Any, now: float) -> Iterator[Finding]:
     if not folder.is_dir():
         yield Finding(
             "folder", "bad", f"there is no folder {folder}", "name the member's or coordinator's own"
@@ -90,8 +123,8 @@ def _folder(folder: Path, now: float) -> Iterator[Finding]:
         yield _identity(place, now)
     if (folder / "store.key").exists():
         yield _store_key(folder / "store.key")
-    if (folder / "atoll.db").exists():
-        yield _schema(folder)
+    if isinstance(store, str):  # a server's; a client has none
+        yield from _schema(folder, store)
     if (note := folder / "quarantined.txt").exists():  # engine/agent.py leaves it
         remedy = "look at this site's data and software, then ask an administrator to reinstate it"
         yield Finding("standing", "warn", note.read_text("utf-8"), remedy)
@@ -150,27 +183,56 @@ def _store_key(path: Path) -> Finding:
     return Finding("store key", "ok", f"sealed by its owner's, with {crypto}")
 
 
-def _schema(folder: Path) -> Finding:
+def _schema(folder: Path, store: str) -> Iterator[Finding]:
     """The store's schema, read without opening the store: that would migrate it."""
-    import sqlite3
-    from contextlib import closing
+    if not store and not (folder / "atoll.db").exists():
+        return
+    from sqlalchemy.exc import SQLAlchemyError
 
+    from ..store.engine import parse
     from ..store.schema import REVISION
 
     try:
-        where = f"file:{folder / 'atoll.db'}?mode=ro"
-        with closing(sqlite3.connect(where, uri=True)) as db:
-            found = db.execute("SELECT version_num FROM alembic_version").fetchone()
-            whole = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        where = parse(store, folder)
+        sqlite = where.drivername == "sqlite"
+        if sqlite and not Path(str(where.database)).exists():
+            return
+        found = _in_sqlite(str(where.database)) if sqlite else _in_postgres(store, folder)
     except sqlite3.Error as error:
-        return Finding("schema", "bad", f"the store cannot be read: {error}", "atoll restore a backup")
+        yield Finding("schema", "bad", f"the store cannot be read: {error}", "atoll restore a backup")
+        return
+    except (AtollError, SQLAlchemyError) as error:
+        text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        remedy = "see that PostgreSQL runs, and that `store` in the settings names its host, user and name"
+        yield Finding("schema", "bad", f"the store cannot be reached: {text}", remedy)
+        return
+    text = f"the store is at schema {found or 'none'}, this atoll has {REVISION}"
+    level: Level = "ok"
+    remedy = ""
+    if found > REVISION:
+        level, remedy = "bad", "upgrade atoll here: a newer one wrote this store"
+    elif found < REVISION:
+        level, remedy = "warn", "start the coordinator once: it migrates the store; back up before"
+    yield Finding("schema", level, text, remedy)
+
+
+def _in_sqlite(path: str) -> str:
+    """The schema of a file. Raises sqlite3.Error for one that is damaged."""
+    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+        found = db.execute("SELECT version_num FROM alembic_version").fetchone()
+        whole = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if whole != "ok":
-        return Finding("schema", "bad", f"the database is damaged: {whole}", "atoll restore a backup")
-    text = f"the store is at schema {found[0] if found else 'none'}, this atoll has {REVISION}"
-    if found and found[0] > REVISION:
-        return Finding("schema", "bad", text, "upgrade atoll here: a newer one wrote this store")
-    if not found or found[0] < REVISION:
-        return Finding(
-            "schema", "warn", text, "start the coordinator once: it migrates the store; back up before"
-        )
-    return Finding("schema", "ok", text)
+        raise sqlite3.DatabaseError(f"it is damaged: {whole}")
+    return str(found[0]) if found else ""
+
+
+def _in_postgres(store: str, folder: Path) -> str:
+    from ..store.engine import connect
+    from ..store.migrate import revision
+
+    engine = connect(store, folder)
+    try:
+        with engine.connect() as conn:
+            return revision(conn)
+    finally:
+        engine.dispose()

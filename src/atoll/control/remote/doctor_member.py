@@ -9,26 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import AtollError, ConfigError
+from ...core.errors import AtollError, ProtocolError
 from ...privacy.token import Token
 from ...transport.open import chosen
 from ..pinning import blind, fingerprint
-from ..settings import Client, Edge, read
 from .doctor_broker import by_broker
 from .doctor_network import Far, clocks, reach, way
 from .finding import Finding, span
 
-_FILES = (("client.toml", Client), ("edge.toml", Edge))
 
-
-def doors(folder: Path, timeout: float, clock: Callable[[], float]) -> Iterator[Finding]:
+def doors(folder: Path, settings: Any, timeout: float, clock: Callable[[], float]) -> Iterator[Finding]:
     """Each parent that the settings or the identity in `folder` name; nothing where there is no member."""
-    try:
-        settings: Any = next(
-            (read(folder / name, kind) for name, kind in _FILES if (folder / name).exists()), None
-        )
-    except ConfigError as error:
-        yield Finding("settings", "bad", str(error), "correct the file")
+    if settings is not None and not hasattr(settings, "join"):
         return
     identity = _identity(folder / "identity")
     urls: Sequence[str] = (settings.join if settings else ()) or (identity.urls if identity else ())
@@ -103,10 +95,24 @@ def _mutual(far: Far, identity: Any, transport: str, now: float) -> Iterator[Fin
         return
     left = ssl.cert_time_to_seconds(str(shown["notAfter"])) - now if shown else 0.0
     yield Finding("certificate", "ok", f"good for {far.host}, for another {span(left)}; ours was taken")
-    port = json.loads(body).get("grpc") if answer.status == 200 else None
+    ways = json.loads(body) if answer.status == 200 else {}
+    yield _spoken(ways.get("protocol"), far.host)
+    port = ways.get("grpc")
     if transport == "grpc" and isinstance(port, int) and far.proxy is None:
         found = way((far.host, port), far.timeout)
         if found.level == "bad":
             remedy = 'let the gRPC port out as well, or set transport = "https"'
             found = Finding("way", "bad", found.found, remedy)
         yield found
+
+
+def _spoken(theirs: Any, host: str) -> Finding:
+    """Whether we speak the protocol that a server says it speaks."""
+    from ...transport.link import PROTOCOL, agreed
+
+    try:
+        agreed(theirs, host)
+    except ProtocolError as error:
+        return Finding("versions", "bad", str(error), "upgrade the older one: they are a major version apart")
+    ours, said = (".".join(map(str, one)) for one in (PROTOCOL, theirs))
+    return Finding("versions", "ok", f"protocol {ours} here, {said} there")

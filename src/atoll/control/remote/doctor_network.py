@@ -1,4 +1,4 @@
-"""The doctor on the network: proxy, name, way, root, certificate, clock, token and version, in that order.
+"""The doctor on the network: proxy, name, way, root, certificate, clock, token, version and health.
 
 What fails hides what comes after it, so the first bad finding is the cause.
 """
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from ...core.errors import AtollError
 from ...privacy.token import Token
 from ..pinning import blind, fingerprint, loopback, parsed_proxy, pinned, proxy_for
-from .finding import Finding, Level, span
+from .finding import ROOM, Finding, Level, span
 
 SKEW = 60.0  # seconds two clocks may differ before it is worth a word; certificates are dated back an hour
 
@@ -173,6 +173,28 @@ def _verified(far: Far, root: bytes, token: Token, now: float) -> Iterator[Findi
         found = f"good for {far.host}, for another {span(left)}"
         yield Finding("certificate", "warn" if remedy else "ok", found, remedy)
     yield from _let_in(answer.status, body)
+    if answer.status == 200:
+        yield _health(far, context, token)
+
+
+def _health(far: Far, context: ssl.SSLContext | None, token: Token) -> Finding:
+    """How the coordinator says it is: whether its store takes writes, the room on its disk, its schema."""
+    try:
+        answer, body, _ = far.get("/v1/health", context, str(token))
+        if answer.status != 200:
+            raise ValueError(f"status {answer.status}")
+        told = json.loads(body)
+        free, schema = int(told["disk"]["free"]), told["schema"]
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        remedy = "see the coordinator's log; it may be of another version"
+        return Finding("health", "warn", f"the coordinator does not say how it is: {error}", remedy)
+    text = f"its store takes work at schema {schema['found']}, {free / 1e9:.1f} GB free on its disk"
+    if not told["ok"]:
+        remedy = "free space on the coordinator's disk, or mend it: it goes on by itself; else see its log"
+        return Finding("health", "bad", f"the coordinator takes no work: {told['reason']}", remedy)
+    if free < ROOM:
+        return Finding("health", "warn", text, "free some space there: a full disk makes the store read-only")
+    return Finding("health", "ok", text)
 
 
 def _let_in(status: int, body: bytes) -> Iterator[Finding]:

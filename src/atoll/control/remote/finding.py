@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 Level = Literal["ok", "warn", "bad"]
+ROOM = 1 << 30  # bytes free on a disk below which it is worth a word
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`atoll predict`: rows from a file to a client's prediction service, or through an ONNX model here."""
+"""`atoll predict`, `fed.predict`: rows to a client's prediction service, or through an ONNX model here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,6 +20,29 @@ from ..pinning import loopback
 TIMEOUT = 30.0  # seconds
 MOST = 64 << 20  # bytes of an answer
 BATCH = 256  # rows of one request
+
+
+def predict(rows: Any, at: str | None, model: Path | None, leave: Sequence[str] = ()) -> dict[str, Any]:
+    """{predictions, model} of a CSV file's rows or of rows of numbers: by a service, or by a file here.
+
+    Raises as `read_rows`, and `ask` or `local`.
+    """
+    if (at is None) == (model is None):
+        raise ConfigError(
+            "predict by a client's service (--at URL) or by a file (--model FILE.onnx): give one"
+        )
+    wanted = read_rows(Path(rows), leave) if isinstance(rows, (str, Path)) else _rows(rows)
+    return ask(at, wanted) if at is not None else local(cast("Path", model), wanted)
+
+
+def _rows(rows: Any) -> list[Any]:
+    try:
+        found = np.asarray(rows, np.float64)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.ndim < 2 or not found.size or not np.isfinite(found).all():
+        raise DataError("expected rows of finite numbers, as in [[1.0, 2.0], [3.0, 4.0]], or a CSV file")
+    return list(found.tolist())
 
 
 def read_rows(path: Path, leave: Sequence[str] = ()) -> list[list[float]]:

@@ -8,7 +8,7 @@ run.metrics["accuracy"], run.export("model.onnx")
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +39,17 @@ def connect(url: str | None = None, token: str | Token | None = None, *, timeout
     federation = Federation(Rest(found.url, Token.parse(found.token), timeout=timeout))
     federation.about()
     return federation
+
+
+def restore(file: str | os.PathLike[str], folder: str | os.PathLike[str] = ".", store: str = "") -> Path:
+    """Fill an empty coordinator's folder from a backup, and its database, SQLite in the folder by default.
+
+    Returns the folder. Raises StateError where there is a store already, or the backup is damaged or newer.
+    """
+    from ..store import Store
+
+    Store.restore(Path(file), store, Path(folder)).close()
+    return Path(folder)
 
 
 class Federation:
@@ -187,6 +198,23 @@ class Federation:
             return graph_file(file, self._file(found, "onnx"), found["manifest"], self._rest.root())
         return model_file(file, self._params(found), lambda: self.run(found["run"]), example)
 
+    def predict(
+        self,
+        rows: Any,
+        *,
+        at: str | None = None,
+        model: str | os.PathLike[str] | None = None,
+        leave: Sequence[str] = (),
+    ) -> Row:
+        """{predictions, model}: what a client's service at the URL `at` says of rows, or here an ONNX file.
+
+        `rows`: rows of numbers, or a CSV file with a header, without its columns in `leave`. Raises DataError
+        for what is no finite number, Gone where no service answers, Refused where it refuses the rows.
+        """
+        from .predicting import predict
+
+        return predict(rows, at, None if model is None else Path(model), leave)
+
     def events(self, after: int = 0, *, run: str | None = None, wait: float = 0.0) -> tuple[list[Row], int]:
         """State changes after event `after`, and the number to ask after next; waits for some."""
         answer = self._rest.get("/v1/events", timeout=wait + 30.0, after=after, run=run, wait=wait)
@@ -237,4 +265,4 @@ class Federation:
         return dict(answer)
 
 
-__all__ = ["ENDED", "Federation", "RemoteRun", "connect"]
+__all__ = ["ENDED", "Federation", "RemoteRun", "connect", "restore"]
