@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from atoll.control.desk.auth import Rate
 from atoll.control.desk.guard import Guard, Limits
 from atoll.core.errors import StateError
+from atoll.transport.rate import Rate
 from tests.api.conftest import JOB
 
 

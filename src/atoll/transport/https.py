@@ -19,7 +19,7 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,6 +30,7 @@ from ..core.session import Packet
 from ..privacy.keys import Member
 from ..wire.plain import FRAME, HEADER, Bytes
 from .address import claimed, host_port, loopback
+from .knock import doors
 from .link import PROTOCOL, SESSION, letter, pack
 from .pieces import frames, packed, packets
 from .pump import thread
@@ -63,16 +64,17 @@ class _Caller(NamedTuple):
 class Listening:
     """A server that accepts members. `port`: the one it got."""
 
-    def __init__(self, runner: web.AppRunner, server: asyncio.Server, watch: _Watch) -> None:
-        self.port: int = server.sockets[0].getsockname()[1]
+    def __init__(self, runner: web.AppRunner, servers: Sequence[asyncio.Server], watch: _Watch) -> None:
+        self.port: int = servers[0].sockets[0].getsockname()[1]
         self._runner = runner
-        self._server = server
+        self._servers = servers
         self._watch = watch
 
     async def close(self) -> None:
         """Accept nobody any more and end what is open. Close the Service first: it says goodbye."""
         self._watch.close()
-        self._server.close()
+        for server in self._servers:
+            server.close()
         await self._runner.cleanup()
 
 
@@ -129,12 +131,16 @@ async def serve(
     more = {"ssl_handshake_timeout": HANDSHAKE, "ssl_shutdown_timeout": 1.0} if context else {}
     try:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(runner.server, host, port, ssl=context, backlog=1024, **more)  # type: ignore[call-overload]
+        opened = await doors(host, port)
+        servers = [
+            await loop.create_server(runner.server, sock=door, ssl=context, backlog=1024, **more)  # type: ignore[call-overload]
+            for door in opened
+        ]
     except OSError as error:
         await runner.cleanup()
         raise ConfigError(f"cannot listen at {address}: {error.strerror or error}") from None
     watch.start()
-    return Listening(runner, server, watch)
+    return Listening(runner, servers, watch)
 
 
 def _sealer(source: Source | None, federation: str, wall: Callable[[], float]) -> Sealer | None:

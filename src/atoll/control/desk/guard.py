@@ -16,7 +16,8 @@ from typing import Any
 from starlette.routing import Match, Route
 
 from ...core.errors import StateError
-from .auth import ANYONE, POLICY, Caller, Rate, allows
+from ...transport.rate import Rate
+from .auth import ANYONE, POLICY, Caller, allows
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
