@@ -34,6 +34,7 @@ from .knock import doors
 from .link import PROTOCOL, SESSION, letter, pack
 from .pieces import frames, packed, packets
 from .pump import thread
+from .rate import Rate
 from .sealed import OVERHEAD, Seal, Sealer, said
 from .service import Service, Way
 from .tls import Source, https_member, server_context
@@ -51,6 +52,7 @@ IDLE = 75.0  # seconds a connection may stand without a request, or with an unfi
 SWEEP = 5.0
 STRANGER = "a member shows its certificate, or signs: enrol with a token first"
 OVER = "this connection is over: say hello again"
+COSTLY = ("/v1/enrol", "/v1/enrol/key", "/v1/renew", "/v1/seal")  # a signature or a look-up each, for anybody
 HTTP = {"refused": 403, "protocol": 400, "gone": 503}
 
 
@@ -88,13 +90,16 @@ async def serve(
     signer: Source | None = None,
     connections: int = 20_000,
     idle: float = IDLE,
+    knocks: Rate | None = None,
     wall: Callable[[], float] = time.time,
 ) -> Listening:
     """Listen at `address` (host:port, port 0 for any) with the identity of `source`.
 
     Without one members are who they say, in plain text: loopback only, for recording what is said.
     `signer`: whose signatures members behind a proxy that ends TLS trust; by default the same identity.
-    `extra`: more routes, each by (method, path). Raises ConfigError where it cannot listen there.
+    `extra`: more routes, each by (method, path). `knocks`: how often an address may ask what is COSTLY: by
+    default 1,000 times at once, for many members behind one, then 50 a second. Raises ConfigError where it
+    cannot listen there.
     """
     sealer = _sealer(signer or source, federation, wall)
 
@@ -117,7 +122,7 @@ async def serve(
     else:
         context = server_context(source, "optional", ["http/1.1"])
     watch = _Watch(connections, idle)
-    calls = _Calls(service, who, sealer)
+    calls = _Calls(service, who, sealer, knocks)
     app = web.Application(middlewares=[watch.middleware], client_max_size=1 << 20)
     app.add_routes(calls.routes())
     for (method, path), handler in (extra or {}).items():
@@ -201,8 +206,13 @@ class _Calls:
     """The calls of a member: who speaks is asked first, errors are said as status and reason."""
 
     def __init__(
-        self, service: Service, who: Callable[[web.Request], _Caller], sealer: Sealer | None
+        self,
+        service: Service,
+        who: Callable[[web.Request], _Caller],
+        sealer: Sealer | None,
+        knocks: Rate | None = None,
     ) -> None:
+        self._knocks = knocks or Rate(50.0, 1000.0)
         self._service = service
         self._who = who
         self._sealer = sealer
@@ -242,6 +252,10 @@ class _Calls:
 
         async def handler(request: web.Request) -> web.StreamResponse:
             caller = _Caller()
+            if request.path in COSTLY:
+                wait = self._knocks.wait(request.remote, time.monotonic())
+                if wait > 0:
+                    return _later(int(wait) + 1)
             try:
                 caller = self._who(request)
                 return await call(request, caller.member)
@@ -433,6 +447,13 @@ def _said(request: web.Request, caller: _Caller, status: int, word: str, reason:
     if caller.seal is not None:
         headers["atoll-seal"] = said(caller.seal, request.raw_path, status, f"{word}\n{reason}")
     return web.json_response({"error": word, "reason": reason}, status=status, headers=headers)
+
+
+def _later(seconds: int) -> web.Response:
+    """Too often: as enrolment and sessions read it."""
+    text = f"too many requests came from your address: come again in {seconds} s"
+    headers = {"Retry-After": str(seconds), "atoll-error": "gone", "atoll-reason": text}
+    return web.json_response({"error": text, "reason": text}, status=429, headers=headers)
 
 
 def _open(seal: Seal | None, packet: bytes) -> bytes:
