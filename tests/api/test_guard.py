@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from atoll.control.desk.auth import Rate
 from atoll.control.desk.guard import Guard, Limits
+from atoll.core.errors import StateError
+from atoll.transport.rate import Rate
 from tests.api.conftest import JOB
 
 
@@ -148,3 +149,17 @@ def test_a_broken_route_tells_nothing_of_itself(hall) -> None:
     assert answer.status_code == 500
     assert path not in answer.text
     assert json.loads(answer.text)["error"]["kind"] == "AtollError"
+
+
+def test_a_store_out_of_reach_is_503_before_anybody_is_known(hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    viewer = hall.as_("viewer")
+
+    def away(*_args: object) -> None:
+        raise StateError("the store's database cannot be reached (gone); it goes on by itself")
+
+    monkeypatch.setattr(hall.store, "rows", away)
+    answer = viewer.get("/v1/runs")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["kind"] == "StateError"
+    assert "cannot be reached" in answer.json()["error"]["message"]
+    assert int(answer.headers["retry-after"]) >= 1

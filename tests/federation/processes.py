@@ -242,6 +242,8 @@ class Federation:
 
     def sql(self, statement: str, *values: Any, name: str = "coordinator") -> list[tuple[Any, ...]]:
         """Rows of a member's database as they are now; [] where there is none yet."""
+        if url := self._database(name):
+            return rows(url, statement.replace("?", "%s"), values)
         path = self.place(name) / "atoll.db"
         if not path.exists():
             return []
@@ -255,7 +257,10 @@ class Federation:
 
     def store(self) -> Store:
         """The coordinator's, to be closed; while it does not run."""
-        return Store.open("", self.place("coordinator"))
+        return Store.open(self._database("coordinator"), self.place("coordinator"))
+
+    def _database(self, name: str) -> str:
+        return str(self.read(name).get("store", "")) if name == "coordinator" else ""
 
     def submit(self, seed: int = 5, job: Mapping[str, Any] | None = None) -> str:
         """Queue the job, as an operator through the API if the coordinator runs, else in the store."""
@@ -300,6 +305,17 @@ class Federation:
 
     def expected(self, seed: int = 5, job: Mapping[str, Any] | None = None) -> dict[str, bytes]:
         return simulated(dict(job or self.job), seed)
+
+
+def rows(url: str, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """Of a PostgreSQL database as they are now; [] where there is no such table yet."""
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as db:
+        try:
+            return db.execute(statement, values).fetchall()
+        except psycopg.errors.UndefinedTable:
+            return []
 
 
 def simulated(table: dict[str, Any], seed: int) -> dict[str, bytes]:

@@ -2,14 +2,16 @@
 
 # ruff: noqa: S608  statements put together are the faults looked for
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from atoll.control.store import Store
 from atoll.control.store.chain import GENESIS, link
+from atoll.control.store.database import Tx
 from tests.store import script
 
 
@@ -86,6 +88,7 @@ def test_a_chain_written_again_is_seen_by_its_seals(store: Store) -> None:
     spoil(store, f"UPDATE head SET hash = '{forged}'")
     assert f"event {seq} is not the one that was sealed" in store.verify().fault
     spoil(store, f"UPDATE seals SET hash = '{forged}' WHERE seq = {seq}")
+    assert f"event {seq} (node.revoked) tells nothing that was written" in store.verify().fault
     fault = store.verify(check=lambda payload, signature: signature == payload[::-1]).fault
     assert f"the seal of event {seq} is not signed" in fault
 
@@ -105,6 +108,30 @@ def test_a_chain_written_again_is_seen_by_its_seals(store: Store) -> None:
         ("UPDATE models SET blob = run", "model m/1"),
         ("UPDATE tokens SET role = 'admin' WHERE name = 'ann'", "token eeee"),
         ("UPDATE tokens SET revoked = NOT revoked WHERE name = 'ann'", "token eeee"),
+        ("UPDATE runs SET reason = 'ill'", "run r0001"),
+        ("UPDATE runs SET name = 'x'", "run r0001"),
+        ("UPDATE runs SET started = started + 1", "run r0001"),
+        ("UPDATE runs SET ended = 1", "run r0001"),
+        ("UPDATE asks SET detail = '{}'", "ask r0001"),
+        ("UPDATE asks SET closed = 1", "ask r0001"),
+        ("UPDATE models SET metrics = '{\"loss\": 0}'", "model m/1"),
+        ("UPDATE models SET created = created + 1", "model m/1"),
+        ("UPDATE tokens SET used = NULL WHERE name = 'b'", "token dddd"),
+        ("UPDATE tokens SET used_by = 'mine' WHERE name = 'b'", "token dddd"),
+        ("UPDATE tokens SET used = 1 WHERE name = 'ann'", "token eeee"),
+        ("UPDATE certificates SET revoked = NOT revoked", "certificate 7"),
+        ("UPDATE certificates SET until = until + 1", "certificate 7"),
+        ("UPDATE certificates SET name = 'b'", "certificate 7"),
+        ("DELETE FROM certificates", "certificate 7"),
+        ("UPDATE nodes SET drained = NOT drained", "node a"),
+        ("UPDATE nodes SET role = 'edge'", "node a"),
+        ("UPDATE nodes SET parent = 'edge-b'", "node a"),
+        ("UPDATE nodes SET info = '{\"data\": 1}'", "node a"),
+        ("UPDATE nodes SET first_seen = first_seen + 1", "node a"),
+        ("DELETE FROM nodes", "node a"),
+        ("UPDATE receipts SET text = 'forged'", "receipt a/rows"),
+        ("UPDATE receipts SET entries = 0", "receipt a/rows"),
+        ("DELETE FROM receipts", "receipt a/rows"),
         ("DELETE FROM bans WHERE name = 'bank-b'", "ban bank-b"),
         ("UPDATE records SET quarantined = NOT quarantined WHERE name = 'b'", "record b"),
         ("UPDATE records SET record = '{}' WHERE name = 'b'", "record b"),
@@ -141,3 +168,51 @@ def test_news_are_more_than_steps_of_a_run(store: Store) -> None:
     assert store.news(end) == (end + 2, False)
     store.submit({"rounds": 1}, 7, "ann")
     assert store.news(end) == (store.head()[0], True)
+
+
+def test_what_earlier_versions_did_not_tell_is_no_fault(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = Tx.event
+
+    def earlier(tx: Tx, kind: str, body: Mapping[str, Any], **more: str) -> int:
+        new = {"by", "metrics", "before", *(("text",) if kind == "budget.receipt" else ())}
+        new |= {"info"} if kind == "node.seen" else set()
+        body = {key: value for key, value in body.items() if key not in new}
+        return 0 if kind == "pruned" else tell(tx, kind, body, **more)
+
+    now = [1e9]
+    with Store.open(url, tmp_path, clock=lambda: now[0]) as store:
+        monkeypatch.setattr(Tx, "event", earlier)
+        run = store.submit({}, 7, "ann")
+        store.model_add(run, "m", store.blobs.put(b"model"), b"manifest", {"loss": 0.5})
+        script.people(store, lambda _: None)
+        store.certificate_add(8, "c", "client", 1e9 + 5)
+        now[0] += 10
+        store.prune(0, 1)  # it told nothing of certificates
+        monkeypatch.undo()
+        store.submit({}, 7, "ann")
+        verdict = store.verify()
+        assert verdict.ok, verdict.fault
+        spoil(store, "UPDATE tokens SET used = NULL WHERE name = 'b'")
+        assert "token dddd" in store.verify().fault
+
+
+def test_what_was_pruned_or_trimmed_is_no_fault(url: str, tmp_path: Path) -> None:
+    now = [1e9]
+    with Store.open(url, tmp_path, clock=lambda: now[0]) as store:
+        store.node_seen("a", "client", {"version": "1"})
+        store.drain("a", True)
+        store.certificate_add(7, "a", "client", 2e9)
+        store.certificate_add(8, "c", "client", 1e9 + 5)
+        now[0] += 10
+        store.prune(0, 1)
+        assert [c["serial"] for c in store.certificates()] == [7]
+        assert store.verify().ok
+        store.prune(0, 1, keep_events_days=0)
+        store.node_seen("a", "client", {"version": "2"})
+        store.revoke("a")
+        verdict = store.verify()
+        assert verdict.ok, verdict.fault
+        spoil(store, "UPDATE nodes SET version = '3'")
+        assert "node a" in store.verify().fault

@@ -113,6 +113,32 @@ def test_a_lost_database_is_told_and_found_again(tmp_path: Path, request: Any) -
         assert store.move(run, "running", frm=("queued",))
 
 
+def test_a_commit_whose_answer_was_lost_counts_as_done(
+    tmp_path: Path, request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psycopg = pytest.importorskip("psycopg")
+    with Store.open(request.getfixturevalue("postgres_database")(), tmp_path) as store:
+        run = store.submit({}, 0, "ann")
+
+        def cut(after: bool) -> None:
+            def commit(raw: Any) -> None:
+                monkeypatch.undo()
+                if after:
+                    raw.commit()
+                raw.dbapi_connection.close()
+                raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+            monkeypatch.setattr(store.engine.dialect, "do_commit", commit)
+
+        cut(True)
+        assert store.move(run, "running", frm=("queued",))
+        cut(False)
+        with pytest.raises(StateError, match="cannot be reached"):
+            store.move(run, "done", frm=("running",))
+        assert store.run(run)["state"] == "running"
+        assert store.verify().ok
+
+
 def test_a_lease_holds_whatever_a_coordinators_clock_says(tmp_path: Path, request: Any) -> None:
     url = request.getfixturevalue("postgres_database")()
     late, early = (lambda: time.time() + 86400), (lambda: time.time() - 86400)

@@ -479,11 +479,49 @@ def test_a_certificate_that_has_ended_is_renewed_within_its_grace(tmp_path: Path
 # Through an edge ------------------------------------------------------------------------------
 
 
+def edge_doors(line: Identity, parents: Callable[[], list[str]], **more: Any) -> list[web.RouteDef]:
+    return passed_on(parents, lambda: line, **{"urls": [], "clock": lambda: NOW, "proxy": "", **more})
+
+
+DEAD = "https://127.0.0.1:1"
+OTHERS = {
+    "away": [DEAD],
+    "another service": ["https+sealed://127.0.0.1:1", DEAD],
+    "not over HTTPS": ["grpcs://127.0.0.1:1"],
+}
+
+
+@pytest.mark.parametrize("scheme", ["https", "https+sealed"])
+@pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS)
+def test_an_edge_asks_its_parents_in_turn(tmp_path: Path, others: list[str], scheme: str) -> None:
+    async def main() -> None:
+        line = member(OURS, "edge", "line", hosts=HOSTS)
+        (tmp_path / "ca.pem").write_bytes(OURS.root)
+        hub = Hub()
+        opened = routes(hub.registrar, urls=[], clock=lambda: NOW, identity=lambda: HUB)
+        async with hub.open(HUB, *opened):
+            parents = [*others, hub.url.replace("https", scheme)]
+            edge, token = Hub(), hub.token()
+            async with edge.open(line, *edge_doors(line, lambda: parents, ca=tmp_path / "ca.pem")):
+                made = await enrol(edge.url, token, folder=tmp_path / "a", proxy="", now=NOW)
+                assert (await renew(edge.url, made, proxy="", now=NOW)).member.serial != made.member.serial
+                heard = b"".join(body for _, body in hub.heard)
+                assert (token.secret.hex().encode() in heard) == (scheme == "https")
+                parents.pop()
+                with pytest.raises(Gone, match="no parent of this edge certifies now"):
+                    await renew(edge.url, made, proxy="", now=NOW)
+                parents.clear()
+                with pytest.raises(Gone, match="set `join`"):
+                    await renew(edge.url, made, proxy="", now=NOW)
+
+    asyncio.run(main())
+
+
 def test_a_client_that_reaches_only_an_edge_joins_and_renews_through_it(tmp_path: Path) -> None:
     async def main() -> None:
         line = member(OURS, "edge", "line", hosts=HOSTS)
         async with Hub().open() as hub:
-            doors = passed_on(lambda: hub.url, lambda: line, urls=["https://line.plant:8443"], proxy="")
+            doors = edge_doors(line, lambda: [hub.url], urls=["https://line.plant:8443"])
             edge = Hub()
             async with edge.open(line, *doors):
                 made = await enrol(edge.url, hub.token(), folder=tmp_path, proxy="", now=NOW)
@@ -509,7 +547,7 @@ def test_an_edge_gives_a_token_to_nobody_but_its_federation(tmp_path: Path) -> N
         line = member(OURS, "edge", "line", hosts=HOSTS)
         async with Hub(OURS).open(IMPOSTOR) as thief:
             edge = Hub()
-            doors = passed_on(lambda: thief.url, lambda: line, urls=[], proxy="")
+            doors = edge_doors(line, lambda: [thief.url])
             async with edge.open(line, *doors):
                 with pytest.raises(Gone, match="did not prove"):
                     await enrol(edge.url, Hub().token(), folder=tmp_path, proxy="", now=NOW)

@@ -14,7 +14,9 @@ import pytest
 from atoll.control.engine.outside import Outside
 from atoll.control.engine.uplink import Uplink
 from atoll.control.settings import Client
+from atoll.core.errors import AtollError, PrivacyError, ProtocolError, Refused
 from atoll.privacy.keys import Authority
+from atoll.privacy.token import Token
 from atoll.transport.conformance import Desk, message
 from atoll.transport.service import Limits, Service
 from tests.wire.pki import NOW, member
@@ -89,3 +91,30 @@ def test_what_is_asked_again_is_tried_again(tmp_path: Path, asks: int) -> None:
     assert set(refused) <= {("first", "there is no such blob for this member")}
     assert asks or refused
     assert [what for what in told if what[0] == "uploaded"] == [("uploaded", "ann", f"{ASK}.ann")] * asks
+
+
+def test_a_url_that_is_no_parents_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: dict[str, AtollError | None] = {"https://a": ProtocolError("another service"), "https://b": None}
+    asked: list[str] = []
+
+    async def enrol(url: str, *_: Any, **__: Any) -> None:
+        asked.append(url)
+        if (error := said[url]) is not None:
+            raise error
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr("atoll.transport.enrol.enrol", enrol)
+    monkeypatch.setattr("asyncio.sleep", nothing)
+    settings = Client(join=("https://a", "https://b"), name="bank-a")
+    up = Uplink(settings, dict, nothing, nothing)
+    token = Token("a" * 64, b"x" * 32)
+    asyncio.run(up._enrol(tmp_path, token))
+    assert asked == ["https://a", "https://b"]
+    said["https://b"] = PrivacyError("not ours")
+    with pytest.raises(ProtocolError, match="another service"):  # nobody else is left
+        asyncio.run(up._enrol(tmp_path, token))
+    said["https://a"] = Refused("this token was used")
+    with pytest.raises(Refused):
+        asyncio.run(up._enrol(tmp_path, token))

@@ -86,9 +86,7 @@ async def enrol(
         context = _between(ca) if through else client_context(root)
         body = {"secret": token.secret.hex(), "csr": csr.decode()}
         if through:
-            nonce = secrets.token_hex(16)
-            shown = await caller.post("/v1/enrol/key", {"nonce": nonce}, context)
-            body = sealed(shown, nonce, root, token.secret, csr, now=now)
+            body = await _under_seal(caller, body, root, context, now)
         answer = await caller.post("/v1/enrol", body, context)
     chain, urls = certified(answer)
     try:
@@ -131,6 +129,39 @@ async def renew(
         return identity.renewed(chain)
     except StateError as error:
         raise ProtocolError(f"{caller.url} answered with a certificate that does not fit: {error}") from None
+
+
+async def passed(
+    url: str,
+    path: str,
+    body: Mapping[str, str],
+    identity: Identity,
+    *,
+    proxy: str | None = None,
+    ca: Path | None = None,
+    user: tuple[str, str] | None = None,
+    now: float,
+) -> bytes:
+    """The chain that `url` answers to what a child of `identity` asks there; the rest is as in `renew`."""
+    through = url.partition("://")[0].endswith("+sealed")
+    context = _between(ca) if through else client_context(identity.roots)
+    async with _caller(url, identity.member.name, proxy, ca, user) as caller:
+        if through and "secret" in body:
+            body = await _under_seal(caller, body, identity.roots, context, now)
+        return certified(await caller.post(path, body, context))[0]
+
+
+async def _under_seal(
+    caller: Calls, body: Mapping[str, str], root: bytes, context: ssl.SSLContext, now: float
+) -> dict[str, str]:
+    """The body of an enrolment, its secret for nobody on the way."""
+    try:
+        secret = bytes.fromhex(body["secret"])
+    except ValueError:
+        raise ProtocolError("the secret is 64 hexadecimal digits") from None
+    nonce = secrets.token_hex(16)
+    shown = await caller.post("/v1/enrol/key", {"nonce": nonce}, context)
+    return sealed(shown, nonce, root, secret, body["csr"].encode(), now=now)
 
 
 def _caller(

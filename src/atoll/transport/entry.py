@@ -14,15 +14,16 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from aiohttp import web
 
-from ..core.errors import AtollError, ConfigError, ProtocolError, Refused
+from ..core.errors import AtollError, ConfigError, Gone, ProtocolError, Refused
 from ..privacy.keys import Identity, Member, proven
-from .enrol import Caller, certified
+from .enrol import SECONDS, passed
 from .letterbox import Letterbox
-from .tls import client_context, https_member
+from .tls import https_member
 
 LONGEST = 64 * 1024  # bytes of a body
 _log = logging.getLogger("atoll.enrol")
@@ -65,14 +66,19 @@ def routes(
 
 
 def passed_on(
-    parent: Callable[[], str],
+    parents: Callable[[], Sequence[str]],
     identity: Callable[[], Identity],
     *,
     urls: Sequence[str],
+    clock: Callable[[], float],
     proxy: str | None = None,
+    ca: Path | None = None,
+    user: tuple[str, str] | None = None,
 ) -> list[web.RouteDef]:
-    """The same routes at an edge. `parent()`: https://host:port to ask; `identity()`: the edge's own."""
-    return _doors(_Edge(parent, identity, proxy), urls, identity)
+    """The same routes at an edge. `parents()`: URLs to ask in turn, as it joins by them itself;
+    `identity()`: the edge's own; `proxy`, `ca`, `user`: as in enrol.py.
+    """
+    return _doors(_Edge(parents, identity, clock, proxy, ca, user), urls, identity)
 
 
 class _Behind(Protocol):
@@ -142,9 +148,12 @@ class _Coordinator:
 
 @dataclass
 class _Edge:
-    parent: Callable[[], str]
+    parents: Callable[[], Sequence[str]]
     identity: Callable[[], Identity]
+    clock: Callable[[], float]
     proxy: str | None
+    ca: Path | None
+    user: tuple[str, str] | None
 
     @property
     def root(self) -> bytes:
@@ -158,8 +167,23 @@ class _Edge:
         return await self._pass("/v1/renew", {"csr": body["csr"], "chain": body["chain"]})
 
     async def _pass(self, path: str, body: dict[str, str]) -> bytes:
-        async with Caller(self.parent(), self.proxy) as caller:
-            return certified(await caller.post(path, body, client_context(self.root)))[0]
+        """The first answer of a parent; Gone where one of them may yet give another than the last did."""
+        parents, more = self.parents(), {"proxy": self.proxy, "ca": self.ca, "user": self.user}
+        said: list[AtollError] = []
+        for url in parents:
+            try:
+                async with asyncio.timeout(SECONDS * 0.9 / len(parents)):  # the child waits as long in all
+                    return await passed(url, path, body, self.identity(), now=self.clock(), **more)  # type: ignore[arg-type]
+            except Refused:
+                raise
+            except TimeoutError:
+                said.append(Gone(f"{url} cannot be reached: it does not answer"))
+            except AtollError as error:
+                said.append(error)
+        if said and all(isinstance(error, ProtocolError) for error in said):
+            raise said[0]
+        text = "; ".join(map(str, said)) or "it has no URL of one: set `join`"
+        raise Gone(f"no parent of this edge certifies now: {text}")
 
 
 def _chained(asking: Callable[[web.Request], Awaitable[bytes]], urls: Sequence[str]) -> Asking:

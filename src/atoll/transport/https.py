@@ -19,7 +19,7 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,9 +30,11 @@ from ..core.session import Packet
 from ..privacy.keys import Member
 from ..wire.plain import FRAME, HEADER, Bytes
 from .address import claimed, host_port, loopback
+from .knock import doors
 from .link import PROTOCOL, SESSION, letter, pack
 from .pieces import frames, packed, packets
 from .pump import thread
+from .rate import Rate
 from .sealed import OVERHEAD, Seal, Sealer, said
 from .service import Service, Way
 from .tls import Source, https_member, server_context
@@ -50,6 +52,7 @@ IDLE = 75.0  # seconds a connection may stand without a request, or with an unfi
 SWEEP = 5.0
 STRANGER = "a member shows its certificate, or signs: enrol with a token first"
 OVER = "this connection is over: say hello again"
+COSTLY = ("/v1/enrol", "/v1/enrol/key", "/v1/renew", "/v1/seal")  # a signature or a look-up each, for anybody
 HTTP = {"refused": 403, "protocol": 400, "gone": 503}
 
 
@@ -63,16 +66,17 @@ class _Caller(NamedTuple):
 class Listening:
     """A server that accepts members. `port`: the one it got."""
 
-    def __init__(self, runner: web.AppRunner, server: asyncio.Server, watch: _Watch) -> None:
-        self.port: int = server.sockets[0].getsockname()[1]
+    def __init__(self, runner: web.AppRunner, servers: Sequence[asyncio.Server], watch: _Watch) -> None:
+        self.port: int = servers[0].sockets[0].getsockname()[1]
         self._runner = runner
-        self._server = server
+        self._servers = servers
         self._watch = watch
 
     async def close(self) -> None:
         """Accept nobody any more and end what is open. Close the Service first: it says goodbye."""
         self._watch.close()
-        self._server.close()
+        for server in self._servers:
+            server.close()
         await self._runner.cleanup()
 
 
@@ -86,13 +90,16 @@ async def serve(
     signer: Source | None = None,
     connections: int = 20_000,
     idle: float = IDLE,
+    knocks: Rate | None = None,
     wall: Callable[[], float] = time.time,
 ) -> Listening:
     """Listen at `address` (host:port, port 0 for any) with the identity of `source`.
 
     Without one members are who they say, in plain text: loopback only, for recording what is said.
     `signer`: whose signatures members behind a proxy that ends TLS trust; by default the same identity.
-    `extra`: more routes, each by (method, path). Raises ConfigError where it cannot listen there.
+    `extra`: more routes, each by (method, path). `knocks`: how often an address may ask what is COSTLY: by
+    default 1,000 times at once, for many members behind one, then 50 a second. Raises ConfigError where it
+    cannot listen there.
     """
     sealer = _sealer(signer or source, federation, wall)
 
@@ -115,7 +122,7 @@ async def serve(
     else:
         context = server_context(source, "optional", ["http/1.1"])
     watch = _Watch(connections, idle)
-    calls = _Calls(service, who, sealer)
+    calls = _Calls(service, who, sealer, knocks)
     app = web.Application(middlewares=[watch.middleware], client_max_size=1 << 20)
     app.add_routes(calls.routes())
     for (method, path), handler in (extra or {}).items():
@@ -129,12 +136,16 @@ async def serve(
     more = {"ssl_handshake_timeout": HANDSHAKE, "ssl_shutdown_timeout": 1.0} if context else {}
     try:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(runner.server, host, port, ssl=context, backlog=1024, **more)  # type: ignore[call-overload]
+        opened = await doors(host, port)
+        servers = [
+            await loop.create_server(runner.server, sock=door, ssl=context, backlog=1024, **more)  # type: ignore[call-overload]
+            for door in opened
+        ]
     except OSError as error:
         await runner.cleanup()
         raise ConfigError(f"cannot listen at {address}: {error.strerror or error}") from None
     watch.start()
-    return Listening(runner, server, watch)
+    return Listening(runner, servers, watch)
 
 
 def _sealer(source: Source | None, federation: str, wall: Callable[[], float]) -> Sealer | None:
@@ -195,8 +206,13 @@ class _Calls:
     """The calls of a member: who speaks is asked first, errors are said as status and reason."""
 
     def __init__(
-        self, service: Service, who: Callable[[web.Request], _Caller], sealer: Sealer | None
+        self,
+        service: Service,
+        who: Callable[[web.Request], _Caller],
+        sealer: Sealer | None,
+        knocks: Rate | None = None,
     ) -> None:
+        self._knocks = knocks or Rate(50.0, 1000.0)
         self._service = service
         self._who = who
         self._sealer = sealer
@@ -236,6 +252,10 @@ class _Calls:
 
         async def handler(request: web.Request) -> web.StreamResponse:
             caller = _Caller()
+            if request.path in COSTLY:
+                wait = self._knocks.wait(request.remote, time.monotonic())
+                if wait > 0:
+                    return _later(int(wait) + 1)
             try:
                 caller = self._who(request)
                 return await call(request, caller.member)
@@ -427,6 +447,13 @@ def _said(request: web.Request, caller: _Caller, status: int, word: str, reason:
     if caller.seal is not None:
         headers["atoll-seal"] = said(caller.seal, request.raw_path, status, f"{word}\n{reason}")
     return web.json_response({"error": word, "reason": reason}, status=status, headers=headers)
+
+
+def _later(seconds: int) -> web.Response:
+    """Too often: as enrolment and sessions read it."""
+    text = f"too many requests came from your address: come again in {seconds} s"
+    headers = {"Retry-After": str(seconds), "atoll-error": "gone", "atoll-reason": text}
+    return web.json_response({"error": text, "reason": text}, status=429, headers=headers)
 
 
 def _open(seal: Seal | None, packet: bytes) -> bytes:

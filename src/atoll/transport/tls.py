@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ..core.errors import MisuseError, ProtocolError, StateError
 from ..privacy.keys import Identity, Member, key_pem, member_of
 from . import _GRPC_WAS_FIRST
+from .knock import Handshake
 
 if TYPE_CHECKING:
     import grpc
@@ -47,6 +48,7 @@ def server_context(source: Source, clients: Clients = "required", alpn: Sequence
 
     # OpenSSL calls it in every handshake, whether the client named a host or not.
     context.sni_callback = renewed
+    context.sslobject_class = Handshake
     return context
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 from starlette.routing import Match, Route
 
-from .auth import ANYONE, POLICY, Caller, Rate, allows
+from ...core.errors import StateError
+from ...transport.rate import Rate
+from .auth import ANYONE, POLICY, Caller, allows
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -118,7 +120,10 @@ class Guard:
         if least != ANYONE:
             if (wait := self._failures.spent(address, now)) > 0:
                 return 429, "Refused", "too many bad tokens came from your address: wait a little", wait
-            caller = await self.who(head.get("authorization"))
+            try:
+                caller = await self.who(head.get("authorization"))
+            except StateError as error:
+                return 503, "StateError", str(error), 1.0
             if caller is None:
                 self._failures.wait(address, now)
                 return 401, "Refused", "this needs a valid token of this federation: ask its administrator"

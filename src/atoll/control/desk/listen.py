@@ -13,6 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...core.errors import ConfigError, StateError
+from ...transport.knock import Door
 from ..pinning import loopback
 
 FIRST = 10.0  # seconds: a connection that has asked for nothing by then is closed
@@ -105,7 +106,7 @@ def _bound(host: str, port: int) -> socket.socket:
     bound = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(family[0], family[1])
+        bound = Door(family[0], family[1])
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(family[4])
         bound.listen(2048)  # who comes before `serve` waits for it

@@ -23,12 +23,12 @@ class Errands:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def durable(self, run: Callable[[], T]) -> T:
-        """`run` in the store's thread. While the disk is full it waits and tries again."""
+        """`run` in the store's thread. What passes by itself, such as a full disk, is waited out."""
         loop = asyncio.get_running_loop()
         return await self._with_room(lambda: loop.run_in_executor(self.store.thread, run))
 
     async def kept(self, run: Callable[[], T]) -> T:
-        """`run` in a thread of its own, for what writes much; it waits for room as `durable` does."""
+        """`run` in a thread of its own, for what writes much; it waits as `durable` does."""
         return await self._with_room(lambda: asyncio.to_thread(run))
 
     async def _with_room(self, begin: Callable[[], Awaitable[T]]) -> T:

@@ -110,7 +110,8 @@ class Uplink:
     async def join(self) -> None:
         """Take up the identity on disk, or enrol with the token; waits for a parent that is not there yet.
 
-        Raises ConfigError without either, Refused or PrivacyError where a parent says no for good.
+        Raises ConfigError without either, Refused where a parent says no for good, and what the first
+        URL's answer was where none is a parent's.
         """
         place = self.folder / "identity"
         if not (place / "cert.pem").exists():
@@ -122,7 +123,7 @@ class Uplink:
     async def _enrol(self, place: Path, token: Token) -> None:
         from ...transport.enrol import enrol
 
-        edge = isinstance(self.settings, Edge)
+        edge, wrong = isinstance(self.settings, Edge), dict[str, AtollError]()
         for tries in count():
             url = self.settings.join[tries % len(self.settings.join)]
             try:
@@ -138,7 +139,14 @@ class Uplink:
                     user=login(self.settings),
                     now=time.time(),
                 )
-            except Gone as error:
+            except Refused:
+                raise
+            except AtollError as error:
+                wrong.pop(url, None)
+                if not isinstance(error, Gone):
+                    wrong[url] = error
+                if wrong.keys() >= set(self.settings.join):
+                    raise wrong[self.settings.join[0]] from None
                 log.warning("%s; trying again", error)
                 await asyncio.sleep(min(3.0, 0.25 * 2 ** min(tries, 6)))
             else:

@@ -101,7 +101,15 @@ class Servers:
                 self.registrar, urls=(), clock=time.time, call=self.host.durable, identity=self.current
             )
         else:
-            doors = entry.passed_on(self._parent, self.current, urls=(), proxy=self.settings.proxy or None)
+            doors = entry.passed_on(
+                lambda: self.settings.join or self.current().urls,
+                self.current,
+                urls=(),
+                clock=time.time,
+                proxy=self.settings.proxy or None,
+                ca=authorities(self.settings),
+                user=login(self.settings),
+            )
         extra: dict[tuple[str, str], Any] = {}
 
         async def say(_request: web.Request, _member: Any) -> web.StreamResponse:
@@ -125,10 +133,6 @@ class Servers:
     def counts(self) -> dict[str, int]:
         """What our models were asked."""
         return {} if self.answering is None else self.answering.counts()
-
-    def _parent(self) -> str:
-        """Where an edge asks for certificates on behalf of its children."""
-        return str(self.settings.join[0])
 
     def announce(self, more: Mapping[str, Any]) -> None:
         """Write where we listen into `ports.json`."""

@@ -88,6 +88,11 @@ class Tx:
         self._events.append(row)
         return self.seq
 
+    @property
+    def digest(self) -> str:
+        """The last event's hash."""
+        return self._hash
+
     def close(self) -> None:
         """Write the events and the chain's new end."""
         if self._events:
@@ -146,22 +151,29 @@ class Database:
             hit(after)
             return
         self.disk.allow()
-        with self.disk.watch(), self.engine.connect() as conn, conn.begin():
-            start = conn.execute(_HEAD).one()
-            tx = Tx(conn, self.clock(), start.seq, start.hash)
-            self._local.tx = tx
+        ready = False
+        with self.disk.watch():
             try:
-                yield tx
-                tx.close()
-                hit(before)
-            finally:
-                self._local.tx = None
+                with self.engine.connect() as conn, conn.begin():
+                    start = conn.execute(_HEAD).one()
+                    made = Tx(conn, self.clock(), start.seq, start.hash)
+                    self._local.tx = made
+                    try:
+                        yield made
+                        made.close()
+                        hit(before)
+                        ready = True
+                    finally:
+                        self._local.tx = None
+            except DBAPIError as error:
+                if not (ready and error.connection_invalidated and self._committed(made, start.seq)):
+                    raise
         hit(after)
-        for work in tx.after:
+        for work in made.after:
             with suppress(StateError, OSError):  # what is committed is acknowledged; the rest is tidying
                 work()
-        if tx.seq > start.seq:
-            self._tell(tx.seq)
+        if made.seq > start.seq:
+            self._tell(made.seq)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -187,6 +199,11 @@ class Database:
     def close(self) -> None:
         """Let go of the database; committed work is on disk already."""
         self.engine.dispose()
+
+    def _committed(self, tx: Tx, start: int) -> bool:
+        """Whether a transaction was done though the connection broke before it was said."""
+        found = self.rows(select(t.events.c.hash).where(t.events.c.seq == tx.seq))
+        return tx.seq > start and [row.hash for row in found] == [tx.digest]
 
     def _tell(self, seq: int) -> None:
         for watcher in tuple(self.changed):

@@ -1,8 +1,9 @@
-"""Full and failing disks: the store turns read-only, says why, and heals itself.
+"""Full and failing disks, and databases out of reach: the store says why, and heals itself.
 
 The first write that finds no space, or an I/O error, degrades the store: until space returns each
 write raises StateError at once, before it changes anything, and reads go on. A write after a
-while (PROBE seconds) first tries whether the disk takes data again; so does health().
+while (PROBE seconds) first tries whether the disk takes data again; so does health(). A database that was
+reached once and cannot be now is tried anew by each call.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ...core.errors import StateError
 from ...wire.files import Files
@@ -40,6 +41,7 @@ class Disk:
         self._probe = probe
         self._reason = ""
         self._tried = 0.0
+        self._reached = False  # the database, once
 
     def allow(self) -> None:
         """Raise StateError while the store is read-only; tries to heal it now and then."""
@@ -58,6 +60,7 @@ class Disk:
         """Turn what a disk or database says into StateError, and degrade where it is the disk."""
         try:
             yield
+            self._reached = True
         except OSError as error:
             if error.errno not in _FULL | _BROKEN:
                 raise
@@ -76,10 +79,10 @@ class Disk:
             return StateError("another process holds the store's database: end it, or try again")
         if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             return StateError(f"the store's database is damaged ({said}): restore a backup")
-        if error.connection_invalidated or name.startswith(("08", "57P")):
-            return StateError(f"the store's database cannot be reached ({said}); it is tried again")
-        if not name:  # psycopg gives no state to a connection it never had
-            return StateError(f"the store's database cannot be reached ({said}): check its URL")
+        never = not name and isinstance(error, OperationalError)  # psycopg: a connection it never had
+        if never or error.connection_invalidated or name.startswith(("08", "57P")):
+            what = f"the store's database cannot be reached ({said})"
+            return StateError(f"{what}; {HEALS}" if self._reached else f"{what}: check its URL")
         return error
 
     def _degrade(self, *, full: bool, said: str) -> StateError:

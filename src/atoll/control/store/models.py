@@ -45,8 +45,10 @@ class Models(Database):
             signed = manifest if isinstance(manifest, bytes) else manifest(version)
             text = signed.decode("utf-8")
             row = {"name": name, "version": version, "run": run, "blob": blob, "manifest": text}
-            tx.run(insert(t.models), {**row, "metrics": canonical(dict(metrics or {})), "created": tx.now})
+            shown = canonical(dict(metrics or {}))
+            tx.run(insert(t.models), {**row, "metrics": shown, "created": tx.now})
             body = {"model": name, "version": version, "blob": blob, "manifest": digest(text)}
+            body["metrics"] = digest(shown)
             tx.event("model", body, run=run)
             return version
 

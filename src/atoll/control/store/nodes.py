@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, insert, select, update
 
 from . import schema as t
 from .database import Database, transition
-from .plain import canonical, clean, parsed
+from .plain import canonical, clean, digest, parsed
 from .tokens import MEMBERS
 from .upsert import insert_new
 
@@ -50,7 +50,7 @@ class Nodes(Database):
             else:
                 change = update(t.nodes).where(t.nodes.c.name == name)
                 tx.run(change.values(**now_is, last_seen=tx.now))
-            tx.event("node.seen", {"role": role, **live}, node=name)
+            tx.event("node.seen", {"role": role, **live, "info": digest(rest)}, node=name)
 
     def node_gone(self, name: str, reason: str = "") -> bool:
         """A node's session ended; False if it was not online."""

@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, select
 
 from . import schema as t
 from .database import Database, transition
-from .plain import clean
+from .plain import clean, digest
 from .upsert import insert_or_set
 
 _KEEP = transition("receipt_keep")
@@ -29,7 +29,8 @@ class Receipts(Database):
                 return False
             row = {"node": node, "budget": budget, "entries": entries, "text": text}
             tx.run(insert_or_set(t.receipts, self.dialect, "entries", "text"), row)
-            tx.event("budget.receipt", {"budget": budget, "entries": entries}, node=node)
+            body = {"budget": budget, "entries": entries, "text": digest(text)}
+            tx.event("budget.receipt", body, node=node)
             return True
 
     def receipts(self) -> list[dict[str, Any]]:

@@ -38,8 +38,8 @@ class Retention(Database):
         with self.write(_PRUNE) as tx:
             since = tx.now - keep_days * DAY
             r = t.runs.c
-            ended = select(r.id, r.ended).where(r.state.in_(FINAL)).order_by(r.ended.desc(), r.number.desc())
-            gone = [row.id for row in tx.run(ended).all()[keep_runs:] if row.ended <= since]
+            over = select(r.id, r.ended).where(r.state.in_(FINAL)).order_by(r.ended.desc(), r.number.desc())
+            gone = [row.id for row in tx.run(over).all()[keep_runs:] if row.ended <= since]
             for run in gone:
                 tx.run(delete(t.pins).where(t.pins.c.owner.startswith(f"{run} ", autoescape=True)))
                 for table in (t.answers, t.asks, t.notes, t.scopes, t.logs):
@@ -49,9 +49,9 @@ class Retention(Database):
             k, c = t.tokens.c, t.certificates.c
             old = delete(t.tokens).where(k.until < since).returning(k.digest)
             tokens = sorted(tx.run(old).scalars())
-            tx.run(delete(t.certificates).where(c.until < since))
-            if gone or tokens:
-                tx.event("pruned", {"runs": gone, "tokens": tokens})
+            ended = tx.run(delete(t.certificates).where(c.until < since)).rowcount
+            if gone or tokens or ended:
+                tx.event("pruned", {"runs": gone, "tokens": tokens, "before": since})
             return len(gone)
 
     def _trim(self, keep_days: float) -> int:

@@ -54,7 +54,7 @@ class Tokens(Database):
         with self.write(_USE) as tx:
             change = update(t.tokens).where(*_open(digest, now), free)
             if tx.run(change.values(used=now, used_by=clean(by))).rowcount:
-                tx.event("token.used", {"role": role, "token": digest}, node=name)
+                tx.event("token.used", {"role": role, "token": digest, "by": clean(by)}, node=name)
                 return role, name
             same = tx.run(select(t.tokens.c.role).where(*_open(digest, now), or_(free, again)))
             return (role, name) if same.one_or_none() else None
