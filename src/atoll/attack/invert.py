@@ -209,8 +209,8 @@ def _right(update: Update, y: Array, ids: Array, classes: int) -> tuple[float, f
 
 
 def matcher(learner: Any, params: Update, row: tuple[int, ...]) -> Match | None:
-    """What seeks rows with gradients like those seen: for models that match.py knows, and where no dense layer
-    reads the rows, for PyTorch classifiers (`slow`).
+    """What seeks rows with gradients like those seen: for models that match.py knows, and, where no dense
+    layer reads the rows, for PyTorch classifiers (`slow`).
     """
     while hasattr(learner, "learner"):
         learner = learner.learner
