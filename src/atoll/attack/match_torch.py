@@ -66,7 +66,7 @@ def matched(
 
 def _together(made: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     g, t = torch.cat([*made]), torch.cat([*target])
-    return 1 - g @ t / (g.norm() * t.norm()).clamp_min(1e-30)
+    return torch.rsub(g @ t / (g.norm() * t.norm()).clamp_min(1e-30), 1)
 
 
 def _each(made: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
