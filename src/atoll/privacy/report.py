@@ -45,9 +45,12 @@ def report(
     crypto: str = "",
     integers: str = "",
     buffers: bool = False,
+    state: str = "done",
+    spent: Plan | None = None,
 ) -> dict[str, Any]:
     """The page's values. `shows`: what the exchange shows, "each" or "sum"; `plan`: the claim's cost over all
-    rounds it was made for; `rounds`: how many there were; `ended`: Unix seconds; `label`: what the exchange
+    rounds it was made for; `rounds`: how many there were; `state`: how it ended; `spent`: the claim's cost
+    over the rounds that have begun, None where none has; `ended`: Unix seconds; `label`: what the exchange
     says of itself; `crypto`: the suite that hid updates, "" where only TLS did; `integers`: of
     how many bits they were summed, and why, "" where they were real numbers; `buffers`: whether updates
     came without rounds.
@@ -57,6 +60,7 @@ def report(
         "run": run,
         "federation": federation,
         "ended": round(ended),
+        "state": state,
         "rounds": rounds,
         "seen": f"sums of updates only; {label}" if label else SEES[shows] + noisy,
         "crypto": f"{crypto} ({suite_of(crypto).says})"
@@ -80,6 +84,9 @@ def report(
             "rate": plan.release.rate,
             "sampling": plan.release.sampling,
             "rounds": plan.release.times,
+            "rounds begun": 0 if spent is None else spent.release.times,
+            "epsilon spent at most": 0.0 if spent is None else spent.epsilon,
+            "spent towards who knows who took part": 0.0 if spent is None else spent.known,
         }
     return made
 
