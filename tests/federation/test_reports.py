@@ -19,6 +19,7 @@ PRIVATE: dict[str, Any] = {**TABLE, "rounds": 40, "algorithm": "fedavg", "privac
 def reported(world: World, run_id: str) -> list[dict[str, Any]]:
     root = (pki() / "authority" / "root.pem").read_bytes()
     events = [e for e in world.store.events(0, limit=10**6) if e["run"] == run_id]
+    assert world.store.verify().ok
     return [open_report(e["body"]["signed"], root) for e in events if e["kind"] == "run.report"]
 
 

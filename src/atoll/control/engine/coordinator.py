@@ -233,9 +233,9 @@ class Coordinator:
 
         def ended() -> None:
             with self.store.batch():
-                moved = self.store.move(run, state, frm=(frm,), reason=reason, actor=COORDINATOR)
-                if moved and signed:
+                if signed and self.store.run(run)["state"] == frm:
                     self.store.run_reported(run, signed)
+                self.store.move(run, state, frm=(frm,), reason=reason, actor=COORDINATOR)
 
         await self.host.durable(ended)
 
