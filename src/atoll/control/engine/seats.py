@@ -29,7 +29,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vau
 
     `roots`: PEM, what members' certificates must lead to. `least`: members, as its policy says. What it
     kept, sealed by `vault`, may be lost or damaged: then it is missing in one attempt, and begins the next
-    with fresh keys. Raises StateError where its identity is damaged.
+    with fresh keys. Raises StateError where its identity, or its list of sums, is damaged.
     """
     identity = Identity.open(folder / "identity")
     path = _only(folder, run, "secrets")
@@ -58,7 +58,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vau
         least=least,
         save=lambda data: vault.write(path, data),
         secrets=dict(kept),
-        vouch=Repeats(folder).vouch,
+        vouch=Repeats(folder, vault).vouch,
     )
 
 
