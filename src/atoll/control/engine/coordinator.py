@@ -23,7 +23,6 @@ from ...core.registry import nearest
 from ...core.rng import Rng
 from ...data.pipeline import Pipeline
 from ...learn import rounds
-from ...learn.detect import Record
 from ...learn.rounds import Plan, Progress
 from ...privacy.keys import Current
 from ...privacy.report import report, sign_report
@@ -271,7 +270,7 @@ class Coordinator:
         work = Work(letter["text"], plan)
         sizes = roster.sizes
         if work.job.privacy is not None:
-            work.job.privacy.holds(len(sizes), sum(sizes), work.job.cohort)
+            work.job.privacy.holds(len(roster.clients), sum(sizes or ()), work.job.cohort)
         secret = await self._secret(run) if work.job.trained.private else b""
         if blob:
             self.host.asks.hold(blob)
@@ -319,7 +318,7 @@ class Coordinator:
         """What its algorithm comes to, durably: `scope` names its journal, `blob` its learner's plan."""
         asking = Asking(self.host, work.run, scope, letter, work.job.trained, roster.names, blob)
         homes = self._homes[work.run] = Homes(self.host.fleet, roster.clients, self.outside.clock)
-        rules = _plan(work, homes, roster.sizes, self.host.rehome, secret, roster.records)
+        rules = _plan(work, homes, roster, self.host.rehome, secret)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
@@ -550,10 +549,9 @@ class Coordinator:
 def _plan(
     work: Work,
     homes: Homes,
-    sizes: list[int],
+    roster: Roster,
     rehome: float,
     secret: bytes,
-    records: Mapping[int, Record],
 ) -> Plan:
     job = work.job
     return Plan(
@@ -562,18 +560,18 @@ def _plan(
         homes,
         job.rounds,
         job.cohort,
-        sizes=sizes,
+        sizes=roster.sizes,
         every=job.every,
         sites=job.sites,
         stop=job.stop,
         deadline=job.deadline,
         wait=job.wait,
         max_weight=job.max_weight,
-        roster=range(len(sizes)),
+        roster=range(len(roster.clients)),
         rehome=rehome,
         secret=secret,
         label=(str(work.values["federation"]), work.name),
-        records=records,
+        records=roster.records,
     )
 
 
