@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from atoll.control.engine.learning import Learning
+from atoll.control.engine.orders import write
 from atoll.control.engine.parcels import keep_frames, read_frames
 from atoll.control.engine.work import opened, signed
 from atoll.control.settings import Client
-from atoll.core.edge import Task
+from atoll.core.edge import Task, lifted
 from atoll.core.errors import Refused
 from atoll.core.rng import Rng
 from atoll.core.update import Update
@@ -82,3 +83,53 @@ def test_how_a_model_does_is_said_in_an_open_job_only(ask: Any) -> None:
         ask(want="evaluate")
     assert ask(private=False, want="evaluate") is None
     assert ask(private=False, round=100) is not None
+
+
+SITES = {"one": "x,label\n1,a\n", "many": ROWS + "3.5,a\n" * 300, "others": "x,label\n" + "9.5,b\n" * 300}
+
+
+@pytest.mark.parametrize(
+    ("unit", "algorithm"),
+    [("client", "fedavg"), ("client", {"name": "small", "up": "int8"}), ("example", "fedavgm")],
+)
+@pytest.mark.parametrize("edge", [False, True])
+def test_under_a_promise_the_size_of_an_answer_says_nothing_of_the_rows(
+    tmp_path: Path, algorithm: Any, unit: str, edge: bool
+) -> None:
+    """At a site, and of an edge that adds up what one site sent."""
+    rows = {"unit": "example", "rate": 0.1, "population": 1000} if unit == "example" else {}
+    table = {
+        **TABLE,
+        "learner": {"name": "mlp", "hidden": [64]},
+        "algorithm": algorithm,
+        "privacy": {**TABLE["privacy"], **rows},
+    }
+    authority, sizes, numbers = Authority.new("test", now=time.time()), {}, set()
+    identity = member(authority, "coordinator", "hub", now=time.time())
+    values = {"run": "r1", "table": table, "seed": 7, "data": "rows", "features": 1, "outputs": 2}
+    job = signed({**values, "classes": ["a", "b"], "federation": "test"}, identity)
+    work = opened(job, authority.root, "test", now=time.time())
+    params = Update.of(work.learner.init(Rng.of(1).generator()))
+    points = update_points(Plan(work.learner, work.job.trained, {"c": (0,)}, 3), params, 4)
+    task = Task(0, Rng.of(0), (0,), (-1,), params, points, (0, 1, 2, 3))
+    head = {"ask": "r.main.0", "params": "model", "job": job, "task": body.ask_head(task)}
+    for name, text in SITES.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "rows.csv").write_text(text)
+        keep_frames(folder / "model", body.params_message(params))
+        data = {"rows": {"train": "rows.csv", "target": "label", "classes": ["a", "b"]}}
+        learning = Learning(Client(folder=str(folder), data=data))
+        to = folder / "answer"
+        learning.answer(head, folder / "model", to, sound=False, roots=authority.root, federation="test")
+        plain = folder / "plain"
+        plain.write_bytes(learning._vault.read(to))
+        answer = body.read_answer(read_frames(plain))
+        numbers.add(answer.replies[0][1].update.buffer.tobytes())
+        if edge:
+            aggregator = work.job.trained.rule.at(points, task.cohort, task.key)
+            asked = learning._orders.read(head, folder / "model", sound=False, now=time.time())
+            write(asked, lifted(aggregator, answer), plain)
+        sizes[name] = plain.stat().st_size
+    assert len(numbers) == len(SITES)
+    assert len(set(sizes.values())) == 1, sizes
