@@ -47,7 +47,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c = command("recover", _recover, text, inner)
     c.add_argument("id", metavar="ID", help=say("the id that client.toml gives the data set's budget"))
     _folder(c, say)
-    c = command("status", _status, "what was spent of the budgets of a site, and what is left", inner)
+    text = "what was spent of the budgets of a site, what is left, and what is believed of the coordinator"
+    c = command("status", _status, text, inner)
     _folder(c, say)
 
 
@@ -106,15 +107,35 @@ def _status(args: argparse.Namespace, say: Say) -> int:
     from ..privacy.ledger import ledgers
     from .table import table
 
-    rows = [_row(made) for made in ledgers(*_site(args))]
+    hub = (args.folder or Path()) / "pki"
+    if (hub / "identity").exists():  # a coordinator's folder: it has no budgets, and no key of a store
+        rows, believed = [], _trust(hub)
+    else:
+        folder, vault = _site(args)
+        rows, believed = [_row(made) for made in ledgers(folder, vault)], _trust(folder)
     if args.json:
-        print(json.dumps({"budgets": rows}))
-    elif rows:
+        print(json.dumps({"budgets": rows, "trust": believed}))
+        return 0
+    if rows:
         names = ("budget", "epsilon", "left", "delta", "delta left", "runs")
         table([say(name) for name in names], [[_cell(row[name]) for name in names] for row in rows])
-    else:
+    elif not hub.exists():
         print(say("no budgets here: atoll privacy open ID --epsilon E --delta D"))
+    if believed is not None:
+        print(f"{say('trust')}: {say(believed)}")
     return 0
+
+
+def _trust(folder: Path) -> str | None:
+    """What the certificates there say of the coordinator; None where there are none yet."""
+    from ..core.errors import StateError
+    from ..privacy.keys import Identity
+    from ..privacy.report import trust
+
+    try:
+        return trust(Identity.open(folder / "identity").chain)
+    except StateError:
+        return None
 
 
 def _row(made: Any) -> dict[str, Any]:

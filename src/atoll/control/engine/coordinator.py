@@ -25,7 +25,7 @@ from ...data.pipeline import Pipeline
 from ...learn import rounds
 from ...learn.rounds import Plan, Progress
 from ...privacy.keys import Current
-from ...privacy.report import report, sign_report
+from ...privacy.report import report, sign_report, trust
 from ...run import COORDINATOR, RECORDS
 from ...transport.drive import Drive
 from ...wire.failpoint import declare, hit
@@ -460,6 +460,7 @@ class Coordinator:
             buffers=job.trained.buffer is not None,
             state=state,
             spent=spent,
+            trust=trust(mine.chain),
         )
         return sign_report(mine.key, mine.chain, values)
 
