@@ -105,6 +105,10 @@ ZH = {
     "left": "剩余",
     "delta left": "剩余 delta",
     "how a round draws them": "每轮如何抽取成员",
+    "what is hidden: whole clients, or single rows, which are then the members": "隐藏什么：整个客户端，或单行（此时成员即行）",
+    "who adds it: the coordinator, the clients under masks, or each to its own update": (
+        "由谁加噪声：协调者、掩码下的客户端，或各客户端加在自己的更新上"
+    ),
     "numbers in the model": "模型中的数值个数",
     "the folder, a coordinator's DIR/pki": "文件夹，即协调端的 DIR/pki",
     "the federation's name": "联邦名称",
