@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from atoll.control.engine.datasets import agree, hold, pick
+from atoll.control.engine.standing import Roster
 from atoll.core.errors import ConfigError, DataError
 
 HEAD = "load,heat,fails\n"
@@ -36,6 +37,19 @@ def test_classes_may_be_named_for_all_sites(site) -> None:
     held = hold("machines", table, site)
     assert set(np.unique(held.train.y)) == {1, 2}
     assert held.about()["classes"] == ["maybe", "yes", "no"]
+
+
+@pytest.mark.parametrize("classes", [None, ["maybe", "no", "yes"]])
+def test_with_a_budget_one_row_more_changes_nothing_that_is_told(site, classes) -> None:
+    table = {"train": "rows.csv", "target": "fails", "holdout": 0, "budget": "b"}
+    table |= {} if classes is None else {"classes": classes}
+    before = hold("machines", table, site).about()
+    assert before == {
+        "rows": None, "test_rows": None, "shape": [2], "classes": classes, "columns": ["load", "heat"],
+    }  # fmt: skip
+    with (site / "rows.csv").open("a") as file:
+        file.write("9.0,4,maybe\n")
+    assert hold("machines", table, site).about() == before
 
 
 def test_labels_follow_the_federations_order(site) -> None:
@@ -77,6 +91,17 @@ def test_sites_agree_on_widths_and_classes() -> None:
     assert shared["features"] == 2
     assert (shared["outputs"], shared["classes"]) == (2, ["no", "yes"])
     assert shared["rows"] == {"x": 5, "y": 7}
+
+
+def test_sites_that_withhold_take_the_others_classes() -> None:
+    silent = about(None) | {"classes": None}
+    shared = agree({"x": silent, "y": about(7)}, "machines")
+    assert (shared["outputs"], shared["classes"], shared["rows"]) == (2, ["no", "yes"], {"x": None, "y": 7})
+    assert Roster({"x": 0, "y": 1}, shared).sizes is None
+    assert Roster({"y": 0}, shared).sizes == [7]
+    with pytest.raises(DataError, match=r'classes = \["no", "yes"\] under \[data.machines\]'):
+        agree({"x": silent}, "machines")
+    assert agree({"x": about(None, classes=())}, "machines")["outputs"] == 1  # a regression has none
 
 
 def test_numbers_as_classes_stand_in_their_order() -> None:

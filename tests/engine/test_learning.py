@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from atoll.control.engine.learning import Learning
+from atoll.control.engine.orders import write
 from atoll.control.engine.parcels import keep_frames, read_frames
 from atoll.control.engine.work import opened, signed
 from atoll.control.settings import Client
-from atoll.core.edge import Task
+from atoll.core.edge import Task, lifted
 from atoll.core.errors import Refused
 from atoll.core.rng import Rng
 from atoll.core.update import Update
@@ -43,13 +44,13 @@ def ask(tmp_path: Path) -> Any:
 
     def asked(
         private: bool = True, want: str = "fit", round: int = 0, *, rows: str = "rows", local: bool = False,
-        other: float = 0.0,
+        other: float = 0.0, run: str = "r",
     ) -> Update | None:  # fmt: skip
         table: dict[str, Any] = {k: v for k, v in TABLE.items() if private or k != "privacy"}
         if local:
             table["privacy"] = {**TABLE["privacy"], "sigma": 20.0, "noise": "local"}
         values = {
-            "run": f"r{private}{local}",
+            "run": f"{run}{private}{local}",
             "table": {**table, "data": {"name": rows}},
             "seed": 7,
             "data": rows,
@@ -98,7 +99,7 @@ def test_rows_with_a_budget_say_nothing_to_a_job_without_a_promise(ask: Any) -> 
             ask(private=False, want=want, rows="kept")
 
 
-def test_noise_of_a_site_s_own_is_on_one_answer_a_round(ask: Any, tmp_path: Path) -> None:
+def test_noise_of_a_site_s_own_is_on_one_answer_a_round(ask: Any) -> None:
     """A slightly other model each time would give as many answers, each with fresh noise, as one asks for."""
     first = ask(local=True)
     assert first is not None and ask(local=True) == first, "asked again, after a lost answer say"
@@ -107,16 +108,63 @@ def test_noise_of_a_site_s_own_is_on_one_answer_a_round(ask: Any, tmp_path: Path
             ask(local=True, other=other)
     assert ask(local=True, round=1, other=1.0) is not None
     assert ask(local=True) == first
-    (tmp_path / "runs" / "rTrueTrue.coins").unlink(missing_ok=True)
-    for coins in (tmp_path / "runs").glob("*.coins"):
-        coins.unlink()
-    assert ask(other=1.0) is not None, "the coordinator's own noise is another matter"
+    assert ask(other=1.0) is not None and ask(other=2.0) is not None, "the coordinator's noise is its matter"
 
 
-def test_without_the_coins_of_its_noise_a_round_is_answered_no_more(ask: Any, tmp_path: Path) -> None:
+def test_a_run_in_between_changes_nothing_of_that(ask: Any) -> None:
+    """It takes the first one's coins with it: even the same question would get other noise."""
     assert ask(local=True) is not None
-    (coins,) = (tmp_path / "runs").glob("*.coins")
-    coins.unlink()
-    ask(private=False)  # another run, so that nothing of the first is in memory
-    with pytest.raises(Refused, match="answered for another model"):
-        ask(local=True)
+    assert ask(local=True, rows="rows", run="other") is not None
+    for other in (0.0, 1.0):
+        with pytest.raises(Refused, match="answered for another model"):
+            ask(local=True, other=other)
+
+
+SITES = {"one": "x,label\n1,a\n", "many": ROWS + "3.5,a\n" * 300, "others": "x,label\n" + "9.5,b\n" * 300}
+
+
+@pytest.mark.parametrize(
+    ("unit", "algorithm"),
+    [("client", "fedavg"), ("client", {"name": "small", "up": "int8"}), ("example", "fedavgm")],
+)
+@pytest.mark.parametrize("edge", [False, True])
+def test_under_a_promise_the_size_of_an_answer_says_nothing_of_the_rows(
+    tmp_path: Path, algorithm: Any, unit: str, edge: bool
+) -> None:
+    """At a site, and of an edge that adds up what one site sent."""
+    rows = {"unit": "example", "rate": 0.1, "population": 1000} if unit == "example" else {}
+    table = {
+        **TABLE,
+        "learner": {"name": "mlp", "hidden": [64]},
+        "algorithm": algorithm,
+        "privacy": {**TABLE["privacy"], **rows},
+    }
+    authority, sizes, numbers = Authority.new("test", now=time.time()), {}, set()
+    identity = member(authority, "coordinator", "hub", now=time.time())
+    values = {"run": "r1", "table": table, "seed": 7, "data": "rows", "features": 1, "outputs": 2}
+    job = signed({**values, "classes": ["a", "b"], "federation": "test"}, identity)
+    work = opened(job, authority.root, "test", now=time.time())
+    params = Update.of(work.learner.init(Rng.of(1).generator()))
+    points = update_points(Plan(work.learner, work.job.trained, {"c": (0,)}, 3), params, 4)
+    task = Task(0, Rng.of(0), (0,), (-1,), params, points, (0, 1, 2, 3))
+    head = {"ask": "r.main.0", "params": "model", "job": job, "task": body.ask_head(task)}
+    for name, text in SITES.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "rows.csv").write_text(text)
+        keep_frames(folder / "model", body.params_message(params))
+        data = {"rows": {"train": "rows.csv", "target": "label", "classes": ["a", "b"]}}
+        learning = Learning(Client(folder=str(folder), data=data))
+        to = folder / "answer"
+        learning.answer(head, folder / "model", to, sound=False, roots=authority.root, federation="test")
+        plain = folder / "plain"
+        plain.write_bytes(learning._vault.read(to))
+        answer = body.read_answer(read_frames(plain))
+        numbers.add(answer.replies[0][1].update.buffer.tobytes())
+        if edge:
+            aggregator = work.job.trained.rule.at(points, task.cohort, task.key)
+            asked = learning._orders.read(head, folder / "model", sound=False, now=time.time())
+            write(asked, lifted(aggregator, answer), plain)
+        sizes[name] = plain.stat().st_size
+    assert len(numbers) == len(SITES)
+    assert len(set(sizes.values())) == 1, sizes

@@ -455,12 +455,14 @@ def test_noise_of_the_clients_under_their_masks(tmp_path: Path, nursery: Nursery
         record = fed.connect().run(runs[0]).record
         history = fed.connect().run(runs[0]).wait().history
         told = fed.connect().run(runs[0]).report()
-        with pytest.raises(AtollError, match="has no report"):
-            fed.connect().run(runs[1]).report()
+        failed = fed.connect().run(runs[1]).report()
         fed.stop(*fed.names)
         first = fed.leaves(runs[0])
     assert record["table"]["privacy"]["noise"] == "distributed"
     assert told["promise"]["epsilon"] == pytest.approx(8.0, rel=1e-3)
+    assert (told["state"], failed["state"]) == ("done", "failed")
+    assert told["promise"]["epsilon spent at most"] == told["promise"]["epsilon"]
+    assert 0 < failed["promise"]["epsilon spent at most"] <= told["promise"]["epsilon"]
     assert told["promise"]["mechanism"].startswith("discrete Gaussian noise by the clients")
     assert told["integers"].startswith("16 bits in sums of up to 3 clients: 127 steps a number")
     assert told["trust"].startswith("semi-honest coordinator") and told["seen"].startswith("sums of updates")

@@ -1,5 +1,6 @@
 """The registrar: one token, one key; names from tokens; renewal; revocation."""
 
+import json
 import logging
 import os
 import secrets
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from atoll.control.cli import main
 from atoll.control.engine.pki import GRACE, Registrar, about, init, own
 from atoll.core.errors import ConfigError, ProtocolError, Refused, StateError
+from atoll.privacy.certificate import key_pem
 from atoll.privacy.keys import (
     Authority,
     Identity,
@@ -18,6 +21,7 @@ from atoll.privacy.keys import (
     new_key,
     request,
 )
+from atoll.privacy.report import trust
 from atoll.privacy.token import Token
 from tests.wire.pki import DAY, Ledger
 
@@ -212,6 +216,7 @@ def test_init_makes_an_authority_and_the_coordinators_identity(tmp_path: Path) -
     assert shown["federation"] == "lagoon" and shown["hosts"] == ["localhost"]
     assert shown["authority_ends"] == shown["root_ends"] > shown["certificate_ends"]
     assert "PRIVATE" not in repr(shown)
+    assert "holds the root's key" in shown["trust"]
     with pytest.raises(ConfigError, match="there is an authority"):
         init(tmp_path, "lagoon", hosts=["localhost"], now=NOW)
 
@@ -223,6 +228,40 @@ def test_the_roots_key_can_be_kept_apart(tmp_path: Path) -> None:
     assert Authority.open(here / "authority").fingerprint == Authority.open(safe).fingerprint
     keys = [(folder / "authority.key.pem").read_bytes() for folder in (here / "authority", safe)]
     assert keys[0] != keys[1]
+    assert "by an intermediate's" in about(here)["trust"]
+
+
+@pytest.mark.parametrize("roots", [True, False])
+def test_a_companys_key_is_its_roots_or_an_intermediates(tmp_path: Path, roots: bool) -> None:
+    company = Authority.new("lagoon", now=NOW)
+    made = company if roots else company.delegate(now=NOW)
+    key = key_pem(made._key)
+    adopted = Authority.adopt("lagoon", company.root, made.chain, key, now=NOW)
+    hub = init(tmp_path / "pki", "lagoon", hosts=["localhost"], now=NOW, authority=adopted)
+    client = adopted.sign(csr(), role="client", name="bank-a", now=NOW)
+    words = "holds the root's key" if roots else "root's key lies elsewhere"
+    for chain in (hub.chain, client):
+        assert trust(chain).startswith("semi-honest coordinator") and words in trust(chain)
+
+
+def test_status_says_what_is_believed_of_the_coordinator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the coordinator's folder, which gets no key of a store by it, and at a site."""
+    init(tmp_path / "hub" / "pki", "lagoon", hosts=["localhost"], now=NOW, apart=tmp_path / "safe")
+    authority = Authority.open(tmp_path / "hub" / "pki" / "authority")
+    key = new_key()
+    chain = authority.sign(request(key, "lagoon", "client", "a"), role="client", name="a", now=NOW)
+    Identity(key, chain, authority.root).save(tmp_path / "site" / "identity")
+    for folder in ("hub", "site"):
+        assert main(["privacy", "status", "--folder", str(tmp_path / folder)]) == 0
+        assert "trust: semi-honest coordinator" in capsys.readouterr().out
+        assert main(["privacy", "status", "--json", "--folder", str(tmp_path / folder)]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["budgets"] == [] and "by an intermediate's" in told["trust"]
+    assert not (tmp_path / "hub" / "store.key").exists()
+    assert main(["privacy", "status", "--json", "--folder", str(tmp_path / "new")]) == 0
+    assert json.loads(capsys.readouterr().out)["trust"] is None
 
 
 def test_the_coordinator_renews_its_own_for_the_same_key(tmp_path: Path) -> None:

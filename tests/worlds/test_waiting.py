@@ -22,6 +22,7 @@ from atoll.learn.secure import SecureSum, Step
 from atoll.learn.waiting import NOTHING
 from atoll.privacy import secure_sum as ss
 from atoll.privacy.roster import Label
+from atoll.privacy.vault import Vault
 from atoll.simulate.faults import Crash, World, constant, lognormal
 from atoll.wire.body import answer_message
 from atoll.wire.codec import encode
@@ -260,7 +261,7 @@ def test_an_update_that_was_vouched_for_is_in_no_other_sum() -> None:
 
 def test_an_update_is_known_by_its_name_at_any_age(tmp_path: Path) -> None:
     """A client whose memory of what waits came back from a backup does not vouch for it twice."""
-    seats = [sitting(c, SITES[c], Repeats(tmp_path / str(c)).vouch) for c in range(4)]
+    seats = [sitting(c, SITES[c], Repeats(tmp_path / str(c), Vault(bytes(32))).vouch) for c in range(4)]
     table = Table(*seats)
     table.train(0, 1, 2, 3)
     kept = dict(seats[0][0].waiting)

@@ -35,6 +35,10 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
         help=say("how a round draws them"),
     )
     c.add_argument("--size", type=int, metavar="D", help=say("numbers in the model"))
+    text = "what is hidden: whole clients, or single rows, which are then the members"
+    c.add_argument("--unit", choices=["client", "example"], default="client", help=say(text))
+    text = "who adds it: the coordinator, the clients under masks, or each to its own update"
+    c.add_argument("--noise", choices=["central", "distributed", "local"], default="central", help=say(text))
 
     c = command("report", _report, "what a run promised, and who could see what", inner, remote(say))
     c.add_argument("which", nargs="?", metavar="RUN", help=say("the run's id; the newest without"))
@@ -47,7 +51,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c = command("recover", _recover, text, inner)
     c.add_argument("id", metavar="ID", help=say("the id that client.toml gives the data set's budget"))
     _folder(c, say)
-    c = command("status", _status, "what was spent of the budgets of a site, and what is left", inner)
+    text = "what was spent of the budgets of a site, what is left, and what is believed of the coordinator"
+    c = command("status", _status, text, inner)
     _folder(c, say)
 
 
@@ -105,15 +110,35 @@ def _status(args: argparse.Namespace, say: Say) -> int:
     from ..privacy.ledger import ledgers
     from .table import table
 
-    rows = [_row(made) for made in ledgers(*_site(args))]
+    hub = (args.folder or Path()) / "pki"
+    if (hub / "identity").exists():  # a coordinator's folder: it has no budgets, and no key of a store
+        rows, believed = [], _trust(hub)
+    else:
+        folder, vault = _site(args)
+        rows, believed = [_row(made) for made in ledgers(folder, vault)], _trust(folder)
     if args.json:
-        print(json.dumps({"budgets": rows}))
-    elif rows:
+        print(json.dumps({"budgets": rows, "trust": believed}))
+        return 0
+    if rows:
         names = ("budget", "epsilon", "left", "delta", "delta left", "runs")
         table([say(name) for name in names], [[_cell(row[name]) for name in names] for row in rows])
-    else:
+    elif not hub.exists():
         print(say("no budgets here: atoll privacy open ID --epsilon E --delta D"))
+    if believed is not None:
+        print(f"{say('trust')}: {say(believed)}")
     return 0
+
+
+def _trust(folder: Path) -> str | None:
+    """What the certificates there say of the coordinator; None where there are none yet."""
+    from ..core.errors import StateError
+    from ..privacy.keys import Identity
+    from ..privacy.report import trust
+
+    try:
+        return trust(Identity.open(folder / "identity").chain)
+    except StateError:
+        return None
 
 
 def _row(made: Any) -> dict[str, Any]:
@@ -133,37 +158,74 @@ def _cell(value: Any) -> str:
 
 
 def _plan(args: argparse.Namespace, say: Say) -> int:
-    from ..privacy import accountant
+    from ..privacy.claim import REPLACED
 
-    found = _of_job(args) if args.job else _of_values(args)
-    warned = accountant.warnings(found, args.population, args.size) if args.population else []
+    found, unit, population = _of_job(args) if args.job else (_of_values(args), args.unit, args.population)
+    alone = unit == "client" and found.release.noise == "local"
+    sigma = found.release.sigma * (REPLACED if alone else 1)
+    warned = _warnings(found, sigma, args.population or population, args.size)
     if args.json:
-        print(json.dumps({**dataclasses.asdict(found), "warnings": warned}))
+        values = {"unit": unit, "population": args.population or population, "sigma": sigma}
+        print(json.dumps({**dataclasses.asdict(found), **values, "warnings": warned}))
         return 0
     print(found)
+    if alone:
+        print(f"{say('noise over the clip')}: {sigma:g}")
     for text in warned:
         print(f"{say('warning')}: {text}")
     return 0
 
 
+def _warnings(found: Any, sigma: float, population: int | None, size: int | None) -> list[str]:
+    from ..privacy import accountant
+
+    if not population:
+        return []
+    if found.release.noise == "local":  # each adds some: the sum has that of all who are in it
+        drawn = max(1.0, found.release.rate * population)
+        louder, size = dataclasses.replace(found.release, sigma=sigma * drawn**0.5), None
+        found = dataclasses.replace(found, release=louder)
+    return accountant.warnings(found, population, size)
+
+
 def _of_values(args: argparse.Namespace) -> Any:
     from ..core.errors import ConfigError
     from ..privacy import accountant
+    from ..privacy.claim import REPLACED
 
     if args.delta is None:
         raise ConfigError("give --delta: the chance that the promise fails, well below one in all members")
-    return accountant.plan(
+    rows, rate, sampling, sigma = args.unit == "example", args.rate, args.sampling, args.sigma
+    if rows and sampling != "poisson":
+        raise ConfigError("rows are drawn by a coin each: --unit example goes with --sampling poisson")
+    if args.noise != "central" and rate is None and not rows:
+        rate = 1.0  # sampling hides nobody from who sees whose update it is, or from the other members
+    if args.noise == "local" and not rows:
+        if rate != 1:
+            raise ConfigError(
+                "with --noise local the coordinator sees whose update it is, so that being drawn hides no"
+                " client: leave --rate out"
+            )
+        sigma = None if sigma is None else sigma / REPLACED
+    found = accountant.plan(
         delta=args.delta,
         epsilon=args.epsilon,
-        sigma=args.sigma,
-        rate=args.rate,
+        sigma=sigma,
+        rate=rate,
         rounds=args.rounds,
-        sampling=args.sampling,
+        sampling=sampling,
         population=args.population,
+        noise=args.noise,
     )
+    return accountant.cost(found.release, args.delta, seen=not rows)
 
 
-def _of_job(args: argparse.Namespace) -> Any:
+def _of_job(args: argparse.Namespace) -> tuple[Any, str, int | None]:
+    """Its plan, unit and how many members there are, where the file says so."""
     from . import config
 
-    return config.read(args.job).job.epsilon()
+    file = config.read(args.job)
+    found, claim = file.job.epsilon(), file.job.privacy
+    assert claim is not None  # noqa: S101  or it has no epsilon
+    clients = file.data.get("clients") if claim.unit == "client" else None
+    return found, claim.unit, claim.population or (clients if isinstance(clients, int) else None)

@@ -86,7 +86,16 @@ ZH = {
     "the id that client.toml gives the data set's budget": "client.toml 中该数据集预算的标识",
     "what all jobs may spend": "所有作业总共可花费",
     "count what a newer copy of a budget's ledger had spent, as its receipts say": "按回执把较新账本中已花费的计入",
-    "what was spent of the budgets of a site, and what is left": "站点各预算已花费与剩余",
+    "what was spent of the budgets of a site, what is left, and what is believed of the coordinator": (
+        "站点各预算已花费与剩余，以及对协调者的信任假设"
+    ),
+    "trust": "信任",
+    "semi-honest coordinator: it follows the protocol. It holds the root's key and enrols members itself, so it"
+    " could invent some": "半诚实协调者：它遵守协议。它持有根密钥并自行登记成员，因此可能虚构成员",
+    "semi-honest coordinator: it follows the protocol. The root's key lies elsewhere, but it enrols members itself"
+    " by an intermediate's, so it could invent some while that one's certificate lasts": (
+        "半诚实协调者：它遵守协议。根密钥在别处，但它用中间证书的密钥自行登记成员，因此在该证书有效期内可能虚构成员"
+    ),
     "what a run promised, and who could see what": "一次运行承诺了什么，谁能看到什么",
     "none": "无",
     "the client's folder": "客户端的文件夹",
@@ -96,6 +105,10 @@ ZH = {
     "left": "剩余",
     "delta left": "剩余 delta",
     "how a round draws them": "每轮如何抽取成员",
+    "what is hidden: whole clients, or single rows, which are then the members": "隐藏什么：整个客户端，或单行（此时成员即行）",
+    "who adds it: the coordinator, the clients under masks, or each to its own update": (
+        "由谁加噪声：协调者、掩码下的客户端，或各客户端加在自己的更新上"
+    ),
     "numbers in the model": "模型中的数值个数",
     "the folder, a coordinator's DIR/pki": "文件夹，即协调端的 DIR/pki",
     "the federation's name": "联邦名称",

@@ -101,7 +101,11 @@ class Sample:
         odds = None
         if self.by == "size":
             if choice.sizes is None:
-                raise ConfigError("sampling by size needs the clients' numbers of rows", "$.cohort.by")
+                raise ConfigError(
+                    "sampling by size needs all clients' numbers of rows, and who has a budget withholds its"
+                    ' own: use by = "uniform"',
+                    "$.cohort.by",
+                )
             odds = np.asarray(choice.sizes, np.float64)
             odds = odds / odds.sum()
         chosen = choice.key.generator().choice(clients, asked, replace=False, p=odds)

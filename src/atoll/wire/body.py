@@ -177,7 +177,7 @@ def answer_message(
 ) -> Message:
     """An answer to `request` of `run`. `most`: weights of replies above it are capped, as `Sum` does.
 
-    `packs`: plain updates are packed without loss where that saves a quarter.
+    `packs`: plain updates are packed without loss where that saves a quarter, sums to the bytes they need.
     Raises MisuseError for a metric that cannot travel.
     """
     values = Values(
@@ -196,7 +196,7 @@ def answer_message(
         case Partial() as partial:
             values.form = "sum"
             values.leaves = _leaves(partial.layout)
-            _put_part(0, partial, values, arrays)
+            _put_part(0, partial, packs, values, arrays)
         case tuple() as kept:
             values.form = "gather"
             _put_replies(kept, most, packs, values, arrays)
@@ -204,7 +204,7 @@ def answer_message(
             values.form = "buckets"
             values.leaves = _leaves(next(iter(table.values())).layout)
             for place, partial in table.items():
-                _put_part(place, partial, values, arrays)
+                _put_part(place, partial, packs, values, arrays)
         case dict() as table if table and all(isinstance(note, bytes) for note in table.values()):
             values.form = "notes"
             values.notes = list(table.items())
@@ -357,11 +357,18 @@ def _reply(i: int, said: Said, arrays: Mapping[str, Array], layout: Layout, tabl
     return Reply(Update(layout, buffer, bits=said.bits, rows=rows), said.weight, metrics_in(said.metrics))
 
 
-def _put_part(place: int, partial: Partial, values: Values, arrays: dict[str, Array]) -> None:
+def _put_part(
+    place: int,
+    partial: Partial,
+    packs: bool,  # noqa: FBT001  see `answer_message`
+    values: Values,
+    arrays: dict[str, Array],
+) -> None:
     k, slices = len(values.parts), list(partial.layout.slices.values())
+    wide = None if packs else -(-(partial.bits or 64) // 8)
     for limb, sums in enumerate(partial.sums):
         for leaf, where in enumerate(slices):
-            arrays[f"{k}.{limb}.{leaf}"] = pack(sums[where])
+            arrays[f"{k}.{limb}.{leaf}"] = pack(sums[where], wide)
     widths = []
     for name, rows in partial.rows.items():
         if name not in values.tables:
@@ -369,7 +376,7 @@ def _put_part(place: int, partial: Partial, values: Values, arrays: dict[str, Ar
         t = values.tables.index(name)
         widths.append((t, rows.values.shape[1]))
         arrays[f"{k}.ids.{t}"] = rows.ids
-        arrays[f"{k}.rows.{t}"] = pack(rows.values.reshape(-1))
+        arrays[f"{k}.rows.{t}"] = pack(rows.values.reshape(-1), wide)
     weight = (partial.weight >> 32, partial.weight & 0xFFFF_FFFF)
     metrics = metrics_out(partial.metrics)
     values.parts.append(Part(place, weight, partial.count, metrics, len(partial.sums), partial.bits, widths))

@@ -220,11 +220,21 @@ def shortest(update: Update, *, packs: bool) -> Array:
     return packed if packed.nbytes < _SAVES * x.nbytes else x
 
 
+def level(update: Update) -> Update:
+    """The same update, of a size that does not follow its numbers where it is compact."""
+    if not isinstance(update, Coded):
+        return update
+    return Coded(update.layout, update.code, encode(update.code, packs=False))
+
+
 # -- as bytes --------------------------------------------------------------------------------
 
 
-def encode(code: Code) -> NDArray[np.uint8]:
-    """The code as bytes, (n,) uint8. Raises MisuseError for a code that no receiver would take."""
+def encode(code: Code, *, packs: bool = True) -> NDArray[np.uint8]:
+    """The code as bytes, (n,) uint8. `packs`: its streams are packed where that is shorter.
+
+    Raises MisuseError for a code that no receiver would take.
+    """
     if code.size >> 32 or (code.bits and code.bits not in BITS):
         raise MisuseError(f"expected fewer than 2**32 numbers, of {BITS} bits; got {code.size}, {code.bits}")
     kind, key = ALL, 0
@@ -241,7 +251,7 @@ def encode(code: Code) -> NDArray[np.uint8]:
         planes = _planes(code.what)
     packed = bytearray(_HEAD.pack(kind, code.dtype.itemsize, code.bits, 0, len(code.what), key))
     for stream in chain(streams, planes):  # one after the other: an update may be most of a device's memory
-        packed += _packed(stream)
+        packed += _packed(stream, packs=packs)
     made = np.frombuffer(packed, np.uint8)
     made.flags.writeable = False
     return made
@@ -341,10 +351,10 @@ def _planes(values: Array) -> Iterator[NDArray[np.uint8]]:
         yield np.ascontiguousarray(raw[:, j])
 
 
-def _packed(stream: Array) -> bytes:
+def _packed(stream: Array, *, packs: bool) -> bytes:
     """A stream with its lengths, packed where that is shorter."""
     data = np.ascontiguousarray(stream).reshape(-1).data
-    small = _zipped(data)
+    small = _zipped(data) if packs else None
     if small is not None and len(small) < len(data):
         return _STREAM.pack(len(data), len(small)) + small
     return _STREAM.pack(len(data), len(data)) + bytes(data)

@@ -23,10 +23,9 @@ from ...core.registry import nearest
 from ...core.rng import Rng
 from ...data.pipeline import Pipeline
 from ...learn import rounds
-from ...learn.detect import Record
 from ...learn.rounds import Plan, Progress
 from ...privacy.keys import Current
-from ...privacy.report import report, sign_report
+from ...privacy.report import report, sign_report, trust
 from ...run import COORDINATOR, RECORDS
 from ...transport.drive import Drive
 from ...wire.failpoint import declare, hit
@@ -184,9 +183,7 @@ class Coordinator:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         await self._judged(record)
-        await self.host.durable(
-            lambda: self.store.move(run, "stopped", frm=("stopping",), reason=reason, actor=COORDINATOR)
-        )
+        await self._end(record, "stopped", "stopping", reason)
 
     async def _one(self, record: Mapping[str, Any]) -> None:
         """One run to its end; what goes wrong becomes its reason."""
@@ -201,24 +198,45 @@ class Coordinator:
         hit(_BEGUN[1])
         prolonging = asyncio.get_running_loop().create_task(self._prolong(run, holder))
         try:
-            await self._train(record)
+            size = await self._train(record)
             await self._judged(record)
             hit(_DONE[0])
-            await durable(lambda: self.store.move(run, "done", frm=("running",), actor=COORDINATOR))
+            await self._end(record, "done", "running", size=size)
             hit(_DONE[1])
         except AtollError as error:
             reason = f"{type(error).__name__}: {error}"
             await durable(lambda: self.store.log_add(run, COORDINATOR, "error", reason))
             await self._judged(record)
-            await durable(lambda: self.store.move(run, "failed", frm=("running",), reason=reason[:500]))
+            await self._end(record, "failed", "running", reason[:500])
         except asyncio.CancelledError:
             raise
         except Exception as error:
             log.exception("run %s failed", run)
             reason = f"a bug of the coordinator: {type(error).__name__}: {error}"
-            await durable(lambda: self.store.move(run, "failed", frm=("running",), reason=reason[:500]))
+            await self._end(record, "failed", "running", reason[:500])
         finally:
             prolonging.cancel()
+
+    async def _end(
+        self, record: Mapping[str, Any], state: str, frm: str, reason: str = "", size: int = 0
+    ) -> None:
+        """Bring a run to its end, its signed report into the log with it. `size`: numbers of its model."""
+        run, signed = str(record["id"]), ""
+        try:
+            signed = await self._report(record, state, size)
+        except AtollError as error:
+            text = f"it has no signed report: {error}"
+            await self.host.durable(lambda: self.store.log_add(run, COORDINATOR, "error", text))
+        except Exception:
+            log.exception("run %s has no signed report", run)
+
+        def ended() -> None:
+            with self.store.batch():
+                if signed and self.store.run(run)["state"] == frm:
+                    self.store.run_reported(run, signed)
+                self.store.move(run, state, frm=(frm,), reason=reason, actor=COORDINATOR)
+
+        await self.host.durable(ended)
 
     async def _judged(self, record: Mapping[str, Any]) -> None:
         """Keep what the run has shown of its members; it ends as it ends, even where that cannot be read."""
@@ -238,7 +256,8 @@ class Coordinator:
 
     # -- one run ----------------------------------------------------------------------------
 
-    async def _train(self, record: Mapping[str, Any]) -> None:
+    async def _train(self, record: Mapping[str, Any]) -> int:
+        """Train its model, and keep it; how many numbers that has."""
         run, table = str(record["id"]), dict(record["table"])
         roster = await self._roster(run, data_name(table), config.parse(table).job.wait)
         plan, blob = await self.host.kept(lambda: plans.sent(self.store, table))
@@ -250,9 +269,9 @@ class Coordinator:
             letter = self._signed(record, fitting.frozen(table, pipeline), roster)
         work = Work(letter["text"], plan)
         sizes = roster.sizes
-        work.job.fits(len(sizes))
+        work.job.fits(len(roster.clients))
         if work.job.privacy is not None:
-            work.job.privacy.holds(len(sizes), sum(sizes), work.job.cohort)
+            work.job.privacy.holds(len(roster.clients), sum(sizes or ()), work.job.cohort)
         secret = await self._secret(run) if work.job.trained.private else b""
         if blob:
             self.host.asks.hold(blob)
@@ -263,6 +282,7 @@ class Coordinator:
                 self.host.asks.release(blob)
         hit(_TRAINED)
         await self._finish(run, work, last)
+        return last.params.layout.size
 
     def _signed(self, record: Mapping[str, Any], table: Mapping[str, Any], roster: Roster) -> dict[str, Any]:
         """A run's job as letters carry it."""
@@ -299,7 +319,7 @@ class Coordinator:
         """What its algorithm comes to, durably: `scope` names its journal, `blob` its learner's plan."""
         asking = Asking(self.host, work.run, scope, letter, work.job.trained, roster.names, blob)
         homes = self._homes[work.run] = Homes(self.host.fleet, roster.clients, self.outside.clock)
-        rules = _plan(work, homes, roster.sizes, self.host.rehome, secret, roster.records)
+        rules = _plan(work, homes, roster, self.host.rehome, secret)
         roles = work.job.trained.protocol or rounds.ROLES
         drive = Drive(
             COORDINATOR,
@@ -411,30 +431,43 @@ class Coordinator:
         )
         hit(_REGISTERED)
         await self._tell_models()
-        asked = max((r.get("clients", 0) + len(r.get("failed", ())) for r in history), default=0)
-        await self._report(run, work, last.round, asked, params.layout.size)
 
-    async def _report(self, run: str, work: Work, rounds: int, asked: int, size: int) -> None:
-        """What the run promised and who saw what, signed, in the log. `asked`: clients of a round, at most;
-        `size`: numbers of the model.
+    async def _report(self, record: Mapping[str, Any], state: str, size: int) -> str:
+        """What the run promised, what it has spent of that and who saw what, signed; "" where it ended before
+        it asked anybody. `size`: numbers of its model, 0 where it has none.
         """
-        job, mine = work.job, self.current()
+        run, job, mine = str(record["id"]), config.parse(dict(record["table"])).job, self.current()
+        history, asking = await self.host.durable(lambda: self._begun(run))
+        ran = max((int(r["round"]) for r in history), default=0)
+        begun = min(ran + asking, job.rounds)
+        if not begun and state != "done":
+            return ""
         plan = None if job.privacy is None else await asyncio.to_thread(job.epsilon)
+        spent = plan
+        if job.privacy is not None and begun != job.rounds:
+            spent = await asyncio.to_thread(job.privacy.cost, job.cohort, begun) if begun else None
+        asked = max((r.get("clients", 0) + len(r.get("failed", ())) for r in history), default=0)
         values = report(
             job.privacy,
             plan,
             shows=job.exchange.shows,
             run=run,
             federation=mine.member.federation,
-            rounds=rounds,
+            rounds=ran,
             ended=time.time(),
             label=getattr(job.exchange, "label", ""),
             crypto=job.crypto if job.exchange.shows == "sum" else "",
-            integers=job.exchange.integers(job.trained, asked, size),
+            integers=job.exchange.integers(job.trained, asked, size) if size else "",
             buffers=job.trained.buffer is not None,
+            state=state,
+            spent=spent,
+            trust=trust(mine.chain),
         )
-        signed = sign_report(mine.key, mine.chain, values)
-        await self.host.durable(lambda: self.store.run_reported(run, signed))
+        return sign_report(mine.key, mine.chain, values)
+
+    def _begun(self, run: str) -> tuple[list[dict[str, Any]], bool]:
+        """The records of its rounds, and whether one more had begun."""
+        return self.store.history(run), bool(self.store.journal(run).resume().asked)
 
     async def _roll_out(self) -> None:
         """Go on with what is being rolled out."""
@@ -518,10 +551,9 @@ class Coordinator:
 def _plan(
     work: Work,
     homes: Homes,
-    sizes: list[int],
+    roster: Roster,
     rehome: float,
     secret: bytes,
-    records: Mapping[int, Record],
 ) -> Plan:
     job = work.job
     return Plan(
@@ -530,18 +562,18 @@ def _plan(
         homes,
         job.rounds,
         job.cohort,
-        sizes=sizes,
+        sizes=roster.sizes,
         every=job.every,
         sites=job.sites,
         stop=job.stop,
         deadline=job.deadline,
         wait=job.wait,
         max_weight=job.max_weight,
-        roster=range(len(sizes)),
+        roster=range(len(roster.clients)),
         rehome=rehome,
         secret=secret,
         label=(str(work.values["federation"]), work.name),
-        records=records,
+        records=roster.records,
     )
 
 

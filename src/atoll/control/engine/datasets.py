@@ -8,7 +8,8 @@
     budget = "heart-2026"   what all jobs may spend of its privacy (privacy/ledger.py); without, any job may
 
 or, for what its sources have stored, `source` in place of files (readings.py).
-Others learn of it: the number of rows, the shape of a row, the names of columns and classes.
+Others learn of it: the number of rows, the shape of a row, the names of columns and classes. Of rows with a
+budget nobody learns how many there are, nor which classes they have: only those that are named here are told.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _OWN = ("train", "test", "holdout", "classes", "budget")
 @dataclass(frozen=True)
 class Held:
     """One data set of this site: training rows, test rows or None, the names of its classes, the id of its
-    budget, "" for none, and the contract that its rows keep, if they were taken in by one.
+    budget, "" for none, and the contract that its rows keep, if they were taken in by one. `named`: whether
+    its classes are those that its owner named, and not those that its rows have.
     """
 
     train: Examples
@@ -45,15 +47,18 @@ class Held:
     columns: tuple[str, ...]
     budget: str = ""
     contract: Contract | None = None
+    named: bool = True
 
     def about(self) -> dict[str, Any]:
-        """What others may know: figures and names, no cell."""
-        shape = [int(n) for n in self.train.x.shape[1:]]
+        """What others may know: figures and names, no cell. None for what is withheld where every job's
+        promise counts: what single rows would change.
+        """
+        shape, told = [int(n) for n in self.train.x.shape[1:]], not self.budget
         return {
-            "rows": len(self.train),
-            "test_rows": len(self.test) if self.test is not None else 0,
+            "rows": len(self.train) if told else None,
+            "test_rows": (len(self.test) if self.test is not None else 0) if told else None,
             "shape": shape,
-            "classes": list(self.classes),
+            "classes": list(self.classes) if told or self.named or not self.classes else None,
             "columns": list(self.columns),
         }
 
@@ -107,7 +112,8 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
                 f'data set {name!r} has missing or infinite cells: add missing = "mean" (or "drop") to it;'
                 ' "keep" leaves missing ones to the pipelines of jobs'
             )
-    return Held(train, test, classes, tuple(pool.features), _budget(table, path))
+    named = "classes" in table
+    return Held(train, test, classes, tuple(pool.features), _budget(table, path), named=named)
 
 
 def sensed(name: str, table: Mapping[str, Any], settings: Client, vault: Vault) -> Held:
@@ -147,9 +153,11 @@ def _places(names: Sequence[str], classes: Sequence[str]) -> Any:
 
 
 def agree(found: Mapping[str, Mapping[str, Any]], data: str) -> dict[str, Any]:
-    """What all sites' descriptions of one data set come to: features, outputs, classes, rows by site.
+    """What all sites' descriptions of one data set come to: features, outputs, classes, rows by site, None of
+    one that withholds them.
 
-    Raises DataError, naming two sites, where their rows have other shapes or columns.
+    Raises DataError, naming two sites, where their rows have other shapes or columns, and where none of them
+    tells the classes.
     """
     if not found:
         raise ConfigError(f"no site offers data called {data!r}", "$.data.name")
@@ -159,13 +167,18 @@ def agree(found: Mapping[str, Mapping[str, Any]], data: str) -> dict[str, Any]:
             if about[what] != model[what]:
                 raise DataError(f"sites {first!r} and {site!r} describe {data!r} differently: other {what}")
     shape = [int(n) for n in model["shape"]]
-    classes = _union(tuple(about["classes"]) for about in found.values())
+    classes = _union(tuple(about["classes"] or ()) for about in found.values())
+    if not classes and any(about["classes"] is None for about in found.values()):
+        raise DataError(
+            f"no site tells which classes {data!r} has, since budgets cover what rows show: name them all at"
+            f' one site or more, as in classes = ["no", "yes"] under [data.{data}] in its client.toml'
+        )
     return {
         "features": shape[0] if len(shape) == 1 else shape,
         "outputs": len(classes) or 1,
         "classes": list(classes),
         "columns": list(model["columns"]),
-        "rows": {site: int(about["rows"]) for site, about in found.items()},
+        "rows": {site: about["rows"] for site, about in found.items()},
     }
 
 

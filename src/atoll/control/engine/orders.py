@@ -7,14 +7,16 @@ cut looks whether it is whole.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...core.edge import Answer, Task
+from ...core.edge import Answer, Task, wire
 from ...core.errors import CodecError, IntegrityError, ProtocolError
 from ...core.update import Update
 from ...privacy.vault import Vault
 from ...wire import body
+from ...wire.coded import level
 from ...wire.failpoint import declare, hit
 from .parcels import keep_frames, read_frames, take_frames
 from .spoken import Spoiled
@@ -96,8 +98,19 @@ class Orders:
 def write(
     asked: Asked, answer: Answer, to: Path, *, most: float | None = None, vault: Vault | None = None
 ) -> None:
-    """The answer as a file of frames, sealed by `vault`. `most`: the most that a weight may be."""
-    message = body.answer_message(answer, run=asked.id, request=asked.request, most=most)
+    """The answer as a file of frames, sealed by `vault`. `most`: the most that a weight may be.
+
+    Under a promise of privacy its size does not follow the numbers in it.
+    """
+    packs = asked.work.job.privacy is None
+    made = answer if packs else _level(answer)
+    message = body.answer_message(made, run=asked.id, request=asked.request, most=most, packs=packs)
     hit(_WRITTEN[0])
     keep_frames(to, message, vault)
     hit(_WRITTEN[1])
+
+
+def _level(answer: Answer) -> Answer:
+    replies = tuple((client, replace(r, update=level(r.update))) for client, r in answer.replies)
+    before, after = (sum(wire(r.update) for _, r in each) for each in (answer.replies, replies))
+    return replace(answer, replies=replies, sent=answer.sent + after - before)

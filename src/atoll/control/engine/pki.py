@@ -31,6 +31,7 @@ from ...privacy.keys import (
     request,
     uri,
 )
+from ...privacy.report import trust
 from ...privacy.token import Token, digest
 
 MEMBERS = ("coordinator", "edge", "client")  # roles one can enrol as; the API's roles are no members
@@ -218,7 +219,7 @@ def about(folder: Path) -> dict[str, Any]:
     """What stands in a folder made by `found`: plain values, no key; times in Unix seconds.
 
     {federation, fingerprint, root_ends, authority_ends}, and once a coordinator has started
-    {coordinator, hosts, certificate_ends}. Raises StateError where there is no authority.
+    {coordinator, hosts, certificate_ends, trust}. Raises StateError where there is no authority.
     """
     authority = Authority.open(folder / "authority")
     plain: dict[str, Any] = {"federation": authority.federation, "fingerprint": authority.fingerprint}
@@ -226,7 +227,7 @@ def about(folder: Path) -> dict[str, Any]:
     with suppress(StateError):
         mine = Identity.open(folder / "identity")
         plain |= {"coordinator": mine.member.name, "hosts": list(hosts_of(mine.chain))}
-        plain["certificate_ends"] = mine.member.until
+        plain |= {"certificate_ends": mine.member.until, "trust": trust(mine.chain)}
     return plain
 
 

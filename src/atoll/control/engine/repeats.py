@@ -4,21 +4,22 @@ If the same update stands in two sums and one member in only one of them, their 
 update. A job that is submitted again with the same seed asks for the same first updates, and a statistic for
 the same numbers each time. So a client vouches for a list of survivors only if its update was in no other.
 
-    folder/sums     a key, then 32 bytes a sum: what names the update, and who was in it
+    folder/runs/sums     a key, then 32 bytes a sum: what names the update, and who was in it
 
-A record is on disk before the client vouches. The oldest go when there are too many.
+The file is sealed like its neighbours, by `vault`, and written whole: a record is on disk before the client
+vouches. The oldest go when there are too many. An earlier version's lay in plain at folder/sums: that one is
+read once, sealed, and removed.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 from ...core.errors import PrivacyError
-from ...privacy.private import write_private
+from ...privacy.vault import Vault
 
 _HALF = 16  # bytes of each name
 _KEY = 32
@@ -26,18 +27,22 @@ MANY = 1 << 16  # sums remembered
 
 
 class Repeats:
-    """The sums of the client in `folder`. One process at a time writes."""
+    """The sums of the client in `folder`. One process at a time writes.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "sums"
-        data = self._path.read_bytes() if self._path.exists() else b""
-        if len(data) < _KEY:
-            data = secrets.token_bytes(_KEY)
-            write_private(self._path, data)
+    Raises StateError where the file was changed, or another key sealed it.
+    """
+
+    def __init__(self, folder: Path, vault: Vault) -> None:
+        self._path, self._vault = folder / "runs" / "sums", vault
+        plain = folder / "sums"
+        if not self._path.exists():
+            data = plain.read_bytes() if plain.exists() else b""
+            vault.write(self._path, data if len(data) >= _KEY else secrets.token_bytes(_KEY))
+        plain.unlink(missing_ok=True)
+        data = vault.read(self._path)
         self._key = data[:_KEY]
-        whole = range(_KEY, len(data) - 2 * _HALF + 1, 2 * _HALF)  # a record that was cut off is none
+        whole = range(_KEY, len(data) - 2 * _HALF + 1, 2 * _HALF)  # of a plain file the last may be cut off
         self._seen = {data[i : i + _HALF]: data[i + _HALF : i + 2 * _HALF] for i in whole}
-        self._end = _KEY + 2 * _HALF * len(whole)
 
     def vouch(self, update: bytes, members: Sequence[str]) -> None:
         """Note that `update`, by what names it, is added up with these members' and no others.
@@ -54,18 +59,11 @@ class Repeats:
                 " show one member's: submit the job with another seed, or under a promise of privacy; where"
                 " it fits a pipeline, with an earlier run's figures"
             )
-        self._seen[what] = who
-        if len(self._seen) > MANY:
-            self._seen = dict(list(self._seen.items())[MANY // 2 :])
-            write_private(self._path, self._key + b"".join(a + b for a, b in self._seen.items()))
-            self._end = _KEY + 2 * _HALF * len(self._seen)
-            return
-        with self._path.open("r+b") as file:
-            file.seek(self._end)
-            file.write(what + who)
-            file.flush()
-            os.fsync(file.fileno())
-        self._end += 2 * _HALF
+        seen = self._seen | {what: who}
+        if len(seen) > MANY:
+            seen = dict(list(seen.items())[MANY // 2 :])
+        self._vault.write(self._path, self._key + b"".join(a + b for a, b in seen.items()))
+        self._seen = seen
 
     def _name(self, kind: bytes, *parts: bytes) -> bytes:
         made = blake2b(key=self._key, digest_size=_HALF, person=kind)

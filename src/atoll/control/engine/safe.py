@@ -32,7 +32,7 @@ NAME = "store.key"
 VARIABLE = "ATOLL_STORE_KEY"
 CREDENTIAL = "atoll-store-key"
 _KINDS = ("runs/*.secrets", "runs/*.coins", "runs/*.state", "answers/*")
-_ALL = (*_KINDS, "budgets/*.ledger")
+_ALL = (*_KINDS, "runs/sums", "budgets/*.ledger")
 _WAIT = 60  # seconds for a command that prints a key
 
 

@@ -34,7 +34,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vau
 
     `roots`: PEM, what members' certificates must lead to. `least`: members, as its policy says. What it
     kept, sealed by `vault`, may be lost or damaged: then it is missing in one attempt, and begins the next
-    with fresh keys. Raises StateError where its identity is damaged.
+    with fresh keys. Raises StateError where its identity, or its list of sums, is damaged.
     """
     identity = Identity.open(folder / "identity")
     path = _only(folder, run, "secrets")
@@ -63,7 +63,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vau
         least=least,
         save=lambda data: vault.write(path, data),
         secrets=dict(kept),
-        vouch=Repeats(folder).vouch,
+        vouch=Repeats(folder, vault).vouch,
     )
 
 
@@ -90,7 +90,7 @@ def once(folder: Path, run: str, vault: Vault, task: Task, drawn: bytes) -> None
     `drawn`, would be a release that nobody has accounted. Raises Refused for that, and where what was noted
     cannot be read.
     """
-    path = _only(folder, run, "asked")
+    path = folder / "runs" / f"{run}.asked"  # it stays: a run that comes again must not begin anew
     try:
         kept = msgspec.msgpack.decode(vault.read(path), type=dict[int, bytes])
     except FileNotFoundError:

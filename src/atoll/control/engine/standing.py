@@ -56,9 +56,10 @@ class Roster:
         return {client: name for name, client in self.clients.items()}
 
     @property
-    def sizes(self) -> list[int]:
-        """Rows of each client, by id."""
-        return [int(self.shared["rows"][name]) for name in sorted(self.clients, key=self.clients.__getitem__)]
+    def sizes(self) -> list[int] | None:
+        """Rows of each client, by id; None where any of them withholds how many it has."""
+        rows = [self.shared["rows"][name] for name in sorted(self.clients, key=self.clients.__getitem__)]
+        return None if None in rows else [int(n) for n in rows]
 
     @property
     def records(self) -> dict[int, Record]:

@@ -63,8 +63,8 @@ class RemoteRun:
         return list(self._fed._rest.get(path("runs", self.id, "logs"))["logs"])
 
     def report(self) -> Row:
-        """What it promised and who could see what, as its coordinator signed it. Raises MisuseError before
-        the run has ended, ProtocolError for another signature.
+        """What it promised, what it spent and who could see what, as its coordinator signed it. Raises
+        MisuseError before the run has ended and where nobody was asked, ProtocolError for another signature.
         """
         from ...privacy.report import open_report
 
@@ -75,7 +75,7 @@ class RemoteRun:
                 if event["kind"] == "run.report":
                     return dict(open_report(event["body"]["signed"], self._fed._rest.root()))
             if not events:
-                raise errors.MisuseError(f"{self.id} has no report: it is made when a run has ended well")
+                raise errors.MisuseError(f"{self.id} has no report: a run that has begun gets it at its end")
 
     def stop(self) -> Row:
         """End it after what is under way; what it has learnt is kept."""
