@@ -12,13 +12,16 @@ from typing import Any
 
 import aiohttp
 import grpc
+import numpy as np
 import pytest
 
+import atoll as at
 from atoll.control.desk.auth import ANYONE, MEMBER, MEMBERS, PROOF
 from atoll.control.engine.founding import found_authority
 from atoll.control.engine.host import Host
 from atoll.control.engine.ways import Servers
 from atoll.control.settings import Server
+from atoll.core.errors import MisuseError
 from atoll.privacy.keys import Authority, Identity
 from atoll.transport import atoll_pb2 as pb
 from atoll.transport.grpc import _Handlers
@@ -66,10 +69,21 @@ class _Nothing:
         return lambda *_: None
 
 
+def graph(path: Path) -> str:
+    learner = at.softmax().sized(2, 3)
+    learner.export(learner.init(np.random.default_rng(0)), path, np.zeros((1, 2)))
+    return str(path)
+
+
 @asynccontextmanager
 async def doors(folder: Path) -> AsyncIterator[Doors]:
     settings = Server(
-        folder=str(folder), federation="reef", listen="127.0.0.1:0", grpc="127.0.0.1:0", names=("127.0.0.1",)
+        folder=str(folder),
+        federation="reef",
+        listen="127.0.0.1:0",
+        grpc="127.0.0.1:0",
+        names=("127.0.0.1",),
+        models={"large": graph(folder / "large.onnx")},
     )
     with opened(folder) as store:
         registrar, current = found_authority(settings, store, now=NOW)
@@ -160,6 +174,18 @@ def test_control_a_door_without_a_line_is_seen(tmp_path, monkeypatch) -> None:
     asyncio.run(main())
 
 
+def test_a_door_that_nobody_has_given_a_line_is_not_opened(tmp_path, monkeypatch) -> None:
+    fewer = {key: value for key, value in MEMBERS.items() if key != ("POST", "/v1/renew")}
+    monkeypatch.setattr("atoll.control.desk.auth.MEMBERS", fewer)
+
+    async def main() -> None:
+        with pytest.raises(MisuseError, match="nobody has said who may call POST /v1/renew"):
+            async with doors(tmp_path):
+                raise AssertionError("it is open")
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("who", ["nobody", "member", "another root's", "another federation's", "ended"])
 def test_door_by_caller(tmp_path, who: str) -> None:
     async def main() -> list[str]:
@@ -170,6 +196,7 @@ def test_door_by_caller(tmp_path, who: str) -> None:
                 seen = await knock(found, who, method, path)
                 shut = not found.reached if method == "gRPC" else seen in REFUSED
                 if least == MEMBER:
+                    shut |= seen == 400 and who == "another federation's"  # whose certificate it says is none
                     good = shut != (who == "member") and (who == "member" or not found.reached)
                 elif least == PROOF:  # an empty body proves nothing, whoever sends it
                     good = seen in (400, *REFUSED)

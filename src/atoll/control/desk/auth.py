@@ -82,6 +82,10 @@ MEMBERS: Mapping[tuple[str, str], str] = {
     ("HEAD", "/v1/uploads/{upload}"): MEMBER,
     ("PUT", "/v1/uploads/{upload}"): MEMBER,
     ("GET", "/v1/blobs/{blob}"): MEMBER,
+    ("GET", "/v1/key"): MEMBER,  # of a server that answers rows, sealed for it alone
+    ("POST", "/v1/joint"): MEMBER,
+    ("GET", "/v1/top/key"): MEMBER,
+    ("POST", "/v1/top/joint"): MEMBER,
     ("gRPC", "Session"): MEMBER,
     ("gRPC", "Offset"): MEMBER,
     ("gRPC", "Upload"): MEMBER,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ...core.errors import Gone
+from ...core.errors import Gone, MisuseError
 from ...privacy.keys import Current
 from ...privacy.private import write_private
 from ...transport import link
@@ -95,6 +95,7 @@ class Servers:
         from aiohttp import web
 
         from ...transport import entry
+        from ..desk.auth import MEMBERS
 
         if self.registrar is not None:
             doors = entry.routes(
@@ -119,6 +120,8 @@ class Servers:
             extra[door.method, door.path] = _answers(door.handler)
         extra |= self.answering.routes() if self.answering is not None else {}
         extra["GET", "/v1/ways"] = say
+        if unknown := sorted(extra.keys() - MEMBERS.keys()):
+            raise MisuseError(f"nobody has said who may call {' '.join(unknown[0])}: add it to MEMBERS")
         return extra
 
     async def _answer(self) -> None:

@@ -1,0 +1,57 @@
+"""`atoll up`, `atoll down` and the demo as a user runs them: every member is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from atoll.control.remote.sdk import connect
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+
+
+def atoll(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "atoll", *words]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout)
+
+
+def left(folder: Path) -> list[list[str]]:
+    """Processes that have the folder among their words."""
+    found = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
+    return [words for words in found if any(str(folder) in word for word in words)]
+
+
+@pytest.mark.slow
+def test_the_demo_trains_exports_and_predicts_by_processes_that_end(tmp_path: Path) -> None:
+    folder = tmp_path / "federation"
+    done = atoll("demo", "--folder", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"same bytes.*yes", done.stdout), done.stdout
+    assert not left(folder)
+
+
+@pytest.mark.slow
+def test_up_starts_a_federation_once_and_down_ends_it(tmp_path: Path) -> None:
+    folder = tmp_path / "federation"
+    words = ("--folder", str(folder))
+    assert "nothing ran" in atoll("down", *words).stdout
+    first = atoll("up", *words)
+    try:
+        assert first.returncode == 0, first.stdout + first.stderr
+        again = atoll("up", *words)
+        assert again.returncode != 0 and "atoll down" in again.stdout + again.stderr
+        where = json.loads((folder / "operator.json").read_text("utf-8"))
+        with connect(where["url"], token=where["token"]) as fed:
+            roles = [node["role"] for node in fed.nodes() if node["state"] == "online"]
+        assert (roles.count("edge"), roles.count("client")) == (2, 6)
+    finally:
+        done = atoll("down", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not left(folder)
