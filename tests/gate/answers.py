@@ -120,9 +120,9 @@ class Round:
             return Answer(clients, fold(self.rule, mine), {}, 100)
         return Answer(clients, None, {}, 100, tuple(mine))
 
-    def message(self, clients: tuple[int, ...] = CLIENTS) -> Message:
-        """The same as it travels."""
-        return answer_message(self.answer(clients), run=RUN, request=REQUEST)
+    def message(self, clients: tuple[int, ...] = CLIENTS, *, packs: bool = True) -> Message:
+        """The same as it travels; not `packs`: as under a promise of privacy."""
+        return answer_message(self.answer(clients), run=RUN, request=REQUEST, packs=packs)
 
 
 ROUNDS = {

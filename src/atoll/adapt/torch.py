@@ -159,6 +159,21 @@ class TorchLearner:
         with self.net.borrow(plain=self.plain) as work:
             return torch_loop.logits(work, self.net.check(params), np.asarray(x))
 
+    def matched(
+        self,
+        params: Mapping[str, Any],
+        seen: Mapping[str, Any],
+        y: Any,
+        start: Any,
+        span: tuple[float, float],
+    ) -> np.ndarray[Any, Any]:
+        """Rows of labels `y` whose gradients are like those that an update shows: `atoll attack leak` seeks
+        them. `start`: (n, ...), one for each label; `span`: of the numbers. See torch_match.py.
+        """
+        from . import torch_match
+
+        return torch_match.matched(self, self.net.check(params), seen, y, start, span)
+
     @property
     def chosen(self) -> str:
         """The engine of `fit_many`: "plain", "loop" or "vmap", by the rule at the top of this file."""

@@ -214,7 +214,8 @@ def matcher(learner: Any, params: Update, row: tuple[int, ...]) -> Match | None:
     """
     while hasattr(learner, "learner"):
         learner = learner.learner
-    if getattr(learner, "loss", None) in ("cross_entropy", "nll") and not reads(params, prod(row)):
+    names = hasattr(learner, "matched") and learner.loss in ("cross_entropy", "nll")
+    if names and reads(params, prod(row)) is None:
         return _Modules(learner, params, row)
     if not isinstance(learner, Dense) or learner.loss != "softmax" or len(learner.hidden) > 1:
         return None
@@ -237,9 +238,7 @@ class _Modules:
     slow: ClassVar[bool] = True
 
     def __call__(self, update: Update, y: Array, start: Array, span: tuple[float, float]) -> Array:
-        from .match_torch import matched
-
-        found = matched(self.learner, self.params, update, y, start.reshape(-1, *self.row), span)
+        found: Array = self.learner.matched(self.params, update, y, start.reshape(-1, *self.row), span)
         return found.reshape(len(found), -1)
 
 

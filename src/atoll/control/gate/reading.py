@@ -106,14 +106,16 @@ class Reading:
             raise ProtocolError(f"{what}'s update has a number out of the ring of {bits} bits")
 
     def packed(self, planes: Array, size: int, most: float, bits: int | None, what: str) -> None:
-        """Packed integers of a sum: as many bytes as they need, none larger than `most`."""
+        """Packed integers of a sum: as many bytes as they need, or all that there are, where sizes are not to
+        tell of numbers; none larger than `most`.
+        """
         if planes.dtype != np.uint8 or planes.ndim != 2 or planes.shape[1] != size or len(planes) > 8:
             raise ProtocolError(f"{what} is not {size} packed integers")
         low = high = 0
         for block in self._blocks(size):
             x = unpack(planes[:, block], np.uint64 if bits else np.int64)
             low, high = min(low, int(x.min())), max(high, int(x.max()))
-        if narrowest(low, high, signed=not bits) != len(planes):
+        if len(planes) not in (narrowest(low, high, signed=not bits), -(-(bits or 64) // 8)):
             raise ProtocolError(f"{what} is packed wider than it needs")
         if high >> bits if bits else max(high, -low) > most:
             raise ProtocolError(f"{what} is beyond what its clients can have added")

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..adapt.torch_loss import loss_of
-from ..adapt.torch_net import one_thread
 from ..core.update import Update
+from .torch_loss import loss_of
+from .torch_net import one_thread
 
 Array = NDArray[Any]
 SMOOTH = 1e-3  # of TV
