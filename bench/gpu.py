@@ -27,6 +27,7 @@ from atoll.core.message import FitContext
 from atoll.core.rng import Rng
 
 from .rows import Disagreement
+from .workloads import cnn, dense
 
 SEED, ROWS, AGREE = 5, 600, 1e-3
 
@@ -41,19 +42,9 @@ class Data(NamedTuple):
         return len(self.y)
 
 
-def mlp(hidden: int, layers: int = 1) -> nn.Module:
-    """Layers of one width between 784 pixels and ten classes."""
-    inner = [m for _ in range(layers - 1) for m in (nn.Linear(hidden, hidden), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, hidden), nn.ReLU(), *inner, nn.Linear(hidden, 10))
-
-
-def cnn() -> nn.Module:
-    """The network of McMahan et al. 2017, of 1.66 M numbers."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 10),
-    )  # fmt: skip
+def mlp(*hidden: int) -> nn.Module:
+    """Layers of these widths between 784 pixels and ten classes."""
+    return nn.Sequential(nn.Flatten(), *dense(784, *hidden, 10)().children())
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ TASKS = (
     Task("MLP, 25 k numbers, batches of 10", lambda: mlp(32), 100, 10),
     Task("CNN, 1.66 M, batches of 10", cnn, 10, 10),
     Task("CNN, 1.66 M, batches of 50", cnn, 10, 50),
-    Task("MLP, 5.8 M, batches of 50", lambda: mlp(2048, 2), 10, 50),
+    Task("MLP, 5.8 M, batches of 50", lambda: mlp(2048, 2048), 10, 50),
 )
 WAYS = {"cpu": ("cpu", "auto"), "gpu": ("cuda", "auto"), "gpu, one by one": ("cuda", "plain")}
 

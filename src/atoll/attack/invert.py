@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,12 +89,11 @@ def leaks(
     learner = prepare(open_job(job), data)
     params = Update.of(learner.init(key.at("init").generator()))
     match = matcher(learner, params, rows.x.shape[1:])
-    tries = _ROWS if match is None or not hasattr(match, "slow") else _FEW
     lengths = [c.update.norm() for c in _made(learner, params, rows[:_ROWS], key).values()]
     for name, sizes, its, seen in _ways(job, len(data), clients, epsilon, float(np.median(lengths))):
         made = partial(_made, prepare(its, data), params)
         for n in sizes:
-            yield _tried(name, n, rows, made, seen, match, key.at(n), getattr(data, "outputs", 0), tries)
+            yield _tried(name, n, rows, made, seen, match, key.at(n), getattr(data, "outputs", 0))
 
 
 def _made(learner: Any, params: Update, drawn: Examples, key: Rng) -> dict[int, Contribution]:
@@ -160,18 +159,18 @@ def _tried(
     match: Match | None,
     key: Rng,
     classes: int,
-    tries: int,
 ) -> Leak:
     flat = rows.x.reshape(len(rows), -1).astype(np.float64)
     low, high = float(flat.min()), float(flat.max())
     truth, means, near, drawn, like = [], [], [], [], []
     told: list[tuple[float, float]] = []
-    for i in range(max(1, tries // n)):
+    slow = isinstance(match, _Modules)  # no layer shows rows
+    for i in range(max(1, (_FEW if slow else _ROWS) // n)):
         at = key.at(i)
         ids = at.generator().permutation(len(rows))[:n]
         update = seen(made(rows[ids], at), at)
         mean = np.delete(flat, ids, axis=0).mean(axis=0)
-        if hasattr(match, "slow"):  # no layer shows rows
+        if slow:
             shown, best = mean[None], mean
         else:
             layer = first(update, flat.shape[1])
@@ -210,12 +209,12 @@ def _right(update: Update, y: Array, ids: Array, classes: int) -> tuple[float, f
 
 def matcher(learner: Any, params: Update, row: tuple[int, ...]) -> Match | None:
     """What seeks rows with gradients like those seen: for models that match.py knows, and, where no dense
-    layer reads the rows, for PyTorch classifiers (`slow`).
+    layer reads the rows, for PyTorch classifiers.
     """
     while hasattr(learner, "learner"):
         learner = learner.learner
-    names = hasattr(learner, "matched") and learner.loss in ("cross_entropy", "nll")
-    if names and reads(params, prod(row)) is None:
+    classifies = hasattr(learner, "matched") and learner.loss in ("cross_entropy", "nll")
+    if classifies and reads(params, prod(row)) is None:
         return _Modules(learner, params, row)
     if not isinstance(learner, Dense) or learner.loss != "softmax" or len(learner.hidden) > 1:
         return None
@@ -235,7 +234,6 @@ class _Modules:
     learner: Any
     params: Update
     row: tuple[int, ...]
-    slow: ClassVar[bool] = True
 
     def __call__(self, update: Update, y: Array, start: Array, span: tuple[float, float]) -> Array:
         found: Array = self.learner.matched(self.params, update, y, start.reshape(-1, *self.row), span)

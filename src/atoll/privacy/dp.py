@@ -261,7 +261,7 @@ def private(
     if changing and not local:
         raise CompositionError(
             f"{changing[0]} changes sums of clipped gradients, and one row would change what it gives by more"
-            f' than the clip, for which the noise is sized: leave it out, or say noise="local", behind which'
+            ' than the clip, for which the noise is sized: leave it out, or say noise="local", behind which'
             " it comes"
         )
     return chain(*(s for s in steps if s not in changing), row_bound(norm), made, *changing)

@@ -99,12 +99,13 @@ def once(folder: Path, run: str, vault: Vault, task: Task, drawn: bytes) -> None
         raise Refused(f"it cannot be read what this site has answered in the run: {error}") from None
     made = blake2b(repr((task.round, task.key.key, task.used)).encode(), key=drawn, digest_size=16)
     made.update(task.params.buffer.view(np.uint8).data)
-    if kept.setdefault(task.round, made.digest()) != made.digest():
+    if task.round not in kept:
+        vault.write(path, msgspec.msgpack.encode({**kept, task.round: made.digest()}))
+    elif kept[task.round] != made.digest():
         raise Refused(
             f"round {task.round + 1} was answered for another model: a second answer, with other noise of"
             " this site, is in no promise"
         )
-    vault.write(path, msgspec.msgpack.encode(kept))
 
 
 def _only(folder: Path, run: str, kind: str) -> Path:
