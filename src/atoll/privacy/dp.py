@@ -22,10 +22,10 @@ import numpy as np
 
 from ..core.errors import CompositionError, ConfigError, MisuseError
 from ..core.registry import part
-from ..core.rng import Rng
 from ..core.transform import Context, State, Transform, chain, transform
 from ..core.update import Update
 from . import noise
+from .draws import Hidden
 
 SLACK = 1 - 2.0**-20  # rounding each entry to float32 may not lift the norm over its bound
 
@@ -206,16 +206,14 @@ def sum_key(secret: bytes, round: int, clients: tuple[int, ...], total: Update) 
     return made.digest()
 
 
-def cohort_stream(secret: bytes, round: int) -> Rng:
+def cohort_stream(secret: bytes, round: int) -> Hidden:
     """The stream that a round's cohort is drawn from: what sampling hides, the job's seed would tell."""
-    made = blake2b(repr(round).encode(), key=_secret(secret), digest_size=8, person=b"atoll cohort")
-    return Rng(int.from_bytes(made.digest(), "little"))
+    return Hidden.below(_secret(secret), "cohort", round)
 
 
-def row_stream(coins: bytes) -> Rng:
+def row_stream(coins: bytes) -> Hidden:
     """The stream that rows are drawn from, at their own site: the job's seed would tell everybody."""
-    made = blake2b(b"rows", key=_secret(coins), digest_size=8, person=b"atoll rows")
-    return Rng(int.from_bytes(made.digest(), "little"))
+    return Hidden.below(_secret(coins), "rows")
 
 
 def _secret(secret: bytes) -> bytes:
