@@ -75,9 +75,29 @@ def test_local_noise_of_all_is_in_the_sum(plan: Any) -> None:
     assert "100 members stand against noise of 40 of them" in text
 
 
+def test_of_distributed_noise_it_says_what_each_adds_without_the_lost_and_the_colluders(plan: Any) -> None:
+    values = ("--delta", "1e-5", "--epsilon", "4", "--rounds", "10", "--noise", "distributed")
+    found, wary = (plan(*values, "--population", "30", *more) for more in ((), ("--colluders", "5")))
+    assert plan(*values)["each"] is None  # of nobody knows how many
+    for made, crew in ((found, 21), (wary, 16)):  # more than two thirds of 30 must stay
+        assert made["each"] == pytest.approx(made["sigma"] / crew**0.5)
+    hidden = at.secure_sum(least=12, colluders=5).width(
+        at.Job(Quadratic(), rounds=10, sites=False)
+        .private(epsilon=4.0, delta=1e-5, clip=1.0, exchange=at.secure_sum(least=12, colluders=5))
+        .trained
+    )
+    assert hidden.noise is not None
+    assert hidden.noise.sigma / hidden.noise.crew(30) ** 0.5 == pytest.approx(wary["each"], rel=1e-3)
+    noise = [float(w["warnings"][0].split("noise of ")[1].split()[0]) for w in (found, wary)]
+    for told, made in zip(noise, (found, wary), strict=True):
+        assert told == pytest.approx(made["each"] * 30**0.5, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (("--colluders", "2"), "--noise distributed"),
+        (("--noise", "distributed", "--population", "100", "--colluders", "7"), "from 0 to 6, got 7"),
         (("--unit", "example", "--sampling", "fixed"), "--sampling poisson"),
         (("--noise", "local"), "leave --rate out"),
     ],

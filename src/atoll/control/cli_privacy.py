@@ -39,6 +39,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--unit", choices=["client", "example"], default="client", help=say(text))
     text = "who adds it: the coordinator, the clients under masks, or each to its own update"
     c.add_argument("--noise", choices=["central", "distributed", "local"], default="central", help=say(text))
+    text = "of distributed noise: members who may tell the noise that they added"
+    c.add_argument("--colluders", type=int, metavar="C", help=say(text))
 
     c = command("report", _report, "what a run promised, and who could see what", inner, remote(say))
     c.add_argument("which", nargs="?", metavar="RUN", help=say("the run's id; the newest without"))
@@ -160,35 +162,63 @@ def _cell(value: Any) -> str:
 def _plan(args: argparse.Namespace, say: Say) -> int:
     from ..privacy.claim import REPLACED
 
-    found, unit, population = _of_job(args) if args.job else (_of_values(args), args.unit, args.population)
+    found, unit, population, clients, colluders = _of_job(args) if args.job else _of_values(args)
+    population = args.population or population
+    if unit == "client" and population:
+        clients = max(1, round(found.release.rate * population))
     alone = unit == "client" and found.release.noise == "local"
     sigma = found.release.sigma * (REPLACED if alone else 1)
-    warned = _warnings(found, sigma, args.population or population, args.size)
+    each = _each(found.release, sigma, clients, colluders)
+    warned = _warnings(found, sigma if each is None else each, population, clients, args.size)
     if args.json:
-        values = {"unit": unit, "population": args.population or population, "sigma": sigma}
+        values = {"unit": unit, "population": population, "sigma": sigma, "each": each}
         print(json.dumps({**dataclasses.asdict(found), **values, "warnings": warned}))
         return 0
     print(found)
     if alone:
         print(f"{say('noise over the clip')}: {sigma:g}")
+    elif each is not None:
+        print(f"{say('noise over the clip that each member adds')}: {each:.4g}")
     for text in warned:
         print(f"{say('warning')}: {text}")
     return 0
 
 
-def _warnings(found: Any, sigma: float, population: int | None, size: int | None) -> list[str]:
+def _each(release: Any, sigma: float, clients: int | None, colluders: int) -> float | None:
+    """What each member of a secure sum adds to distributed noise, over the clip, so that those who must stay,
+    less colluders, add enough. Raises ConfigError where nobody is left.
+    """
+    from ..core.errors import ConfigError
+    from ..privacy.graph import threshold
+
+    if release.noise != "distributed" or not clients:
+        return None
+    members = max(2, clients)
+    crew = threshold(members) - colluders
+    if colluders < 0 or crew < 1:
+        raise ConfigError(
+            f"of {members} members {threshold(members)} must stay, and somebody's noise must hide them:"
+            f" --colluders is from 0 to {threshold(members) - 1}, got {colluders}"
+        )
+    return float(sigma / crew**0.5)
+
+
+def _warnings(
+    found: Any, each: float, population: int | None, clients: int | None, size: int | None
+) -> list[str]:
+    """`each`: what each of a round's `clients` adds over the clip, where they add noise."""
     from ..privacy import accountant
 
     if not population:
         return []
-    if found.release.noise == "local":  # each adds some: the sum has that of all who are in it
-        drawn = max(1.0, found.release.rate * population)
-        louder, size = dataclasses.replace(found.release, sigma=sigma * drawn**0.5), None
+    if found.release.noise != "central":  # the sum has the noise of all who are in it
+        louder = dataclasses.replace(found.release, sigma=each * (clients or 1) ** 0.5)
+        size = None if found.release.noise == "local" else size
         found = dataclasses.replace(found, release=louder)
     return accountant.warnings(found, population, size)
 
 
-def _of_values(args: argparse.Namespace) -> Any:
+def _of_values(args: argparse.Namespace) -> tuple[Any, str, int | None, int | None, int]:
     from ..core.errors import ConfigError
     from ..privacy import accountant
     from ..privacy.claim import REPLACED
@@ -196,6 +226,8 @@ def _of_values(args: argparse.Namespace) -> Any:
     if args.delta is None:
         raise ConfigError("give --delta: the chance that the promise fails, well below one in all members")
     rows, rate, sampling, sigma = args.unit == "example", args.rate, args.sampling, args.sigma
+    if args.colluders is not None and args.noise != "distributed":
+        raise ConfigError("--colluders tell noise that clients add: it goes with --noise distributed")
     if rows and sampling != "poisson":
         raise ConfigError("rows are drawn by a coin each: --unit example goes with --sampling poisson")
     if args.noise != "central" and rate is None and not rows:
@@ -217,15 +249,21 @@ def _of_values(args: argparse.Namespace) -> Any:
         population=args.population,
         noise=args.noise,
     )
-    return accountant.cost(found.release, args.delta, seen=not rows)
+    made = accountant.cost(found.release, args.delta, seen=not rows)
+    return made, args.unit, args.population, None, args.colluders or 0
 
 
-def _of_job(args: argparse.Namespace) -> tuple[Any, str, int | None]:
-    """Its plan, unit and how many members there are, where the file says so."""
+def _of_job(args: argparse.Namespace) -> tuple[Any, str, int | None, int | None, int]:
+    """Its plan and unit, how many members and clients there are, where the file says so, and how many of
+    these collude.
+    """
     from . import config
 
     file = config.read(args.job)
     found, claim = file.job.epsilon(), file.job.privacy
     assert claim is not None  # noqa: S101  or it has no epsilon
-    clients = file.data.get("clients") if claim.unit == "client" else None
-    return found, claim.unit, claim.population or (clients if isinstance(clients, int) else None)
+    clients = file.data.get("clients")
+    clients = clients if isinstance(clients, int) else None
+    population = claim.population or (clients if claim.unit == "client" else None)
+    colluders = getattr(file.job.exchange, "colluders", 0) if args.colluders is None else args.colluders
+    return found, claim.unit, population, clients, colluders

@@ -52,6 +52,10 @@ ZH = {
     "the chance that the promise fails": "承诺失效的概率",
     "how much one member may show, in all": "单个成员总共可泄露多少",
     "noise over the clip": "噪声与裁剪之比",
+    "noise over the clip that each member adds": "每个成员加入的噪声与裁剪之比",
+    "of distributed noise: members who may tell the noise that they added": (
+        "分布式噪声：可能泄露自己所加噪声的成员数"
+    ),
     "the part of all members in one round": "每轮参与成员的比例",
     "number of rounds": "轮数",
     "how many members there are": "成员总数",
