@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import hypergeom
 
-from atoll.core.errors import AtollError, MisuseError, PrivacyError, ProtocolError
+import atoll as at
+from atoll.core.errors import AtollError, ConfigError, MisuseError, PrivacyError, ProtocolError
 from atoll.privacy import secure_sum as ss
 from atoll.privacy.graph import FULL, degree, threshold
 from atoll.privacy.hazmat import masks, pairs, shamir
@@ -106,6 +108,32 @@ def test_up_to_so_many_everybody_shares_with_everybody() -> None:
     assert all(a <= b for a, b in pairwise(grown))
     assert threshold(3) == 3
     assert threshold(50) == 34
+
+
+def test_the_graph_is_made_for_the_shares_that_are_stated() -> None:
+    for n in (200, 1000):
+        fewer, usual, more = degree(n, 0.02, 0.05), degree(n), degree(n, 0.05, 0.27)
+        assert fewer < usual < more <= n - 1
+        bad, gone, t = int(0.05 * n), int(0.27 * n), threshold(more + 1)
+        assert n * hypergeom(n - 1, bad, more).sf(t - 1) < 2.0**-40
+        assert n * hypergeom(n - 1, bad + gone, more).sf(more - 1) < 2.0**-40
+        assert n * hypergeom(n - 1, gone, more).sf(more + 1 - t) < 2.0**-30
+    for wrong in ((0.2, 0.2), (-0.1, 0.1), (0.1, float("nan"))):
+        with pytest.raises(ConfigError, match="together less than a third"):
+            degree(50, *wrong)
+        with pytest.raises(ConfigError, match="together less than a third"):
+            at.secure_sum(corrupt=wrong[0], lost=wrong[1])
+
+
+def test_a_sum_with_another_graph_is_exact_and_its_members_sign_the_graph() -> None:
+    label = Label("plant", "r1", 0, 0, corrupt=0.02, lost=0.28)
+    x, gone = vectors(150, 8, 32), range(42)
+    one = Sitting(150, x, label=label, signed=False, lost={"mask": gone}).run()
+    assert (one.sum() == x[42:].sum(0) & np.uint64(2**32 - 1)).all()
+    assert len(one.roster.holders(0)) == degree(150, 0.02, 0.28) + 1
+    usual = Label("plant", "r1", 0, 0)
+    assert usual.parts == Label("plant", "r1", 0, 0, 0, "intl", 0.1, 0.2).parts != label.parts
+    assert ss.load(ss.dump(one.secrets)) == one.secrets
 
 
 def test_neighbours_are_mutual_and_nobody_chooses_them() -> None:

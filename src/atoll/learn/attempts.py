@@ -28,6 +28,7 @@ from .integers import Noise, Scale, share_of
 if TYPE_CHECKING:
     from ..privacy.roster import Label
     from ..privacy.secure_sum import Secret
+    from .exchange import Exchange
     from .local import Local
     from .rounds import Plan
 
@@ -68,7 +69,9 @@ class Attempt:
         """What binds all that is made for this attempt."""
         from ..privacy.roster import Label
 
-        return Label(*self.plan.label, self.task.round, self.number, group, self.plan.algorithm.crypto)
+        algorithm = self.plan.algorithm
+        place = (*self.plan.label, self.task.round, self.number, group)
+        return Label(*place, algorithm.crypto, *graph(algorithm.exchange))
 
     async def noted(self, task: Task) -> dict[int, bytes]:
         """The notes that clients answer a step with."""
@@ -104,6 +107,11 @@ async def tried(
 def plain(task: Task) -> Layout:
     """The leaves of an update as it leaves its client's chain."""
     return task.params.layout if task.points is None else task.points.layout
+
+
+def graph(exchange: Exchange) -> tuple[float, ...]:
+    """The shares of corrupt and of lost members that its graph is made for, where it has one."""
+    return getattr(exchange, "graph", ())
 
 
 def heaviest(plan: Plan) -> float:
@@ -168,7 +176,9 @@ def label(local: Local, step: Step, group: int = 0) -> Label:
     """What binds all that is made for a step's attempt, in the suite that the signed job names."""
     from ..privacy.roster import Label
 
-    return Label(*local.seat.run, step.round, step.attempt, group, local.algorithm.crypto)
+    algorithm = local.algorithm
+    place = (*local.seat.run, step.round, step.attempt, group)
+    return Label(*place, algorithm.crypto, *graph(algorithm.exchange))
 
 
 def kept(local: Local, client: int, step: Step, what: str, group: int = 0) -> Secret:

@@ -31,7 +31,7 @@ from ..core.protocol import Party
 from ..core.registry import part
 from ..core.update import Update
 from ..privacy import dp
-from ..privacy.graph import threshold
+from ..privacy.graph import CORRUPT, LOST, checked, threshold
 from . import attempts, deal
 from .attempts import Integers, honest
 from .integers import WEIGHT, WIDE, Counted, Hidden, Read, Scale, Width
@@ -79,8 +79,15 @@ class SecureSum:
     least: int = 2
     attempts: int = 3
     colluders: int = 0
+    corrupt: float = CORRUPT
+    lost: float = LOST
     shows: ClassVar[Literal["sum", "each"]] = "sum"
     blind: ClassVar[bool] = True
+
+    @property
+    def graph(self) -> tuple[float, float]:
+        """The shares of members who are corrupt and who drop out that it is made for."""
+        return self.corrupt, self.lost
 
     # -- the coordinator's role --------------------------------------------------------------
 
@@ -405,6 +412,8 @@ def secure_sum(
     least: int = 2,
     attempts: int = 3,
     colluders: int = 0,
+    corrupt: float = CORRUPT,
+    lost: float = LOST,
 ) -> SecureSum:
     """Only the sum of a round's updates is seen by anybody, the coordinator included (Bonawitz et al. 2017).
 
@@ -413,6 +422,9 @@ def secure_sum(
     what is larger is refused. `least`: the fewest clients that a sum is taken of, at least 2. `attempts`: how
     often a round begins again when too many drop out; more than two thirds of a cohort must stay.
     `colluders`: under a promise of privacy, how many of those who stay may tell the noise that they added.
+    `corrupt`, `lost`: shares of members, together less than a third, who help the coordinator and who drop
+    out: with more than 128 of them each shares its secrets with so many others that these do not matter
+    (Bell et al. 2020; privacy/graph.py).
     """
     positive(largest=largest)
     if bits != "auto" and not 8 <= bits <= 64:
@@ -426,4 +438,6 @@ def secure_sum(
             f"colluders must be from 0 to {threshold(least) - 1}, one less than must stay of {least} members"
             f" (least): got {colluders}"
         )
-    return SecureSum(None if bits == "auto" else bits, float(largest), least, attempts, colluders)
+    checked(corrupt, lost)
+    width = None if bits == "auto" else bits
+    return SecureSum(width, float(largest), least, attempts, colluders, float(corrupt), float(lost))

@@ -17,6 +17,7 @@ from ..core.errors import ConfigError
 
 FULL = 128  # members who all share with each other
 SAFE, LIVE = 40, 30  # bits of the chance that privacy, or a round, is lost
+CORRUPT, LOST = 0.1, 0.2  # shares of the members that the graph is made for where nobody says others
 
 
 def threshold(holders: int) -> int:
@@ -24,16 +25,24 @@ def threshold(holders: int) -> int:
     return 2 * holders // 3 + 1
 
 
+def checked(corrupt: float, lost: float) -> None:
+    """Raise ConfigError for shares of corrupt members and of drop-outs for which no graph would do."""
+    if not (corrupt >= 0 and lost >= 0 and corrupt + lost < 1 / 3):
+        raise ConfigError(
+            "corrupt members and those who drop out are shares from 0, together less than a third:"
+            f" got corrupt = {corrupt}, lost = {lost}"
+        )
+
+
 @lru_cache(maxsize=256)
-def degree(n: int, corrupt: float = 0.1, lost: float = 0.2) -> int:
+def degree(n: int, corrupt: float = CORRUPT, lost: float = LOST) -> int:
     """With how many others each of `n` members shares, for shares of corrupt members and of drop-outs.
 
     Raises ConfigError where no graph would do.
     """
+    checked(corrupt, lost)
     if n <= FULL:
         return n - 1
-    if not (corrupt >= 0 and lost >= 0 and corrupt + lost < 1 / 3):
-        raise ConfigError("corrupt members and drop-outs together must be less than a third")
     bad, gone = int(corrupt * n), int(lost * n)
     for k in range(2, n - 1, 2):
         t = threshold(k + 1)

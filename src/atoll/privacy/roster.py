@@ -9,7 +9,7 @@ from functools import cached_property
 import msgspec
 
 from ..core.errors import PrivacyError, ProtocolError
-from .graph import degree, threshold
+from .graph import CORRUPT, LOST, degree, threshold
 from .hazmat import pairs
 from .hazmat.suite import Suite, suite_of
 
@@ -31,7 +31,8 @@ class Keys(msgspec.Struct, frozen=True, array_like=True):
 class Label:
     """What binds all of one attempt: nothing made for one is good in another.
 
-    `group`: its bucket. `crypto`: the name of the suite, which members sign with all the rest.
+    `group`: its bucket. `crypto`: the name of the suite, which members sign with all the rest. `corrupt`,
+    `lost`: shares of the members that the graph is made for (graph.py).
     """
 
     federation: str
@@ -40,11 +41,15 @@ class Label:
     attempt: int
     group: int = 0
     crypto: str = "intl"
+    corrupt: float = CORRUPT
+    lost: float = LOST
 
     @property
     def parts(self) -> tuple[str | int, ...]:
         """As plain values."""
-        kind = f"atoll secure sum 1{self.suite.mark}"
+        usual = (self.corrupt, self.lost) == (CORRUPT, LOST)
+        graph = "" if usual else f" graph {self.corrupt!r} {self.lost!r}"
+        kind = f"atoll secure sum 1{self.suite.mark}{graph}"
         return (kind, self.federation, self.run, self.round, self.attempt, self.group)
 
     @property
@@ -102,7 +107,7 @@ class Roster:
 
     @cached_property
     def _degree(self) -> int:
-        return degree(len(self.members))
+        return degree(len(self.members), self.label.corrupt, self.label.lost)
 
     @cached_property
     def _holders(self) -> Mapping[int, tuple[int, ...]]:
