@@ -21,6 +21,8 @@ from ..core.errors import AtollError, ProtocolError
 from ..core.protocol import Party
 from ..core.rng import Rng
 from ..core.update import Layout
+from ..wire.coded import Drawn
+from .compress import places_of
 from .exchange import TABLE
 from .failure import reason
 from .integers import Noise, Scale, share_of
@@ -28,6 +30,7 @@ from .integers import Noise, Scale, share_of
 if TYPE_CHECKING:
     from ..privacy.roster import Label
     from ..privacy.secure_sum import Secret
+    from .algorithm import Algorithm
     from .local import Local
     from .rounds import Plan
 
@@ -104,6 +107,13 @@ async def tried(
 def plain(task: Task) -> Layout:
     """The leaves of an update as it leaves its client's chain."""
     return task.params.layout if task.points is None else task.points.layout
+
+
+def drawn(algorithm: Algorithm, size: int, round: int) -> Drawn | None:
+    """The places whose numbers travel, of an update of `size` numbers; None for all. What waits for a buffer
+    was learnt in different rounds, each with places of its own: one sum of these has them all.
+    """
+    return None if algorithm.buffer is not None else places_of(algorithm.chain, size, round)
 
 
 def heaviest(plan: Plan) -> float:
@@ -238,7 +248,7 @@ def noise(secret: Secret, scale: Scale) -> Noise:
 
     suite = secret.label.suite
 
-    def drawn(size: int, whole: float) -> NDArray[np.int64]:
+    def ours(size: int, whole: float) -> NDArray[np.int64]:
         assert scale.noise is not None  # noqa: S101  asked by `Scale.out`
         crew = scale.noise.crew(members := len(secret.members))
         if crew < 1:
@@ -247,4 +257,4 @@ def noise(secret: Secret, scale: Scale) -> Noise:
             )
         return share_of(noise_key(secret), crew, suite.stream)(size, whole)
 
-    return drawn
+    return ours
