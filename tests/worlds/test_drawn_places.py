@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import atoll as at
+from atoll.attack.watch import summed
 from atoll.core.errors import QuorumError
 from atoll.core.rng import Rng
 from atoll.core.transform import Transform, only, transform
@@ -254,6 +255,18 @@ def test_bits_follow_the_drawn_number() -> None:
     assert exchange.scale(algorithm, 10, 1.0, size, 0).bits == 16
     assert exchange.scale(plain, 10, 1.0, size, 0).bits == 32
     assert dp.longest(algorithm.chain) == 1.0
+
+
+def test_what_attacks_see_of_a_sum_is_as_little() -> None:
+    """Theirs are a run's own integers, with noise where there is noise."""
+    job = JOB.replace(algorithm=at.small(up=RANDOMK), cohort=at.everyone())
+    job = job.private(epsilon=50.0, delta=1e-3, clip=1.0, exchange=at.secure_sum())
+    update = at.Update.of({"w": np.ones(2 * SIZE) / SIZE})
+    made = {c: at.Contribution(update, 1.0) for c in range(4)}
+    total = summed(job.trained, made, Rng.of(1)).update.buffer
+    assert set(np.flatnonzero(total).tolist()) == set(
+        drawn(2 * SIZE, FRACTION, SEED, 0).places(2 * SIZE).tolist()
+    )
 
 
 # -- encrypted -------------------------------------------------------------------------------
