@@ -108,7 +108,8 @@ SUMMED = """
 ## Under a secure sum
 
 What runs with `exchange = "secure_sum"`: each part beside a mean, and in each place beside noise, which the
-clients then add. Compact updates stay what they are in the sum, but under masks they travel as whole numbers.
+clients then add. Compact updates stay what they are in the sum, but under masks they travel as whole
+numbers, all of them; behind `randomk` only those at the places that all clients drew.
 
 | part | with a mean | beside noise |
 |---|---|---|

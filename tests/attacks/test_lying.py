@@ -24,6 +24,7 @@ from atoll.data import Dataset, Examples, iid, partition
 from atoll.job import Job, Tree
 from atoll.learn.algorithm import fedavg, fedavgm
 from atoll.learn.buffered import fedbuff
+from atoll.learn.compress import drawn, randomk
 from atoll.learn.defend import recommended, robust
 from atoll.learn.dense import softmax
 from atoll.learn.encrypted import encrypted_sum
@@ -176,6 +177,20 @@ def test_liars_that_tell_the_truth_change_nothing(exchange: Any) -> None:
     private = plain.private(epsilon=8.0, delta=1e-4, clip=1.0)
     want = simulate(private, sites(), SEED).params
     assert simulate(poison(private, [], attacks.foe()), sites(), SEED).params == want
+
+
+def test_behind_randomk_liars_under_masks_reach_the_drawn_places_alone() -> None:
+    """No other numbers are summed, whatever they say there."""
+    made = job(1, algorithm=chain(mean(), randomk(0.2)), exchange=secure_sum())
+    want = simulate(made, sites(), SEED).params
+    truth = Attack("truth", send=lambda honest, own, rng: own)
+    assert simulate(poison(made, LIARS, truth), sites(), SEED).params == want
+    loud = Attack("loud", send=lambda honest, own, rng: np.full_like(own, 3.0))
+    found = simulate(poison(made, LIARS, loud), sites(), SEED).params.buffer
+    here = drawn(found.size, 0.2, 0, 0).places(found.size)
+    off = found - want.buffer
+    assert (off[here] > 0.1).all()
+    assert not np.delete(off, here).any()
 
 
 def test_in_the_open_a_clip_bounds_liars() -> None:

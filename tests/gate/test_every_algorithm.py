@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from atoll.control.gate.want import ring_bits, want
 from atoll.core import edge
+from atoll.core.aggregate import Reply, Sum, fold
 from atoll.core.edge import Answer, Task
 from atoll.core.protocol import Party
+from atoll.core.registry import build
 from atoll.core.transform import chain
+from atoll.core.update import Layout, Leaf, Update
 from atoll.job import Job, Tree
 from atoll.learn import rounds
 from atoll.learn.algorithm import Algorithm, Roles
@@ -139,6 +145,67 @@ def test_the_steps_of_an_encrypted_sum_pass(tmp_path, monkeypatch) -> None:
     wire = Wire(job, tmp_path, monkeypatch)
     assert simulate(job, DATA, seed=1).params == straight.params
     assert wire.forms >= {"raw", "sum", "sites", "notes"}
+
+
+@pytest.mark.parametrize("exchange", ["secure_sum", "encrypted_sum"])
+@pytest.mark.parametrize("topology", [Tree(), Tree((2,))], ids=["flat", "edges"])
+def test_a_sum_of_drawn_places_passes(exchange: str, topology: Tree, tmp_path, monkeypatch) -> None:
+    """At each round its own, in few numbers; edges add them as any."""
+    if exchange == "encrypted_sum":
+        pytest.importorskip("tenseal")
+    algorithm = chain(mean(), randomk(0.2))
+    job = Job(LEARNER, algorithm, rounds=3, exchange=build("exchange", {"name": exchange}), topology=topology)
+    straight = simulate(job, DATA, seed=1)
+    wire = Wire(job, tmp_path, monkeypatch)
+    assert simulate(job, DATA, seed=1).params == straight.params
+    assert wire.forms >= {"raw", "sum", "sites", "notes"}
+
+
+def test_a_sum_of_drawn_places_takes_no_other_width(tmp_path, monkeypatch) -> None:
+    """Neither every place nor one more nor one less nor those of another round, from a client or an edge."""
+    job = Job(LEARNER, chain(mean(), randomk(0.2)), rounds=1, exchange=secure_sum())
+    asked: list[Task] = []
+    path = tmp_path / "forged"
+    pass_on = Wire.pass_on
+
+    def listening(self: Wire, task: Task, answer: Answer, *, whole: bool) -> Answer:
+        asked.extend([task] if task.want == "fit" else [])
+        return pass_on(self, task, answer, whole=whole)
+
+    monkeypatch.setattr(Wire, "pass_on", listening)
+    Wire(job, tmp_path, monkeypatch)
+    simulate(job, DATA, seed=1)
+    task = asked[0]
+    assert task.points is not None
+    leaves, plain = task.points.layout.leaves, task.params.layout
+    size = plain.size
+    bits = job.exchange.bits_of(job.trained, task.points)
+    scale = job.exchange.scale(job.trained, 6, 1.0, size, 0)
+    assert task.points.layout == scale.layout(plain)
+    assert task.points.layout.size == scale.drawn.k + scale.digits == ceil(0.2 * size) + scale.digits
+    (name, (n,)), *rest = leaves
+    others = {
+        "": leaves,
+        "all places": (*plain.leaves, leaves[-1]),
+        "one more": ((name, (n + 1,)), *rest),
+        "one less": ((name, (n - 1,)), *rest),
+        "another round's": replace(scale, drawn=scale.drawn._replace(key=1)).layout(plain).leaves,
+        "no weight": leaves[:-1],
+    }
+    for whole in (False, True):
+        rule = rounds._rule(job.trained, task)
+        right = want(task, rule, member="m", run="r", request=0, edge=whole, bits=bits)
+        for what, held in others.items():
+            layout = Layout(tuple(Leaf(*leaf) for leaf in held))
+            update = Update(layout, np.ones(layout.size, np.uint64), bits=bits)
+            replies = tuple((c, Reply(update)) for c in task.clients)
+            theirs = replace(task.points, layout=layout, exponents=(0,) * len(held))
+            answer = Answer(task.clients, replies=replies)
+            if whole:
+                answer = Answer(task.clients, fold(Sum(theirs), replies))
+            message = answer_message(answer, run="r", request=0, most=task.points.max_weight)
+            said = verdict(right, message, path).refused
+            assert bool(said) is bool(what), (what, said)
 
 
 @pytest.mark.parametrize("name", METHODS)

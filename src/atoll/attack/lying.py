@@ -138,7 +138,7 @@ class Lying:
             return honest(client, reply, scale, rng, noise)
         made = scale.out(reply.update.zeros(), reply.weight, rng).view(np.int64)
         edge = float(1 << (scale.bits - 2)) / min(len(self.liars), scale.members)
-        x = reply.update.buffer.astype(np.float64) * (reply.weight / scale.heaviest * scale.unit)
+        x = scale.held(reply.update).astype(np.float64) * (reply.weight / scale.heaviest * scale.unit)
         x = np.where(np.isnan(x), edge * (1 - 2.0 * (np.arange(len(x)) % 2)), x)
         made[: len(x)] = np.clip(np.rint(x), -edge, edge)
         return made.view(np.uint64) & np.uint64((1 << scale.bits) - 1)

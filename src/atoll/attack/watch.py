@@ -74,9 +74,9 @@ def _integers(algorithm: Algorithm, replies: Mapping[int, Reply], key: Rng, memb
     exchange: Any = algorithm.exchange
     heaviest = max(reply.weight for reply in replies.values()) or 1.0
     layout = next(iter(replies.values())).update.layout
-    scale = exchange.scale(algorithm, members, heaviest, layout.size)
+    scale = exchange.scale(algorithm, members, heaviest, layout.size, 0)
     crew = 1 if scale.noise is None else scale.noise.crew(members)
-    total = np.zeros(layout.size + scale.digits, np.uint64)
+    total = np.zeros(scale.layout(layout).size, np.uint64)
     for client, reply in replies.items():
         mine = key.at("secure", client)
         its = mine.at("noise").generator().bytes(noise.KEY)

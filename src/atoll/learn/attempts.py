@@ -21,6 +21,8 @@ from ..core.errors import AtollError, ProtocolError
 from ..core.protocol import Party
 from ..core.rng import Rng
 from ..core.update import Layout
+from ..wire.coded import Drawn
+from .compress import places_of
 from .exchange import TABLE
 from .failure import reason
 from .integers import Noise, Scale, share_of
@@ -28,6 +30,7 @@ from .integers import Noise, Scale, share_of
 if TYPE_CHECKING:
     from ..privacy.roster import Label
     from ..privacy.secure_sum import Secret
+    from .algorithm import Algorithm
     from .exchange import Exchange
     from .local import Local
     from .rounds import Plan
@@ -112,6 +115,13 @@ def plain(task: Task) -> Layout:
 def graph(exchange: Exchange) -> tuple[float, ...]:
     """The shares of corrupt and of lost members that its graph is made for, where it has one."""
     return getattr(exchange, "graph", ())
+
+
+def drawn(algorithm: Algorithm, size: int, round: int) -> Drawn | None:
+    """The places whose numbers travel, of an update of `size` numbers; None for all. What waits for a buffer
+    was learnt in different rounds, each with places of its own: one sum of these has them all.
+    """
+    return None if algorithm.buffer is not None else places_of(algorithm.chain, size, round)
 
 
 def heaviest(plan: Plan) -> float:
@@ -248,7 +258,7 @@ def noise(secret: Secret, scale: Scale) -> Noise:
 
     suite = secret.label.suite
 
-    def drawn(size: int, whole: float) -> NDArray[np.int64]:
+    def ours(size: int, whole: float) -> NDArray[np.int64]:
         assert scale.noise is not None  # noqa: S101  asked by `Scale.out`
         crew = scale.noise.crew(members := len(secret.members))
         if crew < 1:
@@ -257,4 +267,4 @@ def noise(secret: Secret, scale: Scale) -> Noise:
             )
         return share_of(noise_key(secret), crew, suite.stream)(size, whole)
 
-    return drawn
+    return ours

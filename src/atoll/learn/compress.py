@@ -12,6 +12,7 @@ server used what was sent. What is sent has a compact form (wire/coded.py), so f
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ from ..core.registry import part
 from ..core.rng import Rng
 from ..core.transform import Context, State, Transform, transform
 from ..core.update import Array, Update, blocks
+from ..privacy import dp
 from ..wire.coded import LARGEST, WIDTH, Code, Coded, Drawn, places, rows
 from .quantise import dense, levels
 
@@ -31,6 +33,7 @@ _CHUNK = 1 << 16  # numbers at a time: 256 KiB of float32, which stays in the ca
 
 Where: TypeAlias = NDArray[np.int64] | Drawn | None
 Squash: TypeAlias = Callable[[Array, Context], Code | None]
+Draw: TypeAlias = Callable[[int, int], Drawn]  # (size, round)
 
 
 @part("transform")
@@ -72,17 +75,21 @@ def randomk(fraction: float = 0.01, bits: int | None = None, seed: int = 0) -> T
 
     Konečný et al. 2016, "Federated learning: strategies for improving communication efficiency", section 3
     (random mask), with error feedback in place of their scaling. `bits`: as in topk(). The sum of such
-    updates is 0 where each of them is: `drawn(size, fraction, seed, round)` names the other places.
+    updates is 0 where each of them is: `drawn(size, fraction, seed, round)` names the other places, and in
+    sums that show no single update nothing else travels (`places_of`).
     """
     share(fraction)
     _width(bits)
 
+    def draw(size: int, round: int) -> Drawn:
+        return drawn(size, fraction, seed, round)
+
     def some(v: Array, ctx: Context) -> Code | None:
-        where = drawn(v.size, fraction, seed, ctx.round)
+        where = draw(v.size, ctx.round)
         return _kept(v, where, where.places(v.size), bits, ctx.key)
 
     few = "" if bits is None else f", bits={bits}"
-    return _remembering(f"randomk({fraction:g}{few})", some)
+    return _remembering(f"randomk({fraction:g}{few})", some, draw)
 
 
 def share(fraction: float) -> None:
@@ -99,6 +106,19 @@ def _width(bits: int | None) -> None:
 def drawn(size: int, fraction: float, seed: int, round: int) -> Drawn:
     """Which of `size` entries randomk() sends in a round."""
     return Drawn(ceil(fraction * size), Rng.of(seed).at("randomk", round).key)
+
+
+def places_of(algorithm: Transform, size: int, round: int) -> Drawn | None:
+    """Outside which places every update of a round is 0 as it leaves its client's chain; None: nothing says.
+
+    They are the last randomk()'s, if what stands right of it acts on the way back only or is a clip().
+    """
+    for step in reversed(algorithm.steps):
+        if isinstance(step.out, _Remembering) and step.out.draw is not None:
+            return step.out.draw(size, round)
+        if not (step.silent or isinstance(step, dp.Clip)):
+            return None
+    return None
 
 
 def _kept(
@@ -163,22 +183,36 @@ def _above(v: Array, threshold: float) -> NDArray[np.int64]:
     return where if len(where) else np.array([np.abs(v).argmax()])
 
 
-def _remembering(name: str, squash: Squash) -> Transform:
-    """The compression `squash` with error feedback; state: the error e as an Update."""
+@dataclass(frozen=True)
+class _Remembering:
+    """The way out of the compression `squash` with error feedback. `draw`: the places it takes, where they do
+    not follow from the numbers.
+    """
 
-    def out(update: Update, e: State, ctx: Context) -> tuple[Update, State]:
-        dense(update, name)
+    name: str
+    squash: Squash
+    draw: Draw | None
+
+    def __call__(self, update: Update, e: State, ctx: Context) -> tuple[Update, State]:
+        dense(update, self.name)
         if update.layout != e.layout:
-            raise MisuseError(f"{name} keeps an error for each leaf of the model, and this update has others")
+            raise MisuseError(
+                f"{self.name} keeps an error for each leaf of the model, and this update has others"
+            )
         v = update.buffer + e.buffer
         with np.errstate(all="ignore"):
-            code = squash(v, ctx) if isfinite(np.dot(v, v)) else None
+            code = self.squash(v, ctx) if isfinite(np.dot(v, v)) else None
         if code is None:  # a diverged client: the aggregator must see it, not a squashed NaN
             return Update(update.layout, v), e
         v[slice(None) if code.where is None else places(code)] -= code.values()
         return Coded(update.layout, code), Update(update.layout, v)
 
+
+def _remembering(name: str, squash: Squash, draw: Draw | None = None) -> Transform:
+    """The compression `squash` with error feedback; state: the error e as an Update."""
+
     def init(params: Update) -> Update:
         return params.zeros()
 
+    out = _Remembering(name, squash, draw)
     return transform(name, out, init=init, keeps="out", loses_bound=True, whole=True)

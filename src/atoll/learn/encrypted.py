@@ -129,10 +129,10 @@ class EncryptedSum:
         """Those that are integers of an update."""
         return bfv.N - self.tags
 
-    def scale(self, algorithm: Algorithm, members: int, heaviest: float, size: int = 0) -> Scale:
+    def scale(self, algorithm: Algorithm, members: int, heaviest: float, size: int, round: int) -> Scale:
         """A round's integers: those of `secure_sum`, whose bits are set here, whatever the `size`."""
         sums = SecureSum(self.plain, self.largest, self.least)
-        return sums.scale(algorithm, members, heaviest, size)
+        return sums.scale(algorithm, members, heaviest, size, round)
 
     def layout(self, size: int) -> Layout:
         """The leaves that travel for `size` integers."""
@@ -188,7 +188,8 @@ class EncryptedSum:
         return Read(scale=self._scale(plan, task), plain=attempts.plain(task))
 
     def _scale(self, plan: Plan, task: Task) -> Scale:
-        return self.scale(plan.algorithm, max(len(task.clients), 2), attempts.heaviest(plan))
+        members, size = max(len(task.clients), 2), attempts.plain(task).size
+        return self.scale(plan.algorithm, members, attempts.heaviest(plan), size, task.round)
 
     # -- the client's role -------------------------------------------------------------------
 
@@ -206,10 +207,14 @@ class EncryptedSum:
         step = read(task.note)
         if step.step != "encrypt":
             raise ProtocolError("this job's updates leave their clients encrypted: the task is another step")
-        scale = self.scale(local.algorithm, step.members, step.heaviest)
-        return attempts.hidden(
-            local, answer, lambda c, reply: self._encrypted(local, task, step, scale, c, reply, integers)
-        )
+
+        def encrypted(client: int, reply: Reply) -> Reply:
+            dense(reply.update, "encrypted_sum")
+            size = reply.update.layout.size
+            scale = self.scale(local.algorithm, step.members, step.heaviest, size, task.round)
+            return self._encrypted(local, task, step, scale, client, reply, integers)
+
+        return attempts.hidden(local, answer, encrypted)
 
     def _encrypted(
         self,
@@ -223,7 +228,6 @@ class EncryptedSum:
     ) -> Reply:
         from ..privacy import encrypted_sum as es
 
-        dense(reply.update, "encrypted_sum")
         secret = _taken(self, local, client, step, task.notes[client])
         own = es.held(secret)
 

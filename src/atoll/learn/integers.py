@@ -3,6 +3,9 @@
     out    z = rint(weight / heaviest * x * unit) [+ noise]  mod 2**bits       weight in digits behind it
     back   Σ weight * x = heaviest / unit * signed(Σ z)
 
+Where all updates are 0 outside places that everybody knows (compress.places_of), x is their numbers at those,
+in leaf order, and nothing else is rounded, noised or sent; the sum is 0 elsewhere.
+
 All leaves have one public `unit`, a power of two for which no sum reaches a quarter of the ring. Where it is
 coarse, numbers are rounded by chance and without bias. Under a promise of privacy every client adds noise to
 its integers, after they were found not to be longer than the clip (privacy/discrete.py).
@@ -21,10 +24,11 @@ from numpy.typing import NDArray
 from ..core.aggregate import Aggregator, Partial, Points, Reply, Sum, Total
 from ..core.errors import ConfigError, ProtocolError
 from ..core.rng import Rng
-from ..core.update import Layout, Leaf, Update
+from ..core.update import Array, Layout, Leaf, Update
 from ..privacy import discrete
 from ..privacy.graph import threshold
 from ..privacy.hazmat.suite import INTL
+from ..wire.coded import Drawn
 from .ring import signed
 
 Noise: TypeAlias = Callable[[int, float], NDArray[np.int64]]  # (numbers, deviation of all together) -> ours
@@ -70,7 +74,8 @@ class Scale:
     """One round's integers modulo 2**bits: numbers up to `largest`, of so many `members` at most.
 
     `heaviest`: the weight that counts as 1. `noise`: then contributions weigh the same, and say nothing of
-    how heavy they are. Raises ConfigError where the ring has no room.
+    how heavy they are. `drawn`: outside which places all updates are 0. Raises ConfigError where the ring has
+    no room.
     """
 
     bits: int
@@ -78,6 +83,7 @@ class Scale:
     members: int
     heaviest: float
     noise: Hidden | None = None
+    drawn: Drawn | None = None
 
     def __post_init__(self) -> None:
         if self.largest * self.unit < 1 or self.digit < 2:
@@ -103,8 +109,19 @@ class Scale:
         return 0 if self.noise is not None else ceil((_WEIGHT_BITS + 1) / self.digit)
 
     def layout(self, plain: Layout) -> Layout:
-        """The leaves that travel: an update's and its weight."""
+        """The leaves that travel: an update's, or as many numbers of each as places are drawn in it, and its
+        weight.
+        """
+        if self.drawn is not None:
+            ends = np.searchsorted(self.drawn.places(plain.size), [0, *plain.stops])
+            counts = zip(plain.shapes, np.diff(ends).tolist(), strict=True)
+            plain = Layout(tuple(Leaf(name, (n,)) for name, n in counts if n))
         return Layout((*plain.leaves, Leaf(WEIGHT, (self.digits,)))) if self.digits else plain
+
+    def held(self, update: Update) -> Array:
+        """An update's numbers that travel."""
+        x = update.buffer
+        return x if self.drawn is None else x[self.drawn.places(x.size)]
 
     def out(self, update: Update, weight: float, rng: Rng, noise: Noise | None = None) -> NDArray[np.uint64]:
         """An update and its weight as integers; `noise(size, s)` adds to them. Raises ProtocolError for a
@@ -122,7 +139,7 @@ class Scale:
                 " rows that a client has"
             )
         whole = round(weight / self.heaviest * 2**_WEIGHT_BITS)
-        x = update.buffer.astype(np.float64)
+        x = self.held(update).astype(np.float64)
         x *= whole / 2**_WEIGHT_BITS * self.unit
         made = np.empty(len(x) + self.digits, np.int64)
         if self.noise is None or noise is None:
@@ -155,9 +172,14 @@ class Scale:
     def back(self, sums: NDArray[np.uint64], plain: Layout, count: int) -> Total:
         """What `count` clients' integers sum to: the sum of weight times update, and of the weights."""
         whole = signed(sums, self.bits)
-        units = sum(int(digit) << (i * self.digit) for i, digit in enumerate(whole[plain.size :]))
+        size = plain.size if self.drawn is None else self.drawn.k
+        units = sum(int(digit) << (i * self.digit) for i, digit in enumerate(whole[size:]))
         weight = units / 2**_WEIGHT_BITS * self.heaviest if self.digits else float(count)
-        return Total(Update(plain, whole[: plain.size] * (self.heaviest / self.unit)), weight, count, {})
+        x = whole[:size] * (self.heaviest / self.unit)
+        if self.drawn is not None:
+            x, few = np.zeros(plain.size), x
+            x[self.drawn.places(plain.size)] = few
+        return Total(Update(plain, x), weight, count, {})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ The steps are privacy/secure_sum.py's; here stand their two roles, between a rou
     client        answers each step; its update becomes integers, and the integers are masked
 
 A client's update is weighted before it is rounded (integers.py), and its weight is summed under the same
-masks, so that nobody learns how many rows it has.
+masks, so that nobody learns how many rows it has. Behind `randomk()` only the places drawn for the round
+are masked and sent.
 
 Under `Buckets` every bucket is a secure sum of its own, all in step, and the rule sees the buckets' means;
 who sits in which is drawn by the members (deal.py).
@@ -130,14 +131,14 @@ class SecureSum:
 
     def _scale(self, plan: Plan, task: Task, k: int) -> Scale:
         members, size = max(2, -(-len(task.clients) // k)), attempts.plain(task).size
-        return self.scale(plan.algorithm, members, attempts.heaviest(plan), size)
+        return self.scale(plan.algorithm, members, attempts.heaviest(plan), size, task.round)
 
-    def scale(self, algorithm: Algorithm, members: int, heaviest: float, size: int) -> Scale:
+    def scale(self, algorithm: Algorithm, members: int, heaviest: float, size: int, round: int) -> Scale:
         """A round's, for so many members' updates of `size` numbers: with noise where there is some."""
-        width = self.width(algorithm, heaviest)
+        width, drawn = self.width(algorithm, heaviest), attempts.drawn(algorithm, size, round)
         if self.bits is None:
-            return width.scale(members, size)
-        return Scale(self.bits, width.largest, members, width.heaviest, width.noise)
+            return replace(width.scale(members, size if drawn is None else drawn.k), drawn=drawn)
+        return Scale(self.bits, width.largest, members, width.heaviest, width.noise, drawn)
 
     def width(self, algorithm: Algorithm, heaviest: float = 1.0) -> Width:
         """What the bits follow from."""
@@ -161,7 +162,8 @@ class SecureSum:
         """For people: how many bits, and why."""
         if self.bits is not None:
             return f"{self.bits} bits: the job says so"
-        return self.width(algorithm).why(max(2, members), size)
+        drawn = attempts.drawn(algorithm, size, 0)
+        return self.width(algorithm).why(max(2, members), size if drawn is None else drawn.k)
 
     # -- the client's role -------------------------------------------------------------------
 
@@ -183,7 +185,7 @@ class SecureSum:
         def masked(client: int, reply: Reply) -> Reply:
             dense(reply.update, "secure_sum")
             size = reply.update.layout.size
-            scale = self.scale(local.algorithm, step.members, step.heaviest, size)
+            scale = self.scale(local.algorithm, step.members, step.heaviest, size, task.round)
             return self._masked(local, task, step, scale, client, reply, integers)
 
         return attempts.hidden(local, answer, masked)

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..core.errors import CompositionError, ConfigError, MisuseError
 from ..core.registry import part
-from ..core.transform import Context, State, Transform, chain, transform
+from ..core.transform import Context, State, Transform, chain
 from ..core.update import Update
 from . import noise
 from .draws import Hidden
@@ -44,7 +44,12 @@ def clip(norm: float) -> Transform:
         within = length <= norm or not isfinite(length)  # the aggregator refuses what is not finite
         return (update if within else update.scale(norm * SLACK / length)), state
 
-    return transform(f"clip({norm:g})", out, sets_bound=float(norm), whole=True)
+    return Clip(f"clip({norm:g})", out, sets_bound=float(norm), whole=True)
+
+
+@dataclass(frozen=True)
+class Clip(Transform):
+    """A bound that scales and does nothing else; see `clip`."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +271,7 @@ def private(
 
 
 __all__ = [
+    "Clip",
     "Divisor",
     "Gaussian",
     "Own",
