@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +50,45 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         save_safetensors(MODEL.scale(2), path)
     assert load_safetensors(path) == MODEL
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from atoll.core.update import Update
+from atoll.wire.tensorfile import save_safetensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # as a disk that has no more room
+try:
+    save_safetensors(Update.of({"w": np.ones(1 << 16, np.float32)}), Path(sys.argv[1]))
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits on the sizes of files are POSIX's")
+def test_an_error_of_the_disk_is_one_of_the_systems(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    save_safetensors(MODEL, path)
+    done = subprocess.run([sys.executable, "-c", LIMITED, path], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(errno.EFBIG), str(path)], done.stderr
+    assert load_safetensors(path) == MODEL
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_is_synced_is_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = {}, os.fsync
+
+    def noted(fd: int) -> None:
+        found = os.fstat(fd)
+        synced[found.st_ino] = found.st_size
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    path = tmp_path / "m"
+    save_safetensors(MODEL, path)
+    assert synced[path.stat().st_ino] == path.stat().st_size > 0
+    assert tmp_path.stat().st_ino in synced  # its name, too
 
 
 def test_nan_is_refused_unless_asked_for(tmp_path: Path) -> None:

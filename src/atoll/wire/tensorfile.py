@@ -9,31 +9,41 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import MisuseError, StateError
 from ..core.update import Update
-from .files import whole
+from .files import Files, whole
 from .plain import LIMITS, Limits
 
 _ORDER = "atoll.leaves"  # metadata: a JSON list of names
+_SYSTEM = re.compile(r"\(os error (\d+)\)")  # how the library tells an error of the system's
 
 
 def save_safetensors(update: Update, path: str | os.PathLike[str], *, finite: bool = True) -> None:
     """Write the leaves to `path`: a temporary file beside it, synced, then renamed over it.
 
-    Raises MisuseError for sparse rows, a ring, or (with `finite`) a NaN or an infinity.
+    Raises MisuseError for sparse rows, a ring, or (with `finite`) a NaN or an infinity; OSError as the system
+    does.
     """
-    from safetensors.numpy import save
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
 
     if update.rows or update.bits:
         raise MisuseError("a file holds dense real leaves: add the rows to their table, leave the ring first")
     if finite and not update.finite():
         raise MisuseError("the model holds a NaN or an infinity: pass finite=False to save it all the same")
-    leaves = dict(update)
-    data = save(leaves, metadata={_ORDER: json.dumps(list(update))})
-    _write(Path(path), data)
+    with whole(Path(path)) as file:
+        try:  # by its name, so that nothing of the model is copied
+            save_file(dict(update), file.name, metadata={_ORDER: json.dumps(list(update))})
+        except SafetensorError as error:
+            number = _SYSTEM.search(str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        Files().sync_path(Path(file.name))  # the library has put another file there
 
 
 def load_safetensors(path: str | os.PathLike[str], *, finite: bool = True, limits: Limits = LIMITS) -> Update:
@@ -74,15 +84,3 @@ def _order(f: Any, file: Path, limits: Limits) -> list[str]:
     except ValueError:
         kept = None
     return kept if isinstance(kept, list) and sorted(map(str, kept)) == names else names
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of `data` at `path`, or what was there before."""
-    with whole(path) as file:
-        file.write(data)
-    if os.name == "posix":  # the rename itself lasts only once the folder is on disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

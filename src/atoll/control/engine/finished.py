@@ -53,18 +53,18 @@ def register(
     with tempfile.TemporaryDirectory(dir=store.spool) as folder:
         file = Path(folder) / "model.safetensors"
         save_safetensors(params, file)
-        plain = file.read_bytes()
+        with file.open("rb") as plain:
+            blob = hashlib.file_digest(plain, "sha256").hexdigest()
         graph = _onnx(work, params, Path(folder) / "model.onnx")
-    hit(_EXPORTED)
-    blob = store.blobs.put(plain)
+        hit(_EXPORTED)
+        store.blobs.adopt(file, blob, head=False)
     hit(_STORED)
     name = slug(work.job.name)
-    runs = graph if graph is not None else plain
     signed: dict[str, Any] = {
         "federation": identity.member.federation,
         "run": run,
         "name": name,
-        "sha256": hashlib.sha256(runs).hexdigest(),
+        "sha256": blob if graph is None else hashlib.sha256(graph).hexdigest(),
         "created": time.time(),
     }
 
