@@ -220,10 +220,16 @@ def shortest(update: Update, *, packs: bool) -> Array:
         return x
     if x.size > 4 * _SAMPLE:
         middle = x[x.size // 2 :][:_SAMPLE]
-        if lossless(middle).nbytes > _SAVES * middle.nbytes:
+        if plain_bytes(middle) == middle.nbytes:
             return x
     packed = lossless(x)
     return packed if packed.nbytes < _SAVES * x.nbytes else x
+
+
+def plain_bytes(x: Array) -> int:
+    """Bytes of floats (n,) that stand for many more, as `shortest` would have those travel."""
+    packed = lossless(x).nbytes
+    return packed if packed < _SAVES * x.nbytes else x.nbytes
 
 
 def level(update: Update) -> Update:

@@ -19,7 +19,7 @@ from ...learn.algorithm import Algorithm
 from ...learn.exchange import Plain
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology")
-_VALUES = ("rounds", "every", "deadline", "wait", "max_weight", "sites", "name", "crypto")
+_VALUES = ("rounds", "every", "deadline", "wait", "max_weight", "sites", "name", "crypto", "compression")
 _PLAIN = (bool, int, float, str, list, tuple, dict)
 
 
