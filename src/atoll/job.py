@@ -59,7 +59,7 @@ class Job:
     `max_weight`: the most rows one client may claim. `sites`: evaluate at the sites.
     `exchange`: how updates are summed, and who sees what of them. `privacy`: what it promises, made by
     `private`. `crypto`: the suite that hides them, "intl" or "gm" (SM3, SM4). `compression`: "auto" has each
-    client send what pays on its link (`compress`), None what the algorithm says.
+    client send what pays on its link (`compress`), "none" what the algorithm says.
     """
 
     learner: Learner
@@ -77,7 +77,7 @@ class Job:
     privacy: Claim | None = None
     exchange: Exchange = field(default_factory=plain_sum)
     crypto: Crypto = "intl"
-    compression: Literal["auto"] | None = None
+    compression: Literal["auto", "none"] = "none"
 
     def __post_init__(self) -> None:
         for method in ("init", "fit", "evaluate"):
@@ -153,9 +153,9 @@ class Job:
 
     def _check_slots(self) -> None:
         """A name where a value is needed is the usual mistake: "everyone" for everyone()."""
-        if self.compression not in ("auto", None):
+        if self.compression not in ("auto", "none"):
             raise ConfigError(
-                f'compression is "auto" or left out, got {self.compression!r}: a code of your choice stands'
+                f'compression is "auto" or "none", got {self.compression!r}: a code of your choice stands'
                 " in the algorithm, as small(up=int4())",
                 "$.compression",
             )
@@ -262,7 +262,7 @@ class Job:
     def trained(self) -> Algorithm:
         """Its algorithm, whatever form it was given in, with the noise of its promise."""
         algorithm: Algorithm = self.algorithm
-        if self.compression is not None:
+        if self.compression == "auto":
             algorithm = small(algorithm, compress())
         algorithm = dataclasses.replace(algorithm, exchange=self.exchange, crypto=self.crypto)
         if self.privacy is None:

@@ -234,7 +234,7 @@ def fitting(job: Job, contract: Contract, recipe: Recipe) -> Job:
         sites=False,
         max_weight=1.0,
         exchange=summed(job.exchange),
-        compression=None,
+        compression="none",
     )
 
 

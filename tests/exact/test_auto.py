@@ -146,7 +146,7 @@ def test_a_job_says_auto() -> None:
         "compress()",
     ]
     assert how(job(algorithm=at.robust(at.median()))).mild, "mostly 0, a median of them is a bad guess"
-    with pytest.raises(ConfigError, match=r"compression is .auto. or left out, got 'int8': .*small\(up=int4"):
+    with pytest.raises(ConfigError, match=r"compression is .auto. or .none., got 'int8': .*small\(up=int4"):
         at.Job(MLP, compression="int8")  # type: ignore[arg-type]
     with pytest.raises(CompositionError, match=r"int2\(\) codes them already"):
         job(algorithm=at.small())
@@ -193,12 +193,13 @@ def test_a_job_file_with_the_key_sends_less_and_the_same_bytes_again() -> None:
     assert max(sent(small)) < 0.1 * min(sent(whole))
     assert abs(small.metrics["accuracy"] - whole.metrics["accuracy"]) < 0.1
     assert restated(parse({**TABLE, "compression": "auto"}).job)["compression"] == "auto"
+    assert "compression" not in restated(parse(TABLE).job), "members of older versions refuse keys"
 
 
 def test_a_declared_uplink_is_what_a_simulation_goes_by() -> None:
     sites = parse(TABLE).sites()
-    fast = replace(job(), compression=None, algorithm=at.small(up=compress(uplink=10_000.0)))
-    whole = replace(job(), compression=None)
+    fast = replace(job(), compression="none", algorithm=at.small(up=compress(uplink=10_000.0)))
+    whole = replace(job(), compression="none")
     assert sent(at.simulate(fast, sites, seed=7)) == sent(at.simulate(whole, sites, seed=7))
 
 

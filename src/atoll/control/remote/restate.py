@@ -19,7 +19,7 @@ from ...learn.algorithm import Algorithm
 from ...learn.exchange import Plain
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology")
-_VALUES = ("rounds", "every", "deadline", "wait", "max_weight", "sites", "name", "crypto", "compression")
+_VALUES = ("rounds", "every", "deadline", "wait", "max_weight", "sites", "name", "crypto")
 _PLAIN = (bool, int, float, str, list, tuple, dict)
 
 
@@ -32,6 +32,8 @@ def table(job: Job) -> dict[str, Any]:
             found[kind] = _named(kind, value)
     if not isinstance(job.exchange, Plain):
         found["exchange"] = _named("exchange", job.exchange)
+    if job.compression != "none":  # members of versions before it know no such key
+        found["compression"] = job.compression
     if job.privacy is not None:
         found["privacy"] = job.privacy.values()
     return found | {key: value for key in _VALUES if (value := getattr(job, key)) is not None}
