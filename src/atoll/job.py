@@ -12,10 +12,12 @@ from .core.message import Learner
 from .core.registry import nearest, part
 from .learn.adaptive import BOUND, adaptive
 from .learn.algorithm import Algorithm, as_algorithm, fedavg
+from .learn.auto import compress
 from .learn.exchange import Exchange, plain_sum
 from .learn.per_row import PerRow
 from .learn.select import Cohort, Everyone, Poisson
 from .learn.server import mean
+from .learn.small import small
 from .learn.stop import Stop
 from .privacy import dp
 from .privacy.accountant import Placement, Plan
@@ -56,7 +58,8 @@ class Job:
     may take. `wait`: seconds it may wait while too few clients can be asked, None for as long as it takes.
     `max_weight`: the most rows one client may claim. `sites`: evaluate at the sites.
     `exchange`: how updates are summed, and who sees what of them. `privacy`: what it promises, made by
-    `private`. `crypto`: the suite that hides them, "intl" or "gm" (SM3, SM4).
+    `private`. `crypto`: the suite that hides them, "intl" or "gm" (SM3, SM4). `compression`: "auto" has each
+    client send what pays on its link (`compress`), "none" what the algorithm says.
     """
 
     learner: Learner
@@ -74,6 +77,7 @@ class Job:
     privacy: Claim | None = None
     exchange: Exchange = field(default_factory=plain_sum)
     crypto: Crypto = "intl"
+    compression: Literal["auto", "none"] = "none"
 
     def __post_init__(self) -> None:
         for method in ("init", "fit", "evaluate"):
@@ -149,6 +153,12 @@ class Job:
 
     def _check_slots(self) -> None:
         """A name where a value is needed is the usual mistake: "everyone" for everyone()."""
+        if self.compression not in ("auto", "none"):
+            raise ConfigError(
+                f'compression is "auto" or "none", got {self.compression!r}: a code of your choice stands'
+                " in the algorithm, as small(up=int4())",
+                "$.compression",
+            )
         slots = (
             ("cohort", hasattr(self.cohort, "pick"), "everyone(), sample(...) or power_of_choice(...)"),
             ("stop", self.stop is None or isinstance(self.stop, Stop), "early(...) or None"),
@@ -252,6 +262,8 @@ class Job:
     def trained(self) -> Algorithm:
         """Its algorithm, whatever form it was given in, with the noise of its promise."""
         algorithm: Algorithm = self.algorithm
+        if self.compression == "auto":
+            algorithm = small(algorithm, compress())
         algorithm = dataclasses.replace(algorithm, exchange=self.exchange, crypto=self.crypto)
         if self.privacy is None:
             return algorithm

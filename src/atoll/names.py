@@ -60,6 +60,7 @@ from .data.contract import Contract
 from .data.pipeline import Pipeline
 from .job import Job, flat, tree
 from .learn.algorithm import Algorithm, fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
+from .learn.auto import compress
 from .learn.buffered import fedasync, fedbuff
 from .learn.compress import randomk, sign, topk
 from .learn.cyclic import cyclic
@@ -210,6 +211,7 @@ __all__ = [
     "classes",
     "clip",
     "close",
+    "compress",
     "connect",
     "constant",
     "cross_site",

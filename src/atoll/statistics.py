@@ -234,6 +234,7 @@ def fitting(job: Job, contract: Contract, recipe: Recipe) -> Job:
         sites=False,
         max_weight=1.0,
         exchange=summed(job.exchange),
+        compression="none",
     )
 
 

@@ -85,6 +85,7 @@ PUBLIC: list[str] = [
     "classes",
     "clip",
     "close",
+    "compress",
     "connect",
     "constant",
     "cross_site",

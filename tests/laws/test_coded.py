@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
+import sys
 import tracemalloc
+import zlib
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -179,6 +182,60 @@ def test_a_frame_that_unpacks_to_another_length_is_not_unpacked() -> None:
             decode(zipped(frame, length, count), count)
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
+
+
+def gzipped(data: bytes) -> bytes:
+    return zlib.compress(data, 9, 31)
+
+
+def test_gzip_is_read_as_zstandard_is_and_never_past_the_length_that_is_due() -> None:
+    count, levels = 100_000, b"\1" * 100_000
+    right, huge = gzipped(levels), gzipped(bytes(1 << 20))
+    assert len(huge) < 1200 and decode(zipped(right, count, count), count).what.tobytes() == levels
+    later = gzip.compress(levels, mtime=9)
+    assert decode(zipped(later, count, count), count).what.tobytes() == levels  # another writer's header
+    wrong = bytearray(right)
+    wrong[-8] ^= 1  # its checksum
+    tracemalloc.start()
+    for frame, why in (
+        (huge, "another length"),
+        (gzipped(bytes(1 << 28)), "another length"),
+        (gzipped(levels[1:]), "another length"),
+        (right[:-9], "expected one whole gzip member|another length"),
+        (right[:-1], "expected one whole gzip member"),
+        (right + b"x", "expected one whole gzip member"),
+        (gzipped(levels[:500]) + gzipped(levels[500:]), "another length"),
+        (right + gzipped(b""), "expected one whole gzip member"),
+        (bytes(wrong), "damaged"),
+        (b"\x1f\x8b" + bytes(40), "damaged"),
+    ):
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        with pytest.raises(CodecError, match=why):
+            decode(zipped(frame, count, count), count)
+        assert tracemalloc.get_traced_memory()[1] - before < 2 << 20
+    tracemalloc.stop()
+
+
+@given(codes())
+def test_without_zstandard_a_code_is_packed_by_gzip_and_says_the_same(code: Code) -> None:
+    with pytest.MonkeyPatch.context() as without:
+        without.setitem(sys.modules, "zstandard", None)
+        by_gzip = encode(code)
+        assert encode(code).tobytes() == by_gzip.tobytes()
+        assert parts(decode(by_gzip, code.size)) == parts(code)  # by a machine that has none either
+    assert parts(decode(by_gzip, code.size)) == parts(code)
+    assert by_gzip.nbytes <= encode(code, packs=False).nbytes
+
+
+def test_without_zstandard_zeros_still_travel_small_and_its_frames_are_refused_in_words() -> None:
+    code = Code(LAYOUT.size, np.dtype("<f4"), None, np.zeros(LAYOUT.size, np.float32))
+    by_zstandard = encode(code)
+    with pytest.MonkeyPatch.context() as without:
+        without.setitem(sys.modules, "zstandard", None)
+        assert encode(code).nbytes < LAYOUT.size * 4 / 10 and b"\x1f\x8b\x08" in encode(code).tobytes()
+        with pytest.raises(CodecError, match="no zstandard to read it with: pip install zstandard"):
+            decode(by_zstandard, LAYOUT.size)
 
 
 LAYOUT = Layout((Leaf("w", (40, 30)), Leaf("b", (30,))))

@@ -38,7 +38,7 @@ from ..simulate.faults import World
 from .settings import rollout
 
 _PARTS = ("learner", "algorithm", "cohort", "stop", "topology", "exchange")
-_VALUES = ("rounds", "every", "deadline", "wait", "max_weight", "sites", "name", "crypto")
+_VALUES = ("rounds", "every", "deadline", "wait", "max_weight", "sites", "name", "crypto", "compression")
 _KEYS = (*_PARTS, *_VALUES, "data", "privacy", "world", "seed", "workers", "rollout")
 _SPLIT = ("clients", "by", "holdout", "standardise", "contract", "pipeline")
 

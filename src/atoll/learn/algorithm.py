@@ -20,6 +20,7 @@ from ..core.protocol import Responder
 from ..core.registry import part
 from ..core.transform import Transform, chain
 from ..privacy import dp
+from .auto import fitted
 from .exchange import Exchange, Plain
 from .robust import Buckets, Gather
 from .rules.rule import Rule
@@ -97,7 +98,7 @@ class Algorithm:
         check(self.chain, self.rule.sees, shows, rings=getattr(self.rule, "rings", False))
         if shows == "sum":
             self._check_summed()
-        object.__setattr__(self, "chain", dp.bounded(self.chain))
+        object.__setattr__(self, "chain", fitted(dp.bounded(self.chain), self.rule.sees, shows))
         if self.private:
             self._check_private()
         if self.aside is not None and not self.watched:

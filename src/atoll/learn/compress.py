@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from ..core.errors import ConfigError, MisuseError
 from ..core.registry import part
 from ..core.rng import Rng
-from ..core.transform import Context, State, Transform, transform
+from ..core.transform import Context, State, Transform
 from ..core.update import Array, Update, blocks
 from ..privacy import dp
 from ..wire.coded import LARGEST, WIDTH, Code, Coded, Drawn, places, rows
-from .quantise import dense, levels
+from .quantise import Codec, dense, levels
 
 SAMPLE = 1 << 15  # entries whose magnitudes stand for all of them
 _CHUNK = 1 << 16  # numbers at a time: 256 KiB of float32, which stays in the cache
@@ -215,4 +215,4 @@ def _remembering(name: str, squash: Squash, draw: Draw | None = None) -> Transfo
         return params.zeros()
 
     out = _Remembering(name, squash, draw)
-    return transform(name, out, init=init, keeps="out", loses_bound=True, whole=True)
+    return Codec(name, out, init=init, keeps="out", loses_bound=True, whole=True)

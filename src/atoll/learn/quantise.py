@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..core.errors import MisuseError
 from ..core.registry import part
 from ..core.rng import Rng
-from ..core.transform import Context, State, Transform, transform
+from ..core.transform import Context, State, Transform
 from ..core.update import Array, Update
 from ..wire.coded import WIDTH, Code, Coded
 
@@ -53,17 +53,26 @@ def int2() -> Transform:
     return _quantised("int2()", 2)
 
 
+class Codec(Transform):
+    """A transform that makes updates compact."""
+
+
 def _quantised(name: str, bits: int) -> Transform:
-    return transform(name, partial(_out, name, bits), loses_bound=True, whole=True)
+    return Codec(name, partial(_out, name, bits), loses_bound=True, whole=True)
 
 
 def _out(name: str, bits: int, update: Update, state: State, ctx: Context) -> tuple[Update, State]:
+    return coded(name, bits, update, ctx.key), state
+
+
+def coded(name: str, bits: int, update: Update, key: Rng) -> Update:
+    """The update in so many bits a number, rounded by `key`; `name`: whose words an error is in."""
     dense(update, name)
     code = floats(update)
-    found = levels(code.what, bits, ctx.key)
+    found = levels(code.what, bits, key)
     if found is None:  # a diverged client: the aggregator must see it
-        return update, state
-    return Coded(update.layout, replace(code, what=found[0], bits=bits, scales=found[1])), state
+        return update
+    return Coded(update.layout, replace(code, what=found[0], bits=bits, scales=found[1]))
 
 
 def floats(update: Update) -> Code:

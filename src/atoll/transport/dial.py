@@ -43,6 +43,7 @@ from .link import (
     CAPABILITIES,
     DOWN,
     PROTOCOL,
+    TELLING,
     UP,
     Channel,
     Link,
@@ -160,9 +161,15 @@ class Dial:
         self._moving = False
         self._wake = asyncio.Event()
         self._restore = restore or _restored
+        self._up = self._down = 0.0  # bytes a second of the last long transfers
         self._carries = False  # whether frames may go along with letters here
         self._came: dict[str, list[memoryview]] = {}  # blobs that did, until they are wanted
         self._brought: dict[str, asyncio.Future[dict[str, Any]]] = {}  # uploads that did, until their receipt
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second of the last long upload, or of a download before there was one; 0.0 before both."""
+        return self._up or self._down
 
     # -- staying connected ----------------------------------------------------------------------
 
@@ -440,13 +447,18 @@ class Dial:
                     start = 0 if fresh else min(await link.offset(upload), file.told.frames)
                     fresh = False
 
+                    began = last = self._clock()
+
                     def moved(limit: asyncio.Timeout = limit) -> None:
-                        nonlocal tries
-                        tries = 0
+                        nonlocal tries, last
+                        tries, last = 0, self._clock()
                         limit.reschedule(asyncio.get_running_loop().time() + self._patience.window)
 
                     async with aclosing(_frames(file, start, moved)) as sent:
-                        return await link.upload(upload, sent, start)
+                        receipt = await link.upload(upload, sent, start)
+                    if not start and file.size >= TELLING:
+                        self._up = file.size / max(last - began, 1e-3)
+                    return receipt
             except (Gone, OSError, TimeoutError) as error:
                 log.info("upload %s is tried again: %s", upload, str(error) or type(error).__name__)
             tries += 1
@@ -510,6 +522,7 @@ class Dial:
         have = begun if part.frames else list(part.have)
         if part.total() == part.frames:
             return tries
+        began, fresh = self._clock(), not part.frames
         incoming = link.download(part.blob, part.frames, have)
         await pump(
             incoming,
@@ -522,6 +535,8 @@ class Dial:
         )
         if part.total() != part.frames:
             raise Gone(f"the download ended after {part.frames} frames")
+        if fresh and part.size > ALONG:
+            self._down = part.size / max(self._clock() - began, 1e-3)
         return tries
 
     @asynccontextmanager

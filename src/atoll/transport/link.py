@@ -35,6 +35,7 @@ CAPABILITIES = ("delta", "along")  # what may be used if both sides have it
 UP = Limits(bytes=0, head=256 << 10, leaves=1 << 12, values=1 << 14)
 DOWN = Limits(bytes=0, head=1 << 20)
 PACKET = DOWN.head + HEADER + 32  # bytes of the longest packet
+TELLING = 4 << 20  # bytes sent by which a link's speed is told: fewer may wait in buffers
 ALONG = 448 << 10  # bytes of frames that go along with a letter; at 64 kbit/s for less than three heartbeats
 KEPT = 0xFFFFFFFF  # the offset of an upload that has its receipt: send no frame, take it
 

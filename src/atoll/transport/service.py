@@ -34,7 +34,21 @@ from ..wire.plain import Bytes
 from .blobs import Blobs
 from .deltas import Deltas
 from .half import Inbox, Outbox
-from .link import BLOB, CAPABILITIES, SESSION, UP, UPLOAD, agreed, letter, pack, read, split, unpack, word
+from .link import (
+    BLOB,
+    CAPABILITIES,
+    SESSION,
+    TELLING,
+    UP,
+    UPLOAD,
+    agreed,
+    letter,
+    pack,
+    read,
+    split,
+    unpack,
+    word,
+)
 from .receive import Uploads
 from .seat import Line, Seat
 
@@ -46,7 +60,6 @@ log = logging.getLogger("atoll.transport")
 GROUPED = 8.0  # seconds between groups of heartbeats
 SWEEP = 15.0  # most seconds between two looks at all seats: a millisecond for each thousand
 SLOW = 32e6  # bytes a second; on faster links it takes longer to find out what has changed than to send all
-TELLING = 4 << 20  # bytes of a transfer by which a link's speed is told: less may wait in buffers
 SILENT = 60.0  # seconds that proxies commonly let a connection be silent in one direction
 
 

@@ -6,9 +6,10 @@ A code says two things, independent of each other:
     what    floats as they are, or integers of 1, 2, 4 or 8 bits with one scale for each 1,024
 
 Whatever `encode` wrote, `decode` reads as the same numbers, bit for bit, on any machine: an integer times
-its scale is one float32 product. Each stream of the code is packed by zstandard where that makes it
-smaller. `decode` trusts nothing: it checks every length before it allocates, and a stream that would
-unpack to another length than its place in the code allows is not unpacked. Format: docs/reference/answers.md.
+its scale is one float32 product. Each stream of the code is packed where that makes it smaller: by
+zstandard, or by gzip where zstandard is not at hand; their frames begin with different bytes. `decode`
+trusts nothing: it checks every length before it allocates, and of a stream that would unpack to another
+length than its place in the code allows no more than that is unpacked. Format: docs/reference/answers.md.
 
 Laws (tests/laws/test_coded.py): decode(encode(c)) is c; whatever bytes come, decode gives a code of `size`
 places or raises CodecError, and takes memory in proportion to `size`, not to what the bytes claim.
@@ -19,8 +20,10 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +50,9 @@ _LARGE = 1 << 18  # bytes; of shorter streams no sample is taken
 _PAYS = 0.95  # of its length, at most, for a sample
 _SAVES = 0.75  # of a plain update, at most: the exponents of any real numbers save an eighth
 _WORTH = 1 << 12  # bytes of an update; smaller ones travel as they are
+_GZIP = b"\x1f\x8b"  # its first bytes; a zstandard frame begins with 28 B5 2F FD
+_WBITS = 31  # zlib's word for gzip with its largest window
+_LENGTH = "a stream of a compact update unpacks to another length than it must have"
 
 
 class Drawn(NamedTuple):
@@ -214,10 +220,16 @@ def shortest(update: Update, *, packs: bool) -> Array:
         return x
     if x.size > 4 * _SAMPLE:
         middle = x[x.size // 2 :][:_SAMPLE]
-        if lossless(middle).nbytes > _SAVES * middle.nbytes:
+        if plain_bytes(middle) == middle.nbytes:
             return x
     packed = lossless(x)
     return packed if packed.nbytes < _SAVES * x.nbytes else x
+
+
+def plain_bytes(x: Array) -> int:
+    """Bytes of floats (n,) that stand for many more, as `shortest` would have those travel."""
+    packed = lossless(x).nbytes
+    return packed if packed < _SAVES * x.nbytes else x.nbytes
 
 
 def level(update: Update) -> Update:
@@ -361,19 +373,26 @@ def _packed(stream: Array, *, packs: bool) -> bytes:
 
 
 def _zipped(data: memoryview) -> bytes | None:
-    """`data` as one zstandard frame, None where a sample of it shows that this does not pay."""
-    import zstandard  # here, because not everybody who speaks to a federation packs
-
+    """`data` as one frame, None where a sample of it shows that this does not pay."""
     if len(data) < 64:
         return None
-    # Numbers repeat by chance: to look for long runs only is twice as quick, and the result a tenth shorter.
-    how = zstandard.ZstdCompressionParameters.from_level(1, source_size=len(data), hash_log=6, min_match=7)
-    pack = zstandard.ZstdCompressor(compression_params=how).compress
+    pack = _packer(len(data))
     if len(data) > _LARGE:
         middle = (len(data) - _SAMPLE) // 2
         if len(pack(data[middle : middle + _SAMPLE])) > _PAYS * _SAMPLE:
             return None
     return pack(data)
+
+
+def _packer(length: int) -> Callable[[memoryview], bytes]:
+    """What makes a frame of so many bytes: zstandard, or gzip where that is not installed."""
+    try:
+        import zstandard  # here, because not everybody who speaks to a federation packs
+    except ImportError:
+        return partial(zlib.compress, level=1, wbits=_WBITS)  # it writes no time: the same bytes again
+    # Numbers repeat by chance: to look for long runs only is twice as quick, and the result a tenth shorter.
+    how = zstandard.ZstdCompressionParameters.from_level(1, source_size=length, hash_log=6, min_match=7)
+    return zstandard.ZstdCompressor(compression_params=how).compress
 
 
 class _Streams:
@@ -400,15 +419,36 @@ class _Streams:
 
 
 def _unzipped(data: memoryview, length: int) -> bytes:
-    """One frame that unpacks to exactly `length` bytes. What it claims is read before it is unpacked."""
-    import zstandard
-
+    """One frame that unpacks to exactly `length` bytes; no more are ever made of it."""
+    if data[:2] == _GZIP:
+        return _gunzipped(data, length)
     try:
-        if zstandard.frame_content_size(data) != length:
-            raise CodecError("a stream of a compact update unpacks to another length than it must have")
+        import zstandard
+    except ImportError:
+        raise CodecError(
+            "a stream of a compact update is not gzip, and this machine has no zstandard to read it with:"
+            " pip install zstandard"
+        ) from None
+    try:
+        if zstandard.frame_content_size(data) != length:  # read before anything is unpacked
+            raise CodecError(_LENGTH)
         out: bytes = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CodecError(f"a stream of a compact update is damaged: {error}") from None
     if len(out) != length:
-        raise CodecError("a stream of a compact update unpacks to another length than it must have")
+        raise CodecError(_LENGTH)
+    return out
+
+
+def _gunzipped(data: memoryview, length: int) -> bytes:
+    """One gzip member of `length` bytes: one more is asked for, which must not come."""
+    unpack = zlib.decompressobj(wbits=_WBITS)
+    try:
+        out = unpack.decompress(data, length + 1)
+    except zlib.error as error:
+        raise CodecError(f"a stream of a compact update is damaged: {error}") from None
+    if len(out) != length:
+        raise CodecError(_LENGTH)
+    if not unpack.eof or unpack.unused_data:
+        raise CodecError("expected one whole gzip member in a stream of a compact update, and no more")
     return out

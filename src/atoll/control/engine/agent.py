@@ -172,7 +172,7 @@ class Agent:
         async def use(model: Path, sound: bool) -> None:  # noqa: FBT001  see `using`
             if sound:  # it was fetched
                 self.upkeep.carried(_size(model))
-            await work(model=model, to=to, sound=sound)
+            await work(model=model, to=to, sound=sound, rate=self.uplink.rate)
 
         await self.uplink.using(str(head.get("params", "")), use)
         self.upkeep.carried(_size(to))

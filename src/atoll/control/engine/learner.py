@@ -108,6 +108,7 @@ def _followed(learning: Learning, order: Order) -> Said:
                 sound=order.sound,
                 roots=order.roots,
                 federation=order.federation,
+                rate=order.rate,
             )
     except (AtollError, OSError) as error:
         return Said.of(error)

@@ -19,6 +19,7 @@ import numpy as np
 from ...adapt.plan_table import planned
 from ...core.errors import AtollError, PrivacyError, Refused, StateError
 from ...data.examples import gaps
+from ...learn.auto import auto, chosen, linked
 from ...learn.local import Held as State
 from ...learn.local import Local
 from ...learn.waiting import Waiting
@@ -39,7 +40,7 @@ from .policy import Asked as Question
 from .policy import refusal
 from .readings import refusal as refusal_of
 from .safe import opened
-from .seats import coins, once, taken
+from .seats import coins, link, once, taken
 from .spent import spend
 from .work import Work, belongs
 
@@ -67,6 +68,7 @@ class Learning:
         self._locals: dict[str, Local] = {}
         self._orders: Orders | None = None
         self._true = ""  # the run whose promise was looked at
+        self._told = ""  # the run whose choice of a code was said
         self._begun = ""  # the run whose rows were
 
     def about(self) -> dict[str, Any]:
@@ -78,28 +80,58 @@ class Learning:
         }
 
     def answer(
-        self, head: Mapping[str, Any], model: Path, to: Path, *, sound: bool, roots: bytes, federation: str
+        self,
+        head: Mapping[str, Any],
+        model: Path,
+        to: Path,
+        *,
+        sound: bool,
+        roots: bytes,
+        federation: str,
+        rate: float = 0.0,
     ) -> None:
-        """Write the answer to an ask. Raises Refused with the reason, and as Orders.read."""
+        """Write the answer to an ask. `rate`: bytes a second of the link, 0 where that is unknown.
+
+        Raises Refused with the reason, and as Orders.read.
+        """
         if self._orders is None:
             self._orders = Orders(roots, federation)
         asked = self._orders.read(head, model, sound=sound, now=time.time())
         (client,) = asked.task.clients or (-1,)
         belongs(asked.task, client)
         self._allowed(asked)
-        local = self._local(asked, client, roots, model.parent)
+        local = self._local(asked, client, roots, model.parent, rate)
         if dp.local(local.algorithm.chain) and local.trains(asked.task):
             once(self._folder, asked.work.name, self._vault, asked.task, local.seat.coins)
         waited = set(local.waiting)
         answer = local.answer(asked.task)
         give_back()  # what training took: the answer's bytes come beside it
         hit(_TRAINED)
+        self._tell_choice(asked.work, local, client)
         if local.trains(asked.task) or waited != set(local.waiting):
             self._keep(asked.work, local)
         failed = answer.failed.get(client)
         if failed is not None:
             raise Refused(failed)
         write(asked, answer, to, most=asked.work.job.max_weight, vault=self._vault)
+
+    def _tell_choice(self, work: Work, local: Local, client: int) -> None:
+        """Say once a run how updates travel, where that was chosen here."""
+        held = local.staged.get(client)
+        how = auto(local.algorithm.chain)
+        if how is None or held is None or work.run == self._told:
+            return
+        bits = chosen(local.algorithm.chain, held[1].chain)
+        if bits is not None:
+            self._told = work.run
+            form = f"int{bits}" if bits else "they are"
+            log.info(
+                "%s: updates travel as %s: %.3g MB/s up, %.3g MB/s encoded",
+                work.name,
+                form,
+                how.how.uplink / 1e6,
+                how.how.speed / 1e6,
+            )
 
     def _loaded(self, name: str) -> Held:
         table = self._settings.data[name]
@@ -227,7 +259,7 @@ class Learning:
         except PrivacyError as error:
             raise Refused(str(error)) from None
 
-    def _local(self, asked: Asked, client: int, roots: bytes, fetched: Path) -> Local:
+    def _local(self, asked: Asked, client: int, roots: bytes, fetched: Path, rate: float) -> Local:
         """This run's learner over our rows, with what it kept from earlier rounds."""
         work = asked.work
         local = self._locals.get(work.name)
@@ -245,6 +277,10 @@ class Learning:
                 )
             if dp.by_rows(work.job.trained.chain) or dp.local(work.job.trained.chain):
                 local.seat.coins = coins(self._folder, work.name, self._vault)
+            if auto(local.algorithm.chain) is not None:
+                facts = link(self._folder, work.name, self._vault, rate)
+                chain = linked(local.algorithm.chain, *facts)
+                local.algorithm = replace(local.algorithm, chain=chain)
             path = self._state(work)
             if path.exists():
                 try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,7 +18,11 @@ import numpy as np
 
 from ...core.edge import Task
 from ...core.errors import ProtocolError, Refused, StateError
+from ...core.rng import Rng
+from ...core.update import Update
+from ...learn.auto import SAMPLE
 from ...learn.exchange import Seat
+from ...learn.quantise import coded
 from ...privacy.keys import Identity, sign, verify
 from ...privacy.roster import Keys
 from ...privacy.secure_sum import load
@@ -27,6 +32,7 @@ from .repeats import Repeats
 log = logging.getLogger("atoll.client")
 PURPOSE = "atoll secure sum"
 COINS = 32  # bytes
+TRIES = 3
 
 
 def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vault: Vault) -> Seat:
@@ -37,7 +43,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vau
     with fresh keys. Raises StateError where its identity, or its list of sums, is damaged.
     """
     identity = Identity.open(folder / "identity")
-    path = _only(folder, run, "secrets")
+    path = only(folder, run, "secrets")
 
     def signed(text: bytes) -> tuple[bytes, bytes]:
         return sign(identity.key, text, purpose=PURPOSE), identity.chain
@@ -69,7 +75,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vau
 
 def coins(folder: Path, run: str, vault: Vault) -> bytes:
     """What a run's rows are drawn by: 32 bytes of the system's, kept: a restart draws the same rows."""
-    path = _only(folder, run, "coins")
+    path = only(folder, run, "coins")
     try:
         kept = vault.read(path)
     except FileNotFoundError:
@@ -81,6 +87,30 @@ def coins(folder: Path, run: str, vault: Vault) -> bytes:
         kept = secrets.token_bytes(COINS)
         vault.write(path, kept)
     return kept
+
+
+def link(folder: Path, run: str, vault: Vault, rate: float) -> tuple[float, float]:
+    """What a run's compression is chosen by: bytes a second sent, 0 where that is unknown, and encoded.
+
+    Measured once and kept: a client that is killed before its first answer left chooses the same again.
+    """
+    path = only(folder, run, "link")
+    with suppress(FileNotFoundError, StateError, msgspec.DecodeError):
+        return msgspec.msgpack.decode(vault.read(path), type=tuple[float, float])
+    found = (rate, _encoding())
+    vault.write(path, msgspec.msgpack.encode(found))
+    return found
+
+
+def _encoding() -> float:
+    """Bytes of float32 a second that this machine makes compact: the best of some tries."""
+    x = np.random.default_rng(0).normal(size=SAMPLE).astype(np.float32)
+    update, best = Update.of({"x": x}), float("inf")
+    for _ in range(TRIES):
+        began = time.perf_counter()
+        coded("int8()", 8, update, Rng.of(0))
+        best = min(best, time.perf_counter() - began)
+    return x.nbytes / max(best, 1e-6)
 
 
 def once(folder: Path, run: str, vault: Vault, task: Task, drawn: bytes) -> None:
@@ -108,7 +138,7 @@ def once(folder: Path, run: str, vault: Vault, task: Task, drawn: bytes) -> None
         )
 
 
-def _only(folder: Path, run: str, kind: str) -> Path:
+def only(folder: Path, run: str, kind: str) -> Path:
     """Where a run's file of a kind is; other runs' files of that kind go."""
     path = folder / "runs" / f"{run}.{kind}"
     for other in path.parent.glob(f"*.{kind}"):

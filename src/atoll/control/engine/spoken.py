@@ -28,9 +28,10 @@ class Begin(msgspec.Struct):
 
 
 class Order(msgspec.Struct, omit_defaults=True):
-    """Answer `head` with the model in files[0] into files[1]; without a head, make files[2] of files[0] and
-    the delta files[1]. `calibrate`: instead, make files[1] of the ONNX file files[0], on this data set.
-    `tune`: instead, train the model in files[0] on the rows in files[1] into files[2].
+    """Answer `head` with the model in files[0] into files[1], over a link of `rate` bytes a second, 0 where
+    that is unknown; without a head, make files[2] of files[0] and the delta files[1]. `calibrate`: instead,
+    make files[1] of the ONNX file files[0], on this data set. `tune`: instead, train the model in files[0] on
+    the rows in files[1] into files[2].
     """
 
     files: list[str]
@@ -38,6 +39,7 @@ class Order(msgspec.Struct, omit_defaults=True):
     sound: bool = False
     roots: bytes = b""
     federation: str = ""
+    rate: float = 0.0
     calibrate: str = ""
     tune: dict[str, Any] | None = None
 

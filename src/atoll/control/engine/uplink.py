@@ -333,6 +333,11 @@ class Uplink:
 
         return await asyncio.to_thread(sound)
 
+    @property
+    def rate(self) -> float:
+        """Bytes a second of the link; see Dial."""
+        return self.dial.rate if self.dial is not None else 0.0
+
     async def using(self, blob: str, use: Callable[[Path, bool], Awaitable[T]]) -> T:
         """What `use(file, sound)` makes of a blob, fetched unless it is here. `sound`: it was verified now.
 

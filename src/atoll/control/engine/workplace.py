@@ -48,9 +48,17 @@ class Workplace(Protocol):
         """What the federation may know of the rows. Raises ConfigError or DataError for unusable ones."""
 
     async def answer(
-        self, head: Mapping[str, Any], model: Path, to: Path, *, sound: bool, roots: bytes, federation: str
+        self,
+        head: Mapping[str, Any],
+        model: Path,
+        to: Path,
+        *,
+        sound: bool,
+        roots: bytes,
+        federation: str,
+        rate: float = 0.0,
     ) -> None:
-        """Write the answer to an ask, one after the other (learning.py)."""
+        """Write the answer to an ask, one after the other (learning.py). `rate`: of the link, as Dial's."""
 
     async def restore(self, old: Path, delta: Path, to: Path) -> None:
         """Make a blob of the one before and a delta (transport/delta.py)."""
@@ -81,10 +89,18 @@ class Here:
         return self._learning.about()
 
     async def answer(
-        self, head: Mapping[str, Any], model: Path, to: Path, *, sound: bool, roots: bytes, federation: str
+        self,
+        head: Mapping[str, Any],
+        model: Path,
+        to: Path,
+        *,
+        sound: bool,
+        roots: bytes,
+        federation: str,
+        rate: float = 0.0,
     ) -> None:
         """See Workplace."""
-        call = partial(self._learning.answer, sound=sound, roots=roots, federation=federation)
+        call = partial(self._learning.answer, sound=sound, roots=roots, federation=federation, rate=rate)
         async with self._turn:
             await asyncio.to_thread(call, head, model, to)
 
@@ -137,10 +153,18 @@ class Apart:
         return self._about
 
     async def answer(
-        self, head: Mapping[str, Any], model: Path, to: Path, *, sound: bool, roots: bytes, federation: str
+        self,
+        head: Mapping[str, Any],
+        model: Path,
+        to: Path,
+        *,
+        sound: bool,
+        roots: bytes,
+        federation: str,
+        rate: float = 0.0,
     ) -> None:
         """See Workplace. Where it is cancelled, the work has GRACE seconds to end."""
-        await self._ask(Order(_names(model, to), dict(head), sound, roots, federation))
+        await self._ask(Order(_names(model, to), dict(head), sound, roots, federation, rate))
 
     async def restore(self, old: Path, delta: Path, to: Path) -> None:
         """See Workplace."""

@@ -32,6 +32,8 @@ def table(job: Job) -> dict[str, Any]:
             found[kind] = _named(kind, value)
     if not isinstance(job.exchange, Plain):
         found["exchange"] = _named("exchange", job.exchange)
+    if job.compression != "none":  # members of versions before it know no such key
+        found["compression"] = job.compression
     if job.privacy is not None:
         found["privacy"] = job.privacy.values()
     return found | {key: value for key in _VALUES if (value := getattr(job, key)) is not None}
