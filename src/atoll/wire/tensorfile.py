@@ -80,9 +80,3 @@ def _write(path: Path, data: bytes) -> None:
     """All of `data` at `path`, or what was there before."""
     with whole(path) as file:
         file.write(data)
-    if os.name == "posix":  # the rename itself lasts only once the folder is on disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
