@@ -1,5 +1,6 @@
 """A run killed in the middle, with a real SIGKILL, goes on to the bytes of the undisturbed one."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,20 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, after: int) -> None:
     run.stderr.close()
     assert run.wait() == -signal.SIGKILL
     assert not (tmp_path / "cut" / "model.safetensors").exists()
+    subprocess.run(command(job, tmp_path / "cut", "--resume"), check=True, capture_output=True)
+    for name in SAME:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("place", ["simulate.record.before", "simulate.record.after"])
+def test_a_run_killed_around_the_sync_of_a_record_goes_on(tmp_path: Path, place: str) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.replace("rounds = 40", "rounds = 4"))
+    subprocess.run(command(job, tmp_path / "whole"), check=True, capture_output=True)
+    armed = {**os.environ, "ATOLL_FAILPOINTS": f"{place}:3:kill"}
+    cut = subprocess.run(command(job, tmp_path / "cut"), check=False, capture_output=True, env=armed)
+    assert cut.returncode == -signal.SIGKILL
     subprocess.run(command(job, tmp_path / "cut", "--resume"), check=True, capture_output=True)
     for name in SAME:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

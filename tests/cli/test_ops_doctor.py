@@ -142,6 +142,23 @@ def test_a_store_elsewhere_is_found_by_the_settings(hall, tmp_path) -> None:  # 
     assert "hub.toml" in finding(doctor.examine(folder=place, config=etc), "settings", "bad").found
 
 
+def test_a_store_by_its_url(hall, tmp_path, atoll) -> None:  # noqa: F811
+    hall.store.close()
+    url = f"sqlite:///{hall.office.folder}/atoll.db"
+    found = doctor.examine(store=url)
+    assert levels(found) == {"python": "ok", "packages": "ok", "crypto": "ok", "disk": "ok", "schema": "ok"}
+    missing = doctor.examine(store=f"sqlite:///{tmp_path}/none.db")
+    assert "no database" in finding(missing, "store", "bad").found and "schema" not in levels(missing)
+    assert not (tmp_path / "none.db").exists()
+    assert finding(doctor.examine(store="oracle://x/y"), "store", "bad")
+    away = doctor.examine(store="postgresql://atoll:kelp@127.0.0.1:1/atoll")
+    assert "kelp" not in finding(away, "schema", "bad").found
+    told = json.loads(atoll("doctor", "--store", url, "--json").out)["findings"]
+    assert [f["what"] for f in told][-2:] == ["disk", "schema"]
+    both = doctor.examine(folder=hall.office.folder, store=url)
+    assert [f.what for f in both].count("schema") == 1
+
+
 def test_how_a_far_coordinator_is(hall, monkeypatch) -> None:  # noqa: F811
     token = hall.token("viewer")
     usage = shutil.disk_usage(hall.office.folder)

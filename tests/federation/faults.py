@@ -50,7 +50,8 @@ TABLES: tuple[Mapping[str, Any], ...] = (
 ORDERED = ("fedbuff", "fedasync")  # the order in which answers come counts, and the net decides it
 PATIENT = (1000.0, 1000.0)  # seconds a client, an edge may be away: nobody here is for as long
 STILL = 300.0  # virtual seconds, many times what a troubled run takes
-PLACES = sorted(name for name in failpoint.NAMES if not name.startswith("sense."))  # no run takes readings in
+# What no world reaches: it takes no readings in, and is founded before it is played.
+PLACES = sorted(name for name in failpoint.NAMES if not name.startswith(("sense.", "private.", "simulate.")))
 
 
 @dataclass(frozen=True)

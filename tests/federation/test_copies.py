@@ -1,11 +1,14 @@
 """One identity has one live session, wherever a second one turns up: the older ends, an operator is told."""
 
 import asyncio
+import os
 import shutil
 
 import pytest
 
+from atoll.transport.link import RETURN
 from tests.federation.faults import DATA
+from tests.federation.processes import JOB, Federation, Nursery
 from tests.federation.world import World, run
 
 TWIN = "twin-of-1"  # client-1's folder on another machine
@@ -54,15 +57,34 @@ def test_of_two_processes_with_one_identity_one_stays(tmp_path, above, home, at)
         await world.gathered()
         await world.until(lambda: len(seated(world, home)) == 1)
         await copied(world, at)
-        await world.until(lambda: any(world.processes[n].task.done() for n in ("client-1", TWIN)))
-        await asyncio.sleep(300.0)
-        ended = [name for name in ("client-1", TWIN) if world.processes[name].task.done()]
-        assert len(ended) == 1, "one is told to end, the other stays"
-        assert "replaced this one" in str(world.processes[ended[0]].task.exception())
+        await world.until(lambda: alerts(world))
+        await asyncio.sleep(RETURN[0] - 30.0)
+        assert len(alerts(world)) == 1, "the one that was there waits, and takes no turns"
+        assert alerts(world)[0]["node"] == "client-1"
+        assert [len(seated(world, server)) for server in EDGES if server == at] == [1], "the newer one stays"
         assert sum(len(seated(world, server)) for server in EDGES) == 1
-        told = alerts(world)
-        assert told and {row["node"] for row in told} == {"client-1"}
-        assert len(told) <= 8, "they do not take turns for ever"
+        await asyncio.sleep(RETURN[1])
+        assert len(alerts(world)) <= 3, "one turn in each window"
+        assert not any(world.processes[name].task.done() for name in ("client-1", TWIN))
+
+    run(main())
+
+
+@pytest.mark.parametrize("server", ["edge-a", "coordinator"])
+def test_at_one_parent_the_newer_stays_and_the_other_waits_until_it_leaves(tmp_path, server):
+    async def main():
+        world = World(tmp_path, DATA, above=members(EDGES, server))
+        world.start_all()
+        await world.gathered()
+        await copied(world, server)
+        await world.until(lambda: alerts(world))
+        await asyncio.sleep(3 * RETURN[1])
+        assert len(alerts(world)) == 1, "it asks now and then, and replaces nobody"
+        assert seated(world, server)[0]["since"] > 3 * RETURN[1], "it is the one that came second"
+        world.kill(TWIN)
+        await asyncio.sleep(2 * RETURN[1])
+        assert len(seated(world, server)) == 1, "the seat is free: it goes on"
+        assert len(alerts(world)) == 1
 
     run(main())
 
@@ -105,3 +127,27 @@ def test_a_letter_about_a_move_that_comes_late_cuts_nobody(tmp_path):
         assert len(seated(world, "edge-a")) == 1 and alerts(world) == []
 
     run(main())
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="processes are waited for by descriptors")
+def test_two_processes_from_one_folder(tmp_path):
+    with Nursery() as nursery, Federation(tmp_path, JOB, edges=0, nursery=nursery) as fed:
+        fed.start_all()
+        fed.until(lambda: fed.joined() >= {*fed.clients}, what="everybody to join")
+        shutil.copytree(fed.place("client-1"), fed.place("client-9"))
+        file = fed.place("client-9") / "client.toml"
+        file.write_text(file.read_text().replace(str(fed.place("client-1")), str(fed.place("client-9"))))
+        fed.set("client-9", predict="")
+        fed.names.append("client-9")
+        fed.start("client-9")
+
+        def told():
+            with fed.store() as store:
+                return [row["node"] for row in store.logs("") if "second session" in row["text"]]
+
+        fed.until(told, 20.0, what="the second to be told of")
+        run = fed.submit()
+        fed.finished(run)
+        assert told() == ["client-1"], "no turns are taken"
+        assert not fed.dead("client-1") and not fed.dead("client-9")
+        assert "was its folder copied? It is asked again in" in fed.logs(1000)

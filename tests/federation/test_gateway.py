@@ -96,7 +96,10 @@ def looked(fed: Gated, broker: Mosquitto) -> None:
         return {f.what: f.level for f in found if f.remedy or f.level == "ok"}
 
     well = {"name": "ok", "way": "ok", "broker": "ok", "gateway": "ok"}
-    assert levels() == {**well, "root": "ok", "certificate": "ok"}
+    assert levels() == {**well, "root": "ok", "versions": "ok", "certificate": "ok"}
+    with pytest.MonkeyPatch.context() as newer:
+        newer.setattr("atoll.transport.link.PROTOCOL", (2, 0))
+        assert levels()["versions"] == "bad"
     fed.kill("gateway")
     assert levels() == {**well, "gateway": "bad"}
     broker.kill()

@@ -17,7 +17,7 @@ TOP = {"job", "run", "baselines", "statistics", "estimators", "attack", "draw", 
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
-    "privacy": {"core"},
+    "privacy": {"core", "wire"},  # failpoints
     "wire": {"core"},
     **dict.fromkeys(ALGORITHMS | DRIVERS, BELOW),
     "testing": BELOW | {"transport"},  # its suites stand beside the contracts

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -77,7 +78,10 @@ def test_a_newer_store_is_refused_and_left_alone(url: str, tmp_path: Path, versi
 def test_the_doctor_sees_the_schema_and_changes_nothing(url: str, tmp_path: Path) -> None:
     (tmp_path / "coordinator.toml").write_text(f'store = "{url}"\n', encoding="utf-8")
 
-    def seen() -> str:
+    def seen(url: str = "") -> str:
+        if url:
+            (found,) = [one for one in doctor.examine(store=url) if one.what == "schema"]
+            return found.level
         (found,) = [one for one in doctor.examine(folder=tmp_path) if one.what == "schema"]
         return found.level
 
@@ -87,8 +91,25 @@ def test_the_doctor_sees_the_schema_and_changes_nothing(url: str, tmp_path: Path
     for number, level in (("0000", "warn"), ("9999", "bad")):
         with engine.connect() as conn, conn.begin():
             conn.execute(text("UPDATE alembic_version SET version_num = :n"), {"n": number})
-        assert [seen(), seen()] == [level, level]
+        assert [seen(), seen(), seen(url)] == [level, level, level]
     engine.dispose()
+
+
+def test_the_doctor_sees_whether_a_database_takes_writes(
+    postgres_database: Callable[[], str], tmp_path: Path
+) -> None:
+    url = postgres_database()
+    Store.open(url, tmp_path).close()
+
+    def seen() -> dict[str, str]:
+        return {one.what: one.level for one in doctor.examine(store=url)}
+
+    assert (seen()["store"], seen()["schema"]) == ("ok", "ok")
+    engine = connect(url, tmp_path)
+    with engine.connect() as conn, conn.begin():
+        conn.execute(text(f"ALTER DATABASE {engine.url.database} SET default_transaction_read_only = on"))
+    engine.dispose()
+    assert (seen()["store"], seen()["schema"]) == ("bad", "ok")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, which needs POSIX")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from atoll.control.desk.listen import Listening
-from atoll.transport import knock
+from atoll.transport import https, knock
 from atoll.transport.rate import Rate
 from atoll.transport.tls import client_context, server_context
 from tests.wire.world import hub, identity, serving
@@ -81,4 +81,35 @@ def test_an_older_session_is_logged_with_its_peer(
     told = [text for text in caplog.messages if "TLS handshake" in text]
     assert f"{HOST} failed: unsupported protocol" in told[0]
     assert f"{HOST} failed: http request" in told[1]
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("door", [members, operators])
+def test_a_handshake_that_is_never_done_is_logged_with_its_peer(
+    door: Callable[[Path], AbstractAsyncContextManager[int]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(knock, "_EACH", Rate(0.001, 3.0))
+    monkeypatch.setattr(knock, "HANDSHAKE", 0.5)
+    monkeypatch.setattr(https, "HANDSHAKE", 0.5)
+
+    async def main() -> None:
+        async with door(tmp_path) as port:
+            _, stays = await asyncio.open_connection(HOST, port, ssl=client_context(hub().roots))
+            for _ in range(3):
+                _, leaves = await asyncio.open_connection(HOST, port)
+                leaves.close()
+            await asyncio.sleep(1.0)
+            assert not caplog.messages  # control: a handshake that is done, connections that are closed
+            silent = [(await asyncio.open_connection(HOST, port))[1] for _ in range(9)]
+            await asyncio.sleep(1.0)
+            for writer in (*silent, stays):
+                writer.close()
+
+    with caplog.at_level(logging.WARNING, "atoll.transport"):
+        asyncio.run(main())
+    told = [text for text in caplog.messages if "TLS handshake" in text]
+    assert f"{HOST} failed: it is not done after 0.5 seconds" in told[0]
     assert len(told) == 3

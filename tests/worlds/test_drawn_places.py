@@ -79,7 +79,7 @@ def _fills() -> Transform:
         ([at.mean(), only("v", RANDOMK)], False),
         ([at.mean(), at.topk(0.1)], False),
     ],
-    ids=str,
+    ids=lambda given: ", ".join(map(str, given)) if isinstance(given, list) else None,
 )
 def test_places_are_known_where_nothing_behind_them_fills_others(parts: list[Transform], known: bool) -> None:
     found = places_of(at.chain(*parts), 100, 3)

@@ -51,6 +51,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--folder", type=Path, metavar="DIR", help=say("a member's or coordinator's folder"))
     text = "its settings; the role's file in its folder without, as client.toml"
     c.add_argument("--config", type=Path, metavar="FILE.toml", help=say(text))
+    text = "a coordinator's database, in place of the one that its settings name"
+    c.add_argument("--store", default="", metavar="URL", help=say(text))
 
 
 def _models(commands: Any, command: Callable[..., Any], far: Any, say: Say) -> None:
@@ -218,7 +220,7 @@ def _doctor(args: argparse.Namespace, say: Say) -> int:
     except AtollError as error:
         if url is None:
             print(f"{say('the network is not looked at')}: {error}", file=sys.stderr)
-    found = doctor.examine(url, token, args.folder, args.config, clock=time.time)
+    found = doctor.examine(url, token, args.folder, args.config, store=args.store, clock=time.time)
     if args.json:
         print(json.dumps({"findings": [f.plain() for f in found]}))
     else:

@@ -30,8 +30,10 @@ from safetensors.numpy import save as write_arrays
 
 from ..core.errors import StateError
 from ..wire import checkpoint
+from ..wire.failpoint import declare, hit
 from ..wire.files import whole
 
+_RECORD = declare("simulate.record.before"), declare("simulate.record.after")
 KEPT = 2
 BY_CLIENT = (
     "sites",
@@ -115,8 +117,10 @@ class Folder:
         try:
             with path.open("ab") as file:
                 file.write(_line(record))
+                hit(_RECORD[0])
                 file.flush()
                 os.fsync(file.fileno())  # a checkpoint that survives a power cut needs its records
+                hit(_RECORD[1])
         except OSError as error:
             os.truncate(path, size)
             raise disk_error(error, path) from None

@@ -451,13 +451,17 @@ async def _second(make: Make, desk: Desk) -> None:
         second, welcome = await enter(twin, "cd" * 16)
         _law(welcome.head.get("resumed") is False, "another session is a new one")
         bye = await _end(first)
-        _law(bye and bye.head["error"] == "refused", "the first session must end with a refusal")
+        _law(bye and bye.head["replaced"] is True, "the first session must be told that it was replaced")
+        _law(bye and bye.head["error"] == "gone" and bye.head["back"][0] >= 60, "it may ask, much later")
         await desk.until(lambda told: [w[0] for w in told].count("present") == 2)
         kinds = [what[0] if what[0] != "letter" else what[2] for what in desk.told]
         _law(
             kinds == ["admit", "present", "admit", "alert", "absent", "present"],
             f"the desk must hear of the alarm, the end of the first and the second, got {kinds}",
         )
+        again, answer = await enter(link, yields=True)
+        _law(answer.kind == "bye" and answer.head["replaced"] is True, "who yields must replace nobody")
+        await again.close()
         _law(len(service.sessions()) == 1, "there is one session")
         await _refused(link.offset("up"), Gone, "the first session's transfers are over")
         for channel in (first, second):

@@ -92,10 +92,11 @@ class _Held:
 
 
 class _Bye(Exception):  # noqa: N818
-    """The server ended the connection; `error` is why, `back` the window it named."""
+    """The server ended the connection; `error` is why, `back` the window it named, `replaced`: by a copy."""
 
-    def __init__(self, error: AtollError, back: tuple[float, float] | None) -> None:
+    def __init__(self, error: AtollError, back: tuple[float, float] | None, *, replaced: bool) -> None:
         self.error = error
+        self.replaced = replaced
         self.back = back
         super().__init__(str(error))
 
@@ -157,6 +158,7 @@ class Dial:
         self._over: AtollError | None = None
         self._no: dict[str, AtollError] = {}  # what parents said that refused us for good
         self._back = (0.0, 0.0)  # the window to come back in
+        self._yields = False  # another process of ours has the seat: we take it only when it is free
         self._closing = False
         self._moving = False
         self._wake = asyncio.Event()
@@ -195,11 +197,14 @@ class Dial:
                     continue
                 lasted = stood and self._clock() - opened > self._patience.first
                 failures = 0 if lasted else failures + 1
-                if not stood or self.url in self._no:
+                if (not stood and not self._yields) or self.url in self._no:
                     place = (place + 1) % len(self.urls)
                 if not self._closing:
-                    log.info("%s: %s", self.url, self.reason)
-                    await self._pause(self._backoff(failures))
+                    wait = self._backoff(failures)
+                    if self._yields:
+                        self.reason += f": was its folder copied? It is asked again in {wait:.0f} seconds"
+                    (log.warning if self._yields else log.info)("%s: %s", self.url, self.reason)
+                    await self._pause(wait)
         except AtollError as error:
             self._over = error
             raise
@@ -212,6 +217,7 @@ class Dial:
         """Keep the reason and the window to come back in. Raises when every parent has said no."""
         if isinstance(error, _Bye):
             self._back = error.back or self._back
+            self._yields = self._yields or error.replaced
             error = error.error
         self.reason = str(error) or type(error).__name__
         if isinstance(error, (Refused, ProtocolError)):
@@ -263,6 +269,8 @@ class Dial:
         }
         if self._at == self.url and self._epoch:
             said["epoch"] = self._epoch
+        if self._yields:
+            said["yields"] = True
         return letter("hello", said, UP)
 
     async def _open(self, held: _Held, channel: Channel, first: bytes | None) -> tuple[float, float]:
@@ -289,6 +297,7 @@ class Dial:
         self._carries = isinstance(said, (list, tuple)) and "along" in said
         self._back = _window(welcome.get("back")) or (0.0, 0.0)
         self._no.pop(self.url, None)
+        self._yields = False
         old, self._held = self._held, held
         if old is not None:
             await old.retire()
@@ -613,7 +622,8 @@ def _window(back: Any) -> tuple[float, float] | None:
 
 def _bye(head: Mapping[str, Any]) -> _Bye:
     reason = head.get("reason")
-    return _Bye(fault(str(head.get("error")), str(reason)[:2000]), _window(head.get("back")))
+    error, back = fault(str(head.get("error")), str(reason)[:2000]), _window(head.get("back"))
+    return _Bye(error, back, replaced=head.get("replaced") is True)
 
 
 async def _restored(old: Path, delta: Path, to: Path) -> None:

@@ -30,7 +30,7 @@ from ..core.session import Packet
 from ..privacy.keys import Member
 from ..wire.plain import FRAME, HEADER, Bytes
 from .address import claimed, host_port, loopback
-from .knock import doors
+from .knock import HANDSHAKE, doors
 from .link import PROTOCOL, SESSION, letter, pack
 from .pieces import frames, packed, packets
 from .pump import thread
@@ -47,7 +47,6 @@ Extra: TypeAlias = Mapping[tuple[str, str], Handler]  # (method, path): may answ
 _Call: TypeAlias = Callable[[web.Request, Member, Seal | None], Awaitable[web.StreamResponse]]
 
 POLL = 25.0  # seconds a poll waits for a packet: proxies often cut at 30 or 60
-HANDSHAKE = 10.0  # seconds for a TLS handshake
 IDLE = 75.0  # seconds a connection may stand without a request, or with an unfinished one
 SWEEP = 5.0
 STRANGER = "a member shows its certificate, or signs: enrol with a token first"

@@ -29,6 +29,8 @@ from ..wire.proto import piece
 from . import atoll_pb2 as pb
 
 PROTOCOL = (1, 2)  # major, minor: another major is refused, an older minor joins
+REPLACED = "another session of this identity replaced this one"
+RETURN = (300.0, 600.0)  # seconds, the window in which who was replaced asks whether the seat is free
 CAPABILITIES = ("delta", "along")  # what may be used if both sides have it
 
 # What a letter may hold. Down: an ask lists its cohort and the points of every leaf.
@@ -157,6 +159,13 @@ def agreed(theirs: Any, what: str) -> tuple[int, int]:
             f"{what} speaks protocol {major}.{minor}, this side {ours}: upgrade Atoll on {what}"
         )
     return major, min(minor, PROTOCOL[1])
+
+
+class ReplacedError(Gone):
+    """A second process of one identity has its seat: come back after a while, if the seat is free then."""
+
+    def __init__(self) -> None:
+        super().__init__(REPLACED)
 
 
 def word(error: BaseException) -> tuple[str, str]:

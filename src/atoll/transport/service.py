@@ -37,10 +37,12 @@ from .half import Inbox, Outbox
 from .link import (
     BLOB,
     CAPABILITIES,
+    RETURN,
     SESSION,
     TELLING,
     UP,
     UPLOAD,
+    ReplacedError,
     agreed,
     letter,
     pack,
@@ -247,7 +249,14 @@ class Service:
 
     async def cut(self, name: str, reason: str) -> None:
         """End everything this member has open, now; its seat is over. `admit` keeps it out."""
-        lines = self._cut(name, Refused(reason))
+        await self._end(name, Refused(reason), reason)
+
+    async def replace(self, name: str, reason: str) -> None:
+        """As `cut`: another process of this identity has a seat elsewhere. This one may ask again later."""
+        await self._end(name, ReplacedError(), reason)
+
+    async def _end(self, name: str, error: AtollError, reason: str) -> None:
+        lines = self._cut(name, error)
         if seat := self._seats.get(name):
             self._leave(seat, reason)
         await _ended(lines)
@@ -286,7 +295,9 @@ class Service:
                         seat.half.outbox, seat.line, seat.heard = None, None, self._clock()
         except Exception as error:  # noqa: BLE001  whatever it is, the member is told something
             said, reason = self._word(error, member)
-            bye = {"error": said, "reason": reason, "back": self._back()}
+            bye: dict[str, Any] = {"error": said, "reason": reason, "back": self._back()}
+            if isinstance(error, ReplacedError):
+                bye |= {"back": list(RETURN), "replaced": True}
             await outbox.last(Packet(0, 0, letter("bye", bye)), seconds=2.0)
         finally:
             outbox.close()
@@ -431,6 +442,8 @@ class Service:
         self._knock(member.name)
         said = await self.desk.admit(member, hello)
         seat = self._seats.get(member.name)
+        if hello.get("yields") is True and seat is not None and seat.line and seat.session != session:
+            raise ReplacedError
         resumed = seat is not None and seat.session == session and hello.get("epoch") == self.epoch
         if seat is None or not resumed:
             seat = self._seat(member, session, way)
@@ -467,7 +480,7 @@ class Service:
                 reason = f"a second session of this identity, from {way.address or '?'}, replaced the first"
                 log.warning("%s %s: %s", member.role, name, reason)
                 inbox.put(partial(self.desk.letter, name, "alert", {"reason": reason}))
-                self._cut(name, Refused("another session of this identity replaced this one"))
+                self._cut(name, ReplacedError())
                 self._leave(old, reason)
         elif len(self._seats) >= self.limits.sessions:
             raise Gone(f"all {self.limits.sessions} seats are taken: try another parent, or later")

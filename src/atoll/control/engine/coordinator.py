@@ -14,11 +14,12 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import AtollError, ConfigError, QuorumError
+from ...core.errors import AtollError, ConfigError, QuorumError, StateError
 from ...core.registry import nearest
 from ...core.rng import Rng
 from ...data.pipeline import Pipeline
@@ -33,6 +34,7 @@ from .. import config
 from ..desk import desk
 from ..desk.bell import Bell
 from ..settings import Rerun, Server
+from ..store.disk import AwayError
 from ..store.store import Store
 from . import finished, fitting, plans, rollouts, standing, watched
 from .asking import Asking
@@ -55,6 +57,8 @@ TIDY = 600.0  # seconds between two collections of what nobody needs
 LOOK = 30.0  # seconds between two looks at what is to be kept or renewed
 KEPT_RUNS = 100  # ended runs that stay whatever their age
 PAUSE = 0.2  # seconds between two looks where it rings all the time
+AWAY = 120.0  # seconds that a database is waited for at the start
+AGAIN = 2.0  # seconds between two tries of it
 TICK = 5.0  # seconds between two looks at the store where nothing rings
 
 
@@ -79,7 +83,10 @@ class Coordinator:
 
     async def serve(self) -> None:
         """Open the doors, then work through the queue until told to stop."""
-        self.store = await asyncio.to_thread(self.outside.store, self.settings.store, self.folder)
+        store = await self._opened()
+        if store is None:
+            return
+        self.store = store
         registrar, self.current = self.outside.authority(self.settings, self.store)
         gate = self.outside.gate(self.folder)
         self.host = Host(
@@ -119,6 +126,25 @@ class Coordinator:
     async def close(self) -> None:
         """Finish: runs stay where they are, the next life goes on with them."""
         self._closing.set()
+
+    async def _opened(self) -> Store | None:
+        """The store; a database that does not answer yet is waited for. None where we are to close first.
+
+        Raises StateError where it does not in AWAY seconds.
+        """
+        until = time.monotonic() + AWAY
+        while True:
+            try:
+                return await asyncio.to_thread(self.outside.store, self.settings.store, self.folder)
+            except AwayError as error:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise StateError(f"{error}. It was waited for {AWAY:.0f} seconds") from None
+                log.warning("%s. It is tried again, for another %.0f seconds", error, left)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), AGAIN)
+            if self._closing.is_set():
+                return None
 
     async def _keep_house(self) -> None:
         """Renew our own certificate at half of its life; forget what nobody needs, once an hour."""

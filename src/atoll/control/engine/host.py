@@ -18,6 +18,7 @@ from ...core.edge import LOST
 from ...core.errors import Refused
 from ...learn.failure import HELD
 from ...privacy.keys import Member
+from ...transport.link import REPLACED
 from ...transport.service import Offer, Service
 from ..gate.gate import Gate
 from ..gate.want import Want
@@ -29,7 +30,6 @@ from .receipts import Receipts
 
 OnServing: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 MOVED = f"{LOST}it moved to another parent"
-REPLACED = "another session of this identity replaced this one"
 SAID = 8192  # characters of a log entry that an edge passes on
 JOINT = ("asked", "answered", "passed", "carried", "late", "failed")  # rows of children's questions
 
@@ -391,7 +391,7 @@ class Host(Errands):
     async def _replaced(self, client: str, session: str, at: str) -> None:
         if not self._here(client):
             return  # it has left by itself
-        await self.service.cut(client, REPLACED)
+        await self.service.replace(client, REPLACED)
         self.moved_away(client, session, at)
         where = f"at {at}" if at else "at a parent further up"
         text = f"a second session of this identity, {where}, replaced the one here: is its folder copied?"

@@ -26,6 +26,7 @@ from ...core.errors import ConfigError, ProtocolError, StateError
 from ...privacy.hazmat.suite import KEY, suite_of, usable
 from ...privacy.private import write_private
 from ...privacy.vault import MAGIC, Vault, sealed
+from ...wire.files import Files
 from ..settings import Client, Store
 
 NAME = "store.key"
@@ -64,7 +65,7 @@ def opened(settings: Client) -> Vault:
             _seal(vault, plain_file)
         for part in (*folder.glob("runs/.*.part"), *folder.glob("answers/*.part")):  # what a kill has left
             part.unlink()
-        making.replace(path)
+        Files().replace(making, path)
     return vault
 
 

@@ -3,7 +3,7 @@
 It checks what is there to check: always versions and the proxy; with a URL the name, the way, the
 certificate, the clock and the other side's version; with a token whether it is let in, and how the
 coordinator's store is; with a folder the disk, the modes of private files, the identity in it and the
-schema of a store, in SQLite or PostgreSQL. It changes nothing.
+schema of a store, in SQLite or PostgreSQL; with a store's URL the same of that. It changes nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
-import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,8 @@ from ...privacy.hazmat.suite import SUITES, usable
 from ..settings import FILES, beside, read
 from .doctor_member import doors
 from .doctor_network import network
-from .finding import ROOM, Finding, Level, span
+from .doctor_store import disk, elsewhere, schema
+from .finding import Finding, span
 
 PRIVATE = ("key.pem", "authority.key.pem", "operator.json", "admin.json", "store.key")
 
@@ -37,12 +36,14 @@ def examine(
     folder: Path | None = None,
     config: Path | None = None,
     *,
+    store: str = "",
     timeout: float = 10.0,
     clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
     """All findings, in the order one would look for a cause.
 
-    `config`: the settings of who works in `folder`, where they lie elsewhere.
+    `config`: the settings of who works in `folder`, where they lie elsewhere. `store`: the URL of a
+    coordinator's database, looked at in place of the one that the settings name.
     """
     found, wrong = [*_versions()], []
     settings: Any = None
@@ -53,7 +54,9 @@ def examine(
     if folder is None and settings is not None:
         folder = Path(settings.folder)
     if folder is not None:
-        found += _folder(folder, getattr(settings, "store", ""), clock())
+        found += _folder(folder, None if store else getattr(settings, "store", ""), clock())
+    if store:
+        found += elsewhere(store)
     found += wrong
     if folder is not None and not wrong:
         found += doors(folder, settings, timeout, clock)
@@ -117,29 +120,17 @@ def _folder(folder: Path, store: Any, now: float) -> Iterator[Finding]:
             "folder", "bad", f"there is no folder {folder}", "name the member's or coordinator's own"
         )
         return
-    yield from _disk(folder)
+    yield from disk(folder)
     yield from _modes(folder)
     for place in sorted({p.parent for p in folder.rglob("cert.pem")}):
         yield _identity(place, now)
     if (folder / "store.key").exists():
         yield _store_key(folder / "store.key")
     if isinstance(store, str):  # a server's; a client has none
-        yield from _schema(folder, store)
+        yield from schema(folder, store)
     if (note := folder / "quarantined.txt").exists():  # engine/agent.py leaves it
         remedy = "look at this site's data and software, then ask an administrator to reinstate it"
         yield Finding("standing", "warn", note.read_text("utf-8"), remedy)
-
-
-def _disk(folder: Path) -> Iterator[Finding]:
-    free = shutil.disk_usage(folder).free
-    text = f"{free / 1e9:.1f} GB free at {folder}"
-    if free < ROOM:
-        yield Finding("disk", "warn", text, "free some space: a full disk makes the store read-only")
-    else:
-        yield Finding("disk", "ok", text)
-    if not os.access(folder, os.W_OK):
-        remedy = "give the folder to the user that runs atoll (chown)"
-        yield Finding("disk", "bad", f"{folder} cannot be written", remedy)
 
 
 def _modes(folder: Path) -> Iterator[Finding]:
@@ -181,58 +172,3 @@ def _store_key(path: Path) -> Finding:
     if crypto is None:
         return Finding("store key", "ok", "it lies beside what it encrypts: store.key_file keeps it apart")
     return Finding("store key", "ok", f"sealed by its owner's, with {crypto}")
-
-
-def _schema(folder: Path, store: str) -> Iterator[Finding]:
-    """The store's schema, read without opening the store: that would migrate it."""
-    if not store and not (folder / "atoll.db").exists():
-        return
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from ..store.engine import parse
-    from ..store.schema import REVISION
-
-    try:
-        where = parse(store, folder)
-        sqlite = where.drivername == "sqlite"
-        if sqlite and not Path(str(where.database)).exists():
-            return
-        found = _in_sqlite(str(where.database)) if sqlite else _in_postgres(store, folder)
-    except sqlite3.Error as error:
-        yield Finding("schema", "bad", f"the store cannot be read: {error}", "atoll restore a backup")
-        return
-    except (AtollError, SQLAlchemyError) as error:
-        text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        remedy = "see that PostgreSQL runs, and that `store` in the settings names its host, user and name"
-        yield Finding("schema", "bad", f"the store cannot be reached: {text}", remedy)
-        return
-    text = f"the store is at schema {found or 'none'}, this atoll has {REVISION}"
-    level: Level = "ok"
-    remedy = ""
-    if found > REVISION:
-        level, remedy = "bad", "upgrade atoll here: a newer one wrote this store"
-    elif found < REVISION:
-        level, remedy = "warn", "start the coordinator once: it migrates the store; back up before"
-    yield Finding("schema", level, text, remedy)
-
-
-def _in_sqlite(path: str) -> str:
-    """The schema of a file. Raises sqlite3.Error for one that is damaged."""
-    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
-        found = db.execute("SELECT version_num FROM alembic_version").fetchone()
-        whole = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if whole != "ok":
-        raise sqlite3.DatabaseError(f"it is damaged: {whole}")
-    return str(found[0]) if found else ""
-
-
-def _in_postgres(store: str, folder: Path) -> str:
-    from ..store.engine import connect
-    from ..store.migrate import revision
-
-    engine = connect(store, folder)
-    try:
-        with engine.connect() as conn:
-            return revision(conn)
-    finally:
-        engine.dispose()

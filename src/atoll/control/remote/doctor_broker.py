@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Coroutine, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ...core.errors import AtollError
 from ..pinning import fingerprint
 from ..settings import authorities, login
-from .doctor_network import known, way
+from .doctor_network import known, spoken, way
 from .finding import Finding
 
 
@@ -48,11 +49,11 @@ def _behind(
 
     user, ca = (login(settings), authorities(settings)) if settings else (None, None)
     member = identity.member.name if identity else (settings.name if settings else "") or "member"
-    roots: list[bytes] = []
+    said: list[bytes] = []
 
     async def asked() -> None:
         async with Asker(url, member, user, ca) as asker:
-            roots.append(await asker.get("/v1/root"))
+            said.extend([await asker.get("/v1/root"), await asker.get("/v1/")])
 
     if wrong := _tried(asked(), timeout):
         remedy = "see that `atoll gateway` runs with this name, reaches its server, and may use its topics"
@@ -60,7 +61,7 @@ def _behind(
         return
     yield Finding("gateway", "ok", f"{name} answers, and a server behind it")
     try:
-        same = fingerprint(roots[0]) in pins
+        same = fingerprint(said[0]) in pins
     except AtollError:
         same = False
     if not same:
@@ -68,6 +69,7 @@ def _behind(
         yield Finding("root", "bad", f"the root behind {name} is not the one this member pinned", remedy)
         return
     yield Finding("root", "ok", f"the root behind {name} is the one this member pinned")
+    yield spoken(_protocol(said[1]), f"the server behind {name}")
     if identity is None:
         return
 
@@ -83,6 +85,14 @@ def _behind(
         yield Finding("certificate", "bad", wrong, remedy)
     else:
         yield Finding("certificate", "ok", "the server signed what it said, and took our signature")
+
+
+def _protocol(about: bytes) -> Any:
+    """What a server says it speaks, None where it says nothing of the kind."""
+    try:
+        return json.loads(about)["protocol"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return None
 
 
 async def _greeted(at: Any) -> None:

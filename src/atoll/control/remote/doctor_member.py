@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import AtollError, ProtocolError
+from ...core.errors import AtollError
 from ...privacy.token import Token
 from ...transport.open import chosen
 from ..pinning import blind, fingerprint
 from .doctor_broker import by_broker
-from .doctor_network import Far, clocks, reach, way
+from .doctor_network import Far, clocks, reach, spoken, way
 from .finding import Finding, span
 
 
@@ -96,7 +96,7 @@ def _mutual(far: Far, identity: Any, transport: str, now: float) -> Iterator[Fin
     left = ssl.cert_time_to_seconds(str(shown["notAfter"])) - now if shown else 0.0
     yield Finding("certificate", "ok", f"good for {far.host}, for another {span(left)}; ours was taken")
     ways = json.loads(body) if answer.status == 200 else {}
-    yield _spoken(ways.get("protocol"), far.host)
+    yield spoken(ways.get("protocol"), far.host)
     port = ways.get("grpc")
     if transport == "grpc" and isinstance(port, int) and far.proxy is None:
         found = way((far.host, port), far.timeout)
@@ -104,15 +104,3 @@ def _mutual(far: Far, identity: Any, transport: str, now: float) -> Iterator[Fin
             remedy = 'let the gRPC port out as well, or set transport = "https"'
             found = Finding("way", "bad", found.found, remedy)
         yield found
-
-
-def _spoken(theirs: Any, host: str) -> Finding:
-    """Whether we speak the protocol that a server says it speaks."""
-    from ...transport.link import PROTOCOL, agreed
-
-    try:
-        agreed(theirs, host)
-    except ProtocolError as error:
-        return Finding("versions", "bad", str(error), "upgrade the older one: they are a major version apart")
-    ours, said = (".".join(map(str, one)) for one in (PROTOCOL, theirs))
-    return Finding("versions", "ok", f"protocol {ours} here, {said} there")

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...core.errors import AtollError
+from ...core.errors import AtollError, ProtocolError
 from ...privacy.token import Token
 from ..pinning import blind, fingerprint, loopback, parsed_proxy, pinned, proxy_for
 from .finding import ROOM, Finding, Level, span
@@ -210,6 +210,18 @@ def _let_in(status: int, body: bytes) -> Iterator[Finding]:
     else:
         remedy = "upgrade the older one: they are a major version apart"
         yield Finding("versions", "bad", f"atoll {mine} here, {theirs} there", remedy)
+
+
+def spoken(theirs: Any, host: str) -> Finding:
+    """Whether we speak the protocol that a server says it speaks."""
+    from ...transport.link import PROTOCOL, agreed
+
+    try:
+        agreed(theirs, host)
+    except ProtocolError as error:
+        return Finding("versions", "bad", str(error), "upgrade the older one: they are a major version apart")
+    ours, said = (".".join(map(str, one)) for one in (PROTOCOL, theirs))
+    return Finding("versions", "ok", f"protocol {ours} here, {said} there")
 
 
 def clocks(date: str | None, now: float) -> Finding:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...core.errors import ConfigError, PrivacyError, StateError
+from ...privacy.private import write_private
 
 FILE = "operator.json"
 FIRST = "admin.json"  # what a coordinator writes at its first start
@@ -63,11 +64,4 @@ def read(path: Path) -> Where:
 
 def write(path: Path, found: Where) -> None:
     """Keep them in a file that only its owner can read, from its first byte."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        json.dump(found._asdict(), out, indent=2)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(path)
+    write_private(path, f"{json.dumps(found._asdict(), indent=2)}\n".encode())

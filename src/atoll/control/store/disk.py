@@ -3,7 +3,7 @@
 The first write that finds no space, or an I/O error, degrades the store: until space returns each
 write raises StateError at once, before it changes anything, and reads go on. A write after a
 while (PROBE seconds) first tries whether the disk takes data again; so does health(). A database that was
-reached once and cannot be now is tried anew by each call.
+reached once and cannot be now is tried anew by each call; the first time is the caller's to wait for.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ PROBE = 1.0  # seconds between two tries
 HEALS = "it goes on by itself"  # ends every reason that passes
 FILLER = 1 << 18  # bytes a try writes
 
+_AGAIN = ("starting up", "shutting down", "recovery", "too many")  # of a server that will take us later
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _BROKEN = {errno.EIO, errno.EROFS}
+
+
+class AwayError(StateError):
+    """A database that was never reached, and perhaps only is not there yet."""
 
 
 class Disk:
@@ -82,7 +87,10 @@ class Disk:
         never = not name and isinstance(error, OperationalError)  # psycopg: a connection it never had
         if never or error.connection_invalidated or name.startswith(("08", "57P")):
             what = f"the store's database cannot be reached ({said})"
-            return StateError(f"{what}; {HEALS}" if self._reached else f"{what}: check its URL")
+            if self._reached:
+                return StateError(f"{what}; {HEALS}")
+            there = "FATAL" in str(error.orig) and not any(text in str(error.orig) for text in _AGAIN)
+            return (StateError if there else AwayError)(f"{what}: check its URL")
         return error
 
     def _degrade(self, *, full: bool, said: str) -> StateError:

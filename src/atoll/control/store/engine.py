@@ -13,7 +13,15 @@ from ...core.errors import ConfigError
 
 FILE = "atoll.db"
 WAIT = 30.0  # seconds a process waits for another one's transaction
-
+# Seconds, and one of milliseconds: after which a connection to PostgreSQL that says nothing is given up.
+_ALIVE = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 _PRAGMAS = (
     f"busy_timeout={int(WAIT * 1000)}",
     "journal_mode=WAL",
@@ -54,7 +62,8 @@ def connect(url: str, folder: Path) -> Engine:
         event.listen(engine, "begin", _begin)
         return engine
     try:
-        return create_engine(made, connect_args={"connect_timeout": 10})
+        alive = {name: value for name, value in _ALIVE.items() if name not in made.query}
+        return create_engine(made, connect_args=alive)
     except (ImportError, NoSuchModuleError):
         raise ConfigError("PostgreSQL needs its driver: pip install 'atoll-fl[postgres]'") from None
 
