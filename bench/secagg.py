@@ -3,7 +3,8 @@
 All roles in one process, in turns with the plain sum of the same updates: 1 M numbers, a tenth of the
 members lost after they shared their secrets. CPU seconds, medians over the members; the sum is compared
 bit for bit with that of the bare integers, and with the plain sum of the real numbers, or the program fails.
-Then the encrypted sum of ten members (BFV), where TenSEAL is installed, compared with the same integers.
+Then whether the time that a client takes to hide an update tells what is in it, and the encrypted sum of ten
+members (BFV), where TenSEAL is installed, compared with the same integers.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def attempt(n: int, numbers: int, degree: int | None) -> tuple[Clock, dict[str, 
     updates = [Update.of({"w": rng.normal(0, 0.01, numbers).astype(np.float32)}) for _ in range(n)]
     lost = set(range(0, n, 10))
     scale, layout = Scale(32, 16.0, n, 1.0), updates[0].layout
-    with mock.patch.object(roster, "degree", (lambda _: degree) if degree else graph.degree):
+    with mock.patch.object(roster, "degree", (lambda *_: degree) if degree else graph.degree):
         return _both(clock, updates, lost, scale, layout)
 
 
@@ -141,6 +142,31 @@ def figures(numbers: int, turns: int = 3) -> Iterator[Figure]:
         yield Figure(f"{name}: upload, bytes a number", up, "B", 4.01, f"plain {plain:.2f}")
 
 
+def telling(numbers: int, turns: int = 31) -> Iterator[Figure]:
+    """A client's time to round and mask updates of other contents, in turns: medians, slowest over quickest."""
+    draw, rng, scale = secrets.token_bytes, np.random.default_rng(0), Scale(32, 16.0, 10, 1.0)
+    begun = {c: ss.begin(Label("bench", "run", 0, 0), c, draw) for c in range(10)}
+    text = ss.roster_out(ss.roster_of(begun[0].label, {c: ss.keys_out(s.keys) for c, s in begun.items()}))
+    kept, mail = {}, {}
+    for c, secret in begun.items():
+        kept[c], mail[c] = ss.share(secret, text, draw)
+    routed, clock = ss.routed(mail), Clock()
+    contents = {
+        "zeros": np.zeros(numbers, np.float32),
+        "usual": rng.normal(0, 0.01, numbers).astype(np.float32),
+        "tiny": rng.normal(0, 1e-41, numbers).astype(np.float32),  # below the smallest normal float
+        "large": rng.choice(np.float32([-16, 16]), numbers),
+        "one in a thousand": np.where(rng.random(numbers) < 1e-3, np.float32(1), np.float32(0)),
+    }
+    for turn in range(turns):
+        for name in list(contents)[turn % len(contents) :] + list(contents)[: turn % len(contents)]:
+            update = Update.of({"w": contents[name]})
+            clock(name, lambda x=update: ss.mask(kept[0], routed[0], scale.out(x, 1.0, Rng.of(0)), scale.bits))  # type: ignore[misc]
+    times = {name: clock[name] * 1e3 for name in contents}
+    of = ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
+    yield Figure("10 members: hiding, by content", max(times.values()) / min(times.values()), "times", None, of)
+
+
 def encrypted(numbers: int, members: int, turns: int = 3) -> Iterator[Figure]:
     """An encrypted sum of ten updates with room for `members`, the best of so many turns.
 
@@ -183,7 +209,7 @@ def main(words: list[str]) -> int:
     asked = parser.parse_args(words)
     found = []
     try:
-        cases = [figures(asked.numbers)]
+        cases = [figures(asked.numbers), telling(asked.numbers)]
         if find_spec("tenseal"):
             cases += [encrypted(asked.numbers, members) for members in ROOMS]
         else:
