@@ -156,7 +156,7 @@ def telling(numbers: int, turns: int = 31) -> Iterator[Figure]:
         "zeros": np.zeros(numbers, np.float32),
         "usual": rng.normal(0, 0.01, numbers).astype(np.float32),
         "tiny": rng.normal(0, 1e-41, numbers).astype(np.float32),  # below the smallest normal float
-        "large": rng.choice(np.float32([-16, 16]), numbers),
+        "large": rng.choice(np.array([-16, 16], np.float32), numbers),
         "one in a thousand": np.where(rng.random(numbers) < 1e-3, np.float32(1), np.float32(0)),
     }
 
