@@ -251,7 +251,9 @@ def test_a_job_from_python_keeps_every_value() -> None:
     own = {"rounds": 3, "every": 2, "deadline": 4.0, "wait": 5.0, "max_weight": 6.0, "sites": False}
     job = at.Job(at.softmax(lr=0.5), exchange=at.secure_sum(), name="mine", crypto="gm", **own)
     assert restate.table(job).items() >= {**own, "name": "mine", "crypto": "gm"}.items()
-    plain = {f.name for f in fields(job)} - {"exchange", "privacy", *restate._PARTS}
+    assert "compression" not in restate.table(job)  # "none" is left to those who know the key
+    assert restate.table(at.Job(at.softmax(), compression="auto"))["compression"] == "auto"
+    plain = {f.name for f in fields(job)} - {"exchange", "privacy", "compression", *restate._PARTS}
     assert plain == set(restate._VALUES)
 
 

@@ -164,6 +164,7 @@ class Relay(Server):
         if direction == "up" and self.cut_at is not None and self.bytes["up"] + len(data) >= self.cut_at:
             data = data[: max(0, self.cut_at - self.bytes["up"])]
             self.cut_at = None
+            self.hold()  # what came after a gap would be no faithful byte of anybody's
             asyncio.get_running_loop().call_later(0.01, self.cut)
         if self.corrupt and len(data) > 1000 and self._rng.random() < 0.1:
             self.corrupt -= 1
@@ -182,7 +183,8 @@ class Relay(Server):
             self._free.set()
 
     def cut(self) -> None:
-        """End all connections as a clean end of the stream, after what was passed on."""
+        """End all connections as a clean end of the stream, after what was passed on; new ones may follow."""
+        self.hold(held=False)
         for writer in list(self._writers):
             with contextlib.suppress(OSError, RuntimeError):
                 writer.close()
