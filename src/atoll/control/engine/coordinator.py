@@ -30,6 +30,7 @@ from ...privacy.report import report, sign_report, trust
 from ...run import COORDINATOR, RECORDS
 from ...transport.drive import Drive
 from ...wire.failpoint import declare, hit
+from ...wire.heap import leave_code
 from .. import config
 from ..desk import desk
 from ..desk.bell import Bell
@@ -301,6 +302,7 @@ class Coordinator:
         secret = await self._secret(run) if work.job.trained.private else b""
         if blob:
             self.host.asks.hold(blob)
+        leave_code()  # what starting has loaded: rounds run a third of it, and need the room
         try:
             last = await self._driven(work, letter, roster, "main", blob=blob, secret=secret)
         finally:
