@@ -104,6 +104,17 @@ def expected(table: Mapping[str, Any], seed: int) -> dict[str, bytes]:
     return {name: leaf.tobytes() for name, leaf in at.simulate(job, DATA, seed=seed).params.items()}
 
 
+async def undisturbed(folder: Path, table: Mapping[str, Any], seed: int, edges: int) -> dict[str, bytes]:
+    """The bytes of the model of a federation in which nothing happens."""
+    world = World(folder, DATA, edges=edges)
+    world.start_all()
+    await world.gathered()
+    run_id = world.submit(table, seed)
+    record = await world.finished(run_id)
+    assert record["state"] == "done", record
+    return leaves(world.params(run_id))
+
+
 async def troubled(folder: Path, seed: int, **more: Any) -> list[str]:
     """A federation whose members die, part and come back by the seed; the invariants that broke."""
     this = replace(scene(seed), **more)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.federation import invariants
-from tests.federation.faults import DATA, TABLE, Scene, expected, leaves, troubled
+from tests.federation.faults import TABLE, Scene, expected, troubled, undisturbed
 from tests.federation.processes import JOB, Federation, Nursery
 from tests.federation.test_processes import gathered
-from tests.federation.world import World, run
+from tests.federation.world import run
 
 SECURE = {"name": "secure_sum", "largest": 4096.0}
 ALL = {**TABLE, "algorithm": {"name": "fedbuff", "size": 3}, "exchange": SECURE}  # so no net changes a buffer
@@ -35,16 +35,7 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest.mark.parametrize("edges", [0, 2])
 def test_a_federation_gives_the_bytes_of_the_simulation(tmp_path: Path, edges: int) -> None:
-    async def main():
-        world = World(tmp_path, DATA, edges=edges)
-        world.start_all()
-        await world.gathered()
-        run_id = world.submit(ALL, 5)
-        record = await world.finished(run_id)
-        assert record["state"] == "done", record
-        return world.params(run_id)
-
-    assert leaves(run(main())) == expected(ALL, 5)
+    assert run(undisturbed(tmp_path, ALL, 5, edges)) == expected(ALL, 5)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.federation.faults import DATA, TABLE, expected, leaves, troubled
+from tests.federation.faults import TABLE, expected, troubled, undisturbed
 from tests.federation.processes import JOB, Federation, Nursery
 from tests.federation.test_processes import gathered, whole
-from tests.federation.world import World, run
+from tests.federation.world import run
 
 RANDOMK = {"name": "small", "up": {"name": "randomk", "fraction": 0.2}}
 FEW = {**TABLE, "algorithm": RANDOMK, "exchange": {"name": "secure_sum", "largest": 4096.0}}
@@ -18,16 +18,7 @@ FEW = {**TABLE, "algorithm": RANDOMK, "exchange": {"name": "secure_sum", "larges
 
 @pytest.mark.parametrize("edges", [0, 2])
 def test_a_federation_gives_the_bytes_of_the_simulation(tmp_path: Path, edges: int) -> None:
-    async def main():
-        world = World(tmp_path, DATA, edges=edges)
-        world.start_all()
-        await world.gathered()
-        run_id = world.submit(FEW, 5)
-        record = await world.finished(run_id)
-        assert record["state"] == "done", record
-        return world.params(run_id)
-
-    assert leaves(run(main())) == expected(FEW, 5)
+    assert run(undisturbed(tmp_path, FEW, 5, edges)) == expected(FEW, 5)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.federation.faults import DATA, TABLE, expected, leaves, troubled
+from tests.federation.faults import DATA, TABLE, expected, leaves, troubled, undisturbed
 from tests.federation.world import Link, World, run
 
 FOUND = (200, 3113, 5709)  # seeds that broke something once, beyond the first two hundred
@@ -12,16 +12,7 @@ FOUND = (200, 3113, 5709)  # seeds that broke something once, beyond the first t
 
 @pytest.mark.parametrize("edges", [0, 2])
 def test_a_federation_gives_the_bytes_of_the_simulation(tmp_path, edges):
-    async def main():
-        world = World(tmp_path, DATA, edges=edges)
-        world.start_all()
-        await world.gathered()
-        run_id = world.submit(TABLE, 5)
-        record = await world.finished(run_id)
-        assert record["state"] == "done", record
-        return world.params(run_id)
-
-    assert leaves(run(main())) == expected(TABLE, 5)
+    assert run(undisturbed(tmp_path, TABLE, 5, edges)) == expected(TABLE, 5)
 
 
 @pytest.mark.parametrize("block", range(20))

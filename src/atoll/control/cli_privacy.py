@@ -189,12 +189,13 @@ def _each(release: Any, sigma: float, clients: int | None, colluders: int) -> fl
     less colluders, add enough. Raises ConfigError where nobody is left.
     """
     from ..core.errors import ConfigError
+    from ..learn.integers import Hidden
     from ..privacy.graph import threshold
 
     if release.noise != "distributed" or not clients:
         return None
     members = max(2, clients)
-    crew = threshold(members) - colluders
+    crew = Hidden(sigma, 1.0, colluders).crew(members)
     if colluders < 0 or crew < 1:
         raise ConfigError(
             f"of {members} members {threshold(members)} must stay, and somebody's noise must hide them:"

@@ -43,7 +43,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vau
     with fresh keys. Raises StateError where its identity, or its list of sums, is damaged.
     """
     identity = Identity.open(folder / "identity")
-    path = only(folder, run, "secrets")
+    path = _only(folder, run, "secrets")
 
     def signed(text: bytes) -> tuple[bytes, bytes]:
         return sign(identity.key, text, purpose=PURPOSE), identity.chain
@@ -75,7 +75,7 @@ def taken(folder: Path, run: str, roots: bytes, federation: str, least: int, vau
 
 def coins(folder: Path, run: str, vault: Vault) -> bytes:
     """What a run's rows are drawn by: 32 bytes of the system's, kept: a restart draws the same rows."""
-    path = only(folder, run, "coins")
+    path = _only(folder, run, "coins")
     try:
         kept = vault.read(path)
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def link(folder: Path, run: str, vault: Vault, rate: float) -> tuple[float, floa
 
     Measured once and kept: a client that is killed before its first answer left chooses the same again.
     """
-    path = only(folder, run, "link")
+    path = _only(folder, run, "link")
     with suppress(FileNotFoundError, StateError, msgspec.DecodeError):
         return msgspec.msgpack.decode(vault.read(path), type=tuple[float, float])
     found = (rate, _encoding())
@@ -138,7 +138,7 @@ def once(folder: Path, run: str, vault: Vault, task: Task, drawn: bytes) -> None
         )
 
 
-def only(folder: Path, run: str, kind: str) -> Path:
+def _only(folder: Path, run: str, kind: str) -> Path:
     """Where a run's file of a kind is; other runs' files of that kind go."""
     path = folder / "runs" / f"{run}.{kind}"
     for other in path.parent.glob(f"*.{kind}"):
