@@ -4,7 +4,8 @@ MNIST to 97 %, split and network of McMahan et al. 2017, table 2: 100 clients, a
 epoch in batches of 10, 784-200-200-10. Every update becomes the message that a client sends, frames,
 checksums and all; its bytes are counted, read back, and what was read is what the server sums. Downloads are
 files of the transport, deltas where a member holds a model: the one before (`down`), or the one of the round
-that it was last drawn in (`drawn`), and first none.
+that it was last drawn in (`drawn`), as far back as the coordinator keeps them. First it holds none, or under
+`thin` the one that the run starts from.
 
 Medians over the seeds. `float32` sends plain numbers both ways. The last rows are encoders on one core: how
 many bytes of float32 one takes a second, error feedback and packing included.
@@ -26,11 +27,13 @@ from typing import Any
 import numpy as np
 
 import atoll as at
+from atoll.control.engine.asking import LATE, stay
 from atoll.core.aggregate import Reply
 from atoll.core.edge import Answer
 from atoll.core.rng import Rng
 from atoll.core.transform import Context, State, Transform, transform
 from atoll.core.update import Update
+from atoll.learn.thin import thins
 from atoll.transport import delta
 from atoll.transport.frames import FrameFile
 from atoll.wire.body import answer_message, params_message, read_answer
@@ -137,15 +140,17 @@ def wired(count: Count, *, packs: bool) -> Transform:
 
 
 class Downloads:
-    """What members download: files as the transport keeps them. `deltas`: from a model that they hold.
+    """What members download: files as the transport keeps them. `deltas`: from a model that they hold;
+    `thin`: where it moves in few numbers.
 
     `follow`: bytes for the members of each cohort, if all of them hold the model before. `drawn`: if each
-    holds the model of the round it was last drawn in, and first none.
+    holds the model of the round it was last drawn in.
     """
 
-    def __init__(self, folder: Path, *, deltas: bool) -> None:
+    def __init__(self, folder: Path, *, deltas: bool, thin: bool) -> None:
         self.folder = folder
         self.deltas = deltas
+        self.thin = thin
         self.held: dict[int, int] = {}
         self.sizes: dict[tuple[int, int], int] = {}
         self.follow = self.drawn = 0
@@ -157,11 +162,15 @@ class Downloads:
             path.write_bytes(b"".join(encode(params_message(params))))
         for client in clients:
             self.follow += self.size(number - 1, number)
-            self.drawn += self.size(self.held.get(client, -1), number)
+            held = self.held.get(client, 0 if self.thin else -1)
+            kept = number - held <= (stay(params) if self.thin else LATE) or (self.thin and not held)
+            self.drawn += self.size(held if kept else -1, number)
             self.held[client] = number
 
     def size(self, old: int, new: int) -> int:
         """Bytes that lead from one model to another; from none where `old` is -1."""
+        if old == new:
+            return 0
         if (old, new) not in self.sizes:
             path, small = self.folder / str(new), self.folder / "delta"
             pays = old >= 0 and self.deltas
@@ -190,7 +199,8 @@ def once(side: Side, seed: int) -> list[Count]:
     sites = at.partition(at.load_data("mnist"), clients=100, seed=seed, holdout=0)
     count, after = Count(), []
     with TemporaryDirectory() as folder:
-        downloads = Downloads(Path(folder), deltas=side.packs)
+        thin = thins(at.chain(*side.parts()))
+        downloads = Downloads(Path(folder), deltas=side.packs, thin=thin)
 
         def watch(record: dict[str, Any]) -> None:
             accuracy = record["metrics"]["accuracy"]
@@ -229,7 +239,7 @@ def row(side: Side, counts: Sequence[Sequence[Count]], base: Sequence[Sequence[C
     elif side.saved is not None:
         missed += ["bytes"] * (up / plain_up > 1 - side.saved) + ["rounds"] * (rounds / plain > side.most)
     if side.down is not None:
-        missed += ["download"] * (down / plain_down > 1 - side.down)
+        missed += ["download"] * (max(down / plain_down, drawn / plain_drawn) > 1 - side.down)
     return Row(
         side.name,
         rounds,

@@ -27,14 +27,12 @@ from .learn.algorithm import Roles
 from .learn.detect import Record
 from .learn.exchange import Seat
 from .learn.local import Held, Local, measure
-from .learn.rounds import Plan, Progress
+from .learn.rounds import COORDINATOR, Plan, Progress
 from .learn.wrapped import Kept
 from .serve.export import check
 from .simulate.faults import World
 from .simulate.folder import Folder, write_model
 from .simulate.world import Simulation
-
-COORDINATOR = "coordinator"
 
 
 @dataclass(frozen=True, slots=True)

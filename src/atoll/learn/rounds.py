@@ -21,6 +21,7 @@ from ..core.message import Learner
 from ..core.metrics import merge_all
 from ..core.protocol import Party, Responder
 from ..core.registry import nearest
+from ..core.rng import Rng
 from ..core.transform import Context
 from ..core.update import Update, blocks
 from ..privacy import dp
@@ -34,6 +35,7 @@ from .local import Local
 from .select import Choice, Cohort, Everyone
 from .stop import Stop
 
+COORDINATOR = "coordinator"  # its name in every run
 PATIENCE = 3  # empty rounds in a row that a run survives
 PAUSE = 1.0  # seconds between two looks while too few clients may be asked
 
@@ -117,9 +119,14 @@ class Progress:
 OneRound: TypeAlias = Callable[[Party, Plan, Progress], Awaitable[tuple[Progress, dict[str, Any]]]]
 
 
+def first(learner: Learner, key: Rng) -> Update:
+    """The learner's initial params, drawn from the coordinator's key."""
+    return Update.of(learner.init(key.at("init").generator()))
+
+
 def begin(plan: Plan, p: Party) -> Progress:
     """The first state: the learner's initial params."""
-    params = Update.of(plan.learner.init(p.key.at("init").generator()))
+    params = first(plan.learner, p.key)
     records = plan.records if plan.algorithm.watched else {}
     return Progress(0, params, plan.algorithm.chain.start(params, "back"), {}, records=records)
 

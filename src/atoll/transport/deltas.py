@@ -10,16 +10,23 @@ from pathlib import Path
 from ..core.errors import StateError
 from .frames import FrameFile
 
+MOST = 256  # at once: members that were not drawn for some rounds each hold another model
+
 
 class Deltas:
-    """Deltas made once for all who ask, in a folder of their own; the oldest are removed."""
+    """Deltas made once for all who ask, in a folder of their own; beyond `keep`, the oldest are removed once
+    all together have more than `room` bytes.
+    """
 
-    def __init__(self, folder: Path, pool: Executor | None = None, keep: int = 8) -> None:
+    def __init__(
+        self, folder: Path, pool: Executor | None = None, keep: int = 8, room: int = 1 << 28
+    ) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier life
         folder.mkdir(parents=True)
         self._folder = folder
         self._pool = pool
         self._keep = keep
+        self._room = room
         self._made: dict[tuple[str, str], asyncio.Future[Path | None]] = {}
 
     async def path(self, old: Path, new: Path, names: tuple[str, str]) -> Path | None:
@@ -28,11 +35,17 @@ class Deltas:
         if future is None:
             future = asyncio.get_running_loop().run_in_executor(self._pool, self._make, old, new, names)
             self._made[names] = future
-            while len(self._made) > self._keep:
-                oldest = next(iter(self._made))
-                del self._made[oldest]
-                self._file(oldest).unlink(missing_ok=True)
+            self._tidy()
         return await asyncio.shield(future)
+
+    def _tidy(self) -> None:
+        while len(self._made) > self._keep and (len(self._made) > MOST or self._taken() > self._room):
+            oldest = next(iter(self._made))
+            del self._made[oldest]
+            self._file(oldest).unlink(missing_ok=True)
+
+    def _taken(self) -> int:
+        return sum(path.stat().st_size for path in self._folder.glob("*.delta"))
 
     def _file(self, names: tuple[str, str]) -> Path:
         return self._folder / f"{names[0][:32]}-{names[1][:32]}.delta"

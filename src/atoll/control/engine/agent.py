@@ -82,6 +82,7 @@ class Agent:
         self.serving: Any = None
         self.intake: Intake | None = None
         self._vault = vault
+        self._run = ""  # what was asked last
         self._spent: list[str] = []  # receipts of budgets that the parent has heard of
         self._about: Mapping[str, Any] = {}
         self._greeted: Mapping[str, Any] = {}  # what it said of its power as it came
@@ -174,8 +175,17 @@ class Agent:
                 self.upkeep.carried(_size(model))
             await work(model=model, to=to, sound=sound, rate=self.uplink.rate)
 
+        await self._begun(head)
         await self.uplink.using(str(head.get("params", "")), use)
         self.upkeep.carried(_size(to))
+
+    async def _begun(self, head: Mapping[str, Any]) -> None:
+        """At a run's first ask, make the model that it starts from, where the rest is little to download."""
+        start, run = str(head.get("start", "")), str(head.get("run", ""))
+        if start and run != self._run and not (path := self.uplink.model_path(start)).exists():
+            mine = self.uplink.identity
+            await self.workplace.begin(head, path, roots=mine.roots, federation=mine.member.federation)
+        self._run = run
 
     def _opened(self) -> None:
         self._spent = []

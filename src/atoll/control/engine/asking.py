@@ -20,8 +20,11 @@ from .asks import Sent
 from .host import Host
 from .kept import kept_plain
 from .parcels import read_frames, write_frames
+from .work import Work
 
 LATE = 2  # older models whose files stay: members may be late to fetch them, or hold them already
+LONG = 64  # of those that move in few numbers: whoever was not drawn for long is sent what changed since
+ROOM = 1 << 30  # bytes that these may take
 SMALL = 1 << 16  # bytes of an Update that stands in the checkpoint itself: a file of its own costs more
 
 
@@ -30,7 +33,8 @@ class Asking:
     """One drive's net: tasks of one run out as letters, answers back as values to fold.
 
     `scope`: the journal's. `job`: the signed job every letter carries. `names`: of clients, by id.
-    `plan`: the blob of its learner's plan, "" for none. `before`: files of earlier models, by their blobs.
+    `plan`: the blob of its learner's plan, "" for none. `start`: that of the model that the run starts from,
+    where members may make it, and be sent what changed since. `before`: files of earlier models, by blob.
     `parcels`: blobs of models, by the identity of the params: encoded once, whoever they are for, and for
     checkpoints too, which name them.
     """
@@ -42,6 +46,7 @@ class Asking:
     algorithm: Algorithm
     names: Mapping[int, str]
     plan: str = ""
+    start: str = ""
     before: Mapping[str, Path] = field(default_factory=dict)
     drive: Drive | None = None
     parcels: dict[int, tuple[Update, str]] = field(default_factory=dict)
@@ -75,11 +80,12 @@ class Asking:
         for key, (other, _) in list(self.parcels.items()):
             if other is not params and not any(other is model for model in self._models):
                 self._late.append(self.parcels.pop(key)[1])  # its numbers go, its file a little later
-        while len(self._late) > LATE:
+        thin = thins(self.algorithm.chain)
+        while len(self._late) > (stay(params) if thin else LATE):
             self.host.asks.release(self._late.pop(0))
-        late = {old: self.host.store.blobs.path(old) for old in self._late}
-        self.host.asks.bases[blob] = {**self.before, **late}
-        if thins(self.algorithm.chain):
+        mine = {old for old in (*self._late, self.start) if old not in ("", blob)}
+        self.host.asks.bases[blob] = {**self.before, **{old: self.host.store.blobs.path(old) for old in mine}}
+        if thin:
             self.host.asks.thin.add(blob)
         return blob
 
@@ -142,6 +148,8 @@ class Asking:
         head = {"run": self.run, "task": body.ask_head(task), "params": blob, "job": dict(self.job)}
         if self.plan:
             head["plan"] = self.plan
+        if self.start:
+            head["start"] = self.start
         if edge:
             head["names"] = {self.names[c]: c for c in task.clients}
         if self.algorithm.private:
@@ -184,3 +192,23 @@ class Asking:
 
     def _ask(self, request: int) -> str:
         return f"{self.run}.{self.scope}.{request}"
+
+
+def stay(params: Update) -> int:
+    """How many older models stay where they move in few numbers, so that what changed since can be sent."""
+    return max(LATE, min(LONG, ROOM // max(1, params.buffer.nbytes)))
+
+
+async def begun(host: Host, work: Work) -> str:
+    """The blob of the model that a run starts from, held until it is `over`; "" where no member needs it."""
+    if work.fits or not thins(work.job.trained.chain):
+        return ""
+    blob = await host.kept(lambda: write_frames(host.store, body.params_message(work.first())))
+    host.asks.hold(blob)
+    return blob
+
+
+def over(host: Host, start: str) -> None:
+    """A run that `start` began is over."""
+    if start:
+        host.asks.release(start)

@@ -101,7 +101,7 @@ class Asks:
 
     def _small(self, blob: str) -> str:
         """This model, if it goes along with the letter that asks: not where what has changed is less."""
-        if blob in self.thin and self.bases.get(blob):
+        if blob in self.thin:
             return ""
         with suppress(MisuseError, FileNotFoundError):
             if self.errands.store.blobs.path(blob).stat().st_size <= ALONG:
@@ -266,8 +266,8 @@ class Asks:
         return None
 
     def base(self, old: str, blob: str, *, slow: bool) -> Path | None:
-        """The file of a model before this one, with which members were asked as well, if a delta pays: on a
-        `slow` link, or where models move in few numbers.
+        """The file of a model before this one, which members were asked with or can make, if a delta pays: on
+        a `slow` link, or where models move in few numbers.
         """
         return self.bases.get(blob, {}).get(old) if slow or blob in self.thin else None
 

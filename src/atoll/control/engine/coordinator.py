@@ -24,10 +24,10 @@ from ...core.registry import nearest
 from ...core.rng import Rng
 from ...data.pipeline import Pipeline
 from ...learn import rounds
-from ...learn.rounds import Plan, Progress
+from ...learn.rounds import COORDINATOR, Plan, Progress
 from ...privacy.keys import Current
 from ...privacy.report import report, sign_report, trust
-from ...run import COORDINATOR, RECORDS
+from ...run import RECORDS
 from ...transport.drive import Drive
 from ...wire.failpoint import declare, hit
 from ...wire.heap import leave_code
@@ -38,7 +38,7 @@ from ..settings import Rerun, Server
 from ..store.disk import AwayError
 from ..store.store import Store
 from . import finished, fitting, plans, rollouts, standing, watched
-from .asking import Asking
+from .asking import Asking, begun, over
 from .datasets import agree
 from .homes import Homes
 from .host import Host
@@ -345,7 +345,8 @@ class Coordinator:
         secret: bytes = b"",
     ) -> Progress:
         """What its algorithm comes to, durably: `scope` names its journal, `blob` its learner's plan."""
-        asking = Asking(self.host, work.run, scope, letter, work.job.trained, roster.names, blob)
+        start = await begun(self.host, work)
+        asking = Asking(self.host, work.run, scope, letter, work.job.trained, roster.names, blob, start)
         homes = self._homes[work.run] = Homes(self.host.fleet, roster.clients, self.outside.clock)
         rules = _plan(work, homes, roster, self.host.rehome, secret)
         roles = work.job.trained.protocol or rounds.ROLES
@@ -366,6 +367,7 @@ class Coordinator:
             last: Progress = await drive.run()
         finally:
             asking.close()
+            over(self.host, start)
             self._homes.pop(work.run, None)
         return last
 

@@ -26,12 +26,12 @@ from ...transport.pump import brief
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
 from ..settings import Edge
-from .asking import Asking
+from .asking import Asking, begun, over, stay
 from .homes import Homes
 from .host import Host
 from .orders import Asked, Orders, write
 from .outside import Outside
-from .uplink import Uplink
+from .uplink import KEPT, Uplink
 
 ABOVE = ""  # the parent, among those who were told of receipts
 OUT = "revoked.json"  # names and serials, as the parent said last
@@ -58,6 +58,7 @@ class EdgeNode:
         self._orders: Orders
         self._servers: Any
         self._told: Mapping[str, Any] | None = None
+        self._start = "", ""  # a run, and the blob of the model that it starts from
         self._doing: Mapping[str, Any] | None = None
         self._said: deque[Mapping[str, Any]] = deque(maxlen=1000)  # log entries, until there is a parent
         self._served: dict[tuple[str, str, str], Mapping[str, Any]] = {}  # what clients said of their models
@@ -187,7 +188,8 @@ class EdgeNode:
         run, _, scope = asked.id.partition(".")
         names = {client: name for name, client in roster.items()}
         before = self.uplink.models(asked.blob)
-        asking = Asking(self.host, run, scope, asked.job, work.job.trained, names, asked.plan, before)
+        start = await self._begun(asked)
+        asking = Asking(self.host, run, scope, asked.job, work.job.trained, names, asked.plan, start, before)
         asking.keep(task.params, asked.blob)
         homes = Homes(self.host.fleet, roster)
         own = work.job.trained.protocol
@@ -213,6 +215,17 @@ class EdgeNode:
             asking.close()
         hit(_SUMMED)
         return answer
+
+    async def _begun(self, asked: Asked) -> str:
+        """The blob of the model that the run starts from, made once for all its asks; from then on models
+        stay for as long as children may hold them.
+        """
+        run = asked.work.name
+        if self._start[0] != run:
+            over(self.host, self._start[1])
+            self._start = run, "" if asked.plan else await begun(self.host, asked.work)
+            self.uplink.keep = stay(asked.task.params) if self._start[1] else KEPT
+        return self._start[1]
 
     async def _tidy(self, ask: str) -> None:
         """Forget asks that ended while we were away: older ones of the same kind, those of other runs."""

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...data.pipeline import Pipeline
-from ...learn.rounds import Progress
-from ...run import COORDINATOR
+from ...learn.rounds import COORDINATOR, Progress
 from ...wire.failpoint import declare, hit
 from ..store.store import Store
 from .work import Work

@@ -101,6 +101,8 @@ def _followed(learning: Learning, order: Order) -> Said:
             from ...transport.delta import restore
 
             restore(*files)
+        elif len(files) == 1:
+            learning.begin(order.head, *files, roots=order.roots, federation=order.federation)
         else:
             learning.answer(
                 order.head,

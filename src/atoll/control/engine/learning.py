@@ -8,6 +8,7 @@ update that waits for a sum, until its client has vouched for one.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,12 +30,14 @@ from ...privacy.claim import Claim
 from ...privacy.hazmat.suite import usable
 from ...privacy.vault import Vault
 from ...wire import checkpoint
+from ...wire.body import params_message
 from ...wire.failpoint import declare, hit
 from ...wire.files import whole
 from ...wire.heap import give_back
 from ..settings import Client
 from .datasets import Held, hold, pick, sensed
 from .orders import Asked, Orders, write
+from .parcels import made_frames
 from .plans import taken as plan_of
 from .policy import Asked as Question
 from .policy import refusal
@@ -94,9 +97,7 @@ class Learning:
 
         Raises Refused with the reason, and as Orders.read.
         """
-        if self._orders is None:
-            self._orders = Orders(roots, federation)
-        asked = self._orders.read(head, model, sound=sound, now=time.time())
+        asked = self._read(roots, federation).read(head, model, sound=sound, now=time.time())
         (client,) = asked.task.clients or (-1,)
         belongs(asked.task, client)
         self._allowed(asked)
@@ -114,6 +115,24 @@ class Learning:
         if failed is not None:
             raise Refused(failed)
         write(asked, answer, to, most=asked.work.job.max_weight, vault=self._vault)
+
+    def begin(self, head: Mapping[str, Any], to: Path, *, roots: bytes, federation: str) -> None:
+        """Write the model that an ask's run starts from, if it is the blob that `to` is named after: what
+        other versions of a library draw may be another.
+
+        Raises Refused where this site's policy says no, ProtocolError unless the job is a coordinator's.
+        """
+        asked = self._read(roots, federation).without(head, now=time.time())
+        self._allowed(asked)
+        first = self._with_plan(asked, to.parent).first()
+        if made_frames(to, params_message(first)):
+            os.utime(to, (0, 0))  # any model that is trained on is newer
+        give_back()
+
+    def _read(self, roots: bytes, federation: str) -> Orders:
+        if self._orders is None:
+            self._orders = Orders(roots, federation)
+        return self._orders
 
     def _tell_choice(self, work: Work, local: Local, client: int) -> None:
         """Say once a run how updates travel, where that was chosen here."""
@@ -259,16 +278,21 @@ class Learning:
         except PrivacyError as error:
             raise Refused(str(error)) from None
 
+    def _with_plan(self, asked: Asked, fetched: Path) -> Work:
+        """The work with the plan that its learner is, where it is one."""
+        work, policy = asked.work, self._settings.policy
+        learner = planned(work.values["table"])
+        if learner is None or work.fits:
+            return work
+        plan = plan_of(fetched / Path(asked.plan).name, str(learner["sha256"]), policy)
+        return replace(work, plan=plan, seconds=policy.plan_seconds)
+
     def _local(self, asked: Asked, client: int, roots: bytes, fetched: Path, rate: float) -> Local:
         """This run's learner over our rows, with what it kept from earlier rounds."""
         work = asked.work
         local = self._locals.get(work.name)
         if local is None:
-            learner = planned(work.values["table"])
-            if learner is not None and not work.fits:
-                policy = self._settings.policy
-                plan = plan_of(fetched / Path(asked.plan).name, str(learner["sha256"]), policy)
-                work = replace(work, plan=plan, seconds=policy.plan_seconds)
+            work = self._with_plan(asked, fetched)
             local = work.local(pick(self._held, work.data), client)
             if work.job.exchange.shows == "sum":
                 least = self._settings.policy.min_cohort

@@ -67,15 +67,21 @@ class Orders:
         `now`: Unix seconds. Raises ProtocolError unless its job is a coordinator's, Spoiled for a file that
         is damaged.
         """
+        work = self._opened(head, now)
+        return _asked(head, work, self._model(model, sound=sound))
+
+    def without(self, head: Mapping[str, Any], *, now: float) -> Asked:
+        """The ask while its model is not here: with an empty one, and without the binary points that go with
+        it. Raises ProtocolError as `read`.
+        """
+        task = {**head.get("task", {}), "points": None}
+        return _asked({**head, "task": task}, self._opened(head, now), Update.of({}))
+
+    def _opened(self, head: Mapping[str, Any], now: float) -> Work:
+        """Each job's signature is looked at once."""
         job = head.get("job")
         if not isinstance(job, Mapping):
             raise ProtocolError("an ask without a signed job")
-        work = self._opened(job, now)
-        params = self._model(model, sound=sound)
-        return Asked(head, work, body.task_of(head.get("task", {}), params))
-
-    def _opened(self, job: Mapping[str, Any], now: float) -> Work:
-        """Each job's signature is looked at once."""
         text = job.get("text")
         if isinstance(text, bytes) and text in self._work:
             return self._work[text]
@@ -93,6 +99,10 @@ class Orders:
                 raise Spoiled(f"the model's file cannot be read: {error}") from None
             self._models = {path.name: body.params_of(message)}
         return self._models[path.name]
+
+
+def _asked(head: Mapping[str, Any], work: Work, params: Update) -> Asked:
+    return Asked(head, work, body.task_of(head.get("task", {}), params))
 
 
 def write(

@@ -53,6 +53,15 @@ def keep_frames(path: Path, message: Message, vault: Vault | None = None) -> Non
     part.replace(path)
 
 
+def made_frames(path: Path, message: Message) -> bool:
+    """`keep_frames`, if this message is the blob that `path` is named after; whether it is."""
+    first = memoryview(next(encode(message, WHOLE)))
+    if hashlib.sha256(first[HEADER:]).hexdigest() != path.name:
+        return False
+    keep_frames(path, message)
+    return True
+
+
 def take_frames(path: Path) -> Message:
     """The message in a blob that this process has just written and verified: it is not done again."""
     with path.open("rb", buffering=0) as file:

@@ -29,9 +29,10 @@ class Begin(msgspec.Struct):
 
 class Order(msgspec.Struct, omit_defaults=True):
     """Answer `head` with the model in files[0] into files[1], over a link of `rate` bytes a second, 0 where
-    that is unknown; without a head, make files[2] of files[0] and the delta files[1]. `calibrate`: instead,
-    make files[1] of the ONNX file files[0], on this data set. `tune`: instead, train the model in files[0] on
-    the rows in files[1] into files[2].
+    that is unknown; with one file, make there the model that its run starts from; without a head, make
+    files[2] of files[0] and the delta files[1]. `calibrate`: instead, make files[1] of the ONNX file
+    files[0], on this data set. `tune`: instead, train the model in files[0] on the rows in files[1] into
+    files[2].
     """
 
     files: list[str]

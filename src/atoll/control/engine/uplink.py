@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from importlib.metadata import version
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -48,6 +48,7 @@ _KEPT = declare("uplink.kept.before"), declare("uplink.kept.after")
 _UPLOADED = declare("uplink.uploaded")
 _FORGOTTEN = declare("uplink.forgotten.before"), declare("uplink.forgotten.after")
 KEPT = 2  # models kept on disk
+NAMED = 4  # of these, as those that a delta may start from
 RENEW = 60.0  # seconds between two looks at the certificate's age, less for one that is good for minutes
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class Uplink:
 
     `about()`: what the parent may know. `on_ask(ask, head, path)`: writes the answer to an ask as a file of
     frames. `on_letter`: every other letter. `on_over(ask)`: nobody waits for this ask's answer any more.
-    `restore`: as Dial's. `vault`: what seals answers on disk, None for an edge's.
+    `keep`: models that stay on disk. `restore`: as Dial's. `vault`: what seals answers, None for an edge's.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Uplink:
         self._on_letter = on_letter
         self._on_over = on_over
         self._asks: dict[str, asyncio.Task[bool]] = {}
+        self.keep = KEPT
         self._again: dict[str, Mapping[str, Any]] = {}  # letters of asks we were at already
         self._others: set[asyncio.Task[None]] = set()
         self.dial: Dial | None = None
@@ -343,7 +345,7 @@ class Uplink:
 
         Where `use` says that the file is Spoiled, it is fetched again.
         """
-        here = self._model_path(blob).exists()
+        here = self.model_path(blob).exists()
         path = await self.fetch(blob)
         try:
             return await use(path, not here)
@@ -353,24 +355,26 @@ class Uplink:
 
     async def fetch(self, blob: str) -> Path:
         """A blob's file; older ones go."""
-        path = self._model_path(blob)
+        path = self.model_path(blob)
         if path.exists():
             path.touch()  # in use: others are older
         else:
             assert self.dial is not None  # noqa: S101  asks come through it
-            await self.dial.download(blob, path, self.models(blob))
+            await self.dial.download(blob, path, dict(islice(self.models(blob).items(), NAMED)))
             hit(_FETCHED)
             others = [other for other in path.parent.iterdir() if other != path]  # a clock may be set back
-            for old in sorted(others, key=_age)[: 1 - KEPT]:  # now: another fetch may have ended
+            for old in sorted(others, key=_age)[: 1 - self.keep]:  # now: another fetch may have ended
                 old.unlink(missing_ok=True)
         return path
 
     def models(self, blob: str) -> dict[str, Path]:
-        """The files of models that are here, but for this one, by their names."""
-        folder = self._model_path(blob).parent
-        return {path.name: path for path in folder.iterdir() if len(path.name) == 64 and path.name != blob}
+        """The files of models that are here, but for this one, by their names; those used last come first."""
+        folder = self.model_path(blob).parent
+        found = [path for path in folder.iterdir() if len(path.name) == 64 and path.name != blob]
+        return {path.name: path for path in sorted(found, key=_age, reverse=True)}
 
-    def _model_path(self, blob: str) -> Path:
+    def model_path(self, blob: str) -> Path:
+        """Where a blob's file is, or would be. Raises ProtocolError for what is no blob's name."""
         if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
             raise ProtocolError("a blob's name is 64 hexadecimal digits")
         return self.folder / "models" / blob

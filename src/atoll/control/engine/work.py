@@ -21,9 +21,11 @@ from ...adapt.plan_table import planned, travels
 from ...core.edge import Task
 from ...core.errors import ConfigError, ProtocolError
 from ...core.rng import Rng
+from ...core.update import Update
 from ...data.pipeline import Pipeline
 from ...job import Job, prepare
 from ...learn.local import Local
+from ...learn.rounds import COORDINATOR, first
 from ...privacy.keys import Identity, sign, verify
 from .. import config
 from ..settings import Policy
@@ -120,6 +122,10 @@ class Work:
             out = len(self.pipeline.names)
             wide = (*wide[:-1], out) if isinstance(wide, tuple) else out
         return prepare(job, Shape(wide, self.values["outputs"]), self.file.workers)
+
+    def first(self) -> Update:
+        """The model that its rounds start from, as the coordinator makes it: it follows from the job."""
+        return first(self.learner, Rng.of(self.seed).at(COORDINATOR))
 
     def local(self, held: Held, client: int) -> Local:
         """The part of one client that holds its own data."""

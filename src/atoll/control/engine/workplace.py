@@ -60,6 +60,9 @@ class Workplace(Protocol):
     ) -> None:
         """Write the answer to an ask, one after the other (learning.py). `rate`: of the link, as Dial's."""
 
+    async def begin(self, head: Mapping[str, Any], to: Path, *, roots: bytes, federation: str) -> None:
+        """Make the model that an ask's run starts from, unless it comes out as another here."""
+
     async def restore(self, old: Path, delta: Path, to: Path) -> None:
         """Make a blob of the one before and a delta (transport/delta.py)."""
 
@@ -103,6 +106,11 @@ class Here:
         call = partial(self._learning.answer, sound=sound, roots=roots, federation=federation, rate=rate)
         async with self._turn:
             await asyncio.to_thread(call, head, model, to)
+
+    async def begin(self, head: Mapping[str, Any], to: Path, *, roots: bytes, federation: str) -> None:
+        """See Workplace."""
+        async with self._turn:
+            await asyncio.to_thread(self._learning.begin, head, to, roots=roots, federation=federation)
 
     async def restore(self, old: Path, delta: Path, to: Path) -> None:
         """See Workplace."""
@@ -165,6 +173,10 @@ class Apart:
     ) -> None:
         """See Workplace. Where it is cancelled, the work has GRACE seconds to end."""
         await self._ask(Order(_names(model, to), dict(head), sound, roots, federation, rate))
+
+    async def begin(self, head: Mapping[str, Any], to: Path, *, roots: bytes, federation: str) -> None:
+        """See Workplace."""
+        await self._ask(Order(_names(to), dict(head), roots=roots, federation=federation))
 
     async def restore(self, old: Path, delta: Path, to: Path) -> None:
         """See Workplace."""
