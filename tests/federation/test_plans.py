@@ -74,7 +74,8 @@ def test_a_module_travels_as_a_plan_and_learns_without_torch(tmp_path: Path, nur
         fed.set("client-1", policy={"plans": True})
         fed.start("client-1", PYTHONPATH=path)
         plan = learner.plan((13,), seed=5).save(tmp_path / "net.plan")
-        table = {**JOB, "learner": {"name": "plan", "file": str(plan)}}
+        small = {"name": "small", "down": {"name": "thin", "fraction": 0.1}}  # its first values do not travel
+        table = {**JOB, "learner": {"name": "plan", "file": str(plan)}, "algorithm": small}
         run = hub.submit(table, seed=5)
         fed.finished(run.id)
         for name in fed.clients:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...adapt.plan_table import planned
 from ...core.edge import Answer, Task
 from ...core.errors import ProtocolError, StateError
 from ...core.update import Update
@@ -200,8 +201,10 @@ def stay(params: Update) -> int:
 
 
 async def begun(host: Host, work: Work) -> str:
-    """The blob of the model that a run starts from, held until it is `over`; "" where no member needs it."""
-    if work.fits or not thins(work.job.trained.chain):
+    """The blob of the model that a run starts from, held until it is `over`; "" where no member needs it, or
+    can make it: plans travel without their first values.
+    """
+    if work.fits or planned(work.values["table"]) is not None or not thins(work.job.trained.chain):
         return ""
     blob = await host.kept(lambda: write_frames(host.store, body.params_message(work.first())))
     host.asks.hold(blob)

@@ -223,7 +223,7 @@ class EdgeNode:
         run = asked.work.name
         if self._start[0] != run:
             over(self.host, self._start[1])
-            self._start = run, "" if asked.plan else await begun(self.host, asked.work)
+            self._start = run, await begun(self.host, asked.work)
             self.uplink.keep = stay(asked.task.params) if self._start[1] else KEPT
         return self._start[1]
 

@@ -124,8 +124,7 @@ class Learning:
         """
         asked = self._read(roots, federation).without(head, now=time.time())
         self._allowed(asked)
-        first = self._with_plan(asked, to.parent).first()
-        if made_frames(to, params_message(first)):
+        if made_frames(to, params_message(asked.work.first())):
             os.utime(to, (0, 0))  # any model that is trained on is newer
         give_back()
 
@@ -278,21 +277,16 @@ class Learning:
         except PrivacyError as error:
             raise Refused(str(error)) from None
 
-    def _with_plan(self, asked: Asked, fetched: Path) -> Work:
-        """The work with the plan that its learner is, where it is one."""
-        work, policy = asked.work, self._settings.policy
-        learner = planned(work.values["table"])
-        if learner is None or work.fits:
-            return work
-        plan = plan_of(fetched / Path(asked.plan).name, str(learner["sha256"]), policy)
-        return replace(work, plan=plan, seconds=policy.plan_seconds)
-
     def _local(self, asked: Asked, client: int, roots: bytes, fetched: Path, rate: float) -> Local:
         """This run's learner over our rows, with what it kept from earlier rounds."""
         work = asked.work
         local = self._locals.get(work.name)
         if local is None:
-            work = self._with_plan(asked, fetched)
+            learner = planned(work.values["table"])
+            if learner is not None and not work.fits:
+                policy = self._settings.policy
+                plan = plan_of(fetched / Path(asked.plan).name, str(learner["sha256"]), policy)
+                work = replace(work, plan=plan, seconds=policy.plan_seconds)
             local = work.local(pick(self._held, work.data), client)
             if work.job.exchange.shows == "sum":
                 least = self._settings.policy.min_cohort
