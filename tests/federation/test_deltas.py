@@ -11,6 +11,7 @@ from tests.federation.world import PROCESS, World, run
 
 WIDE = {"name": "mlp", "hidden": [256], "lr": 0.1}
 THIN = {"name": "small", "up": {"name": "topk", "fraction": 0.1}, "down": {"name": "thin", "fraction": 0.02}}
+FEW = {"name": "sample", "fraction": 0.3}
 
 
 def played(folder, table, edges):
@@ -46,11 +47,8 @@ def test_thin_steps_are_sent_as_deltas_and_give_the_same_model(tmp_path, edges, 
     assert down < 0.5 * more
 
 
-FEW = {"name": "sample", "fraction": 0.3}
-
-
 def sizes(monkeypatch):
-    """Bytes of each model that is sent to a client, and of the whole one, as they come."""
+    """Bytes of each model or delta that is sent to a client, in their order."""
     sent = []
     before = Asks.sends
 
