@@ -114,10 +114,12 @@ async def world(
     made = World(limits, login, bool(more.get("tls")), ca)
     async with serving("https", folder, SLOW) as (made.service, made.desk, port):
         made.liar = Liar(HttpCarrier(f"https://127.0.0.1:{port}", client_context(hub().roots)))
-        with Mosquitto(folder / "broker", **more) as made.broker:
-            async with made.gatewayed():
-                yield made
-        await made.liar.inner.close()
+        try:
+            with Mosquitto(folder / "broker", **more) as made.broker:
+                async with made.gatewayed():
+                    yield made
+        finally:
+            await made.liar.inner.close()
 
 
 @asynccontextmanager
@@ -126,8 +128,10 @@ async def listening(at: Broker, topic: str) -> AsyncIterator[tuple[Line, asyncio
     heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
     line = Line(at, "eve", {topic: True}, ("eve", b"", False), lambda t, m, _: heard.put_nowait((t, m)))
     await line.open()
-    yield line, heard
-    await line.close()
+    try:
+        yield line, heard
+    finally:
+        await line.close()
 
 
 async def soon(ready: Callable[[], Any]) -> None:
@@ -308,6 +312,7 @@ def test_junk_is_dropped_retained_or_not_and_long_messages_stay_at_the_broker(tm
                 eve.put(topic, b"\xff" * 99, retain=True)
             eve.put(up.replace("ann", "bob"), call.SerializeToString(), retain=True)
             eve.put(up, call.SerializeToString() + b"\x0a" * LONGEST)
+            await soon(lambda: w.liar.asked == [("GET", "/v1/")])
             link = open_link(w.url, identity())
             await link.probe()
             made = [("GET", "/v1/"), ("POST", "/v1/seal"), ("GET", "/v1/")]
