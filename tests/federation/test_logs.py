@@ -1,9 +1,11 @@
-"""What members write into their logs, as talkative as they get: no key, no token, no length of an update."""
+"""What members write into their logs: where they are; and however much they say, no key, token or norm."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,3 +98,23 @@ def test_no_key_token_or_norm_is_in_any_log(
         assert lengths(text, updates) == [], name
     assert lengths(f"an update of {updates[0]:.4f}", updates), "the control"
     assert suites.sightings(suites.forms(min(secrets))[1], secrets) > 0, "the control"
+
+
+def test_members_say_where_they_are_and_whose_folder_it_is(tmp_path: Path, nursery: Nursery) -> None:
+    with Federation(tmp_path, JOB, nursery=nursery, edges=1) as fed:
+        fed.start_all()
+        gathered(fed)
+        fed.stop(*reversed(fed.names))
+        logs = {name: (fed.folder / "logs" / f"{name}.log").read_text() for name in fed.names}
+        ports = json.loads((fed.place("coordinator") / "ports.json").read_text())
+        words = [sys.executable, "-m", "atoll", "client", "--config", str(fed.settings("client-1"))]
+        other = subprocess.run([*words, "--name", "client-2"], capture_output=True, text=True, check=False)
+    door = ports["listen"].rpartition(":")[2]
+    for said in (f":{door}, gRPC on port {ports['grpc']}", f"console and API: {ports['api']}"):
+        assert said in logs["coordinator"], said
+    assert "admin.json" in logs["coordinator"]
+    assert "edge-a of federation" in logs["edge-a"]
+    for name in ("edge-a", *fed.clients):
+        assert "INFO atoll.transport: connected to https://" in logs[name], name
+    assert other.returncode == 1
+    assert "is client-1's, and the settings name client-2: each member needs a folder" in other.stderr

@@ -385,7 +385,8 @@ class World:
             return EdgeNode(Edge(folder=str(place), name=name, join=join, home=5.0, **patience), outside)
         held = {"rows": {"train": "train.csv", "test": "test.csv", "target": "label", "task": "classes"}}
         power = self.power.get(name, Power())
-        settings = Client(folder=str(place), name=name, join=join, data=held, home=5.0, power=power)
+        named = name if name in self.clients else ""  # a copy of a folder: as its identity says
+        settings = Client(folder=str(place), name=named, join=join, data=held, home=5.0, power=power)
         return Agent(settings, outside)
 
     def _store(self, process: Process, folder: Path) -> Store:

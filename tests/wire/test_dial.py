@@ -188,6 +188,31 @@ def test_another_parent_takes_over_and_the_way_home_is_found(tmp_path: Path) -> 
     run(story())
 
 
+def test_why_it_is_not_connected_is_logged_once_for_each_outage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        net = Net()
+        service, _ = await serving(net, "home", tmp_path)
+        async with dialled(net, "home") as (_, side):
+            for times in (1, 2):
+                await side.until(lambda heard, times=times: len(heard) >= 2 * times - 1)
+                net.down.add("home")
+                net.cut()
+                made = len(net.links)
+                while len(net.links) < made + 5:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                net.down.clear()
+            await side.until(lambda heard: len(heard) == 5)
+        await service.close()
+
+    with caplog.at_level("INFO", "atoll.transport"):
+        run(story())
+    told = [record.getMessage() for record in caplog.records if record.name == "atoll.transport"]
+    assert told.count("not connected to home: home cannot be reached") == 2, told
+    assert told.count("connected to home") == 3
+
+
 def test_it_ends_when_every_parent_said_no(tmp_path: Path) -> None:
     async def story() -> None:
         net = Net()

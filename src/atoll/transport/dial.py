@@ -157,6 +157,7 @@ class Dial:
         self._transfers = 0
         self._over: AtollError | None = None
         self._no: dict[str, AtollError] = {}  # what parents said that refused us for good
+        self._told: dict[str, str] = {}  # why not connected to a parent, as logged
         self._back = (0.0, 0.0)  # the window to come back in
         self._yields = False  # another process of ours has the seat: we take it only when it is free
         self._closing = False
@@ -203,7 +204,7 @@ class Dial:
                     wait = self._backoff(failures)
                     if self._yields:
                         self.reason += f": was its folder copied? It is asked again in {wait:.0f} seconds"
-                    (log.warning if self._yields else log.info)("%s: %s", self.url, self.reason)
+                    self._tell()
                     await self._pause(wait)
         except AtollError as error:
             self._over = error
@@ -224,6 +225,12 @@ class Dial:
             self._no[self.url] = error
             if len(self._no) == len(set(self.urls)):
                 raise error
+
+    def _tell(self) -> None:
+        """Log why there is no connection: once, however often it is tried."""
+        level = logging.DEBUG if self._told.get(self.url) == self.reason else logging.WARNING
+        log.log(level, "not connected to %s: %s", self.url, self.reason)
+        self._told[self.url] = self.reason
 
     def _backoff(self, failures: int) -> float:
         """After the first loss the window that the server named, then doubling ones of our own."""
@@ -304,6 +311,8 @@ class Dial:
         if self._on_open is not None:
             self._inbox.put(partial(self._on_open, {**welcome, "url": self.url}, resumed is not True))
         self.connected, self.reason = True, ""
+        self._told.pop(self.url, None)
+        log.info("connected to %s", self.url)
         self._half.connect(Outbox(channel.send, self._clock), packet.seen if resumed is True else 0)
         await self._changed()
         lead = welcome.get("first")

@@ -13,12 +13,15 @@ from ...core.errors import AtollError
 
 
 def logged() -> None:
-    """Have this process log to stderr, as much as $ATOLL_LOG says."""
+    """Log to stderr, from the level in $ATOLL_LOG on; without one our messages and the warnings of others."""
+    said = os.environ.get("ATOLL_LOG", "").upper()
     logging.basicConfig(
-        level=os.environ.get("ATOLL_LOG", "WARNING").upper(),
+        level=said or "WARNING",
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    if not said:
+        logging.getLogger("atoll").setLevel("INFO")
 
 
 def until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:

@@ -121,6 +121,11 @@ class Uplink:
                 raise ConfigError("a member's first start needs a URL and a token: --join URL --token TOKEN")
             await self._enrol(place, Token.parse(self.settings.token))
         self.current = Current(place)
+        if self.settings.name not in {"", mine := self.identity.member.name}:
+            raise ConfigError(
+                f"{place} is {mine}'s, and the settings name {self.settings.name}: each member needs a folder"
+                " of its own (--folder)"
+            )
 
     async def _enrol(self, place: Path, token: Token) -> None:
         from ...transport.enrol import enrol

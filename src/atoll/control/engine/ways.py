@@ -89,6 +89,14 @@ class Servers:
         self._open.append(front)
         ways |= {"https": front.port, "websocket": front.port}
         self.announce({"listen": f"https://{host}:{front.port}", "grpc": grpc_port})
+        log.info(
+            "%s of federation %s: members join https://%s:%d%s",
+            self.settings.name,
+            federation,
+            next(iter(self.settings.names), host),
+            front.port,
+            f", gRPC on port {grpc_port}" if grpc_port else "",
+        )
 
     def _extra(self, ways: Mapping[str, Any]) -> Extra:
         """What members find beside their sessions: our other doors, the root, enrolment and renewal."""
@@ -196,10 +204,13 @@ class Api:
         """Serve; at a first start put the admin's token into `admin.json`, readable by its owner only."""
         await self._node.host.durable(self._first)
         self._task = asyncio.get_running_loop().create_task(self._listening.serve())
+        log.info("console and API: %s", self.url)
 
     def _keep(self, token: str) -> None:
         kept = json.dumps({"url": self.url, "token": token}, indent=1)
-        write_private(self._node.folder / "admin.json", kept.encode())
+        place = self._node.folder / "admin.json"
+        write_private(place, kept.encode())
+        log.info("the first admin's token: %s", place)
 
     async def stop(self) -> None:
         """Answer what is under way, then close."""
