@@ -64,7 +64,9 @@ def test_labels_follow_the_federations_order(site) -> None:
     ("table", "error", "words"),
     [
         ({"target": "fails"}, ConfigError, r"\$\.data\.machines\.train"),
-        ({"train": "rows.csv", "target": "fails", "missin": "x"}, ConfigError, "missin"),
+        ({"train": "rows.csv", "target": "fails", "missin": "x"}, ConfigError, "did you mean 'missing'"),
+        ({"train": "rows.csv", "target": "fails", "hold_out": 0.2}, ConfigError, "did you mean 'holdout'"),
+        ({"train": "rows.csv", "target": "fails", "x": 0.2}, ConfigError, "delimiter, .* holdout"),
         ({"train": "gone.csv", "target": "fails"}, DataError, "gone.csv"),
         ({"train": "rows.csv", "target": "fails", "holdout": 1.5}, ConfigError, "holdout"),
         ({"train": "rows.csv", "target": "fails", "classes": ["no"]}, DataError, "does not name"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,11 +105,18 @@ def test_members_say_where_they_are_and_whose_folder_it_is(tmp_path: Path, nurse
     with Federation(tmp_path, JOB, nursery=nursery, edges=1) as fed:
         fed.start_all()
         gathered(fed)
+        token = fed.connect().token("client", "late")
+        ports = json.loads((fed.place("coordinator") / "ports.json").read_text())
+        words = [sys.executable, "-m", "atoll", "client"]
+        place = fed.place("client-1")
+        shutil.copytree(place, tmp_path / "late", ignore=shutil.ignore_patterns("identity"))
+        late = [*words, "--config", str(place / "client.toml"), "--folder", str(tmp_path / "late")]
+        late += ["--name", "late", "--join", ports["api"], "--token", token]
+        lost = subprocess.run(late, capture_output=True, text=True, check=False)
         fed.stop(*reversed(fed.names))
         logs = {name: (fed.folder / "logs" / f"{name}.log").read_text() for name in fed.names}
-        ports = json.loads((fed.place("coordinator") / "ports.json").read_text())
-        words = [sys.executable, "-m", "atoll", "client", "--config", str(fed.settings("client-1"))]
-        other = subprocess.run([*words, "--name", "client-2"], capture_output=True, text=True, check=False)
+        other = [*words, "--config", str(place / "client.toml"), "--name", "client-2"]
+        wrong = subprocess.run(other, capture_output=True, text=True, check=False)
     door = ports["listen"].rpartition(":")[2]
     for said in (f":{door}, gRPC on port {ports['grpc']}", f"console and API: {ports['api']}"):
         assert said in logs["coordinator"], said
@@ -116,5 +124,6 @@ def test_members_say_where_they_are_and_whose_folder_it_is(tmp_path: Path, nurse
     assert "edge-a of federation" in logs["edge-a"]
     for name in ("edge-a", *fed.clients):
         assert "INFO atoll.transport: connected to https://" in logs[name], name
-    assert other.returncode == 1
-    assert "is client-1's, and the settings name client-2: each member needs a folder" in other.stderr
+    assert wrong.returncode == lost.returncode == 1
+    assert "is client-1's, and the settings name client-2: each member needs a folder" in wrong.stderr
+    assert f"{ports['api']} is no parent of members: is it another service's address?" in lost.stderr

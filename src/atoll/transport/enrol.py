@@ -286,6 +286,8 @@ class Caller:
             raise Gone(f"{self.url} cannot be reached{through}: {_why(error)}") from None
         if status == 200:
             return data
+        if status == 404:
+            raise ProtocolError(f"{self.url} is no parent of members: is it another service's address?")
         reason = str((_plain(data) or {}).get("error", f"status {status}"))[:1000]
         if status >= 500 or status == 429:
             raise Gone(f"{self.url}: {reason}")

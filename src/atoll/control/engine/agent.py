@@ -235,4 +235,4 @@ def main(settings: Client) -> int:
     from .process import program
 
     agent = Agent(settings)
-    return program(agent.serve, agent.uplink.close)
+    return program(agent.serve, agent.uplink.close, settings.folder)

@@ -612,4 +612,4 @@ def main(settings: Server) -> int:
     from .process import program
 
     node = Coordinator(settings)
-    return program(node.serve, node.close)
+    return program(node.serve, node.close, settings.folder)

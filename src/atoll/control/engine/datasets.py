@@ -103,7 +103,7 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
             test = _numbered(test, _places(other.classes, classes)) if classes else test
         train = _numbered(train, _places(pool.classes, classes)) if classes else train
     except ConfigError as error:
-        text = str(error).removeprefix(f"{error.path}: ")
+        text = _advised(str(error).removeprefix(f"{error.path}: "), error.path.removeprefix("$."))
         raise ConfigError(text, path + error.path.removeprefix("$")) from None
     kept = table.get("missing") == "keep"
     for rows in filter(None, (train, test)):
@@ -114,6 +114,14 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
             )
     named = "classes" in table
     return Held(train, test, classes, tuple(pool.features), _budget(table, path), named=named)
+
+
+def _advised(text: str, key: str) -> str:
+    """What a reader says of a key, which knows its own keys only, with ours."""
+    if text.startswith("unknown key") and "did you mean" not in text:
+        ours = nearest(key, _OWN)
+        return f"unknown key {key!r}: {ours}" if "mean" in ours else f"{text}, {', '.join(_OWN)}"
+    return text
 
 
 def sensed(name: str, table: Mapping[str, Any], settings: Client, vault: Vault) -> Held:

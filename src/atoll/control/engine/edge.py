@@ -314,4 +314,4 @@ def main(settings: Edge) -> int:
     from .process import program
 
     node = EdgeNode(settings)
-    return program(node.serve, node.close)
+    return program(node.serve, node.close, settings.folder)

@@ -27,7 +27,7 @@ def run_coordinator(folder: str | Path = ".", **values: Any) -> None:
     Raises ConfigError for a wrong value or an address that cannot be had, StateError for damaged state.
     """
     node = coordinator.Coordinator(_settings(Server, folder, values))
-    until_stopped(node.serve, node.close)
+    until_stopped(node.serve, node.close, folder)
 
 
 def run_edge(join: str | Sequence[str], folder: str | Path = ".", **values: Any) -> None:
@@ -36,7 +36,7 @@ def run_edge(join: str | Sequence[str], folder: str | Path = ".", **values: Any)
     Raises as `run_coordinator`, and Refused or PrivacyError where every parent refuses for good.
     """
     node = edge.EdgeNode(_settings(Edge, folder, {**values, "join": _urls(join)}))
-    until_stopped(node.serve, node.close)
+    until_stopped(node.serve, node.close, folder)
 
 
 def run_client(
@@ -61,7 +61,7 @@ def run_client(
             **{**{f: getattr(settings, f) for f in settings.__struct_fields__}, "policy": policy}
         )
     node = agent.Agent(settings, held=own)
-    until_stopped(node.serve, node.uplink.close)
+    until_stopped(node.serve, node.uplink.close, folder)
 
 
 def _settings(kind: Any, folder: str | Path, values: Mapping[str, Any]) -> Any:

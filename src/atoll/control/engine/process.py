@@ -1,4 +1,4 @@
-"""A process of its own: runs until it is told to stop, and stops in order."""
+"""A process of its own: alone in its folder, runs until it is told to stop, and stops in order."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import IO
 
-from ...core.errors import AtollError
+from ...core.errors import AtollError, StateError
+
+log = logging.getLogger("atoll.member")
+ENDS = 10.0  # seconds that an earlier process of the same folder has to end
 
 
 def logged() -> None:
@@ -24,18 +30,77 @@ def logged() -> None:
         logging.getLogger("atoll").setLevel("INFO")
 
 
-def until_stopped(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
-    """Run `serve` until it ends, or SIGTERM or SIGINT asks for `close`; 0 where it ended in order."""
+@contextmanager
+def alone(folder: Path, ends: float = ENDS) -> Iterator[None]:
+    """Keep a member's folder to this process; one that died has let go of it.
+
+    Raises StateError where another one has it for `ends` seconds on.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:  # a full disk, say: whatever needs it most will tell
+        log.warning("%s cannot be locked: %s. Start one process only there", folder, error.strerror)
+        yield
+        return
+    with file:
+        until, other = time.monotonic() + ends, ""
+        while not _locked(file):
+            if not other:
+                file.seek(0)
+                other = file.read(20).strip() or "?"
+                log.warning("process %s uses %s: waiting for its end", other, folder.absolute())
+            if time.monotonic() > until:
+                raise StateError(
+                    f"{folder.absolute()} is in use by process {other}: end that one first, or give this one"
+                    " a folder of its own (--folder)"
+                )
+            time.sleep(0.1)
+        with suppress(OSError):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: what we fork does not keep it
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:  # a network's folder
+        log.warning("%s cannot be locked: %s. Start one process only there", file.name, error.strerror)
+    return True
+
+
+def until_stopped(
+    serve: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+    folder: str | Path | None = None,
+) -> int:
+    """Run `serve` until it ends, or SIGTERM or SIGINT asks for `close`; 0 where it ended in order.
+
+    `folder`: one that no other process may use meanwhile; raises StateError where one does.
+    """
     import asyncio
 
     logged()
-    return asyncio.run(_until_stopped(serve, close))
+    with nullcontext() if folder is None else alone(Path(folder)):
+        return asyncio.run(_until_stopped(serve, close))
 
 
-def program(serve: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> int:
+def program(
+    serve: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+    folder: str | Path | None = None,
+) -> int:
     """`until_stopped` as a command: one of our errors is told on stderr, and 1 is its exit code."""
     try:
-        return until_stopped(serve, close)
+        return until_stopped(serve, close, folder)
     except AtollError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
