@@ -8,7 +8,7 @@ import random
 import ssl
 import threading
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Generic, Self, TypeVar
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -101,13 +101,25 @@ class Aside(Generic[S]):
         return [server.port for server in self.servers]
 
 
-async def join(a: Pipe, b: Pipe, through: Callable[[str, bytes], Awaitable[bytes]]) -> None:
-    """Copy both ways, each piece as `through(direction, piece)` leaves it, until either side ends."""
+async def join(
+    a: Pipe,
+    b: Pipe,
+    through: Callable[[str, bytes], Awaitable[bytes]],
+    ended: Collection[asyncio.StreamWriter] = (),
+) -> None:
+    """Copy both ways, each piece as `through(direction, piece)` leaves it, until either side ends.
+
+    `ended`: writers that take nothing any more; may change.
+    """
 
     async def copy(direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
-            writer.write(await through(direction, data))
-            await writer.drain()
+            passed = await through(direction, data)
+            if writer in ended:
+                return
+            writer.write(passed)
+            with contextlib.suppress(*([ConnectionError] if direction == "down" else [])):
+                await writer.drain()  # who hears nothing any more may still be heard to its end
         if writer.can_write_eof():
             writer.write_eof()
 
@@ -144,16 +156,21 @@ class Relay(Server):
         self.bytes = {"up": 0, "down": 0}
         self.record: list[tuple[str, bytes]] | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._onward: set[asyncio.StreamWriter] = set()  # of these, those to the server,
+        self._ended: set[asyncio.StreamWriter] = set()  # and those of them that were cut
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.closed:
             return
         other = await connect("127.0.0.1", self._to)
         self._writers |= {writer, other[1]}
+        self._onward.add(other[1])
         try:
-            await join((reader, writer), other, self._through)
+            await join((reader, writer), other, self._through, self._ended)
         finally:
             self._writers -= {writer, other[1]}
+            self._onward.remove(other[1])
+            self._ended.discard(other[1])
 
     async def _through(self, direction: str, data: bytes) -> bytes:
         await self._free.wait()
@@ -183,11 +200,19 @@ class Relay(Server):
             self._free.set()
 
     def cut(self) -> None:
-        """End all connections as a clean end of the stream, after what was passed on; new ones may follow."""
+        """End all connections as a clean end of the stream, after what was passed on; new ones may follow.
+
+        To the server only our direction ends: closed with an answer unread, the connection would be reset,
+        and what a busy server has not read yet would be lost.
+        """
         self.hold(held=False)
         for writer in list(self._writers):
             with contextlib.suppress(OSError, RuntimeError):
-                writer.close()
+                if writer in self._onward:
+                    self._ended.add(writer)
+                    writer.write_eof()
+                else:
+                    writer.close()
 
     def reset(self) -> None:
         """End all connections at once."""

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 MANY = 64 << 20  # bytes of uploads after which freed frames are worth giving back
 ALL_AHEAD = 16  # frames of all uploads in memory, beyond one of each and those being written
-SETTLE = 1.0  # seconds that the offset waits for another connection with the same upload to end
+SETTLE = 1.0  # seconds that another connection with the same upload has for its next frame, or its end,
+LONG = 10.0  # and for all that it still has, while the offset waits for it
 
 
 class Spool:
@@ -191,11 +192,17 @@ class Uploads:
         if await self._desk.receipt(name, upload) is not None:
             return KEPT
         one = await self._find(name, upload)
-        # What came over a connection that has just broken is still being written: it need not come again.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(SETTLE, self._takeover)), one.turn:
-                pass
+        await self._settled(one)
         return one.spool.frames
+
+    async def _settled(self, one: _Upload) -> None:
+        """What came over a connection that has just broken is still being written: it need not come again."""
+        loop = asyncio.get_running_loop()
+        began, each = loop.time(), min(SETTLE, self._takeover)
+        while (until := min(max(began, one.moved) + each, began + LONG)) > loop.time():
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until), one.turn:
+                    return
 
     async def take(
         self,
