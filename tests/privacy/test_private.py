@@ -23,6 +23,7 @@ MANY = 1000
 LIFE = """
 import os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from atoll.control.engine import pki, safe
 from atoll.control.engine.founding import found_authority
 from atoll.control.remote.where import Where, write
@@ -36,7 +37,7 @@ here, now = Path(sys.argv[1]), 1e9
 if sys.argv[2:]:  # count
     failpoint.arm(",".join(f"{n}:{MANY}:kill" for n in failpoint.NAMES))
 server = Server(folder=str(here / "coordinator"), federation="f", names=("localhost",))
-found_authority(server, None, now=now)
+found_authority(server, SimpleNamespace(tokens=list), now=now)  # of a store that holds none
 authority = Authority.open(here / "coordinator" / "pki" / "authority")
 member = here / "member"
 try:

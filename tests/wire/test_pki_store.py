@@ -1,13 +1,16 @@
 """The registrar over the real store: what it decides outlives the process."""
 
 import secrets
+import shutil
 from pathlib import Path
 
 import pytest
 
+from atoll.control.engine.founding import found_authority
 from atoll.control.engine.pki import Registrar
+from atoll.control.settings import Server
 from atoll.control.store.store import Store
-from atoll.core.errors import Refused
+from atoll.core.errors import Refused, StateError
 from atoll.privacy.keys import Authority, member_of, new_key, request
 from tests.wire.pki import DAY, NOW
 
@@ -32,6 +35,23 @@ def test_a_token_stays_with_its_key_over_a_restart(tmp_path: Path) -> None:
     assert {c["serial"] for c in store.certificates("bank-a")} >= {first.serial}
     assert token.secret not in b"".join(p.read_bytes() for p in tmp_path.glob("atoll.db*"))
     store.close()
+
+
+def test_no_new_authority_is_made_for_members_of_another(tmp_path: Path) -> None:
+    def found(folder: str) -> bytes:
+        settings = Server(folder=str(tmp_path / folder), federation="lagoon", listen="127.0.0.1:0")
+        with Store.open("", tmp_path / "store", clock=lambda: NOW) as store:
+            registrar, current = found_authority(settings, store, now=NOW)
+            registrar.token("client", "bank-a", now=NOW, random=secrets.token_bytes)
+            return current().roots
+
+    first = found("hub")
+    assert found("hub") == first
+    with pytest.raises(StateError, match=r"another coordinator's: .* not in .*other/pki\. Restore"):
+        found("other")
+    assert not (tmp_path / "other" / "pki").exists()
+    shutil.copytree(tmp_path / "hub" / "pki", tmp_path / "moved" / "pki")
+    assert found("moved") == first, "a folder that brings it along"
 
 
 def test_revoked_stays_revoked_and_readmitted_needs_a_new_certificate(tmp_path: Path) -> None:
