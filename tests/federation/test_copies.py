@@ -12,6 +12,7 @@ from tests.federation.processes import JOB, Federation, Nursery
 from tests.federation.world import World, run
 
 TWIN = "twin-of-1"  # client-1's folder on another machine
+GRACE = 15.0  # seconds a seat in these worlds outlives its connection
 EDGES = {"coordinator": "", "edge-a": "coordinator", "edge-b": "coordinator"}
 TIERS = {"coordinator": "", "edge-a": "coordinator", "edge-b": "edge-a"}
 CLIENTS = [f"client-{k + 1}" for k in range(len(DATA))]
@@ -108,6 +109,32 @@ def test_who_moves_and_comes_back_is_nobodys_copy(tmp_path, above, home):
             assert sum(len(seated(world, server)) for server in EDGES) == 1
         assert not world.processes["client-1"].task.done()
         assert alerts(world) == []
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("above", "home", "then"), [(EDGES, "edge-a", "coordinator"), (TIERS, "edge-b", "edge-a")]
+)
+def test_who_starts_again_while_its_dead_edge_still_has_a_seat_is_nobodys_copy(tmp_path, above, home, then):
+    """Its edge died; who is above that still holds what the edge said, also of a process that is no more."""
+
+    async def main():
+        world = World(tmp_path, DATA, above=members(above, home))
+        world.start_all()
+        await world.gathered()
+        loop = asyncio.get_running_loop()
+        world.kill(home)
+        ends = loop.time() + GRACE
+        await world.until(lambda: seated(world, then))
+        world.kill("client-1")
+        await asyncio.sleep(0.1)
+        assert not seated(world, then)
+        world.start("client-1")
+        await world.until(lambda: seated(world, then))
+        assert loop.time() < ends, "or this shows nothing"
+        await asyncio.sleep(20.0)
+        assert len(seated(world, then)) == 1 and alerts(world) == []
 
     run(main())
 

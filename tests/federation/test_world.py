@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from tests.federation.faults import DATA, TABLE, expected, leaves, troubled, undisturbed
+from tests.federation.faults import DATA, DEEP, TABLE, expected, leaves, troubled, undisturbed
 from tests.federation.world import Link, World, run
 
-FOUND = (200, 3113, 5709)  # seeds that broke something once, beyond the first two hundred
+FOUND = (200, 1026, 1176, 2417, 3113, 5709)  # seeds that broke something once, beyond the first two hundred
 
 
 @pytest.mark.parametrize("edges", [0, 2])
@@ -70,6 +70,22 @@ def test_an_edge_that_is_cut_off_goes_on(tmp_path):
 
     history = run(main())
     assert max(r["train"]["edge_rounds"] for r in history[1:]) > 2
+
+
+def test_after_a_restart_clients_two_tiers_below_are_asked_by_the_edge_they_were_reached_through(tmp_path):
+    async def main():
+        world = World(tmp_path, DATA, above=DEEP)
+        world.start_all()
+        await world.gathered()
+        for name in world.processes:
+            world.kill(name)
+        world.start("coordinator")
+        await world.until(world.alive)
+        fleet = world.processes["coordinator"].node.host.fleet
+        ways = {name: seen.via for name, seen in fleet.clients.items()}
+        assert ways == dict.fromkeys(world.clients, "edge-a") and not fleet.reachable()
+
+    run(main())
 
 
 def test_after_a_restart_everybody_is_seen_again(tmp_path):

@@ -84,10 +84,11 @@ class Host(Errands):
 
     async def recall(self) -> None:
         """Remember the members of earlier lives of this process, and who is out."""
-        for node in await self.durable(self.store.nodes):
-            self.roles[node["name"]] = node["role"]
+        nodes = {node["name"]: node for node in await self.durable(self.store.nodes)}
+        for name, node in nodes.items():
+            self.roles[name] = node["role"]
             if node["role"] == "client":
-                self.fleet.remembered(node["name"], node["parent"], node["info"])
+                self.fleet.remembered(name, _topmost(name, nodes), node["info"])
         longest = max(self._patience.values())
         if await self.asks.recall(longest):
             self.rehome = longest
@@ -220,7 +221,7 @@ class Host(Errands):
         before = self.fleet.reachable()
         self._seats.pop(name, None)
         for moved in self.fleet.left(name):
-            self._moved(*moved)
+            self._moved(*moved, newer=False)
         await self._gone({name, *before} - {*self.fleet.reachable()}, reason)
         if (seen := self.fleet.clients.get(name)) is not None and seen.present:  # under an edge, as before
             await self._remember_below(seen.via, {name: seen.about}, again=True)
@@ -350,11 +351,15 @@ class Host(Errands):
         for name in sorted(names):
             await self.durable(lambda name=name: self.store.node_gone(name, reason))  # type: ignore[misc]
 
-    def _moved(self, client: str, before: str) -> None:
-        """A client changed its parent: whoever it left need not wait for it."""
+    def _moved(self, client: str, before: str, *, newer: bool = True) -> None:
+        """A client changed its parent: whoever it left need not wait for it.
+
+        `newer`: it was seen there just now. Else the way of before ended and an older one is left: the
+        session there may be one that a restart ended, and replaces none.
+        """
         seen = self.fleet.clients[client]
         known = self._sessions if seen.via == client else self._seats.get(seen.via, {})
-        session = known.get(client, "")
+        session = known.get(client, "") if newer else ""
         if before == client:
             self.moved_away(client, session, seen.parent)
         elif self._here(before):
@@ -484,6 +489,15 @@ def _about(hello: Mapping[str, Any]) -> dict[str, Any]:
 def _named(said: Any) -> dict[str, str]:
     """Sessions by member as an edge says; an older one says none."""
     return {str(k): str(v)[:16] for k, v in said.items()} if isinstance(said, Mapping) else {}
+
+
+def _topmost(name: str, nodes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The member of ours through whom this one was reached, by the parents that the nodes had last."""
+    for _ in nodes:  # once around at most, should they stand in a ring
+        if not (parent := nodes.get(name, {}).get("parent")):
+            break
+        name = parent
+    return name
 
 
 def _way(said: Mapping[str, Any]) -> dict[str, Any]:
