@@ -63,3 +63,13 @@ def test_one_that_ends_is_waited_for(tmp_path: Path) -> None:
         with alone(tmp_path, ends=20):
             pass
         assert ending.wait() == 0
+
+
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".lock").mkdir()
+    with alone(tmp_path, ends=0.3):
+        assert "cannot be locked: Is a directory. Start one process only there" in caplog.text
+    with pytest.raises(FileNotFoundError), alone(tmp_path, ends=0.3):
+        (tmp_path / "missing").read_text()

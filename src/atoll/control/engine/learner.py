@@ -13,6 +13,7 @@ import queue
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,11 +27,12 @@ from ...wire.heap import give_back, leave_code
 from ..pipes import framed, records
 from ..settings import Client
 from .learning import Learning
-from .process import logged
+from .process import alone, logged
 from .spoken import Begin, Order, Said
 
 log = logging.getLogger("atoll.client")
 CODE = 20 << 20  # bytes that it may hold from one order to the next; to leave it takes ten milliseconds
+ENDS = 60.0  # seconds that a killed client's learner has to end
 PAUSE = 1.0  # seconds; orders that follow faster work in the same memory
 
 
@@ -43,8 +45,9 @@ def main() -> None:
     threading.Thread(target=_listen, args=(sys.stdin.buffer, orders), daemon=True).start()
     begin = msgspec.msgpack.decode(orders.get(), type=Begin)
     settings = begin.settings
-    with _alone(Path(settings.folder)):
+    with ExitStack() as held:
         try:
+            held.enter_context(alone(Path(settings.folder) / "runs", ENDS))
             learning = _learning(settings, begin.key)
         except AtollError as error:
             _say(sink, Said.of(error))
@@ -66,18 +69,6 @@ def _listen(source: BinaryIO, orders: queue.SimpleQueue[bytes]) -> None:
     for record in records(source):
         orders.put(record)
     os._exit(0)
-
-
-def _alone(folder: Path) -> BinaryIO:
-    """The lock of a client's state, once nobody else has it."""
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    lock = (folder / "runs" / ".lock").open("wb")
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return lock
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
 
 
 def _learning(settings: Client, key: bytes) -> Learning:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -36,31 +36,32 @@ def alone(folder: Path, ends: float = ENDS) -> Iterator[None]:
 
     Raises StateError where another one has it for `ends` seconds on.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
-    except OSError as error:  # a full disk, say: whatever needs it most will tell
-        log.warning("%s cannot be locked: %s. Start one process only there", folder, error.strerror)
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _take(held.enter_context((folder / ".lock").open("a+")), folder.absolute(), ends)
+        except OSError as error:  # a network's folder, or a full disk: whatever needs it most will tell
+            log.warning("%s cannot be locked: %s. Start one process only there", folder, error.strerror)
         yield
-        return
-    with file:
-        until, other = time.monotonic() + ends, ""
-        while not _locked(file):
-            if not other:
-                file.seek(0)
-                other = file.read(20).strip() or "?"
-                log.warning("process %s uses %s: waiting for its end", other, folder.absolute())
-            if time.monotonic() > until:
-                raise StateError(
-                    f"{folder.absolute()} is in use by process {other}: end that one first, or give this one"
-                    " a folder of its own (--folder)"
-                )
-            time.sleep(0.1)
-        with suppress(OSError):
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        yield
+
+
+def _take(file: IO[str], folder: Path, ends: float) -> None:
+    until, other = time.monotonic() + ends, ""
+    while not _locked(file):
+        if not other:
+            file.seek(0)
+            other = file.read(20).strip() or "?"
+            log.warning("process %s uses %s: waiting for its end", other, folder)
+        if time.monotonic() > until:
+            raise StateError(
+                f"{folder} is in use by process {other}: end that one first, or give this one a folder of its"
+                " own (--folder)"
+            )
+        time.sleep(0.1)
+    with suppress(OSError):  # it is ours, on a full disk as well
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
 
 
 def _locked(file: IO[str]) -> bool:
@@ -72,8 +73,6 @@ def _locked(file: IO[str]) -> bool:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: what we fork does not keep it
     except (BlockingIOError, PermissionError):
         return False
-    except OSError as error:  # a network's folder
-        log.warning("%s cannot be locked: %s. Start one process only there", file.name, error.strerror)
     return True
 
 
