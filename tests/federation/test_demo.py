@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from atoll.control.remote.sdk import connect
+from atoll.control.up import plain
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
@@ -49,8 +50,8 @@ def test_up_starts_a_federation_once_and_down_ends_it(tmp_path: Path) -> None:
         assert again.returncode != 0 and "atoll down" in again.stdout + again.stderr
         where = json.loads((folder / "operator.json").read_text("utf-8"))
         with connect(where["url"], token=where["token"]) as fed:
-            roles = [node["role"] for node in fed.nodes() if node["state"] == "online"]
-        assert (roles.count("edge"), roles.count("client")) == (2, 6)
+            above = {node["name"]: node["parent"] for node in fed.nodes() if node["state"] == "online"}
+        assert above == {k: v.replace("coordinator", "") for k, v in plain(2, 6).items() if v}
     finally:
         done = atoll("down", *words)
     assert done.returncode == 0, done.stdout + done.stderr

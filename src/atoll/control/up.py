@@ -20,10 +20,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from ..core.errors import ConfigError, StateError
 from ..data import Sites
@@ -68,9 +70,8 @@ def start(
             own = _deal(read(job, [f"data.clients={len(names)}"]), folder / "clients", names)
         write(folder / "job.toml", job.read_bytes())
         with reserved(doors_of(above)) as ports:
-            return _started(folder, _lay(folder, above, names, transport, ports, own), names, tell)
-    laid = json.loads((folder / "ports.json").read_text("utf-8"))
-    return _started(folder, laid, sorted(p.name for p in (folder / "clients").iterdir()), tell)
+            return _started(folder, _lay(folder, above, names, transport, ports, own), tell)
+    return _started(folder, json.loads((folder / "ports.json").read_text("utf-8")), tell)
 
 
 def doors_of(above: Mapping[str, str]) -> int:
@@ -78,14 +79,22 @@ def doors_of(above: Mapping[str, str]) -> int:
     return 2 * len(above) + 1
 
 
-def _started(
-    folder: Path, laid: Mapping[str, Any], names: Sequence[str], tell: Callable[[str], None]
-) -> dict[str, Any]:
-    edges = list(laid["edges"])
-    tell(f"starting a coordinator, {len(edges)} edges and {len(names)} clients in {folder}")
-    processes = _launch(folder, names, edges)
+def _started(folder: Path, laid: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    edges, tiers = laid["edges"], laid["tiers"]
+    members = [name for tier in tiers for name in tier]
+    clients = len(members) - len(edges)
+    tell(f"starting a coordinator, {len(edges)} edges and {clients} clients in {folder}")
+    (folder / "logs").mkdir(exist_ok=True)
+    processes: dict[str, tuple[int, float]] = {}
+    end = time.monotonic() + WAIT
     try:
-        _await_members(folder, [*edges, *names], processes)
+        _launch(folder, HUB, "coordinator", processes)
+        for tier in tiers:
+            for name in tier:
+                _launch(folder, name, "edge" if name in edges else "client", processes)
+            doors = {name: edges[name] for name in tier if name in edges}
+            _until(folder, processes, end, partial(_closed, doors))  # or who is below them went elsewhere
+        _until(folder, processes, end, partial(_away, folder, members))
     except StateError:
         stop(folder)
         raise
@@ -201,6 +210,7 @@ def _lay(
     laid: dict[str, Any] = {
         "api": f"https://127.0.0.1:{api}",
         "edges": {name: urls[name] for name in edges},
+        "tiers": _tiers(above),
     }
 
     def server(name: str) -> dict[str, Any]:
@@ -227,6 +237,14 @@ def _lay(
             _toml(place / "client.toml", {**member(name, "client"), "predict": predict, **own(place)})
     write_private(folder / "ports.json", json.dumps(laid, indent=1).encode())
     return laid
+
+
+def _tiers(above: Mapping[str, str]) -> list[list[str]]:
+    """Whoever is below the coordinator, tier by tier."""
+    found = [[name for name, parent in above.items() if not parent]]
+    while found[-1]:
+        found.append([name for name, parent in above.items() if parent in found[-1]])
+    return found[1:-1]
 
 
 def _toml(path: Path, values: Mapping[str, Any]) -> None:
@@ -261,17 +279,11 @@ def reserved(count: int) -> Iterator[list[int]]:
 # -- processes -------------------------------------------------------------------------------
 
 
-def _launch(folder: Path, names: Sequence[str], edges: Sequence[str]) -> dict[str, tuple[int, float]]:
-    """Start everybody; (pid, when it began) by name."""
-    (folder / "logs").mkdir(exist_ok=True)
-    started: dict[str, tuple[int, float]] = {}
-    todo = [("coordinator", "coordinator", folder / "coordinator" / "coordinator.toml")]
-    todo += [(name, "edge", folder / "edges" / name / "edge.toml") for name in edges]
-    todo += [(name, "client", folder / "clients" / name / "client.toml") for name in names]
-    for name, command, settings in todo:
-        started[name] = _spawn(command, settings, folder / "logs" / f"{name}.log")
-        write_private(folder / "processes.json", json.dumps(started).encode())
-    return started
+def _launch(folder: Path, name: str, role: str, started: dict[str, tuple[int, float]]) -> None:
+    """Start a member; `started` gets (pid, when it began) under its name."""
+    place = folder / "coordinator" if role == "coordinator" else folder / f"{role}s" / name
+    started[name] = _spawn(role, place / f"{role}.toml", folder / "logs" / f"{name}.log")
+    write_private(folder / "processes.json", json.dumps(started).encode())
 
 
 def launched(command: str, settings: Path, log: Path, *words: str, **more: str) -> subprocess.Popen[bytes]:
@@ -294,24 +306,37 @@ def _spawn(command: str, settings: Path, log: Path) -> tuple[int, float]:
     return process.pid, psutil.Process(process.pid).create_time()
 
 
-def _await_members(folder: Path, names: Sequence[str], processes: Mapping[str, tuple[int, float]]) -> None:
-    """Wait until the coordinator has seen everybody. Raises StateError, with the log, if somebody ends."""
-    until = time.monotonic() + WAIT
-    admin = folder / "coordinator" / "admin.json"
-    while time.monotonic() < until:
-        alive = running(folder)
-        for name in processes:
-            if name not in alive:
-                raise StateError(f"{name} ended at once; it said:\n{_tail(folder / 'logs' / f'{name}.log')}")
-        if admin.exists():
-            write_private(folder / "operator.json", admin.read_bytes())
-            if _online(folder) >= set(names):
-                return
+def _until(
+    folder: Path, started: Collection[str], end: float, missing: Callable[[], Collection[str]]
+) -> None:
+    """Wait until nobody is `missing`. Raises StateError, with the log, if somebody ends or it is late."""
+    while lacking := missing():
+        for name in set(started).difference(running(folder)):
+            raise StateError(f"{name} ended at once; it said:\n{_tail(folder / 'logs' / f'{name}.log')}")
+        if time.monotonic() > end:
+            who = ", ".join(sorted(lacking))
+            raise StateError(f"after {WAIT:g} seconds {who} had not joined: see {folder / 'logs'}")
         time.sleep(0.2)
-    missing = sorted(set(names) - _online(folder))
-    raise StateError(
-        f"after {WAIT:g} seconds {', '.join(missing) or 'the API'} had not joined: see {folder / 'logs'}"
-    )
+
+
+def _closed(doors: Mapping[str, str]) -> list[str]:
+    """Who does not listen yet, of these members and their URLs."""
+    found = []
+    for name, url in doors.items():
+        try:
+            socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), 1.0).close()
+        except OSError:
+            found.append(name)
+    return found
+
+
+def _away(folder: Path, names: Collection[str]) -> list[str]:
+    """Whom of these the coordinator has not seen yet; the API, where it cannot be asked."""
+    admin = folder / "coordinator" / "admin.json"
+    if not admin.exists():
+        return ["the API"]
+    write_private(folder / "operator.json", admin.read_bytes())
+    return [name for name in names if name not in _online(folder)]
 
 
 def _online(folder: Path) -> set[str]:
