@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,9 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
 
-def atoll(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def atoll(*words: str, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "atoll", *words]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, cwd=cwd)
 
 
 def left(folder: Path) -> list[list[str]]:
@@ -56,3 +57,23 @@ def test_up_starts_a_federation_once_and_down_ends_it(tmp_path: Path) -> None:
         done = atoll("down", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not left(folder)
+
+
+@pytest.mark.slow
+def test_a_starter_project_runs_as_its_readme_says(tmp_path: Path) -> None:
+    """Each command of it, in turn: a model and an algorithm of one's own, simulated and by real processes."""
+    assert atoll("new", str(tmp_path / "mine")).returncode == 0
+    text = (tmp_path / "mine" / "README.md").read_text("utf-8")
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("    atoll ")]
+    assert [words[1] for words in commands] == ["simulate", "up", "submit", "down"]
+    said = {}
+    try:
+        for _, *words in commands:
+            done = atoll(*words, cwd=tmp_path / "mine")
+            assert done.returncode == 0, done.stdout + done.stderr
+            said[words[0]] = done.stdout
+    finally:
+        atoll("down", cwd=tmp_path / "mine")
+    assert "ended: coordinator, edge-a, edge-b, client-1, client-2, client-3, client-4" in said["down"]
+    (simulated,) = re.findall(r"(?m)^federated +([\d.]+)", said["simulate"])
+    assert f"accuracy {simulated} " in said["submit"].splitlines()[-1], "the same sites, the same rows"

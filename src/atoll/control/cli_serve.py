@@ -19,7 +19,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
         "job", type=Path, nargs="?", metavar="JOB.toml", help=say("the job file whose data are dealt")
     )
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
-    c.add_argument("--clients", type=int, default=6, help=say("number of clients"))
+    text = "number of clients; without it one a site where the data lie by site, else 6"
+    c.add_argument("--clients", type=int, help=say(text))
     c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
     text = "a file that says which edges there are and who stands under whom"
     c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
@@ -31,7 +32,8 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
         "job", type=Path, nargs="?", metavar="JOB.toml", help=say("the job file whose data are dealt")
     )
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
-    c.add_argument("--clients", type=int, default=6, help=say("number of clients"))
+    text = "number of clients; without it one a site where the data lie by site, else 6"
+    c.add_argument("--clients", type=int, help=say(text))
     c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
     text = "a file that says which edges there are and who stands under whom"
     c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
@@ -99,7 +101,8 @@ def _up(args: argparse.Namespace, say: Say) -> int:
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    found = up.start(args.folder, job, above=_above(args), transport=args.transport, tell=tell)
+    above = _above(args, job)
+    found = up.start(args.folder, job, above=above, transport=args.transport, tell=tell, parts=args.parts)
     if args.json:
         print(json.dumps(found))
         return 0
@@ -108,7 +111,8 @@ def _up(args: argparse.Namespace, say: Say) -> int:
     print(f"{say('logs')}: {found['logs']}")
     other = "" if args.folder == Path("federation") else f" --folder {args.folder}"
     inside = f"cd {args.folder} && " if other else ""
-    print(f"{say('next')}: {inside}atoll submit {Path(found['job']).resolve()} --watch")
+    parts = f" --parts {found['parts']}" if found["parts"] else ""
+    print(f"{say('next')}: {inside}atoll submit {Path(found['job']).resolve()}{parts} --watch")
     print(f"{say('ends it')}: atoll down{other}")
     return 0
 
@@ -117,15 +121,16 @@ def _demo(args: argparse.Namespace, say: Say) -> int:
     from . import demo
 
     job = args.job or _default_job()
-    return demo.run(args.folder, job, say, above=_above(args), transport=args.transport)
+    above = _above(args, job)
+    return demo.run(args.folder, job, say, above=above, transport=args.transport, parts=args.parts)
 
 
-def _above(args: argparse.Namespace) -> dict[str, str]:
+def _above(args: argparse.Namespace, job: Path) -> dict[str, str]:
     """Each member's parent, from a topology file or the numbers of edges and clients."""
     from . import topology, up
 
     if args.topology is None:
-        return up.plain(args.edges, args.clients)
+        return up.plain(args.edges, up.clients_of(job) if args.clients is None else args.clients)
     return {member.name: member.below for member in topology.read(args.topology)}
 
 

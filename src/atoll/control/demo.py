@@ -32,7 +32,15 @@ ROWS = 100  # test rows that a client is asked to predict
 WAIT = 20.0  # seconds for a model to reach a client
 
 
-def run(folder: Path, job: Path, say: Say, *, above: Mapping[str, str], transport: str) -> int:
+def run(
+    folder: Path,
+    job: Path,
+    say: Say,
+    *,
+    above: Mapping[str, str],
+    transport: str,
+    parts: Path | None = None,
+) -> int:
     """Everything, and in the end `down`, whatever happened; the exit code."""
     began = time.perf_counter()
 
@@ -45,6 +53,7 @@ def run(folder: Path, job: Path, say: Say, *, above: Mapping[str, str], transpor
         above=above,
         transport=transport,
         tell=lambda text: step(say(text)),
+        parts=parts,
     )
     try:
         return _through(folder, job, say, step, began)
@@ -69,8 +78,7 @@ def _through(folder: Path, job: Path, say: Say, step: Callable[[str], None], beg
         print(_predictions(folder, model, say))
         step(say("for comparison: each site alone, all data pooled"))
         count = sum(1 for _ in (folder / "clients").iterdir())
-        file = config.read(job, [f"data.clients={count}"])
-        _compare(file, result, remote, say)
+        _compare(up.given(job, count), result, remote, say)
         print(f"{time.perf_counter() - began:.0f} {say('seconds in all')}; {say('logs')}: {folder / 'logs'}")
     return 0
 

@@ -33,6 +33,7 @@ ZH = {
     "measure how unlike the clients are, and recommend an algorithm": "度量客户端差异并推荐算法",
     "a name, a file or a folder": "名称、文件或文件夹",
     "number of clients": "客户端数量",
+    "number of clients; without it one a site where the data lie by site, else 6": "客户端数量；未给出时，数据按站点存放则每站点一个，否则为 6",
     "how to deal, as in iid or dirichlet,alpha=0.3": "划分方式，例如 iid 或 dirichlet,alpha=0.3",
     "the label column": "标签列",
     "the column that names the site": "站点列",

@@ -38,6 +38,7 @@ from .topology import doors
 
 FEDERATION = "local"
 HUB = "coordinator"
+CLIENTS, MOST = 6, 26  # clients where nobody says how many; sites that get one each
 WAIT = 90.0  # seconds until everybody must be there
 _NAME = re.compile(r"[^a-z0-9._-]+")
 Own: TypeAlias = Callable[[Path], Mapping[str, Any]]
@@ -51,27 +52,56 @@ def start(
     transport: str,
     tell: Callable[[str], None],
     own: Own | None = None,
+    parts: Path | None = None,
 ) -> dict[str, Any]:
     """Start a federation in `folder` for the data of `job`; what runs and where.
 
     `above`: each member's parent, "" for the coordinator; whoever has nobody below it is a client.
     `own(place)`: puts a client's files into its folder and returns its settings; without, it gets its part of
-    the job's data.
+    the job's data. `parts`: a Python file with parts of one's own, which every member gets.
     Raises StateError if one runs there already or does not come up, ConfigError where there is no client.
     """
     if running(folder):
         raise StateError(f"a federation runs in {folder} already: atoll down --folder {folder} ends it")
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "coordinator" / "atoll.db").exists():
-        names = [name for name in above if above[name] and name not in above.values()]
-        if not names:
-            raise ConfigError("a federation needs at least one client")
-        if own is None:
-            own = _deal(read(job, [f"data.clients={len(names)}"]), folder / "clients", names)
-        write(folder / "job.toml", job.read_bytes())
-        with reserved(doors_of(above)) as ports:
-            return _started(folder, _lay(folder, above, names, transport, ports, own), tell)
-    return _started(folder, json.loads((folder / "ports.json").read_text("utf-8")), tell)
+    with ExitStack() as held:
+        if not (folder / "coordinator" / "atoll.db").exists():
+            names = [name for name in above if above[name] and name not in above.values()]
+            if not names:
+                raise ConfigError("a federation needs at least one client")
+            if own is None:
+                own = _deal(given(job, len(names)), folder / "clients", names)
+            write(folder / "job.toml", job.read_bytes())
+            ports = held.enter_context(reserved(doors_of(above)))
+            laid = _lay(folder, above, names, transport, ports, own)
+        else:
+            laid = json.loads((folder / "ports.json").read_text("utf-8"))
+        if parts is not None:
+            laid["parts"] = str(parts.absolute())
+        write_private(folder / "ports.json", json.dumps(laid, indent=1).encode())
+        return _started(folder, laid, tell)
+
+
+def clients_of(job: Path) -> int:
+    """How many clients a job gets where nobody says: one a site where its data lie at a few, else CLIENTS."""
+    sites = _sites(read(job))
+    return sites if 0 < sites <= MOST else CLIENTS
+
+
+def given(job: Path, clients: int) -> JobFile:
+    """The job for so many clients: what lies at so many sites stays there, else it is dealt to them."""
+    file = read(job)
+    return file if _sites(file) == clients else read(job, [f"data.clients={clients}"])
+
+
+def _sites(file: JobFile) -> int:
+    """At how many sites a job's data lie of themselves; 0 where they do not."""
+    if "clients" in file.data:
+        return 0
+    try:
+        return len(file.sites(raw=True))
+    except ConfigError:
+        return 0
 
 
 def doors_of(above: Mapping[str, str]) -> int:
@@ -86,12 +116,13 @@ def _started(folder: Path, laid: Mapping[str, Any], tell: Callable[[str], None])
     tell(f"starting a coordinator, {len(edges)} edges and {clients} clients in {folder}")
     (folder / "logs").mkdir(exist_ok=True)
     processes: dict[str, tuple[int, float]] = {}
+    words = ["--parts", laid["parts"]] if laid.get("parts") else []
     end = time.monotonic() + WAIT
     try:
-        _launch(folder, HUB, "coordinator", processes)
+        _launch(folder, HUB, "coordinator", words, processes)
         for tier in tiers:
             for name in tier:
-                _launch(folder, name, "edge" if name in edges else "client", processes)
+                _launch(folder, name, "edge" if name in edges else "client", words, processes)
             doors = {name: edges[name] for name in tier if name in edges}
             _until(folder, processes, end, partial(_closed, doors))  # or who is below them went elsewhere
         _until(folder, processes, end, partial(_away, folder, members))
@@ -104,6 +135,7 @@ def _started(folder: Path, laid: Mapping[str, Any], tell: Callable[[str], None])
         "processes": {name: pid for name, (pid, _) in processes.items()},
         "job": str(folder / "job.toml"),
         "logs": str(folder / "logs"),
+        "parts": laid.get("parts", ""),
     }
 
 
@@ -235,7 +267,6 @@ def _lay(
             predict = f"127.0.0.1:{ports[name][0]}"
             place = folder / "clients" / name
             _toml(place / "client.toml", {**member(name, "client"), "predict": predict, **own(place)})
-    write_private(folder / "ports.json", json.dumps(laid, indent=1).encode())
     return laid
 
 
@@ -279,10 +310,12 @@ def reserved(count: int) -> Iterator[list[int]]:
 # -- processes -------------------------------------------------------------------------------
 
 
-def _launch(folder: Path, name: str, role: str, started: dict[str, tuple[int, float]]) -> None:
+def _launch(
+    folder: Path, name: str, role: str, words: Sequence[str], started: dict[str, tuple[int, float]]
+) -> None:
     """Start a member; `started` gets (pid, when it began) under its name."""
     place = folder / "coordinator" if role == "coordinator" else folder / f"{role}s" / name
-    started[name] = _spawn(role, place / f"{role}.toml", folder / "logs" / f"{name}.log")
+    started[name] = _spawn(role, place / f"{role}.toml", folder / "logs" / f"{name}.log", words)
     write_private(folder / "processes.json", json.dumps(started).encode())
 
 
@@ -299,10 +332,10 @@ def launched(command: str, settings: Path, log: Path, *words: str, **more: str) 
         )
 
 
-def _spawn(command: str, settings: Path, log: Path) -> tuple[int, float]:
+def _spawn(command: str, settings: Path, log: Path, words: Sequence[str]) -> tuple[int, float]:
     import psutil
 
-    process = launched(command, settings, log)
+    process = launched(command, settings, log, *words)
     return process.pid, psutil.Process(process.pid).create_time()
 
 
