@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.control.engine.process import alone
+from atoll.control.engine.process import alone, holder
 from atoll.core.errors import StateError
 
 HOLD = """
@@ -73,3 +73,10 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(
         assert "cannot be locked: Is a directory. Start one process only there" in caplog.text
     with pytest.raises(FileNotFoundError), alone(tmp_path, ends=0.3):
         (tmp_path / "missing").read_text()
+
+
+def test_who_keeps_a_folder(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
+    with holding(tmp_path) as first:
+        assert holder(tmp_path) == first.pid
+    assert holder(tmp_path) is None, "its number stands there still"

@@ -7,13 +7,15 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from atoll.control.engine.process import holder
 from atoll.control.remote.sdk import connect
-from atoll.control.up import plain
+from atoll.control.up import launched, plain
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
@@ -52,6 +54,16 @@ def test_up_starts_a_federation_once_and_down_ends_it(tmp_path: Path) -> None:
         where = json.loads((folder / "operator.json").read_text("utf-8"))
         with connect(where["url"], token=where["token"]) as fed:
             above = {node["name"]: node["parent"] for node in fed.nodes() if node["state"] == "online"}
+        pid, _ = json.loads((folder / "processes.json").read_text("utf-8"))["coordinator"]
+        psutil.Process(pid).kill()
+        config = folder / "coordinator" / "coordinator.toml"
+        with launched("coordinator", config, tmp_path / "log") as other:  # as somebody does by hand
+            until = time.monotonic() + 60
+            while holder(config.parent) != other.pid:
+                assert time.monotonic() < until, (tmp_path / "log").read_text("utf-8")
+                time.sleep(0.05)
+            assert "coordinator" in atoll("down", *words).stdout
+            assert other.wait(1) == 0
         assert above == {k: v.replace("coordinator", "") for k, v in plain(2, 6).items() if v}
     finally:
         done = atoll("down", *words)

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -61,7 +61,7 @@ def start(
     the job's data. `parts`: a Python file with parts of one's own, which every member gets.
     Raises StateError if one runs there already or does not come up, ConfigError where there is no client.
     """
-    if running(folder):
+    if running(folder) or _kept(folder):
         raise StateError(f"a federation runs in {folder} already: atoll down --folder {folder} ends it")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -154,19 +154,15 @@ def stop(folder: Path) -> list[str]:
     """End every process of the federation in `folder`, in order; the names of those that ran."""
     import psutil
 
-    ended = []
-    found = [(name, process) for name, process in running(folder).items()]
-    for name, process in found:
-        ended.append(name)
-        try:
+    found = {**running(folder), **_kept(folder)}
+    for process in found.values():
+        with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGTERM)
-        except psutil.NoSuchProcess:
-            continue
-    _, alive = psutil.wait_procs([process for _, process in found], timeout=15)
+    _, alive = psutil.wait_procs(list(found.values()), timeout=15)
     for process in alive:
         process.kill()
     (folder / "processes.json").unlink(missing_ok=True)
-    return ended
+    return list(found)
 
 
 def running(folder: Path) -> dict[str, Any]:
@@ -184,6 +180,21 @@ def running(folder: Path) -> dict[str, Any]:
                 found[name] = process
         except psutil.NoSuchProcess:
             continue
+    return found
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """Processes that somebody else started in the members' folders, as after a kill, by name."""
+    import psutil
+
+    from .engine.process import holder
+
+    found, known = {}, {process.pid for process in running(folder).values()}
+    for place in (folder / "coordinator", *sorted(folder.glob("edges/*")), *sorted(folder.glob("clients/*"))):
+        pid = holder(place)
+        if pid is not None and pid not in known:
+            with suppress(psutil.NoSuchProcess):
+                found[place.name] = psutil.Process(pid)
     return found
 
 

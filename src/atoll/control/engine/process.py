@@ -45,6 +45,16 @@ def alone(folder: Path, ends: float = ENDS) -> Iterator[None]:
         yield
 
 
+def holder(folder: Path) -> int | None:
+    """The process that keeps a folder (`alone`), None where none does."""
+    try:
+        with (folder / ".lock").open("r+") as file:
+            said = "" if _locked(file) else file.read(20).strip()
+    except OSError:
+        return None
+    return int(said) if said.isdecimal() else None
+
+
 def _take(file: IO[str], folder: Path, ends: float) -> None:
     until, other = time.monotonic() + ends, ""
     while not _locked(file):
