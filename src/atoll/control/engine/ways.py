@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ...core.errors import Gone, MisuseError
+from ...core.errors import Gone, MisuseError, PrivacyError, ProtocolError, Refused
 from ...privacy.keys import Current
 from ...privacy.private import write_private
 from ...transport import link
@@ -300,8 +300,11 @@ class Found:
         if answer is None:
             from ...transport.enrol import Caller
 
-            async with Caller(self.url, self._proxy or None) as caller:
-                answer = await caller.get("/v1/ways", context)
+            try:
+                async with Caller(self.url, self._proxy or None) as caller:
+                    answer = await caller.get("/v1/ways", context)
+            except (PrivacyError, ProtocolError, Refused) as error:  # not our parent says so
+                raise Gone(str(error)) from None
         try:
             ways = json.loads(answer)
         except ValueError:
