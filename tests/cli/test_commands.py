@@ -1,14 +1,16 @@
 """The other commands, the two languages, exit codes, and two runs as a process of its own."""
 
+import argparse
 import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from atoll.control import text
+from atoll.control import cli, text
 from tests.house.sources import PACKAGE, tree
 
 
@@ -153,3 +155,17 @@ def test_no_command_prints_the_help(atoll) -> None:
     said = atoll()
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("usage: atoll")
+
+
+def test_an_option_that_is_given_twice_has_the_values_of_both() -> None:
+    def options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for inner in action.choices.values():
+                    yield from options(inner)
+            elif action.option_strings and action.nargs in ("+", "*"):
+                yield action
+
+    found = list(options(cli._parser(str)))
+    assert len(found) > 5
+    assert [a.option_strings for a in found if not isinstance(a, argparse._ExtendAction)] == []

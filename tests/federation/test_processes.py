@@ -17,7 +17,7 @@ import pytest
 
 import atoll as at
 from atoll.control.cli import main as atoll
-from atoll.control.config import parse
+from atoll.control.config import dump, parse
 from atoll.control.engine.agent import QUARANTINED
 from atoll.control.engine.safe import opened
 from atoll.control.settings import Client
@@ -28,6 +28,7 @@ from atoll.learn.failure import NOT_LET_IN
 from atoll.learn.integers import Scale
 from atoll.privacy.keys import Current, Identity
 from atoll.privacy.ledger import Ledger
+from atoll.privacy.private import write_private
 from atoll.privacy.vault import Vault
 from atoll.transport.enrol import renew
 from atoll.transport.link import Link, letter, pack, read, unpack
@@ -52,6 +53,10 @@ def nursery() -> Iterator[Nursery]:
 
 def gathered(fed: Federation) -> None:
     fed.until(lambda: fed.joined() >= {*fed.clients, *fed.edges}, what="everybody to join")
+
+
+def online(fed: Federation) -> set[str]:
+    return {node["name"] for node in fed.connect().nodes() if node["online"]}
 
 
 def whole(fed: Federation, run: str, rounds: int = 2) -> None:
@@ -197,6 +202,30 @@ def test_who_is_revoked_is_cut_wherever_it_is(tmp_path: Path, nursery: Nursery) 
         fed.until(lambda: fed.dead("client-1"), 30.0, "client-1 to be refused")
         assert "revoked" in fed.logs()
         assert not fed.dead("client-2")
+        fed.connect().readmit("client-1")
+        fed.start("client-1")
+        fed.until(lambda: fed.dead("client-1"), 30.0, "its certificate from before to be refused")
+        fed.set("client-1", token=fed.connect().token("client", "client-2"))
+        fed.start("client-1")
+        fed.until(lambda: fed.dead("client-1"), 30.0, "it to stay client-1 in its folder")
+        assert "this token is for client client-2, and here is client client-1" in fed.logs(30)
+        fed.set("client-1", token=fed.connect().token("client", "client-1"))
+        for _ in range(2):  # with a new token it enrols, and once
+            fed.start("client-1")
+            fed.until(lambda: "client-1" in online(fed), what="client-1 to be back")
+            fed.stop("client-1")
+        assert fed.logs(200).count("enrolled at") == len(fed.edges) + len(fed.clients) + 1
+
+
+def test_an_edge_takes_the_name_of_its_token(tmp_path: Path, nursery: Nursery) -> None:
+    with Federation(tmp_path, nursery=nursery) as fed:
+        settings = {k: v for k, v in fed.read("edge-a").items() if k != "name"}
+        write_private(fed.settings("edge-a"), dump(settings).encode())
+        fed.start_all()
+        gathered(fed)
+        assert fed.joined() >= {"edge-a"}
+        fed.finished(fed.submit())
+        assert "edge-a of federation local: members join" in fed.logs(200)
 
 
 @contextmanager

@@ -28,7 +28,12 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--at", metavar="URL", help=say("a client's prediction service"))
     c.add_argument("--model", type=Path, metavar="FILE.onnx", help=say("a model to run here"))
     c.add_argument(
-        "--leave", nargs="+", default=[], metavar="COLUMN", help=say("columns to leave out, as the label")
+        "--leave",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="COLUMN",
+        help=say("columns to leave out, as the label"),
     )
     inner = group(commands, "audit", "the chained log of events", say)
     c = command("verify", _audit, "find the first event that was altered or is missing", inner, far)

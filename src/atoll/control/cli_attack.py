@@ -24,7 +24,7 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("job", type=Path, metavar="JOB.toml", help=say("the job file"))
     text = "which part of the clients lies, below 0.5"
     c.add_argument("--attackers", type=float, default=0.2, metavar="SHARE", help=say(text))
-    c.add_argument("--only", nargs="+", metavar="ATTACK", help=say("only these attacks"))
+    c.add_argument("--only", nargs="+", action="extend", metavar="ATTACK", help=say("only these attacks"))
     _job_options(c, say)
     text = "see what it leaks: rows, labels and members, with and without each protection"
     c = command("leak", _leak, text, inner)
@@ -32,7 +32,7 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     text = "the noise to try, where the job promises no privacy itself"
     c.add_argument("--epsilon", type=float, default=2.0, metavar="E", help=say(text))
     text = "numbers of summed clients"
-    c.add_argument("--clients", type=int, nargs="+", metavar="N", help=say(text))
+    c.add_argument("--clients", type=int, nargs="+", action="extend", metavar="N", help=say(text))
     text = "guesses with a canary, and without: more find smaller lapses"
     c.add_argument("--runs", type=int, default=1000, metavar="N", help=say(text))
     text = "canaries of the audit of a whole run"

@@ -20,7 +20,8 @@ def register(inner: Any, command: Callable[..., Any], far: Any, say: Say) -> Non
     c.add_argument(
         "version", metavar="VERSION", type=int, nargs="?", help=say("the version; the newest without")
     )
-    c.add_argument("--nodes", nargs="+", metavar="NAME", help=say("members whose turn is first"))
+    text = "members whose turn is first"
+    c.add_argument("--nodes", nargs="+", action="extend", metavar="NAME", help=say(text))
     c.add_argument("--first", type=float, metavar="PART", help=say("the part of members whose turn is first"))
     text = "requests a member compares it on before it answers any"
     c.add_argument("--shadow", type=int, metavar="N", help=say(text))
@@ -28,7 +29,7 @@ def register(inner: Any, command: Callable[..., Any], far: Any, say: Say) -> Non
     c.add_argument("--stay", type=float, metavar="SECONDS", help=say("at least so long in each stage"))
     c.add_argument("--hold", action="store_true", default=None, help=say("wait there until it is promoted"))
     text = "a limit of a gate, as in error=0.02 or drift=off; also least, labels, alpha"
-    c.add_argument("--gate", nargs="+", default=[], metavar="KEY=VALUE", help=say(text))
+    c.add_argument("--gate", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=say(text))
     text = "the part of members that took it back from which on all do"
     c.add_argument("--back", type=float, metavar="PART", help=say(text))
     c.add_argument("--reason", default="", help=say("why, for members and the log"))

@@ -78,11 +78,13 @@ def _server(c: Any, say: Say) -> None:
     _common(c, say)
     c.add_argument("--listen", metavar="HOST:PORT", help=say("where members reach it over HTTPS"))
     c.add_argument("--grpc", metavar="HOST:PORT", help=say("where members reach it over gRPC"))
-    c.add_argument("--names", nargs="+", metavar="HOST", help=say("host names for its certificate"))
+    text = "host names for its certificate"
+    c.add_argument("--names", nargs="+", action="extend", metavar="HOST", help=say(text))
 
 
 def _member(c: Any, say: Say) -> None:
-    c.add_argument("--join", nargs="+", metavar="URL", help=say("its parent, the preferred one first"))
+    text = "its parent, the preferred one first"
+    c.add_argument("--join", nargs="+", action="extend", metavar="URL", help=say(text))
     c.add_argument("--token", help=say("the token it enrols with, at its first start"))
     c.add_argument("--proxy", metavar="URL", help=say("an HTTP proxy"))
     _transport(c, say, None)

@@ -212,14 +212,14 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Edge(Server, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An edge: a server to its children, a member to its parents.
 
-    `join`: its parents' URLs, the preferred first; `token` only until it is enrolled. `home`: seconds
-    between two looks whether the preferred parent is there again. `ca`: a PEM file that vouches for the
-    proxy of https+sealed:// and wss+sealed:// URLs, "" for the system's authorities. `joint`: whom it asks
-    about rows of its children that its own `models` are unsure of, its parents by default, and what may leave
-    it for that (serve/egress.py).
+    `name`: "" for the token's. `join`: its parents' URLs, the preferred first; `token` only until it is
+    enrolled, or a new one to enrol again. `home`: seconds between two looks whether the preferred parent is
+    there again. `ca`: a PEM file that vouches for the proxy of https+sealed:// and wss+sealed:// URLs, "" for
+    the system's authorities. `joint`: whom it asks about rows of its children that its own `models` are
+    unsure of, its parents by default, and what may leave it for that (serve/egress.py).
     """
 
-    name: str = "edge"
+    name: str = ""
     join: tuple[str, ...] = ()
     token: str = ""
     transport: Transport = "auto"

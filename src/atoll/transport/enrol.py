@@ -95,7 +95,10 @@ async def enrol(
     except StateError as error:
         raise ProtocolError(f"{caller.url} answered with a certificate that does not fit: {error}") from None
     if (role or member.role, name or member.name) != (member.role, member.name):
-        raise Refused(f"this token is for {member.role} {member.name}, and here is {role} {name}")
+        raise Refused(
+            f"this token is for {member.role} {member.name}, and here is {role} {name}: use that one's own"
+            " token, or leave the name out of the settings"
+        )
     saved = made.save(folder)
     (folder / _PENDING).unlink(missing_ok=True)
     return saved

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ...core.edge import Answer
 from ...core.errors import ProtocolError
 from ...core.rng import Rng
@@ -74,6 +76,7 @@ class EdgeNode:
         assert current is not None  # noqa: S101  joined
         self.store = await asyncio.to_thread(self.outside.store, self.settings.store, self.folder)
         federation = current().member.federation
+        self.settings = msgspec.structs.replace(self.settings, name=current().member.name)
         self._orders = Orders(current().roots, federation)
         gate = self.outside.gate(self.folder)
         self.host = Host(

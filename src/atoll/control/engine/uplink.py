@@ -33,6 +33,7 @@ from ...core.errors import (
 )
 from ...learn.failure import reason
 from ...privacy.keys import Current, Identity
+from ...privacy.private import write_private
 from ...privacy.token import Token
 from ...privacy.vault import Vault
 from ...transport.dial import Dial, Patience
@@ -45,6 +46,7 @@ from .spoken import Spoiled
 log = logging.getLogger("atoll.member")
 _ASKED, _FETCHED = declare("uplink.asked"), declare("uplink.fetched")
 _KEPT = declare("uplink.kept.before"), declare("uplink.kept.after")
+USED = "token.sha256"  # beside an identity: of the token it was made by
 _UPLOADED = declare("uplink.uploaded")
 _FORGOTTEN = declare("uplink.forgotten.before"), declare("uplink.forgotten.after")
 KEPT = 2  # models kept on disk
@@ -112,6 +114,7 @@ class Uplink:
     async def join(self) -> None:
         """Take up the identity on disk, or enrol with the token; waits for a parent that is not there yet.
 
+        A token that is not the one of that identity is tried once: one that was revoked enrols so.
         Raises ConfigError without either, Refused where a parent says no for good, and what the first
         URL's answer was where none is a parent's.
         """
@@ -120,6 +123,8 @@ class Uplink:
             if not self.settings.token or not self.settings.join:
                 raise ConfigError("a member's first start needs a URL and a token: --join URL --token TOKEN")
             await self._enrol(place, Token.parse(self.settings.token))
+        elif self.settings.token and self.settings.join:
+            await self._enrol_anew(place, Token.parse(self.settings.token))
         self.current = Current(place)
         if self.settings.name not in {"", mine := self.identity.member.name}:
             raise ConfigError(
@@ -127,25 +132,44 @@ class Uplink:
                 " of its own (--folder)"
             )
 
-    async def _enrol(self, place: Path, token: Token) -> None:
+    async def _enrol_anew(self, place: Path, token: Token) -> None:
+        used = place / USED
+        if used.exists() and used.read_text("ascii").strip() == token.digest:
+            return
+        name = Current(place)().member.name  # a folder stays its member's
+        for url in self.settings.join:
+            try:
+                await self._ask_in(url, place, token, name)
+            except AtollError as error:
+                log.warning("the new token was not taken: %s; going on as before", error)
+            else:
+                return
+
+    async def _ask_in(self, url: str, place: Path, token: Token, name: str) -> None:
         from ...transport.enrol import enrol
 
-        edge, wrong = isinstance(self.settings, Edge), dict[str, AtollError]()
+        edge = isinstance(self.settings, Edge)
+        await enrol(
+            url,
+            token,
+            folder=place,
+            role="edge" if edge else "client",
+            name=name,
+            hosts=self.settings.names if isinstance(self.settings, Edge) else (),
+            proxy=self.settings.proxy or None,
+            ca=authorities(self.settings),
+            user=login(self.settings),
+            now=time.time(),
+        )
+        write_private(place / USED, token.digest.encode())
+        log.info("enrolled at %s", url)
+
+    async def _enrol(self, place: Path, token: Token) -> None:
+        wrong = dict[str, AtollError]()
         for tries in count():
             url = self.settings.join[tries % len(self.settings.join)]
             try:
-                await enrol(
-                    url,
-                    token,
-                    folder=place,
-                    role="edge" if edge else "client",
-                    name=self.settings.name,
-                    hosts=self.settings.names if isinstance(self.settings, Edge) else (),
-                    proxy=self.settings.proxy or None,
-                    ca=authorities(self.settings),
-                    user=login(self.settings),
-                    now=time.time(),
-                )
+                await self._ask_in(url, place, token, self.settings.name)
             except Refused:
                 raise
             except AtollError as error:
