@@ -1,11 +1,13 @@
 """Settings files: values, with their defaults; every wrong key by its path."""
 
+from pathlib import Path
+
 import pytest
 
 from atoll.control.engine.agent import Agent
 from atoll.control.settings import Client, Edge, Server, address, answers_at, make, read
-from atoll.control.up import plain
-from atoll.core.errors import ConfigError
+from atoll.control.up import plain, start
+from atoll.core.errors import ConfigError, StateError
 
 
 def test_a_file_is_read_and_the_command_line_goes_over_it(tmp_path) -> None:
@@ -67,3 +69,11 @@ def test_a_plain_federation_deals_clients_to_edges() -> None:
     assert list(plain(0, 12))[1:3] == ["client-01", "client-02"]
     with pytest.raises(ConfigError):
         plain(1, 0)
+
+
+def test_a_federation_that_an_earlier_version_laid_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "coordinator").mkdir()
+    (tmp_path / "coordinator" / "atoll.db").touch()
+    (tmp_path / "ports.json").write_text('{"api": "", "edges": {}}')
+    with pytest.raises(StateError, match="laid out by an earlier version: name another"):
+        start(tmp_path, tmp_path / "job.toml", above=plain(1, 1), transport="https", tell=print)

@@ -76,6 +76,8 @@ def start(
             laid = _lay(folder, above, names, transport, ports, own)
         else:
             laid = json.loads((folder / "ports.json").read_text("utf-8"))
+            if "tiers" not in laid:
+                raise StateError(f"{folder} was laid out by an earlier version: name another one (--folder)")
         if parts is not None:
             laid["parts"] = str(parts.absolute())
         write_private(folder / "ports.json", json.dumps(laid, indent=1).encode())
