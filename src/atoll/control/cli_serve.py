@@ -15,29 +15,11 @@ Say = Callable[[str], str]
 def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     """Add the commands to the parser."""
     c = command("up", _up, "start a whole federation on this machine")
-    c.add_argument(
-        "job", type=Path, nargs="?", metavar="JOB.toml", help=say("the job file whose data are dealt")
-    )
-    c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
-    text = "number of clients; without it one a site where the data lie by site, else 6"
-    c.add_argument("--clients", type=int, help=say(text))
-    c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
-    text = "a file that says which edges there are and who stands under whom"
-    c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
-    _transport(c, say, "grpc")
+    _here(c, say)
     c = command("down", _down, "end the federation that up started")
     c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
     c = command("demo", _demo, "start, train, export, predict and end, once")
-    c.add_argument(
-        "job", type=Path, nargs="?", metavar="JOB.toml", help=say("the job file whose data are dealt")
-    )
-    c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
-    text = "number of clients; without it one a site where the data lie by site, else 6"
-    c.add_argument("--clients", type=int, help=say(text))
-    c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
-    text = "a file that says which edges there are and who stands under whom"
-    c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
-    _transport(c, say, "grpc")
+    _here(c, say)
     text = "engines that report to six nodes: learn, serve, notice, renew, take back"
     c = command("demo-edge", _demo_edge, text)
     c.add_argument("--folder", type=Path, default=Path("edge"), metavar="DIR", help=say("its folder"))
@@ -72,6 +54,20 @@ def _common(c: Any, say: Say) -> None:
     c.add_argument("--config", type=Path, metavar="FILE.toml", help=say(text))
     c.add_argument("--folder", metavar="DIR", help=say("where it keeps its files"))
     c.add_argument("--name", help=say("its name"))
+
+
+def _here(c: Any, say: Say) -> None:
+    """Of a federation on this machine: its job, its folder, who is in it."""
+    c.add_argument(
+        "job", type=Path, nargs="?", metavar="JOB.toml", help=say("the job file whose data are dealt")
+    )
+    c.add_argument("--folder", type=Path, default=Path("federation"), metavar="DIR", help=say("its folder"))
+    text = "number of clients; without it one a site where the data lie by site, else 6"
+    c.add_argument("--clients", type=int, help=say(text))
+    c.add_argument("--edges", type=int, default=2, help=say("number of edges"))
+    text = "a file that says which edges there are and who stands under whom"
+    c.add_argument("--topology", type=Path, metavar="FILE.toml", help=say(text))
+    _transport(c, say, "grpc")
 
 
 def _server(c: Any, say: Say) -> None:

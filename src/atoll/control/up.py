@@ -61,7 +61,7 @@ def start(
     the job's data. `parts`: a Python file with parts of one's own, which every member gets.
     Raises StateError if one runs there already or does not come up, ConfigError where there is no client.
     """
-    if running(folder) or _kept(folder):
+    if _everybody(folder):
         raise StateError(f"a federation runs in {folder} already: atoll down --folder {folder} ends it")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -156,7 +156,7 @@ def stop(folder: Path) -> list[str]:
     """End every process of the federation in `folder`, in order; the names of those that ran."""
     import psutil
 
-    found = {**running(folder), **_kept(folder)}
+    found = _everybody(folder)
     for process in found.values():
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGTERM)
@@ -185,13 +185,14 @@ def running(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _kept(folder: Path) -> dict[str, Any]:
-    """Processes that somebody else started in the members' folders, as after a kill, by name."""
+def _everybody(folder: Path) -> dict[str, Any]:
+    """`running`, and whom somebody else started in the members' folders, as after a kill."""
     import psutil
 
     from .engine.process import holder
 
-    found, known = {}, {process.pid for process in running(folder).values()}
+    found = running(folder)
+    known = {process.pid for process in found.values()}
     for place in (folder / "coordinator", *sorted(folder.glob("edges/*")), *sorted(folder.glob("clients/*"))):
         pid = holder(place)
         if pid is not None and pid not in known:
