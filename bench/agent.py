@@ -8,7 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -43,9 +43,10 @@ def measure(folder: Path, base: Path, transport: str) -> dict[str, float]:
     """
     folder.mkdir(parents=True)
     command = [str(base), "client", "--config"]
-    with Federation(folder, 1, transport=transport, client=command):
+    plain: dict[str, Any] = {"transport": transport, "client": command, "settings": {"linger": LINGER}}
+    with Federation(folder, 1, **plain):
         pass  # enrolled: what follows is an agent's usual start
-    with Federation(folder, 1, transport=transport, client=command, again=True) as fed:
+    with Federation(folder, 1, again=True, **plain) as fed:
         time.sleep(LINGER + 3)
         pss, rss = memory(fed.processes[fed.names[0]])
         with Peak(fed.processes[fed.names[0]]) as peak:

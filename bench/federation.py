@@ -35,7 +35,7 @@ from .carry import cpu_seconds
 ROWS = "x,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(10))
 INSTANT = Path(__file__).with_name("instant.py")
 WAIT = 120.0
-LINGER = 2.0  # seconds until what learned gives its memory back
+LINGER = 2.0  # seconds until what learned gives its memory back, for those who wait for that
 
 
 class Federation:
@@ -169,7 +169,6 @@ class Federation:
                         "token": str(token),
                         "transport": self.transport,
                         "parts": str(INSTANT),
-                        "linger": LINGER,
                         "data": {"bench": {"train": "rows.csv", "target": "label"}},
                         **self._settings,
                     },

@@ -47,6 +47,7 @@ CONTRACT: dict[str, Any] = {
     "columns": {name: {"low": -9.0, "high": 9.0} for name in NAMES} | {"y": {"low": -99.0, "high": 99.0}},
 }
 FOLDER = {"path": "in", "every": 0.2, "device": "press-1"}
+ENDS = {"linger": LINGER}
 SETTINGS: dict[str, Any] = {
     "predict": "127.0.0.1:0",
     "quiet": LINGER,
@@ -112,13 +113,13 @@ def node(folder: Path, command: Path) -> Iterator[Figure]:
     """One client, from waiting to renewing."""
     rng = np.random.default_rng(0)
     with up.reserved(1) as (port,):
-        settings = {**SETTINGS, "predict": f"127.0.0.1:{port}"}
+        settings = {**SETTINGS, **ENDS, "predict": f"127.0.0.1:{port}"}
     files = {"press.toml": dump(CONTRACT), "in/first.csv": csv(2000, rng), "images.csv": images(rng)}
     client = ["env", "-u", "PYTHONPATH", str(command), "client", "--config"]  # what is installed there
     plain: dict[str, Any] = {"client": client, "transport": "auto"}
-    with Federation(folder / "waits", 1, **plain):
+    with Federation(folder / "waits", 1, settings=ENDS, **plain):
         pass  # enrolled: what follows is an agent's usual start
-    with Federation(folder / "waits", 1, again=True, **plain) as fed:
+    with Federation(folder / "waits", 1, again=True, settings=ENDS, **plain) as fed:
         time.sleep(LINGER + 3)
         yield from figures("waits", *held(fed.processes[fed.names[0]]), 60)
     with Federation(folder / "serves", 1, settings=settings, files=files, **plain) as fed:

@@ -4,10 +4,14 @@ The same bytes as in a round. The server: a model encoded, hashed and synced; of
 SHA-256, the spool written and synced, the gate's rules, the exact sum; the step at the end. A client: the
 model's CRC-32 and SHA-256, its file, read back; its answer encoded, hashed, in a file, read back. What
 carrying the bytes costs is measured by carry.py.
+
+As in a round each file is new and all stay until its end: memory that one file gave back a moment ago costs
+next to nothing to take, memory that a virtual machine's host has to find costs seven times as much.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterable
@@ -37,7 +41,7 @@ class Bare:
 
     def __init__(self, folder: Path, size: int, clients: int) -> None:
         learner = Instant(size)
-        self._spool = folder / "spool"
+        self._folder, self._numbers = folder, itertools.count()
         self._params = Update.of(learner.init(Rng.of(0).generator()))
         at = points(self._params, clients, 2.0**20, {})
         self._rule, self._clients = Sum(at), clients
@@ -47,8 +51,13 @@ class Bare:
         self._frames = list(encode(body.answer_message(self._answer, run="r", request=0), WHOLE))
         self._model = list(encode(body.params_message(self._params), WHOLE))
 
+    def clear(self) -> None:
+        """Remove the files of a round."""
+        for file in self._folder.glob("part*"):
+            file.unlink()
+
     def once(self) -> float:
-        """Seconds of CPU for one round."""
+        """Seconds of CPU for what the server does in one round."""
         began = time.process_time()
         total: Any = None
         self._keep(encode(body.params_message(self._params), WHOLE))
@@ -56,9 +65,9 @@ class Bare:
             head, digest = payload(self._frames[0], 0), sha256()
             for frame in self._frames[1:]:
                 digest.update(payload(frame))
-            self._keep(payload(frame) for frame in self._frames[1:])
-            case = Case(1, self._want, bytes(head), str(self._spool), 1 << 40)
-            total = self._fold(look(case), total)
+            spool = self._keep(payload(frame) for frame in self._frames[1:])
+            case = Case(1, self._want, bytes(head), str(spool), 1 << 40)
+            total = self._fold(look(case), spool, total)
         add(self._params, self._rule.finish(total, own=True).update)
         return time.process_time() - began
 
@@ -67,22 +76,23 @@ class Bare:
         began, digest = time.process_time(), sha256()
         for frame in self._model[1:]:
             digest.update(payload(frame))
-        with self._spool.open("wb", buffering=0) as file:
-            file.writelines(self._model)
-        np.fromfile(self._spool, np.uint8)
-        with self._spool.open("wb", buffering=0) as file:
-            file.writelines(encode(body.answer_message(self._answer, run="r", request=0), WHOLE))
-        np.fromfile(self._spool, np.uint8)
+        model = self._keep(self._model, sync=False)
+        np.fromfile(model, np.uint8)
+        answer = body.answer_message(self._answer, run="r", request=0)
+        np.fromfile(self._keep(encode(answer, WHOLE), sync=False), np.uint8)
         return time.process_time() - began
 
-    def _fold(self, verdict: Verdict, into: Any) -> Any:
+    def _fold(self, verdict: Verdict, spool: Path, into: Any) -> Any:
         if verdict.values is None:
             raise RuntimeError(f"the gate refuses what the bench made: {verdict.refused}{verdict.failed}")
         checked = body.Checked(verdict.values, verdict.sections, self._params.layout)
-        return fold(self._rule, body.answer_of(checked, self._spool).replies, into)
+        return fold(self._rule, body.answer_of(checked, spool).replies, into)
 
-    def _keep(self, pieces: Iterable[bytes | memoryview]) -> None:
-        with self._spool.open("wb", buffering=0) as file:
+    def _keep(self, pieces: Iterable[bytes | memoryview], *, sync: bool = True) -> Path:
+        path = self._folder / f"part{next(self._numbers)}"
+        with path.open("wb", buffering=0) as file:
             for piece in pieces:
                 file.write(piece)
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
+        return path

@@ -110,9 +110,9 @@ def bulk(folder: Path, turns: int = 4) -> Iterator[Figure]:
                     wall["tls"].append(bare.once()[0])
                     seconds_, carried, theirs = calls.once()
                     wall["grpc"].append(seconds_)
-                    time.sleep(wall["ours"][-1])
                     cpu["parts"].append(carried + work.once())
-                    all_parts = cpu["parts"][-1] + theirs + clients * work.member()
+                    all_parts = cpu["parts"][-1] + theirs + sum(work.member() for _ in range(clients))
+                    work.clear()
                     wall["parts"].append(all_parts / cores())
         of = f"bare TLS {median(wall['tls']):.2f} s, bare gRPC {median(wall['grpc']):.2f} s"
         ratio = median(a / b for a, b in zip(wall["ours"], wall["tls"], strict=True))
