@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from atoll.core.aggregate import Sum
-from atoll.core.compose import check, table
+from atoll.core.compose import check
 from atoll.core.errors import CompositionError
 from atoll.core.transform import Transform, chain
 from atoll.learn.algorithm import Algorithm
@@ -133,6 +133,27 @@ sum; and whether a chain that ends in a `ring` may feed it.
 | aggregator | shows each update | shows only the sum | after `ring` |
 |---|---|---|---|
 """
+
+
+def pair(left: Transform, right: Transform) -> list[Transform]:
+    """Both, with a mean where it serves them."""
+    both = [left, right]
+    if not any(part.averages for part in both):
+        both.insert(2 if right.on_mean else 1 if left.on_mean else 0, mean())
+    return both
+
+
+def table(parts: Sequence[Transform]) -> list[tuple[str, str, str]]:
+    """For every ordered pair (left, right) of different parts: "yes", or why it is refused."""
+    return [(str(a), str(b), _pair(a, b)) for a in parts for b in parts if a is not b]
+
+
+def _pair(left: Transform, right: Transform) -> str:
+    try:
+        check(chain(*pair(left, right)))
+    except CompositionError as error:
+        return str(error)
+    return "yes"
 
 
 def page() -> str:

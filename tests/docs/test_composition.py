@@ -3,28 +3,19 @@
 import numpy as np
 import pytest
 
-from atoll.core.compose import table
-from atoll.core.transform import Transform, chain
+from atoll.core.transform import chain
 from atoll.job import Job, Tree
 from atoll.learn.algorithm import Algorithm
 from atoll.learn.secure import secure_sum
 from atoll.learn.server import mean
 from atoll.run import simulate
 from tests.exact.quadratic import Bowl, Quadratic, Sites
-from tools.composition_table import PAGE, PARTS, PLACES, judged, page, private, summed
+from tools.composition_table import PAGE, PARTS, PLACES, judged, page, pair, private, summed, table
 
 BY_NAME = {str(part): part for part, _ in PARTS}
 VERDICTS = table([part for part, _ in PARTS])
 ALLOWED = [(left, right) for left, right, verdict in VERDICTS if verdict == "yes"]
 SITES = Sites([Bowl(np.ones(4), np.array([1.0, -2.0, 3.0, 4.0]) * k, rows=k) for k in range(1, 6)])
-
-
-def paired(left: str, right: str) -> list[Transform]:
-    """Both parts, with a mean where it serves them."""
-    pair = [BY_NAME[left], BY_NAME[right]]
-    if not any(part.averages for part in pair):
-        pair.insert(2 if pair[1].on_mean else 1 if pair[0].on_mean else 0, mean())
-    return pair
 
 
 def test_the_page_is_the_generated_one() -> None:
@@ -38,14 +29,14 @@ def test_the_table_has_both_kinds() -> None:
 
 @pytest.mark.parametrize(("left", "right"), ALLOWED)
 def test_every_allowed_pair_trains_and_in_a_tree_alike(left: str, right: str) -> None:
-    pair = paired(left, right)
+    parts = pair(BY_NAME[left], BY_NAME[right])
     learner = Quadratic(lr=0.05, names=("own/v", "w"))
-    job = Job(learner, Algorithm("pair", chain(*pair), weigh="equal"), rounds=3, every=3)
+    job = Job(learner, Algorithm("pair", chain(*parts), weigh="equal"), rounds=3, every=3)
     run = simulate(job, SITES)
     assert not any(record.get("failed") for record in run.history)
     assert np.isfinite(run.params.buffer).all()
     assert np.abs(run.params["w"]).max() > 0
-    if any(part.drops for part in pair):
+    if any(part.drops for part in parts):
         assert (run.params["own/v"] == 0).all()
     assert simulate(job.replace(topology=Tree((2,))), SITES).params == run.params
 
@@ -55,9 +46,9 @@ SUMMED = [(a, b) for a, b in ALLOWED if "ring" not in b]
 
 @pytest.mark.parametrize(("left", "right"), SUMMED)
 def test_every_allowed_pair_trains_under_a_secure_sum_as_well(left: str, right: str) -> None:
-    pair = paired(left, right)
+    parts = pair(BY_NAME[left], BY_NAME[right])
     learner = Quadratic(lr=0.05, names=("own/v", "w"))
-    plain = Job(learner, Algorithm("pair", chain(*pair), weigh="equal"), rounds=3, every=3)
+    plain = Job(learner, Algorithm("pair", chain(*parts), weigh="equal"), rounds=3, every=3)
     job = plain.replace(exchange=secure_sum(largest=64.0))
     run = simulate(job, SITES)
     assert not any(record.get("failed") for record in run.history)

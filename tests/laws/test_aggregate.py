@@ -1,5 +1,6 @@
 """Laws of core/aggregate.py: sums are exact, the same in any order and any tree, and gated."""
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import reduce
 
@@ -12,6 +13,7 @@ from atoll.core.aggregate import Points, Reply, Sum, fold, points
 from atoll.core.errors import MisuseError, ProtocolError
 from atoll.core.rng import Rng
 from atoll.core.update import Rows, Update
+from atoll.learn.kernel import spread
 from atoll.learn.robust import Buckets, Gather
 
 LIKE = Update.of({"w": np.ones((2, 3)), "b": np.full(2, 0.1)})
@@ -29,6 +31,18 @@ def replies(seed: int, n: int, like: Update = LIKE, scale: float = 1.0) -> list[
         update = like.map(lambda v: (scale * rng.normal(size=v.shape)).astype(v.dtype))  # noqa: B023
         made.append((k, Reply(update, float(rng.integers(1, 1000)), {"loss": float(rng.random())})))
     return made
+
+
+def thirds(size: int, work) -> None:
+    """Three parts at the same time, the last one first."""
+    parts = [slice(size * k // 3, size * (k + 1) // 3) for k in (2, 1, 0)]
+    with ThreadPoolExecutor(3) as pool:
+        done = [pool.submit(work, part) for part in parts]
+    for one in done:
+        one.result()
+
+
+SUMS = [Sum(), Sum(spread=thirds), Sum(spread=lambda size, work: spread(size, work, 1))]
 
 
 def same(a, b) -> bool:
@@ -205,13 +219,21 @@ def test_buckets_apply_the_rule_to_means_of_a_few() -> None:
     assert Buckets(3, median).at(points(LIKE, 6), range(6), Rng.of(1)).place != ours.place
 
 
-@given(st.integers(0, 999), st.integers(1, 9), st.sampled_from([np.float32, np.float64]), st.booleans())
-def test_in_place_gives_the_same_bytes_and_touches_nothing_else(seed, n, dtype, mapped) -> None:
-    """Adding into an own partial, merging over it and finishing over it; also one mapped from a file."""
+@given(
+    st.sampled_from(SUMS),
+    st.integers(0, 999),
+    st.integers(1, 9),
+    st.sampled_from([np.float32, np.float64]),
+    st.booleans(),
+)
+def test_in_place_gives_the_same_bytes_and_touches_nothing_else(how, seed, n, dtype, mapped) -> None:
+    """Adding into an own partial, merging over it and finishing over it; also one mapped from a file, and cut
+    in parts that are added at the same time.
+    """
     like = LIKE.astype(dtype)
-    ours = Sum().at(points(like, n + 2), range(n + 2), KEY)
+    alone, ours = (s.at(points(like, n + 2), range(n + 2), KEY) for s in (Sum(), how))
     made, more = replies(seed, n, like), [(n, Reply(like, 3.0)), (n + 1, Reply(like.scale(-2), 1.0))]
-    whole = ours.finish(fold(ours, made + more))
+    whole = alone.finish(fold(alone, made + more))
     start, other = fold(ours, made), ours.lift(*more[1])
     start.sums.flags.writeable = not mapped
     before = start.sums.copy(), other.sums.copy()
@@ -227,12 +249,13 @@ def test_in_place_gives_the_same_bytes_and_touches_nothing_else(seed, n, dtype, 
     assert np.shares_memory(own.update.buffer, merged.sums)
 
 
+@pytest.mark.parametrize("how", SUMS, ids=["here", "thirds", "cores"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("at", [0, 1, 7, 200_001, 399_999])
-def test_a_refused_reply_leaves_the_sum_it_was_to_join_as_it_was(bad, at) -> None:
+def test_a_refused_reply_leaves_the_sum_it_was_to_join_as_it_was(how, bad, at) -> None:
     """Also where the fault shows only after some blocks have been added."""
     like = Update.of({"a": np.ones(200_000, np.float32), "b": np.full((2, 100_000), 2, np.float32)})
-    ours = Sum().at(points(like, 4), range(4), KEY)
+    ours = how.at(points(like, 4), range(4), KEY)
     start = fold(ours, [(0, Reply(like, 3.0, {"loss": 1.0}))])
     before = ours.finish(start)
     buffer = like.buffer.copy()

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atoll.core.errors import ConfigError, MisuseError
-from atoll.wire import failpoint
+from atoll.wire import failpoint, files
 from atoll.wire.files import Files, whole
 from tests.wire.lossy import SECTOR, Lossy, tear
 
@@ -139,3 +142,33 @@ def test_files_and_lossy_files_do_the_same(tmp_path: Path) -> None:
     assert {p.relative_to(tmp_path / "plain") for p in (tmp_path / "plain").rglob("*")} == {
         p.relative_to(tmp_path / "lossy") for p in (tmp_path / "lossy").rglob("*")
     }
+
+
+@given(st.lists(st.integers(1, 3 * files.EARLY), max_size=8))
+def test_the_disk_is_told_of_each_full_part_once(sizes: list[int]) -> None:
+    told: list[tuple[int, int]] = []
+
+    def begin(file: int, start: int, size: int, how: int) -> int:
+        assert (file, how) == (7, 2)
+        told.append((start, size))
+        return 0
+
+    at = 0
+    with mock.patch.object(files, "_begin", return_value=begin):
+        for size in sizes:
+            files.early(7, at, size)
+            at += size
+    ends = [0, *(start + size for start, size in told)]
+    assert [start for start, _ in told] == ends[:-1]
+    assert ends[-1] == at // files.EARLY * files.EARLY
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the call is Linux's")
+def test_the_system_takes_the_call(tmp_path: Path) -> None:
+    begin = files._begin()
+    assert begin is not None
+    with (tmp_path / "file").open("wb") as out:
+        out.write(bytes(1 << 20))
+        assert begin(out.fileno(), 0, 1 << 20, 2) == 0
+    assert begin(-1, 0, 1 << 20, 2) == -1  # and an error stays without effect
+    files.early(-1, 0, files.EARLY)

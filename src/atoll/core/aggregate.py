@@ -16,7 +16,7 @@ in place: model-size arrays are then made once, when the first contribution come
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -183,18 +183,27 @@ def whole_weight(weight: float, most: float) -> int:
     return round(min(weight, most) / WEIGHT_UNIT)
 
 
+def _here(size: int, work: Callable[[slice], None]) -> None:
+    work(slice(0, size))
+
+
 @dataclass(frozen=True)
 class Sum:
-    """The weighted sum, exact in any order and any tree."""
+    """The weighted sum, exact in any order and any tree.
+
+    `spread(size, work)` calls `work` on range(size), cut in the same parts whenever it is called, if need be
+    at the same time: no part looks at another. Raises what `work` raises, once all have ended.
+    """
 
     sees: ClassVar[Literal["sum", "each"]] = "sum"
     rings: ClassVar[bool] = True
     in_place: ClassVar[bool] = True
     points: Points | None = None
+    spread: Callable[[int, Callable[[slice], None]], None] = field(default=_here, repr=False)
 
     def at(self, points: Points, cohort: Sequence[int], key: Rng) -> Sum:
         """This round's: with its binary points."""
-        return Sum(points)
+        return replace(self, points=points)
 
     def lift(self, peer: int, reply: Reply) -> Partial:
         """One contribution as a partial sum."""
@@ -225,7 +234,7 @@ class Sum:
                 sums[0] += reply.update.buffer
             wrap(sums, bits)
         else:
-            _add(sums, replies, scales, p)
+            _add(sums, replies, scales, p, self.spread)
         return whole
 
     def merge(self, a: Partial, b: Partial, *, own: bool = False) -> Partial:
@@ -239,11 +248,15 @@ class Sum:
         buffer: Array = partial.sums[0]
         if not partial.bits:
             buffer = _mine(buffer).view(np.float64) if own else np.empty(p.layout.size)
-            for block in blocks(p.layout.size):
-                units = p.units(block)
-                np.divide(partial.sums[0, block], units, out=buffer[block])
-                if len(partial.sums) > 1:
-                    buffer[block] += partial.sums[1, block] / units * 2.0**-_FINE_BITS
+
+            def real(part: slice) -> None:
+                for block in blocks(part.stop, start=part.start):
+                    units = p.units(block)
+                    np.divide(partial.sums[0, block], units, out=buffer[block])
+                    if len(partial.sums) > 1:
+                        buffer[block] += partial.sums[1, block] / units * 2.0**-_FINE_BITS
+
+            self.spread(p.layout.size, real)
         rows = {n: Rows(r.ids, r.values * 2.0 ** -p.tables[n]) for n, r in partial.rows.items()}
         update = Update(partial.layout, buffer, bits=partial.bits, rows=rows)
         return Total(update, partial.weight * WEIGHT_UNIT, partial.count, partial.metrics)
@@ -268,23 +281,29 @@ def _joined(a: Partial, b: Partial) -> Partial:
 
 
 def _add(
-    sums: NDArray[Any], replies: Sequence[tuple[int, Reply]], scales: Sequence[float], p: Points
+    sums: NDArray[Any], replies: Sequence[tuple[int, Reply]], scales: Sequence[float], p: Points, spread: Any
 ) -> None:
     """Add every reply; if one is refused, what was added of them comes out again."""
-    try:
-        for block, whole in _whole(replies, scales, p, len(sums)):
-            sums[:, block] += whole
-    except ProtocolError:
+
+    def add(part: slice, put: Callable[..., Any] = np.add) -> None:
+        for block, whole in _whole(replies, scales, p, len(sums), part):
+            put(sums[:, block], whole, out=sums[:, block])
+
+    def undo(part: slice) -> None:
         with suppress(ProtocolError):  # it stops where the first pass did
-            for block, whole in _whole(replies, scales, p, len(sums)):
-                sums[:, block] -= whole
+            add(part, np.subtract)
+
+    try:
+        spread(sums.shape[1], add)
+    except ProtocolError:
+        spread(sums.shape[1], undo)
         raise
 
 
 def _whole(
-    replies: Sequence[tuple[int, Reply]], scales: Sequence[float], p: Points, limbs: int
+    replies: Sequence[tuple[int, Reply]], scales: Sequence[float], p: Points, limbs: int, part: slice
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """The sum of rint(weight * values * 2**point) over all replies, a block of columns at a time.
+    """The sum of rint(weight * values * 2**point) over all replies, for a part's columns block by block.
 
     Rounding makes whole numbers first. Below 2**53 float64 adds those exactly, above int64 does;
     either way the order cannot matter.
@@ -292,7 +311,7 @@ def _whole(
     m, width = len(replies), max(BLOCK // len(replies), 1024)
     w = np.array(scales)[:, None]  # (m, 1)
     room = np.empty((2, m, min(width, p.layout.size)))
-    for block in blocks(p.layout.size, width):
+    for block in blocks(part.stop, width, part.start):
         x, whole = room[:, :, : block.stop - block.start]
         units = p.units(block)
         each = units if units.ndim else units * w  # exact: a power of two times a float64

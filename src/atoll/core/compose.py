@@ -2,7 +2,7 @@
 
 Each transform declares what it does to the numbers (see Transform); reading a chain once from
 left to right (out) and once from right to left (back) finds every order that breaks a promise.
-The message names both parts and the order that works. `table` prints the same knowledge.
+The message names both parts and the order that works.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from .errors import CompositionError
-from .transform import Domain, Transform, chain
+from .transform import Domain, Transform
 
 _WORDS = {"real": "real numbers", "ring": "integers of a ring"}
 
@@ -88,25 +88,3 @@ def _inward(parts: Sequence[Transform], sees: Literal["sum", "each"]) -> None:
             averaged = part
     if averaged is None:
         raise CompositionError("nobody divides the sum of the updates: add mean() to the chain")
-
-
-def table(parts: Sequence[Transform]) -> list[tuple[str, str, str]]:
-    """For every ordered pair (left, right) of different parts: "yes", or why it is refused.
-
-    A pair without a mean gets one where it serves both, so that the pair itself is judged.
-    """
-    return [(str(a), str(b), _verdict(a, b)) for a in parts for b in parts if a is not b]
-
-
-def _verdict(left: Transform, right: Transform) -> str:
-    pair = [left, right]
-    if not (left.averages or right.averages):
-        pair.insert(2 if right.on_mean else 1 if left.on_mean else 0, _MEAN)
-    try:
-        check(chain(*pair))
-    except CompositionError as error:
-        return str(error)
-    return "yes"
-
-
-_MEAN = Transform("mean()", averages=True)

@@ -23,9 +23,9 @@ Array: TypeAlias = NDArray[Any]
 BLOCK = 1 << 17  # numbers worked on at a time, so that what is made on the way stays small: 1 MiB of float64
 
 
-def blocks(size: int, width: int = BLOCK) -> Iterator[slice]:
-    """range(size) in slices of at most `width`."""
-    return (slice(at, min(at + width, size)) for at in range(0, size, width))
+def blocks(stop: int, width: int = BLOCK, start: int = 0) -> Iterator[slice]:
+    """range(start, stop) in slices of at most `width`."""
+    return (slice(at, min(at + width, stop)) for at in range(start, stop, width))
 
 
 class Leaf(NamedTuple):

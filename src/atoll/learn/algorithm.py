@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from ..core.aggregate import Aggregator, Sum
@@ -22,6 +23,7 @@ from ..core.transform import Transform, chain
 from ..privacy import dp
 from .auto import fitted
 from .exchange import Exchange, Plain
+from .kernel import spread
 from .robust import Buckets, Gather
 from .rules.rule import Rule
 from .server import adagrad, adam, mean, sgd, yogi
@@ -85,7 +87,7 @@ class Algorithm:
     name: str
     chain: Transform = field(default_factory=mean)
     wrap: Wrap | None = None
-    rule: Aggregator = field(default_factory=Sum)
+    rule: Aggregator = field(default_factory=partial(Sum, spread=spread))
     weigh: Literal["rows", "equal"] = "rows"
     protocol: Roles | None = None
     values: Mapping[str, Any] = field(default_factory=dict)

@@ -383,9 +383,8 @@ def add(params: Update, step: Update) -> Update:
     total = np.empty(params.buffer.shape, params.buffer.dtype)
 
     def some(part: slice) -> None:
-        for block in blocks(part.stop - part.start):
-            here = slice(part.start + block.start, part.start + block.stop)
-            total[here] = params.buffer[here] + step.buffer[here]
+        for block in blocks(part.stop, start=part.start):
+            total[block] = params.buffer[block] + step.buffer[block]
 
     spread(len(total), some)
     return Update(params.layout, total)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CodecError, Gone, IntegrityError, ProtocolError, Refused
+from ..wire.files import early
 from ..wire.heap import give_back
 from ..wire.plain import FRAME, Bytes, payload
 from .frames import Announced, announced, number
@@ -104,6 +105,7 @@ class Spool:
         done = 0
         while done < len(data):
             done += os.pwrite(file, data[done:], place + done)
+        early(file, place, done)
         self.frames += 1
 
     def _begin(self, file: int, head: memoryview, together: int) -> None:

@@ -25,6 +25,7 @@ from sqlalchemy import CompoundSelect, select, union
 
 from ...core.errors import MisuseError, StateError
 from ...wire.failpoint import declare, hit
+from ...wire.files import early
 from . import schema as t
 from .database import Database, transition
 from .upsert import insert_new
@@ -102,12 +103,14 @@ class Blobs:
             if name and self.touch(name):
                 self._fresh.add(name)
                 return name
-            temp = self._new()
+            temp, size = self._new(), 0
             try:
                 digest = hashlib.sha256()
                 with self._files.create(temp) as out:
                     for piece in pieces:
-                        out.write(piece)
+                        written = out.write(piece)
+                        early(out.fileno(), size, written)
+                        size += written
                         if not name:
                             digest.update(piece)
                     self._files.sync(out)
