@@ -125,9 +125,11 @@ def halls(tmp_path: Path) -> Iterator[Callable[..., Hall]]:
         one.close()
 
 
-def finished(store: Store, rounds: int = 3, state: str = "done", reason: str = "") -> str:
+def finished(
+    store: Store, rounds: int = 3, state: str = "done", reason: str = "", job: dict[str, Any] = JOB
+) -> str:
     """A run that has been through its rounds."""
-    run = store.submit(JOB, 7, "ann", name="heart")
+    run = store.submit(job, 7, "ann", name="heart")
     store.move(run, "running", frm=("queued",))
     journal = store.journal(run)
     for number in range(rounds + 1):

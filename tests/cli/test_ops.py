@@ -4,16 +4,22 @@ import json
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+import atoll as at
 from atoll.control import cli, live
 from atoll.control.remote import where
 from atoll.control.text import ZH
+from atoll.privacy.keys import new_key, request
+from atoll.privacy.report import report, sign_report
 from tests.api.conftest import JOB, finished, hall, record  # noqa: F401  the fixture
+from tests.api.roots import authority_of
 from tests.api.serving import served
 from tests.api.test_sdk import with_model
+from tests.exact.quadratic import Quadratic
 
 JOB_TOML = """
 name = "heart"
@@ -92,6 +98,30 @@ def test_watch_prints_a_line_for_each_round(atoll, far) -> None:
     plain = json.loads(atoll("watch", run, "--json").out)
     assert plain["run"]["state"] == "done"
     assert plain["metrics"]["accuracy"] == record(3)["metrics"]["accuracy"]
+
+
+def test_a_private_run_says_what_it_costs_and_what_it_has_spent(atoll, far) -> None:
+    promise = {"epsilon": 4.0, "delta": 1e-5, "clip": 1.0}
+    job = at.Job(Quadratic(), at.fedavg(), rounds=3, sites=False).private(**promise)
+    run = finished(far.store, job={**JOB, "algorithm": "fedavg", "privacy": promise})
+    unasked = atoll("watch", run)
+    assert (unasked.code, "privacy" in unasked.out) == (0, False)  # it has no report
+    spent = job.privacy.cost(job.cohort, 2)
+    name, key, now = far.office.federation, new_key(), time.time()
+    values = {"run": run, "federation": name, "rounds": 2, "ended": now, "spent": spent}
+    page = report(job.privacy, job.epsilon(), shows="each", **values)
+    csr = request(key, name, "coordinator", "hub")
+    chain = authority_of(name).sign(csr, role="coordinator", name="hub", now=now)
+    far.store.run_reported(run, sign_report(key, chain, page))
+    line = f"privacy of each client: epsilon {spent.epsilon:.4g}, delta 1e-05"
+    assert 1 < spent.epsilon < 4
+    assert atoll("watch", run).out.splitlines()[-1] == line
+    told = atoll("privacy", "report", run).out
+    assert f"ended: {time.strftime('%Y-%m-%d %H:%M', time.localtime(now))}\n" in told
+    assert json.loads(atoll("privacy", "report", run, "--json").out)["ended"] == round(now)
+    submitted = atoll("submit", "job.toml", "--set", "privacy.epsilon=4", "--set", "privacy.delta=1e-5",
+                      "--set", "privacy.clip=1", "--set", "algorithm=fedavg")  # fmt: skip
+    assert "privacy of each client: epsilon 4, delta 1e-05\n" in submitted.err
 
 
 def test_watching_a_run_that_fails(atoll, far) -> None:
@@ -272,10 +302,10 @@ def test_audit(atoll, far) -> None:
     assert said.code == 1
     assert "event 2" in said.out
     assert json.loads(atoll("audit", "verify", "--json").out)["seq"] == 2
-    local = atoll("audit", "verify", "--state", far.office.folder)
+    local = atoll("audit", "verify", "--folder", far.office.folder)
     assert (local.code, "event 2" in local.out) == (1, True)
     assert (
-        atoll("audit", "verify", "--state", far.office.folder / "blobs").code == 1
+        atoll("audit", "verify", "--folder", far.office.folder / "blobs").code == 1
     )  # no store there, none made
     assert not (far.office.folder / "blobs" / "atoll.db").exists()
 
@@ -284,17 +314,17 @@ def test_backup_wipe_restore(atoll, far, tmp_path: Path) -> None:
     run = finished(far.store)
     made = json.loads(atoll("backup", "--json").out)
     assert Path(made["path"]).is_file()
-    said = atoll("backup", tmp_path / "b.tar", "--state", far.office.folder)
+    said = atoll("backup", tmp_path / "b.tar", "--folder", far.office.folder)
     assert said.code == 0
     assert "no coordinator's store" in atoll("backup", tmp_path / "c.tar").err
-    assert atoll("backup", "--state", far.office.folder).code == 2
-    assert atoll("restore", tmp_path / "b.tar", "--state", tmp_path / "again").code == 0
+    assert atoll("backup", "--folder", far.office.folder).code == 2
+    assert atoll("restore", tmp_path / "b.tar", "--folder", tmp_path / "again").code == 0
     from atoll.control.store import Store
 
     with Store.open("", tmp_path / "again") as store:
         assert store.run(run)["state"] == "done"
-    assert atoll("restore", tmp_path / "b.tar", "--state", tmp_path / "again").code == 1  # it holds a store
-    assert atoll("restore", tmp_path / "job.toml", "--state", tmp_path / "other").code == 1
+    assert atoll("restore", tmp_path / "b.tar", "--folder", tmp_path / "again").code == 1  # it holds a store
+    assert atoll("restore", tmp_path / "job.toml", "--folder", tmp_path / "other").code == 1
 
 
 def test_prune(atoll, far) -> None:

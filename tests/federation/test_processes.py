@@ -721,7 +721,7 @@ def test_wiped_and_restored_a_run_goes_on(tmp_path: Path, nursery: Nursery) -> N
         shutil.copy(made["path"], tmp_path / "backup.tar")
         settings = (place / "coordinator.toml").read_bytes()
         shutil.rmtree(place)
-        assert atoll(["restore", str(tmp_path / "backup.tar"), "--state", str(place)]) == 0
+        assert atoll(["restore", str(tmp_path / "backup.tar"), "--folder", str(place)]) == 0
         (place / "coordinator.toml").write_bytes(settings)
         fed.start("coordinator")
         fed.finished(run)

@@ -39,16 +39,16 @@ def register(commands: Any, command: Callable[..., Any], say: Say) -> None:
     c = command("verify", _audit, "find the first event that was altered or is missing", inner, far)
     text = "an end that verify printed earlier: it must still be there"
     c.add_argument("--seen", default="", metavar="NUMBER:HASH", help=say(text))
-    _state(c, say)
+    _place(c, say)
     c = command(
         "backup", _backup, "write everything a coordinator must not lose into one file", commands, far
     )
     text = "the file to write, on the coordinator's machine; without it the coordinator writes one"
     c.add_argument("file", type=Path, nargs="?", metavar="FILE.tar", help=say(text))
-    _state(c, say)
+    _place(c, say)
     c = command("restore", _restore, "fill an empty coordinator's folder from a backup")
     c.add_argument("file", type=Path, metavar="FILE.tar", help=say("a backup"))
-    _state(c, say)
+    _place(c, say)
     c = command("prune", _prune, "forget old runs and the files nobody needs", commands, far)
     c.add_argument("--keep-days", type=float, default=30.0, help=say("days that ended runs are kept"))
     c.add_argument("--keep-runs", type=int, default=20, help=say("so many runs are kept however old"))
@@ -78,9 +78,9 @@ def _version(c: Any, say: Say) -> None:
     c.add_argument("--version", default="latest", metavar="N", help=say("the version; the newest without"))
 
 
-def _state(c: Any, say: Say) -> None:
+def _place(c: Any, say: Say) -> None:
     text = "the coordinator's folder on this machine, by default the current one"
-    c.add_argument("--state", type=Path, metavar="DIR", help=say(text))
+    c.add_argument("--folder", type=Path, metavar="DIR", help=say(text))
     c.add_argument(
         "--store", default="", metavar="URL", help=say("its database, SQLite in the folder by default")
     )
@@ -156,7 +156,7 @@ def _prediction(value: Any) -> str:
 
 
 def _audit(args: argparse.Namespace, say: Say) -> int:
-    if args.state is not None:
+    if args.folder is not None:
         from .desk import admin
 
         with _store(args) as store:
@@ -175,12 +175,12 @@ def _backup(args: argparse.Namespace, say: Say) -> int:
     from ..core.errors import ConfigError
 
     if args.file is None:
-        if args.state is not None:
-            raise ConfigError("name the file to write: atoll backup FILE.tar --state DIR")
+        if args.folder is not None:
+            raise ConfigError("name the file to write: atoll backup FILE.tar --folder DIR")
         with connected(args) as fed:
             found = fed.backup()
     else:
-        args.state = args.state or Path()
+        args.folder = args.folder or Path()
         with _store(args) as store:
             store.backup(args.file)
         found = {"path": str(args.file), "bytes": args.file.stat().st_size}
@@ -190,7 +190,7 @@ def _backup(args: argparse.Namespace, say: Say) -> int:
 def _restore(args: argparse.Namespace, say: Say) -> int:
     from .remote.sdk import restore
 
-    folder = restore(args.file, args.state or Path(), args.store)
+    folder = restore(args.file, args.folder or Path(), args.store)
     done = {"restored": str(folder), "from": str(args.file)}
     return show(
         args, done, f"{say('restored')}: {folder}\n{say('next')}: atoll coordinator --folder {folder}"
@@ -202,9 +202,9 @@ def _store(args: argparse.Namespace) -> Any:
     from ..core.errors import StateError
     from .store import Store
 
-    if not args.store and not (args.state / "atoll.db").exists():
-        raise StateError(f"{args.state} holds no coordinator's store: there is no atoll.db in it")
-    return Store.open(args.store, args.state)
+    if not args.store and not (args.folder / "atoll.db").exists():
+        raise StateError(f"{args.folder} holds no coordinator's store: there is no atoll.db in it")
+    return Store.open(args.store, args.folder)
 
 
 def _prune(args: argparse.Namespace, say: Say) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import structs
 
-from .cli_ops import chosen, connected, group, remote
+from .cli_ops import chosen, connected, group, remote, when
 
 Say = Callable[[str], str]
 
@@ -64,7 +64,7 @@ def _report(args: argparse.Namespace, say: Say) -> int:
     if args.json:
         print(json.dumps(found))
         return 0
-    for name, value in found.items():
+    for name, value in {**found, "ended": when(found["ended"])}.items():
         if not isinstance(value, dict):
             print(f"{say(name)}: {say('none') if value is None else value}")
     for name, value in (found["promise"] or {}).items():

@@ -9,9 +9,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
+from ..core.errors import MisuseError
 from .cli_ops import waiting
+from .progress import promised
 from .remote.sdk import ENDED, Federation, RemoteRun
 from .table import number, size
 
@@ -43,6 +46,8 @@ def follow(fed: Federation, run: RemoteRun, say: Say, *, quiet: bool) -> int:
         print(json.dumps({"run": last, "metrics": {k: v if v == v else None for k, v in metrics.items()}}))  # noqa: PLR0124
     else:
         print(_ending(last, metrics, say))
+        if last.get("private") and (spent := _spent(run, say)):
+            print(spent)
     return 1 if last["state"] == "failed" else 0
 
 
@@ -54,6 +59,14 @@ def _ending(last: Row, metrics: Mapping[str, Any], say: Say) -> str:
     if last["state"] == "failed":
         lines.append(f"{say('next')}: atoll logs {last['id']}")
     return "\n".join([*lines, *([found] if found else [])])
+
+
+def _spent(run: RemoteRun, say: Say) -> str:
+    """What it has spent of its promise; "" where it ended before anybody was asked."""
+    with suppress(MisuseError):
+        found = run.report()["promise"]
+        return promised(found["unit"], found["epsilon spent at most"], found["delta"], say)
+    return ""
 
 
 def _lines(run: RemoteRun, say: Say) -> Row:

@@ -17,9 +17,11 @@ LINES = 20  # a long run prints no more where there is no terminal
 
 
 def costs(job: Any, say: Callable[[str], str]) -> None:
-    """Say on standard error what hides updates, where it is not the usual suite; what an update costs and who
-    reads it, where its exchange has to tell.
+    """Say on standard error what a promise of privacy costs; what hides updates, where it is not the usual
+    suite; what an update costs and who reads it, where its exchange has to tell.
     """
+    if job.privacy is not None:
+        print(promised(job.privacy.unit, job.epsilon().epsilon, job.privacy.delta, say), file=sys.stderr)
     if job.crypto != INTL.name:
         print(f"{say('crypto')}: {job.crypto} ({suite_of(job.crypto).says})", file=sys.stderr)
     if not hasattr(job.exchange, "cost"):
@@ -28,6 +30,12 @@ def costs(job: Any, say: Callable[[str], str]) -> None:
     took = "" if seconds is None else f", {seconds:.2f} s CPU"
     print(f"{say('a million encrypted numbers')}: {size(sent)}{took}", file=sys.stderr)
     print(f"{say('who reads updates')}: {say(job.exchange.label)}", file=sys.stderr)
+
+
+def promised(unit: str, epsilon: float, delta: float, say: Callable[[str], str]) -> str:
+    """What hides one client, or one row, in a line."""
+    whose = say("privacy of each client" if unit == "client" else "privacy of each row")
+    return f"{whose}: epsilon {epsilon:.4g}, delta {delta:g}"
 
 
 @contextmanager

@@ -488,6 +488,8 @@ ZH = {
     "crypto": "密码套件",
     "integers": "整数",
     "who reads updates": "谁能读取更新",
+    "privacy of each client": "每个客户端的隐私",
+    "privacy of each row": "每一行的隐私",
     "one client plus the server reads all": "任一客户端与服务器合谋即可读取全部",
     "engines that report to six nodes: learn, serve, notice, renew, take back": "发动机向六个节点上报：学习、服务、发现漂移、更新、撤回",
     "made engines, also where FD001 is": "使用生成的发动机数据，即使有 FD001",

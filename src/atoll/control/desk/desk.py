@@ -283,6 +283,7 @@ def _run(record: Row, rounds: Sequence[Row]) -> Row:
         "data": _part(table.get("data", "")),
         "round": rounds[-1]["round"] if rounds else 0,
         "of": table.get("rounds", 10),
+        "private": bool(table.get("privacy")),
         "metric": metric,
         "value": seen.get(metric),
     }
