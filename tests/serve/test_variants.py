@@ -233,6 +233,21 @@ def test_by_command(digits: Any, net: bytes, tmp_path: Path, monkeypatch: pytest
     found = json.loads(capsys.readouterr().out)
     assert {one["name"] for one in found["variants"]} == {"net", "small"}
     assert found["best"] in found["variants"]
+    rows = at.load_data("digits").train
+    some = rows[rows.y > 0][:200]  # a site without zeros, whose file would number a one as the first class
+    lines = [",".join([*(f"{v:g}" for v in x), str(y)]) for x, y in zip(some.x, some.y, strict=True)]
+    Path("site.csv").write_text("\n".join([",".join([*rows.names, "kind"]), *lines]))
+    measure = ["model", "profile", "net.onnx", "--data", "site.csv", "--target", "kind", "--json"]
+    for more, why in (
+        ((), "have 9 classes and the model tells 10 apart"),
+        (("--classes", "1,2,3"), "6 of its 9 classes are not named"),
+        (("--classes", "1,1"), "named twice"),
+    ):
+        assert main([*measure, *more]) == 2
+        told = capsys.readouterr()
+        assert told.out == "" and why in told.err
+    assert main([*measure, "--classes", "0,1,2,3,4,5,6,7,8,9"]) == 0
+    assert json.loads(capsys.readouterr().out)["variants"][0]["score"] > 0.9
     assert main(["model", "profile", "net.onnx", "--data", "digits", "--size", "1"]) == 2
     assert "size <= 1 leaves 0" in capsys.readouterr().err
     assert main(["model", "int8", "none.onnx", "--data", "digits", "--to", "s.onnx"]) == 2

@@ -44,6 +44,7 @@ def variants(inner: Any, command: Callable[..., Any], say: Say) -> None:
     text = "points of accuracy that it may lose on rows that were held out"
     c.add_argument("--lost", type=float, default=0.5, metavar="POINTS", help=say(text))
     _data(c, say)
+    _classes(c, say)
     text = "the doubt from which rows should go to a larger model, from rows of this site"
     c = command("doubt", _doubt, text, inner)
     c.add_argument("model", type=Path, metavar="MODEL.onnx", help=say("the model"))
@@ -63,13 +64,19 @@ def variants(inner: Any, command: Callable[..., Any], say: Say) -> None:
     c.add_argument("--memory", type=float, metavar="MB", help=say("memory that it may take"))
     c.add_argument("--size", type=int, metavar="BYTES", help=say("bytes that the file may have"))
     _data(c, say)
+    _classes(c, say)
 
 
 def _data(c: Any, say: Say) -> None:
     text = "rows with labels: a name, a file or a folder"
     c.add_argument("--data", dest="source", required=True, metavar="DATA", help=say(text))
     c.add_argument("--target", help=say("the label column"))
-    c.set_defaults(site=None)
+    c.set_defaults(site=None, classes=None)
+
+
+def _classes(c: Any, say: Say) -> None:
+    text = "all classes of the model in its order, as in no,yes; without it those that the rows have"
+    c.add_argument("--classes", metavar="A,B,…", help=say(text))
 
 
 def _int8(args: argparse.Namespace, say: Say) -> int:
@@ -77,8 +84,8 @@ def _int8(args: argparse.Namespace, say: Say) -> int:
     from ..serve.variants import int8
     from ..wire.files import whole
 
-    rows, held = _rows(args)
     data = _read(args.model)
+    rows, held = _rows(args, data)
     made = int8(data, rows.x, held, args.lost)
     try:
         with whole(args.to) as file:
@@ -105,8 +112,9 @@ def _profile(args: argparse.Namespace, say: Say) -> int:
     from ..serve.service import called
     from ..serve.variants import pick, profile
 
-    _, held = _rows(args)
-    found = profile({called(path): _read(path) for path in args.models}, held, lost=args.lost)
+    models = {called(path): _read(path) for path in args.models}
+    _, held = _rows(args, *models.values())
+    found = profile(models, held, lost=args.lost)
     best = pick(found, p99=args.latency, memory=args.memory, size=args.size, lost=args.lost)
     if args.json:
         return show(args, {"variants": [one._asdict() for one in found], "best": best._asdict()}, "")
@@ -121,13 +129,28 @@ def _profile(args: argparse.Namespace, say: Say) -> int:
     return 0
 
 
-def _rows(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Rows to calibrate on, and rows to measure on: the set's own test rows, else every fifth."""
+def _rows(args: argparse.Namespace, *models: bytes) -> tuple[Any, Any]:
+    """Rows to calibrate on, and rows to measure on: the set's own test rows, else every fifth. `models`:
+    which are held against their labels.
+
+    Raises ConfigError where they have more classes or fewer than a model: which is which would be a guess.
+    """
     import numpy as np
 
+    from ..core.errors import ConfigError
+    from ..serve.variants import classes
     from .look import load
 
     found = load(args)
+    if args.classes is not None:
+        found = found.labelled([name.strip() for name in args.classes.split(",")])
+    for data in models:
+        known = classes(data, found.train.x[:1])
+        if found.task == "classes" and known not in (1, len(found.classes)):
+            raise ConfigError(
+                f"these rows have {len(found.classes)} classes and the model tells {known} apart: name all of"
+                " them in the model's order, as in --classes no,yes,unsure"
+            )
     if found.test is not None:
         return found.train, found.test
     held = np.arange(len(found.train)) % 5 == 4

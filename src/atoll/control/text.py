@@ -36,6 +36,7 @@ ZH = {
     "number of clients; without it one a site where the data lie by site, else 6": "客户端数量；未给出时，数据按站点存放则每站点一个，否则为 6",
     "how to deal, as in iid or dirichlet,alpha=0.3": "划分方式，例如 iid 或 dirichlet,alpha=0.3",
     "the label column": "标签列",
+    "all classes of the model in its order, as in no,yes; without it those that the rows have": "按模型顺序列出其全部类别，如 no,yes；不写则取数据行中出现的类别",
     "the column that names the site": "站点列",
     "write a picture": "保存图片",
     "write one CSV file per client": "为每个客户端写一个 CSV 文件",

@@ -7,7 +7,8 @@ before training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -52,6 +53,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def numbered(self, names: Sequence[str], classes: Sequence[str]) -> Examples:
+        """The same rows with classes numbered as in `classes`; so far y numbers `names`, all among these."""
+        places = np.array([classes.index(name) for name in names], np.int64)
+        return Examples(self.x, places[self.y], self.names)
 
     def __getitem__(self, rows: Any) -> Examples:
         if isinstance(rows, (int, np.integer)):
@@ -112,6 +118,23 @@ class Dataset:
     def outputs(self) -> int:
         """How many numbers a model answers: the number of classes, or 1."""
         return len(self.classes) if self.task == "classes" else 1
+
+    def labelled(self, classes: Sequence[str]) -> Dataset:
+        """The same rows with classes numbered as in `classes`, which may be more than there are rows of.
+
+        Raises DataError where rows have another one.
+        """
+        if self.task != "classes":
+            raise DataError(f"{self.name} has numbers to predict, and no classes to put in order")
+        if len(set(classes)) != len(classes):
+            raise DataError("a class is named twice")
+        unknown = sum(name not in classes for name in self.classes)
+        if unknown:
+            raise DataError(f"{self.name}: {unknown} of its {len(self.classes)} classes are not named")
+        train, *test = (
+            rows.numbered(self.classes, classes) for rows in (self.train, self.test) if rows is not None
+        )
+        return replace(self, train=train, test=test[0] if test else None, classes=tuple(classes))
 
     @property
     def missing(self) -> dict[str, int]:

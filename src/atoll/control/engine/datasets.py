@@ -14,7 +14,7 @@ budget nobody learns how many there are, nor which classes they have: only those
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,8 @@ class Held:
         missing = [name for name in self.classes if name not in classes]
         if missing:
             raise DataError(f"{len(missing)} of this site's classes are unknown to the job")
-        places = _places(self.classes, classes)
-        test = None if self.test is None else _numbered(self.test, places)
-        return replace(self, train=_numbered(self.train, places), test=test, classes=classes)
-
-
-def _numbered(rows: Examples, places: Any) -> Examples:
-    return Examples(rows.x, places[rows.y], rows.names)
+        test = None if self.test is None else self.test.numbered(self.classes, classes)
+        return replace(self, train=self.train.numbered(self.classes, classes), test=test, classes=classes)
 
 
 def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
@@ -95,13 +90,13 @@ def hold(name: str, table: Mapping[str, Any], folder: Path) -> Held:
             sites = partition(pool, clients=1, holdout=table.get("holdout"))
             train, test = sites[0], sites.tests[0] if sites.tests else pool.test
             if test is not None and classes:
-                test = _numbered(test, _places(pool.classes, classes))
+                test = test.numbered(pool.classes, classes)
         else:
             if other.features != pool.features:
                 raise DataError(f"the test rows of {name!r} have other columns than its training rows")
             train, test = pool.train, other.train
-            test = _numbered(test, _places(other.classes, classes)) if classes else test
-        train = _numbered(train, _places(pool.classes, classes)) if classes else train
+            test = test.numbered(other.classes, classes) if classes else test
+        train = train.numbered(pool.classes, classes) if classes else train
     except ConfigError as error:
         text = _advised(str(error).removeprefix(f"{error.path}: "), error.path.removeprefix("$."))
         raise ConfigError(text, path + error.path.removeprefix("$")) from None
@@ -154,10 +149,6 @@ def _classes(table: Mapping[str, Any], pool: Dataset, other: Dataset | None, pat
     if any(name not in said for names in seen for name in names):
         raise DataError("some rows have a class that `classes` does not name")
     return tuple(said)
-
-
-def _places(names: Sequence[str], classes: Sequence[str]) -> Any:
-    return np.array([classes.index(name) for name in names], np.int64)
 
 
 def agree(found: Mapping[str, Mapping[str, Any]], data: str) -> dict[str, Any]:
