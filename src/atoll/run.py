@@ -30,6 +30,7 @@ from .learn.local import Held, Local, measure
 from .learn.rounds import COORDINATOR, Plan, Progress
 from .learn.wrapped import Kept
 from .serve.export import check
+from .serve.model import named
 from .simulate.faults import World
 from .simulate.folder import Folder, write_model
 from .simulate.world import Simulation
@@ -50,7 +51,8 @@ class Run:
     `params`: the model (the best one under a stop rule, else the last). `history`: one record per
     round. `metrics`: of the last evaluation. `sites`: the last metrics of each client by id.
     `seconds`: on the world's clock. `stopped`: why it ended early, empty if it did not. `example`:
-    two rows as the model takes them, for `export`; None where the data are no Sites.
+    two rows as the model takes them, for `export`; None where the data are no Sites. `classes`: their names
+    in the model's order, which an ONNX file keeps; () where there are none.
     """
 
     job: Job
@@ -60,6 +62,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
     example: Any = None
+    classes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         rounds = self.history[-1]["round"] if self.history else 0
@@ -117,6 +120,7 @@ class Run:
             raise ConfigError("ONNX needs some rows to follow through the model: export(path, example=x[:2])")
         else:
             self.learner.export(self.params, path, rows)
+            path.write_bytes(named(path.read_bytes(), self.classes))
             if hasattr(self.learner, "answers"):
                 check(path, self.learner, self.params, rows)
         return path
@@ -202,6 +206,7 @@ def simulate(
     run.params = served(last.best[2] if last.best is not None else last.params)
     run.stopped = last.over
     run.example = data.x[:2] if hasattr(data, "x") else None
+    run.classes = tuple(getattr(data, "classes", ()))
     if folder is not None:
         took = round(time.perf_counter() - began, 3)
         folder.finish(dict(run.params), {**about(job), "took": took, "resumed": state is not None})

@@ -71,6 +71,8 @@ def test_a_client_serves_in_integers_what_others_serve_as_it_came(tmp_path: Path
         fed.until(lambda: listed(light) and listed(light)[0].get("variant") == "int8", what="the variant")
         fed.until(lambda: listed(plain), what="the model at the other")
         assert "variant" not in listed(plain)[0]
+        for client in (light, plain):
+            assert listed(client)[0]["classes"] == list("0123456789")
         a, b = (asked(fed, client, "/v1/predict", {"rows": rows}) for client in (light, plain))
         assert a["model"] == b["model"]
         assert b["above"]["model"]["name"] == "larger" and len(b["above"]["rows"]) == 0.5 * 300 + SPARE

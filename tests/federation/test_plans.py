@@ -11,6 +11,7 @@ import pytest
 
 import atoll as at
 from atoll.control.engine.parcels import keep_frames, read_frames
+from atoll.serve.model import Model
 from atoll.wire.codec import Message
 from tests.federation.processes import ROOT, Federation, Nursery, simulated
 
@@ -80,7 +81,8 @@ def test_a_module_travels_as_a_plan_and_learns_without_torch(tmp_path: Path, nur
         fed.finished(run.id)
         for name in fed.clients:
             assert "libtorch" not in Path(f"/proc/{fed.lives[name].pid}/maps").read_text()
-        assert hub.export("own-net", tmp_path / "net.onnx").exists()
+        own = hub.export("own-net", tmp_path / "net.onnx").read_bytes()
+        assert Model(own).classes == at.load_data("wine").classes
         edges = fed.folder / "edges"
         fed.until(lambda: not plans(edges), what="the edge to let the plan go")
         planted = edges / "blobs" / "aa" / ("a" * 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,6 +213,57 @@ def test_the_table_of_devices_is_read_from_top_to_bottom(tmp_path: Path) -> None
         architecture(1, own)
 
 
+def test_a_model_names_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """From the rows it learnt from, through its file and what is made of that, to what people read."""
+    from atoll.control.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2))
+    names = np.array(["mild\x1b[2J", "none", "severe"])
+    y = names[np.digitize(x.sum(axis=1), [-1.0, 1.0])]
+    for site, of in (("train", slice(0, 200)), ("site", slice(200, 300))):
+        keep = [(a, b, c) for (a, b), c in zip(x[of], y[of], strict=True) if site == "train" or c != names[0]]
+        lines = ["a,b,ill", *(f"{a:.4f},{b:.4f},{c}" for a, b, c in keep)]
+        Path(f"{site}.csv").write_text("\n".join(lines))
+    data = at.partition(at.load_data("train.csv", target="ill"), clients=2, holdout=0, seed=1)
+    run = at.simulate(at.Job(at.softmax(lr=0.3), rounds=20), data, seed=1)
+    path = run.export("ill.onnx")
+    plain = dataclasses.replace(run, classes=()).export("plain.onnx")
+    assert Model(path.read_bytes()).classes == tuple(names)
+    assert Model(plain.read_bytes()).classes == ()
+    assert path.read_bytes().startswith(plain.read_bytes())
+    small = quantise(path.read_bytes(), data[0].x)
+    assert Model(small).classes == tuple(names)
+    Path("small.onnx").write_bytes(small)
+    rows = ["--data", "site.csv", "--target", "ill", "--json"]  # of two classes, and it knows which
+    assert main(["model", "profile", "ill.onnx", *rows]) == 0
+    assert json.loads(capsys.readouterr().out)["variants"][0]["score"] > 0.8
+    assert main(["model", "profile", "plain.onnx", *rows]) == 2
+    assert "2 classes and the model tells 3 apart" in capsys.readouterr().err
+    assert main(["model", "profile", "ill.onnx", *rows, "--classes", "none,severe,worse"]) == 0
+    assert json.loads(capsys.readouterr().out)["variants"][0]["score"] < 0.5  # who says so is believed
+    ask = ["predict", "train.csv", "--leave", "ill"]
+    for model in ("ill.onnx", "small.onnx"):
+        assert main([*ask, "--model", model]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert set(said) == {"mild?[2J", "none", "severe"}
+        assert np.mean([a.replace("?", "\x1b") == b for a, b in zip(said, y[:200], strict=True)]) > 0.8
+    assert main([*ask, "--model", "plain.onnx"]) == 0
+    assert set(capsys.readouterr().out.split()) == {"0", "1", "2"}
+    with at.serve(run, port=0, name="ill") as service:
+        assert main([*ask, "--at", service.url, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+    assert found["classes"] == list(names) and set(found["predictions"]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("text", ["", "[", '{"a": 1}', "[1]", "null", "[" * 100_000])
+def test_names_of_classes_that_are_none(net: bytes, text: str) -> None:
+    from atoll.wire.proto import piece
+
+    assert Model(net + piece(14, piece(1, b"classes"), piece(2, text.encode()))).classes == ()
+
+
 def test_what_tells_a_models_choice() -> None:
     z, label = np.array([[0.1, 0.9]]), np.array([1])
     assert guess({"label": label, "probabilities": z}) is label
@@ -239,15 +291,15 @@ def test_by_command(digits: Any, net: bytes, tmp_path: Path, monkeypatch: pytest
     Path("site.csv").write_text("\n".join([",".join([*rows.names, "kind"]), *lines]))
     measure = ["model", "profile", "net.onnx", "--data", "site.csv", "--target", "kind", "--json"]
     for more, why in (
-        ((), "have 9 classes and the model tells 10 apart"),
-        (("--classes", "1,2,3"), "6 of its 9 classes are not named"),
+        (("--classes", "1,2,3"), "6 of the 9 classes in site are not named"),
         (("--classes", "1,1"), "named twice"),
     ):
         assert main([*measure, *more]) == 2
         told = capsys.readouterr()
         assert told.out == "" and why in told.err
-    assert main([*measure, "--classes", "0,1,2,3,4,5,6,7,8,9"]) == 0
-    assert json.loads(capsys.readouterr().out)["variants"][0]["score"] > 0.9
+    for more in ((), ("--classes", "0,1,2,3,4,5,6,7,8,9")):
+        assert main([*measure, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["variants"][0]["score"] > 0.9
     assert main(["model", "profile", "net.onnx", "--data", "digits", "--size", "1"]) == 2
     assert "size <= 1 leaves 0" in capsys.readouterr().err
     assert main(["model", "int8", "none.onnx", "--data", "digits", "--to", "s.onnx"]) == 2

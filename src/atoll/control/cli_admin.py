@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_models, cli_rollout
-from .cli_ops import connected, group, remote, show, when
+from .cli_ops import connected, group, printable, remote, show, when
 from .table import number, size, table
 
 Say = Callable[[str], str]
@@ -139,8 +139,9 @@ def _predict(args: argparse.Namespace, say: Say) -> int:
     found = predict(args.rows, args.at, args.model, args.leave)
     if args.json:
         return show(args, found, "")
+    names = found.get("classes")
     for prediction in found["predictions"]:
-        print(_prediction(prediction))
+        print(printable(names[prediction]) if names else _prediction(prediction))
     model = found["model"] or {}
     version = f" {say('version')} {model['version']}" if model.get("version") else ""
     rows = len(found["predictions"])

@@ -138,12 +138,15 @@ def _rows(args: argparse.Namespace, *models: bytes) -> tuple[Any, Any]:
     import numpy as np
 
     from ..core.errors import ConfigError
+    from ..serve.model import Model
     from ..serve.variants import classes
     from .look import load
 
     found = load(args)
     if args.classes is not None:
         found = found.labelled([name.strip() for name in args.classes.split(",")])
+    elif models and found.task == "classes" and (names := Model(models[0]).classes):
+        found = found.labelled(names)
     for data in models:
         known = classes(data, found.train.x[:1])
         if found.task == "classes" and known not in (1, len(found.classes)):

@@ -130,7 +130,7 @@ class Dataset:
             raise DataError("a class is named twice")
         unknown = sum(name not in classes for name in self.classes)
         if unknown:
-            raise DataError(f"{self.name}: {unknown} of its {len(self.classes)} classes are not named")
+            raise DataError(f"{unknown} of the {len(self.classes)} classes in {self.name} are not named")
         train, *test = (
             rows.numbered(self.classes, classes) for rows in (self.train, self.test) if rows is not None
         )

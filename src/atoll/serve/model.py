@@ -6,13 +6,15 @@ the network read local ones. Such a model is refused before ONNX Runtime sees it
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, StateError
-from ..wire.proto import fields
+from ..wire.proto import fields, piece
 
 # Messages and fields of onnx.proto that lead to tensors: message -> field -> the message it holds.
 _TENSORS: dict[str, dict[int, str]] = {
@@ -26,11 +28,22 @@ _TENSORS: dict[str, dict[int, str]] = {
 }
 CPU = "CPUExecutionProvider"
 _EXTERNAL = (13, 14)  # of a Tensor: external_data and data_location
+_METADATA = 14  # of a Model: metadata_props, its key 1, its value 2
+_CLASSES = "classes"  # the key: a JSON list of names
+
+
+def named(data: bytes, classes: Sequence[str]) -> bytes:
+    """The ONNX model `data`, which names no classes yet, with their names in its order, if there are any."""
+    if not classes:
+        return data
+    names = json.dumps(list(classes), ensure_ascii=False).encode()
+    return data + piece(_METADATA, piece(1, _CLASSES.encode()), piece(2, names))  # it may follow
 
 
 class Model:
     """A loaded model. `input`, `answers`: the names of its input and outputs; `row`: the shape of one row,
-    None for any size; `many`: whether it takes any number of rows.
+    None for any size; `many`: whether it takes any number of rows; `classes`: the names of its classes in its
+    order, where they stand in it.
 
     `provider`: what runs it, as ONNX Runtime calls it; the processor does what that cannot.
 
@@ -53,6 +66,7 @@ class Model:
             )
             inputs = [(i.name, i.type, i.shape) for i in self._session.get_inputs()]
             self.answers = tuple(output.name for output in self._session.get_outputs())
+            self.classes = _names(self._session.get_modelmeta().custom_metadata_map.get(_CLASSES, ""))
         except Exception as error:  # noqa: BLE001  its errors share no base of their own
             raise StateError(f"{name} is not an ONNX model that runs here: {_line(error)}") from None
         if len(inputs) != 1 or inputs[0][1] != "tensor(float)" or not inputs[0][2]:
@@ -68,6 +82,15 @@ class Model:
         except Exception as error:  # noqa: BLE001
             raise StateError(f"the model failed on rows of shape {x.shape[1:]}: {_line(error)}") from None
         return dict(zip(self.answers, found, strict=True))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return ()
+    listed = isinstance(found, list) and all(isinstance(name, str) for name in found)
+    return tuple(found) if listed else ()
 
 
 def _line(error: Exception) -> str:

@@ -239,6 +239,7 @@ class _Service:
         listed = [
             {**_model(s), "row": s.model.row, "answers": s.model.answers}
             | ({"variant": "int8"} if s.light else {})
+            | ({"classes": s.model.classes} if s.model.classes else {})
             for s in self._shelf
         ]
         more = {} if self._joint is None else {"joint": self._joint.counts}

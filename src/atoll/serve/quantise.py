@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, DataError
-from .model import Model
+from .model import Model, named
 
 ROWS = 512  # that calibrate, spread over those given
 BATCH = 64
@@ -84,7 +84,7 @@ def quantise(data: bytes, rows: Any, bits: int = 8) -> bytes:
         graph = onnx.load(made)
     graph.producer_name = "atoll"
     del graph.metadata_props[:]
-    return bytes(graph.SerializeToString())
+    return named(bytes(graph.SerializeToString()), model.classes)
 
 
 def chosen(rows: Any) -> NDArray[np.float32]:

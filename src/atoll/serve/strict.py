@@ -23,6 +23,7 @@ class Strict:
     def __init__(self, model: Model) -> None:
         self._model = model
         self.answers, self.row, self.many = model.answers, model.row, model.many
+        self.classes = model.classes
 
     def run(self, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """As Model.run."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...core.errors import AtollError, StateError
 from ...core.update import Update
 from ...privacy.keys import Identity, sign_model
-from ...serve.model import Model
+from ...serve.model import Model, named
 from ...wire.codec import Message
 from ...wire.failpoint import declare, hit
 from ...wire.tensorfile import save_safetensors
@@ -129,6 +129,7 @@ def _onnx(work: Work, params: Update, path: Path) -> bytes | None:
             graph = work.pipeline.frozen(graph)
             size = (8, *shape[:-1], len(work.pipeline.steps))
             rows = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        graph = named(graph, work.classes)
         _agrees(work, params, graph, rows)
         return graph
     except (AtollError, ImportError) as error:

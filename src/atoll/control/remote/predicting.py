@@ -8,13 +8,14 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from ...core.errors import ConfigError, DataError, Gone, Refused
+from ...core.errors import ConfigError, DataError, Gone, Refused, StateError
 from ..pinning import loopback
 
 TIMEOUT = 30.0  # seconds
@@ -23,7 +24,8 @@ BATCH = 256  # rows of one request
 
 
 def predict(rows: Any, at: str | None, model: Path | None, leave: Sequence[str] = ()) -> dict[str, Any]:
-    """{predictions, model} of a CSV file's rows or of rows of numbers: by a service, or by a file here.
+    """{predictions, model} of a CSV file's rows or of rows of numbers: by a service, or by a file here; and
+    `classes`, where predictions are their numbers and the model names them.
 
     Raises as `read_rows`, and `ask` or `local`.
     """
@@ -32,7 +34,20 @@ def predict(rows: Any, at: str | None, model: Path | None, leave: Sequence[str] 
             "predict by a client's service (--at URL) or by a file (--model FILE.onnx): give one"
         )
     wanted = read_rows(Path(rows), leave) if isinstance(rows, (str, Path)) else _rows(rows)
-    return ask(at, wanted) if at is not None else local(cast("Path", model), wanted)
+    if at is None:
+        return local(cast("Path", model), wanted)
+    found = ask(at, wanted)
+    one = {key: (found["model"] or {}).get(key) for key in ("name", "version")}
+    listed: list[dict[str, Any]] = []
+    with suppress(Gone):  # a service of another make tells no names
+        listed = models(at)
+    of = next((m for m in listed if one.items() <= m.items()), {})
+    return found | _named(of.get("classes", ()), found["predictions"])
+
+
+def _named(classes: Sequence[str], predictions: Sequence[Any]) -> dict[str, Any]:
+    numbers = all(isinstance(p, int) and 0 <= p < len(classes) for p in predictions)
+    return {"classes": list(classes)} if classes and numbers else {}
 
 
 def _rows(rows: Any) -> list[Any]:
@@ -160,17 +175,14 @@ def _reason(body: bytes, status: int) -> str:
 
 def local(path: Path, rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     """The same from an ONNX file here. Raises ConfigError for a file that holds no model for such rows."""
+    from ...serve.model import Model
+
     try:
-        import onnxruntime
-    except ImportError:
-        raise ConfigError("this needs onnxruntime: pip install 'atoll-fl[edge]'") from None
-    try:
-        data = path.read_bytes()
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        found = session.run(None, {session.get_inputs()[0].name: np.asarray(rows, np.float32)})[0]
+        made = Model(path.read_bytes(), str(path))
+        found = next(iter(made.run(np.asarray(rows, np.float32)).values())).tolist()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # noqa: BLE001  onnxruntime raises types of its own
-        text = str(error).strip().splitlines()[0][:200]
-        raise ConfigError(f"{path} does not take these rows of {len(rows[0])} numbers: {text}") from None
-    return {"predictions": np.asarray(found).tolist(), "model": {"name": path.stem, "version": None}}
+    except StateError as error:
+        raise ConfigError(f"{path} does not take these rows of {len(rows[0])} numbers: {error}") from None
+    model = {"name": path.stem, "version": None}
+    return {"predictions": found, "model": model} | _named(made.classes, found)

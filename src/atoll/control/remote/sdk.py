@@ -206,7 +206,8 @@ class Federation:
         model: str | os.PathLike[str] | None = None,
         leave: Sequence[str] = (),
     ) -> Row:
-        """{predictions, model}: what a client's service at the URL `at` says of rows, or here an ONNX file.
+        """{predictions, model}: what a client's service at the URL `at` says of rows, or here an ONNX file;
+        and `classes`, names, where predictions are numbers of classes that the model names.
 
         `rows`: rows of numbers, or a CSV file with a header, without its columns in `leave`. Raises DataError
         for what is no finite number, Gone where no service answers, Refused where it refuses the rows.
