@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from .compress import places_of
 from .exchange import TABLE
 from .failure import reason
 from .integers import Noise, Scale, share_of
+from .quantise import dense
 
 if TYPE_CHECKING:
     from ..privacy.roster import Label
@@ -169,13 +170,26 @@ def honest(client: int, reply: Reply, scale: Scale, rng: Rng, noise: Noise) -> N
     return scale.out(reply.update, reply.weight, rng, noise)
 
 
-def hidden(local: Local, answer: Answer, hide: Callable[[int, Reply], Reply]) -> Answer:
-    """An answer whose replies are hidden, each by its client; whose cannot be says why."""
+def hidden(
+    how: Any,
+    local: Local,
+    task: Task,
+    step: Any,
+    answer: Answer,
+    hide: Callable[[Local, Task, Any, Scale, int, Reply, Integers], Reply],
+    integers: Integers,
+) -> Answer:
+    """An answer whose replies are hidden, each by its client and in integers of this step's scale; whose
+    cannot be says why. `how`: the exchange.
+    """
     replies: list[tuple[int, Reply]] = []
     failed = dict(answer.failed)
     for client, reply in answer.replies:
         try:
-            replies.append((client, hide(client, reply)))
+            dense(reply.update, how.called)
+            size = reply.update.layout.size
+            scale = how.scale(local.algorithm, step.members, step.heaviest, size, task.round)
+            replies.append((client, hide(local, task, step, scale, client, reply, integers)))
         except AtollError as error:
             failed[client] = local.said(error)
     sent = sum(wire(reply.update) for _, reply in replies)

@@ -47,7 +47,6 @@ from ..privacy.hazmat import bfv
 from . import attempts
 from .attempts import Integers, honest
 from .integers import Read, Scale
-from .quantise import dense
 from .secure import SecureSum
 from .server import positive
 
@@ -96,6 +95,7 @@ class EncryptedSum:
     least: int = 2
     attempts: int = 3
     members: int = 256
+    called: ClassVar[str] = "encrypted_sum"
     shows: ClassVar[Literal["sum", "each"]] = "sum"
     blind: ClassVar[bool] = False
     buckets: ClassVar[bool] = False
@@ -207,14 +207,7 @@ class EncryptedSum:
         step = read(task.note)
         if step.step != "encrypt":
             raise ProtocolError("this job's updates leave their clients encrypted: the task is another step")
-
-        def encrypted(client: int, reply: Reply) -> Reply:
-            dense(reply.update, "encrypted_sum")
-            size = reply.update.layout.size
-            scale = self.scale(local.algorithm, step.members, step.heaviest, size, task.round)
-            return self._encrypted(local, task, step, scale, client, reply, integers)
-
-        return attempts.hidden(local, answer, encrypted)
+        return attempts.hidden(self, local, task, step, answer, self._encrypted, integers)
 
     def _encrypted(
         self,

@@ -36,7 +36,6 @@ from ..privacy.graph import CORRUPT, LOST, checked, threshold
 from . import attempts, deal
 from .attempts import Integers, honest
 from .integers import WEIGHT, WIDE, Counted, Hidden, Read, Scale, Width
-from .quantise import dense
 from .robust import Buckets
 from .server import positive
 
@@ -82,6 +81,7 @@ class SecureSum:
     colluders: int = 0
     corrupt: float = CORRUPT
     lost: float = LOST
+    called: ClassVar[str] = "secure_sum"
     shows: ClassVar[Literal["sum", "each"]] = "sum"
     blind: ClassVar[bool] = True
 
@@ -181,14 +181,7 @@ class SecureSum:
         step = read(task.note)
         if step.step != "mask":
             raise ProtocolError("this job's updates leave their clients masked: the task is for another step")
-
-        def masked(client: int, reply: Reply) -> Reply:
-            dense(reply.update, "secure_sum")
-            size = reply.update.layout.size
-            scale = self.scale(local.algorithm, step.members, step.heaviest, size, task.round)
-            return self._masked(local, task, step, scale, client, reply, integers)
-
-        return attempts.hidden(local, answer, masked)
+        return attempts.hidden(self, local, task, step, answer, self._masked, integers)
 
     def _masked(
         self,
