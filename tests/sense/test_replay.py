@@ -50,7 +50,7 @@ def test_what_a_mended_contract_takes_is_stored_and_the_rest_stays(tmp_path) -> 
         assert store.replay(NOW + 9999) == Counter(stored=1, aside=3)
         assert store.take(bad[:4], NOW)["stored"] == 0, "who sends them again finds them known"
         assert [(a.id, a.reason) for a in store.aside()] == [
-            ("2", "column 'heat' lies outside -40 to 150"),
+            ("2", "column 'heat' lies outside -40 to 500"),
             ("5", "it speaks for another device"),
             ("900", "its clock is ahead by more than 300 s"),
         ]
@@ -64,6 +64,10 @@ def test_a_stuck_sensor_comes_back_only_by_another_rule(tmp_path) -> None:
     with Store.open(tmp_path, "press", vault(), rules()) as store:
         store.take([said(i, heat=50) for i in range(0, 1300, 100)], NOW + 2000)
         assert store.replay(NOW + 2000) == Counter(aside=6)
+    cold = {**HOT, "high": 40, "stuck": 600}
+    with Store.open(tmp_path, "press", vault(), mended(heat=cold)) as store:
+        assert store.replay(NOW + 2000) == Counter(aside=6)
+        assert all("is the sensor stuck?" in one.reason for one in store.aside()), "it is not forgotten"
     with Store.open(tmp_path, "press", vault(), mended(heat={**HOT, "stuck": 7200})) as store:
         assert store.replay(NOW + 2000) == Counter(stored=6)
 

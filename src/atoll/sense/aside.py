@@ -45,6 +45,12 @@ def put(file: File, said: Reading, reason: str, now: float, kind: str = "reading
     file.sql.execute("INSERT INTO aside (taken, box) VALUES (?, ?)", (now, box))
 
 
+def judged(file: File, one: Aside, said: Reading, reason: str) -> None:
+    """It stays, for another reason."""
+    box = file.seal.sealed(_packed(said, reason, one.kind), -2)
+    file.sql.execute("UPDATE aside SET box = ? WHERE number = ?", (box, one.number))
+
+
 def kept(file: File) -> list[Aside]:
     """What lies aside, the oldest first."""
     rows = file.sql.execute("SELECT number, taken, box FROM aside ORDER BY number").fetchall()

@@ -60,18 +60,22 @@ class Lot:
         return "labels_aside"
 
     def again(self, one: Aside) -> str:
-        """What becomes of one that was set aside."""
+        """What becomes of one that was set aside; where it stays, with the reason as it is by now."""
         still = "aside" if one.kind == "reading" else "labels_aside"
         if (said := one.said) is None:
             return still
         if one.kind == "label":
-            label, _ = (None, "") if self.labels is None else self.labels.join.read(said, one.taken)
-            return still if label is None or self.labels is None else self.labels.put(label, one.taken)
-        cells, reason = self.judge.again(said, one.taken, one.reason)
-        if reason:
-            return still
-        self._store(said, cells)
-        return "stored"
+            label, reason = (None, "") if self.labels is None else self.labels.join.read(said, one.taken)
+            if label is not None and self.labels is not None:
+                return self.labels.put(label, one.taken)
+        else:
+            cells, reason = self.judge.again(said, one.taken, one.reason)
+            if not reason:
+                self._store(said, cells)
+                return "stored"
+        if reason not in ("", one.reason):
+            aside.judged(self.file, one, said, reason)
+        return still
 
     def put(self, boxes: Boxes, now: float) -> None:
         """All are judged: the good ones, in their box."""

@@ -221,7 +221,8 @@ class Store:
     def replay(self, now: float, which: Callable[[Aside], bool] = lambda _: True) -> Counter[str]:
         """Judge again what was set aside, as of when it came: what is good by now is stored, in one commit.
 
-        What is still bad stays aside, and so does what was not kept whole, or could not be read at all.
+        What is still bad stays aside, for the reason that it has by now; so does what was not kept whole, or
+        could not be read at all.
         """
         found: Counter[str] = Counter()
         with self._written(now, None, _REPLAYED) as (said, lot):
