@@ -26,7 +26,7 @@ def test_nodes_learn_serve_notice_renew_and_take_back(tmp_path: Path) -> None:
     assert done.returncode == 0, said + done.stderr
     assert "noticed by: client-1, client-3, client-5" in said
     assert "renewed by: client-1, client-3, client-5" in said
-    assert re.search(r"client-\d: (it is wrong more often|its answers drift) by", said)  # either proves it
+    assert re.search(r"client-\d: it is wrong more often by", said)
     assert re.search(r"[1-9]\d* requests meanwhile, 0 failed", said)
     rows = re.findall(r"(?m)^client-\d +([AB]) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +(.+)$", said)
     assert len(rows) == 6

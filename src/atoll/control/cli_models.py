@@ -147,9 +147,9 @@ def _rows(args: argparse.Namespace, *models: bytes) -> tuple[Any, Any]:
         found = found.labelled([name.strip() for name in args.classes.split(",")])
     elif models and found.task == "classes" and (names := Model(models[0]).classes):
         found = found.labelled(names)
-    for data in models:
+    for data in models if found.task == "classes" else ():
         known = classes(data, found.train.x[:1])
-        if found.task == "classes" and known not in (1, len(found.classes)):
+        if known not in (1, len(found.classes)):
             raise ConfigError(
                 f"these rows have {len(found.classes)} classes and the model tells {known} apart: name all of"
                 " them in the model's order, as in --classes no,yes,unsure"

@@ -43,7 +43,8 @@ JOB = {
 }
 WATCH = {"source": "engines", "least": WINDOW, "stable": USUAL}
 RENEW = {"cool_down": 2.0, "minutes": 1.0, "recent": 800, "held": 0.25, "passes": 6, "reach": 1.0}
-STAGES = {"first": 0.34, "shadow": 40, "canary": 0.5, "gates": {"least": 40, "disagreement": 1.0}}
+GATES = {"least": 40, "labels": 40, "disagreement": 1.0, "drift": 100.0}  # its errors alone speak against it
+STAGES = {"first": 0.34, "shadow": 40, "canary": 0.5, "gates": GATES}
 BAD = {**JOB, "rounds": 1, "learner": {**JOB["learner"], "lr": 1e-6}, "rollout": STAGES}  # type: ignore[dict-item]
 
 
